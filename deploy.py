@@ -1,0 +1,210 @@
+#!/usr/bin/env python3
+"""edgeseg: compile a trained ViT segmentation model into a verified engine, and run it in tiled windows.
+
+Exit codes: 0 done, 2 the input is at fault (one line says how), 3 a gate failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from engines.agreement import GATES, Gate
+from engines.base import BACKENDS, PRECISIONS
+from engines.bundle import MANIFEST, is_bundle, open_bundle
+from engines.errors import DeployError
+from engines.images import MAX_PIXELS, read_image
+from engines.tiling import BLENDS, PADDINGS, Tiling
+
+
+def build_engine(args: argparse.Namespace) -> int:
+    """compile MODEL into a bundle for this machine, verified at every step"""
+    gate = GATES[args.precision]
+    gate = Gate(
+        gate.max_relative if args.max_error is None else args.max_error,
+        gate.min_labels if args.min_agreement is None else args.min_agreement,
+    )
+    log = _logger(args.json)
+    if is_bundle(Path(args.model)):
+        from engines.assemble import rebuild
+
+        manifest = rebuild(Path(args.model), args.output, args.backend, args.threads, gate, log)
+    else:
+        from pipeline.build import BuildRequest, build_bundle
+        from pipeline.sources import SourceOptions
+
+        options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
+        sample = None if args.sample is None else read_image(args.sample)
+        request = BuildRequest(
+            args.model, args.output, _tiling(args), args.precision, args.backend, args.threads, options, sample, gate
+        )
+        manifest = build_bundle(request, log)
+    size = sum(path.stat().st_size for path in args.output.iterdir())
+    log("bundle", f"{args.output}, {size / 1e6:.1f} MB; next: deploy.py run {args.output} IMAGES -o DIR")
+    if args.json:
+        print(json.dumps(manifest.to_json(), indent=1))
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """segment images with a bundle: index PNGs, and overlays and confidences if asked for"""
+    from engines.inputs import expand
+    from engines.runner import RunOptions, run_images
+    from engines.segmenter import open_segmenter
+
+    paths = expand(args.inputs)
+    with open_segmenter(args.bundle, args.threads) as (segmenter, _):
+        options = RunOptions(args.overlay, args.confidence, args.max_pixels)
+        report = run_images(segmenter, paths, args.output, options)
+    print(json.dumps(report.to_json(), indent=1) if args.json else report)
+    return 2 if report.failed else 0
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """say what a bundle or a model is, and whether a bundle is intact and fits this machine"""
+    path = Path(args.target)
+    if is_bundle(path) or (path.is_dir() and not (path / "config.json").exists()):
+        from engines.inspection import inspect_bundle
+
+        result, text = inspect_bundle(open_bundle(path))
+    else:
+        from pipeline.inspection import inspect_model
+        from pipeline.sources import SourceOptions
+
+        result, text = inspect_model(args.target, (args.tile, args.tile), SourceOptions(args.weights, args.classes))
+    print(json.dumps(result, indent=1) if args.json else text)
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """say what this machine can run, what is missing, and how to get it"""
+    from engines.doctor import examine
+
+    findings = examine()
+    if args.json:
+        print(json.dumps([finding.to_json() for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            fix = f"\n{'':26}-> {finding.fix}" if finding.fix else ""
+            print(f"{finding.status:8}{finding.topic:18}{finding.detail}{fix}")
+    usable = any(f.status == "ok" and f.topic.startswith("backend") for f in findings)
+    core = all(f.status == "ok" for f in findings if f.topic == "tiling core")
+    return 0 if usable and core else 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="deploy.py", description=__doc__, formatter_class=_Help)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _build_arguments(_verb(verbs, "build-engine", build_engine))
+    _run_arguments(_verb(verbs, "run", run))
+    verb = _verb(verbs, "inspect", inspect)
+    verb.add_argument("target", metavar="BUNDLE|MODEL")
+    verb.add_argument("--tile", type=_positive, default=1024, help="window side at which a model is looked at")
+    _model_arguments(verb)
+    _verb(verbs, "doctor", doctor)
+    return parser
+
+
+def _build_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "model",
+        metavar="MODEL",
+        help="Hugging Face folder, .pth (NVlabs, mmsegmentation, fudan-zvg SETR), .onnx, package.module:function, "
+        "'demo', or a bundle to rebuild for this machine",
+    )
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to write")
+    verb.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    verb.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
+    verb.add_argument("--tile", type=_size, default=(1024, 1024), metavar="N|HxW", help="window (1024)")
+    verb.add_argument("--stride", type=_size, metavar="N|HxW", help="step between windows (3/4 of the window)")
+    verb.add_argument("--blend", choices=BLENDS, default="uniform", help="weights of overlapping windows")
+    verb.add_argument("--padding", choices=PADDINGS, default="zero", help="outside of an image smaller than the window")
+    verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
+    _model_arguments(verb)
+    verb.add_argument("--mean", type=_triple, metavar="R,G,B", help="on the 0..255 scale")
+    verb.add_argument("--std", type=_triple, metavar="R,G,B", help="on the 0..255 scale")
+    verb.add_argument("--bgr", action="store_true", help="the network expects BGR; mean and std are then B,G,R")
+    verb.add_argument("--sample", type=Path, metavar="IMAGE", help="verify on this photograph, not a rendered scene")
+    verb.add_argument("--max-error", type=float, metavar="R", help="allowed |difference| over the largest logit")
+    verb.add_argument("--min-agreement", type=float, metavar="P", help="required share of equal labels, 0..1")
+
+
+def _model_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--weights", type=Path, metavar="FILE", help="state dict for package.module:function")
+    verb.add_argument("--classes", metavar="NAME|FILE", help="a data set's classes, or a file with one name a line")
+
+
+def _run_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("bundle", type=Path, metavar="BUNDLE")
+    verb.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder or glob")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    verb.add_argument("--overlay", action="store_true", help="also write NAME.overlay.jpg")
+    verb.add_argument("--confidence", action="store_true", help="also write NAME.confidence.png, 255 = certain")
+    verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
+def _verb(verbs: Any, name: str, function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=function.__doc__, description=function.__doc__)
+    verb.add_argument("--json", action="store_true", help="print the result as JSON")
+    verb.set_defaults(function=function)
+    return verb
+
+
+def _tiling(args: argparse.Namespace) -> Tiling:
+    height, width = args.tile
+    stride = args.stride or (max(1, 3 * height // 4), max(1, 3 * width // 4))
+    return Tiling(height, width, *stride, blend=args.blend, padding=args.padding)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    """``1024`` or ``512x1024`` (height x width)."""
+    parts = [_positive(part) for part in text.lower().split("x")]
+    if len(parts) > 2:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected N or HxW")
+    return parts[0], parts[-1]
+
+
+def _triple(text: str) -> tuple[float, float, float]:
+    values = [float(part) for part in text.split(",")]
+    if len(values) != 3:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected three numbers such as 123.7,116.3,103.5")
+    return values[0], values[1], values[2]
+
+
+def _logger(quiet: bool) -> Callable[[str, str], None]:
+    """Steps go to stdout as they end, or to stderr when stdout is for JSON."""
+    stream = sys.stderr if quiet else sys.stdout
+    return lambda step, text: print(f"{step:12}{text}", file=stream, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point.  Returns the exit code; argparse itself exits with 2 on a wrong command line."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.function(args))
+    except DeployError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-written is left", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""How closely a step agrees with the one before it, and how closely it must."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.base import Float32
+from engines.errors import DeployError, GateError
+
+
+@dataclass(frozen=True)
+class Gate:
+    """max_relative: largest |difference| over the largest |reference|.  min_labels: share of equal labels, 0..1."""
+
+    max_relative: float
+    min_labels: float
+
+
+# In fp32 the steps of the published architectures differ by 1e-7 to 1e-5 relative; a wrong eps or GELU by 1e-2.
+GATES = {"fp32": Gate(1e-3, 0.999)}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One step against its reference.  Differences are in logit units, and None where only labels are compared."""
+
+    step: str
+    reference: str
+    labels: float
+    max_abs: float | None = None
+    mean_abs: float | None = None
+    reference_max: float | None = None
+
+    @property
+    def relative(self) -> float | None:
+        if self.max_abs is None or not self.reference_max:
+            return self.max_abs
+        return self.max_abs / self.reference_max
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "relative": self.relative}
+
+    def __str__(self) -> str:
+        labels = f"{100 * self.labels:.3f} % of labels equal to {self.reference}"
+        if self.max_abs is None:
+            return labels
+        return f"max |diff| {self.max_abs:.1e} on logits up to {self.reference_max:.1f}, {labels}"
+
+    def require(self, gate: Gate) -> None:
+        """Raise GateError unless this stays inside `gate`."""
+        relative = self.relative or 0.0
+        if relative > gate.max_relative or self.labels < gate.min_labels:
+            raise GateError(
+                f"{self.step} diverges from {self.reference}: relative difference {relative:.1e} "
+                f"(allowed {gate.max_relative:.1e}), {100 * self.labels:.3f} % of labels equal "
+                f"(required {100 * gate.min_labels:.3f} %)"
+            )
+
+
+def compare_logits(step: str, got: Float32, reference_name: str, reference: Float32) -> Agreement:
+    """Compare logits (M, K, h, w).  Raises DeployError on a shape mismatch, GateError when `got` is not finite."""
+    if got.shape != reference.shape:
+        raise DeployError(f"{step}: got logits {got.shape}, expected {reference.shape} as in {reference_name}")
+    if not np.isfinite(reference).all():
+        raise DeployError(f"{reference_name}: its logits are NaN or infinite; check the weights, mean and std")
+    bad = int(np.count_nonzero(~np.isfinite(got)))
+    if bad:
+        raise GateError(f"{step}: {bad} of {got.size} logits are NaN or infinite, while {reference_name} is finite")
+    difference = np.abs(got - reference)
+    return Agreement(
+        step,
+        reference_name,
+        float((got.argmax(1) == reference.argmax(1)).mean()),
+        float(difference.max()),
+        float(difference.mean()),
+        float(np.abs(reference).max()),
+    )
+
+
+def compare_labels(step: str, got: NDArray[np.uint8], reference_name: str, reference: NDArray[np.uint8]) -> Agreement:
+    """Compare label maps (H, W)."""
+    return Agreement(step, reference_name, float((got == reference).mean()))

@@ -1,0 +1,89 @@
+"""The last steps of every build, which need no torch: compile, verify on this device, seal the bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from engines.agreement import GATES, Agreement, Gate
+from engines.base import Backend, BuildConfig, choose_backend
+from engines.bundle import ENGINE, FILES, GOLDEN, MODEL, REPORT, Manifest, file_sha256, open_bundle, seal, writing
+from engines.errors import DeployError
+from engines.golden import Golden
+from engines.spec import ModelSpec
+from engines.tiling import Tiling
+
+Log = Callable[[str, str], None]
+
+
+def compile_engine(
+    folder: Path, backend: Backend, config: BuildConfig, golden: Golden, spec: ModelSpec, tiling: Tiling, gate: Gate,
+    log: Log,
+) -> list[Agreement]:  # fmt: skip
+    """Compile `folder`/model.onnx into `folder`/engine.bin and verify it.  Raises DeployError or GateError."""
+    begin = time.perf_counter()
+    blob = backend.build(folder / MODEL, config)
+    (folder / ENGINE).write_bytes(blob)
+    log("compile", f"{config.precision}, {len(blob) / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s")
+    with backend.load(blob, config) as session:
+        agreements = golden.verify(session, spec, tiling, gate)
+    for agreement in agreements:
+        log(agreement.step, str(agreement))
+    return agreements
+
+
+def finish(folder: Path, manifest: Manifest, report: dict[str, Any]) -> Manifest:
+    """Write report.json and the manifest, which names the sha256 of every file."""
+    (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+    sealed = replace(manifest, files={name: file_sha256(folder / name) for name in FILES})
+    seal(folder, sealed)
+    return sealed
+
+
+def rebuild(source: Path, output: Path, backend_name: str, threads: int, gate: Gate | None, log: Log) -> Manifest:
+    """Compile a bundle's own graph for this device; `output` may be the same folder.  Needs neither torch nor onnx.
+
+    Raises DeployError or GateError; then nothing is written or replaced.
+    """
+    bundle = open_bundle(source)
+    old = bundle.manifest
+    backend, why = choose_backend(old.backend if backend_name == "auto" else backend_name, old.precision)
+    log("backend", f"{why}; {backend.version()} on {backend.device()}")
+    golden = Golden.load(bundle.path(GOLDEN))
+    with writing(output) as folder:
+        for name in (MODEL, GOLDEN):
+            shutil.copyfile(bundle.path(name), folder / name)
+        config = BuildConfig(old.precision, threads)
+        agreements = compile_engine(
+            folder, backend, config, golden, old.spec, old.tiling, gate or GATES[old.precision], log
+        )
+        manifest = finish(folder, describe(old, backend, agreements), _report(bundle.path(REPORT), agreements))
+    return manifest
+
+
+def describe(manifest: Manifest, backend: Backend, agreements: Sequence[Agreement]) -> Manifest:
+    """The same bundle, compiled by `backend` here and now."""
+    kept = [step for step in manifest.verification if step["step"] not in ("engine", "tiled mask")]
+    return replace(
+        manifest,
+        backend=backend.name,
+        sdk=backend.version(),
+        device=backend.device(),
+        verification=(*kept, *(agreement.to_json() for agreement in agreements)),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _report(path: Path, agreements: Sequence[Agreement]) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise DeployError(f"bundle {path.parent}: {REPORT} is unreadable ({error}); build it again") from error
+    report["rebuilt"] = [agreement.to_json() for agreement in agreements]
+    return report

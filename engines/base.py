@@ -1,0 +1,95 @@
+"""The contract between the runtime and an inference engine, and the list of engines there are."""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import DeployError
+
+Float32 = NDArray[np.float32]
+
+PRECISIONS = ("fp32",)
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """How an engine is compiled.  threads: 0 lets the backend choose.  program: a torch.export file, or None."""
+
+    precision: str = "fp32"
+    threads: int = 0
+    program: Path | None = None
+
+
+class Session(Protocol):
+    """A loaded engine.  Not thread-safe: one session per thread."""
+
+    def run(self, windows: Float32) -> Float32:
+        """Logits of one batch of windows.
+
+        windows: (N, 3, H, W) float32, normalised, C-contiguous.  Returns (N, K, h, w) float32; the array may be
+        reused by the next call.  Raises DeployError when the shape is not the one the engine was built for.
+        """
+
+
+class Backend(Protocol):
+    """One inference SDK: the object ``backend`` of the module ``engines.<name>_backend``."""
+
+    @property
+    def name(self) -> str: ...
+
+    def unavailable(self) -> str | None:
+        """None when this machine can use the backend, otherwise what is missing and how to get it."""
+
+    def version(self) -> str:
+        """SDK name and version, as it goes into the manifest."""
+
+    def device(self) -> str:
+        """Fingerprint of the device that an engine is tied to; equal strings may share an engine."""
+
+    def supports(self, precision: str) -> str | None:
+        """None when the precision can be built here, otherwise the reason why not."""
+
+    def build(self, model: Path, config: BuildConfig) -> bytes:
+        """Compile the ONNX file `model` (static shapes).  Raises DeployError naming what was refused."""
+
+    def load(self, blob: bytes, config: BuildConfig) -> AbstractContextManager[Session]:
+        """Open an engine made by `build`.  Raises DeployError when the SDK refuses it."""
+
+
+# In order of preference for `--backend auto`; torch is the reference and never chosen by itself.
+BACKENDS = ("openvino", "torch")
+
+
+def get_backend(name: str) -> Backend:
+    """The backend called `name`.  Its SDK is imported on first use, not here."""
+    if name not in BACKENDS:
+        raise DeployError(f"backend: got {name!r}, expected one of {', '.join(BACKENDS)}, or auto")
+    backend: Backend = importlib.import_module(f"engines.{name}_backend").backend
+    return backend
+
+
+def choose_backend(name: str, precision: str) -> tuple[Backend, str]:
+    """Resolve `name`, which may be ``auto``.  Returns the backend and one sentence that says why it was chosen."""
+    if name != "auto":
+        backend = get_backend(name)
+        reason = backend.unavailable() or backend.supports(precision)
+        if reason:
+            raise DeployError(f"backend {name}: {reason}")
+        return backend, f"{name}, as asked"
+    refused = []
+    for candidate in BACKENDS:
+        if candidate == "torch":
+            continue
+        backend = get_backend(candidate)
+        reason = backend.unavailable() or backend.supports(precision)
+        if reason is None:
+            return backend, f"{candidate}, the fastest one that this machine can run"
+        refused.append(f"{candidate}: {reason}")
+    raise DeployError("backend auto: none can run here; " + "; ".join(refused))

@@ -1,0 +1,177 @@
+"""The bundle: a folder that holds an engine and everything that is needed to run it, to trust it and to rebuild it.
+
+    manifest.json   what this is, how it was verified, and the sha256 of every other file
+    engine.bin      the compiled engine, tied to one device and SDK version
+    model.onnx      the graph it was compiled from: enough to rebuild elsewhere, without torch
+    golden.npz      windows with the checkpoint's own logits, so that a rebuild is verified too
+    report.json     the build log
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.errors import DeployError
+from engines.spec import ModelSpec
+from engines.tiling import Tiling
+
+SCHEMA = 1
+MANIFEST, ENGINE, MODEL, GOLDEN, REPORT = "manifest.json", "engine.bin", "model.onnx", "golden.npz", "report.json"
+FILES = (ENGINE, MODEL, GOLDEN, REPORT)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says about itself.
+
+    sdk, device: as the backend reports them; an engine is loaded only where both are equal.
+    input_shape, output_shape: (1, 3, H, W) and (1, K, h, w) of one window.
+    verification: one entry per build step, each compared with the checkpoint's own logits.
+    files: sha256 by file name.
+    """
+
+    spec: ModelSpec
+    tiling: Tiling
+    precision: str
+    backend: str
+    sdk: str
+    device: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    verification: tuple[Mapping[str, Any], ...]
+    created: str
+    files: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        body = dict(vars(self))
+        body.update(spec=self.spec.to_json(), tiling=self.tiling.to_json(), files=dict(self.files), schema=SCHEMA)
+        body["verification"] = [dict(step) for step in self.verification]
+        return body
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
+        body = dict(data)
+        if body.pop("schema", None) != SCHEMA:
+            raise DeployError(f"manifest: got schema {data.get('schema')!r}, expected {SCHEMA}; build the bundle again")
+        try:
+            body["spec"] = ModelSpec.from_json(body["spec"])
+            body["tiling"] = Tiling.from_json(body["tiling"])
+            for key in ("input_shape", "output_shape"):
+                body[key] = tuple(int(d) for d in body[key])
+            body["verification"] = tuple(body["verification"])
+            body["files"] = {str(k): str(v) for k, v in body["files"].items()}
+            return cls(**body)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DeployError(f"manifest: {error!r} while reading it; build the bundle again") from error
+
+
+@dataclass(frozen=True)
+class Bundle:
+    folder: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+
+def is_bundle(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read a bundle and check every file against its sha256.  Raises DeployError; loads no engine."""
+    if not is_bundle(folder):
+        raise DeployError(f"bundle {folder}: got no {MANIFEST}, expected a folder made by build-engine")
+    manifest = Manifest.from_json(_read_manifest(folder / MANIFEST))
+    for name in FILES:
+        path = folder / name
+        if not path.is_file():
+            raise DeployError(f"bundle {folder}: {name} is missing; build the bundle again")
+        if file_sha256(path) != manifest.files.get(name):
+            raise DeployError(
+                f"bundle {folder}: {name} has changed since it was built (its sha256 differs from the manifest); "
+                "build the bundle again"
+            )
+    return Bundle(folder, manifest)
+
+
+def check_target(folder: Path) -> None:
+    """Refuse, before any work, a place where a finished bundle could not be put without losing something."""
+    if folder.is_dir() and (is_bundle(folder) or not any(folder.iterdir())):
+        return
+    if folder.exists():
+        raise DeployError(f"output {folder}: exists and is not a bundle, and is left alone; give another -o")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends without an error, and vanishes otherwise.
+
+    A bundle that was at `folder` before is replaced only then.
+    """
+    check_target(folder)
+    parent = folder.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))
+    except OSError as error:
+        raise DeployError(f"output {folder}: cannot write there: {error.strerror}") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        _replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def seal(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest last: it names the digest of every file, and its own."""
+    body = manifest.to_json()
+    body["digest"] = _digest(body)
+    (folder / MANIFEST).write_text(json.dumps(body, indent=1) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise DeployError(f"bundle {path.parent}: {MANIFEST} is unreadable ({error}); build it again") from error
+    if not isinstance(body, dict) or body.pop("digest", None) != _digest(body):
+        raise DeployError(f"bundle {path.parent}: {MANIFEST} has changed since it was built; build the bundle again")
+    return body
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _replace(temporary: Path, folder: Path) -> None:
+    """Move `temporary` to `folder`; what was there stays until the new one is in place."""
+    if not folder.exists():
+        os.replace(temporary, folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.absolute().parent))
+    os.replace(folder, old)  # an empty directory may be replaced by a directory
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        os.replace(old, folder)
+        raise
+    shutil.rmtree(old)

@@ -1,0 +1,116 @@
+"""`deploy.py doctor`: what this machine can run, what is missing, and the command that gets it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines import tile
+from engines.base import BACKENDS, PRECISIONS, get_backend
+from engines.errors import DeployError
+
+BUILD_PACKAGES = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "safetensors")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """status: ok, missing (something will not work) or note.  fix: the command that mends it, or ``""``."""
+
+    topic: str
+    status: str
+    detail: str
+    fix: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def examine() -> list[Finding]:
+    return [_machine(), _memory(), _python(), _core(), *map(_backend, BACKENDS), _building(), _compiler(), *_gpu()]
+
+
+def _machine() -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    return Finding("machine", "ok", f"{platform.machine()}, {_cpu_name()}, {cores} core(s), {platform.system()}")
+
+
+def _memory() -> Finding:
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) / 1e6
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        return Finding("memory", "note", f"unknown ({error})")
+    # A SegFormer-B0 window of 1024x1024 peaks below 1 GB; building holds torch, ONNX Runtime and the engine at once.
+    if available < 2:
+        return Finding("memory", "missing", f"{available:.1f} GB free, 2 GB wanted", "close programs, or add swap")
+    return Finding("memory", "ok", f"{available:.1f} GB free")
+
+
+def _python() -> Finding:
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "pillow", "tqdm"))
+    return Finding("python", "ok", f"{platform.python_version()}, {packages}")
+
+
+def _core() -> Finding:
+    """The C library is present and computes: one pixel, one class, one window."""
+    try:
+        pixel = tile.gather(np.full((1, 1, 3), 7, np.uint8), 0, 0, (1, 1), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    except DeployError as error:
+        return Finding("tiling core", "missing", str(error), f"{sys.executable} -m pip install -e . (needs a C compiler)")
+    if not np.array_equal(pixel, np.full((3, 1, 1), 7, np.float32)):
+        return Finding("tiling core", "missing", f"computes {pixel.ravel()} instead of 7", "pip install -e . again")
+    return Finding("tiling core", "ok", f"C library loaded, {tile.build_info()}")
+
+
+def _backend(name: str) -> Finding:
+    backend = get_backend(name)
+    reason = backend.unavailable()
+    topic = f"backend {name}"
+    if reason:
+        detail, _, fix = reason.partition("; ")
+        return Finding(topic, "missing", detail, fix)
+    precisions = [p for p in PRECISIONS if backend.supports(p) is None]
+    return Finding(topic, "ok", f"{backend.version()} on {backend.device()}: {', '.join(precisions)}")
+
+
+def _building() -> Finding:
+    absent = [name for name in BUILD_PACKAGES if importlib.util.find_spec(name) is None]
+    if absent:
+        detail = f"{', '.join(absent)} not installed: bundles can be run and rebuilt here, not built from a checkpoint"
+        return Finding("building", "note", detail, "pip install -c constraints.txt -e '.[export]'")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in BUILD_PACKAGES)
+    return Finding("building", "ok", versions)
+
+
+def _compiler() -> Finding:
+    found = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    if found is None:
+        return Finding("C compiler", "note", "none found; needed only to install from source", "apt-get install gcc")
+    return Finding("C compiler", "ok", str(shutil.which(found)))
+
+
+def _gpu() -> list[Finding]:
+    release = Path("/etc/nv_tegra_release")
+    if release.exists():
+        return [Finding("gpu", "note", f"Jetson: {release.read_text().splitlines()[0]}; this version runs on its CPU")]
+    if Path("/proc/driver/nvidia/version").exists():
+        return [Finding("gpu", "note", "an NVIDIA GPU is present; this version runs on the CPU only")]
+    return []
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown CPU"
+    names = [line.split(":", 1)[1].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
+    return names[0] if names else "unknown CPU"

@@ -1,0 +1,76 @@
+"""An image with the checkpoint's own logits and labels, kept in every bundle: the proof needs no torch."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import tile
+from engines.agreement import Agreement, Gate, compare_labels, compare_logits
+from engines.base import Float32, Session
+from engines.errors import DeployError
+from engines.segmenter import Segmenter
+from engines.spec import ModelSpec
+from engines.tiling import Tiling
+
+GRID = 64  # logits are kept at no more than this many points a side: 311 KB a window for 19 classes
+
+
+@dataclass(frozen=True)
+class Golden:
+    """image: (H, W, 3) uint8 RGB, cut into M windows by the bundle's tiling.
+
+    logits: (M, K, gh, gw) float32, every `step`-th value along both axes of the reference's output.
+    labels: (H, W) uint8, the reference's mask: logits resized to the window, averaged, then argmax.
+    reference: what computed them.
+    """
+
+    image: NDArray[np.uint8]
+    logits: Float32
+    step: int
+    labels: NDArray[np.uint8]
+    reference: str
+
+    @classmethod
+    def sample(cls, image: NDArray[np.uint8], logits: Float32, labels: NDArray[np.uint8], reference: str) -> Golden:
+        """Keep a grid of the reference's full logits (M, K, h, w)."""
+        step = max(1, -(-max(logits.shape[2:]) // GRID))
+        return cls(image, np.ascontiguousarray(logits[:, :, ::step, ::step]), step, labels, reference)
+
+    def save(self, path: Path) -> None:
+        np.savez_compressed(path, **vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Golden:
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                return cls(data["image"], data["logits"], int(data["step"]), data["labels"], str(data["reference"]))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise DeployError(f"{path.name}: {error}; build the bundle again from the checkpoint") from error
+
+    def verify(self, session: Session, spec: ModelSpec, tiling: Tiling, gate: Gate) -> list[Agreement]:
+        """Compare an engine's logits and its tiled mask with the reference.  Raises GateError outside `gate`."""
+        inputs = windows_of(self.image, spec, tiling)
+        logits = [session.run(window)[:, :, :: self.step, :: self.step].copy() for window in inputs]
+        engine = compare_logits("engine", np.concatenate(logits), self.reference, self.logits)
+        engine.require(gate)
+        labels = Segmenter(session, spec, tiling).segment(self.image).labels
+        mask = compare_labels("tiled mask", labels, self.reference, self.labels)
+        mask.require(gate)
+        return [engine, mask]
+
+
+def windows_of(image: NDArray[np.uint8], spec: ModelSpec, tiling: Tiling) -> list[Float32]:
+    """The network inputs (1, 3, h, w) of all windows of `image`, row by row."""
+    size = (tiling.window_h, tiling.window_w)
+    tops, lefts = tiling.placements(*image.shape[:2])
+    order = (0, 1, 2) if spec.channel_order == "RGB" else (2, 1, 0)
+    return [
+        tile.gather(image, top, left, size, spec.mean, spec.std, order=order, padding=tiling.padding)[None]
+        for top in tops
+        for left in lefts
+    ]

@@ -1,0 +1,46 @@
+"""`deploy.py inspect BUNDLE`: what it is, how it was verified, and whether it fits this machine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from engines.base import get_backend
+from engines.bundle import FILES, REPORT, Bundle
+
+
+def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
+    """The bundle as JSON and as text.  `bundle` has been opened, so its hashes are right."""
+    manifest = bundle.manifest
+    backend = get_backend(manifest.backend)
+    problem = backend.unavailable()
+    if problem is None and (backend.version(), backend.device()) != (manifest.sdk, manifest.device):
+        problem = f"built with {manifest.sdk} on {manifest.device}, this is {backend.version()} on {backend.device()}"
+    sizes = {name: bundle.path(name).stat().st_size for name in FILES}
+    history = json.loads(bundle.path(REPORT).read_text())["history"]
+    result = {**manifest.to_json(), "sizes": sizes, "history": history, "runs_here": problem is None, "problem": problem}
+    spec, tiling = manifest.spec, manifest.tiling
+    rows = [
+        ("model", f"{spec.architecture} {spec.variant} from {spec.source}, sha256 {spec.source_sha256[:12]}"),
+        ("classes", f"{len(spec.classes)}: {', '.join(spec.classes[:8])}{', ...' if len(spec.classes) > 8 else ''}"),
+        ("input", f"{_shape(manifest.input_shape)} {spec.channel_order}, mean {spec.mean}, std {spec.std}"),
+        ("logits", f"{_shape(manifest.output_shape)}, 1/{spec.logits_stride} of the window"),
+        ("tiling", f"window {tiling.window_h}x{tiling.window_w}, stride {tiling.stride_h}x{tiling.stride_w}, "
+                   f"{tiling.blend} blend, {tiling.padding} padding"),
+        ("engine", f"{manifest.precision}, {manifest.sdk} on {manifest.device}, built {manifest.created}"),
+        ("graph", "; ".join(f"{step['rule']}: {step['count']} nodes" for step in history)),
+        *((f"  {step['step']}", _verified(step)) for step in manifest.verification),
+        ("files", ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())),
+        ("intact", "yes, every sha256 matches"),
+        ("runs here", "yes" if problem is None else f"no: {problem}; deploy.py build-engine {bundle.folder} -o NEW"),
+    ]  # fmt: skip
+    return result, "\n".join(f"{name:14}{text}" for name, text in rows)
+
+
+def _verified(step: Any) -> str:
+    labels = f"{100 * step['labels']:.3f} % of labels equal to {step['reference']}"
+    return labels if step["max_abs"] is None else f"max |diff| {step['max_abs']:.1e}, {labels}"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,130 @@
+"""`deploy.py run`: images in, masks on disk, one report of what was done and how long each part took."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from engines.errors import DeployError
+from engines.images import MAX_PIXELS, read_image
+from engines.inputs import output_names
+from engines.masks import write_confidence, write_mask, write_overlay
+from engines.segmenter import Segmenter, Timings
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    overlay: bool = False
+    confidence: bool = False
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """One image: its size in pixels, and milliseconds by part; `total_ms` is from opening the file to the last write."""
+
+    input: str
+    mask: str
+    width: int
+    height: int
+    windows: int
+    classes: dict[str, float]
+    read_ms: float
+    gather_ms: float
+    engine_ms: float
+    stitch_ms: float
+    write_ms: float
+    total_ms: float
+
+
+@dataclass
+class RunReport:
+    images: list[ImageReport] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = []
+        if self.images:
+            parts = {
+                part: statistics.median(getattr(image, f"{part}_ms") for image in self.images)
+                for part in ("read", "gather", "engine", "stitch", "write", "total")
+            }
+            total = parts.pop("total")
+            split = ", ".join(f"{part} {value:.0f}" for part, value in parts.items())
+            windows = sum(image.windows for image in self.images)
+            lines.append(f"{len(self.images)} image(s), {windows} window(s); median {total:.0f} ms an image ({split})")
+        lines += [f"skipped {path}: {error}" for path, error in self.failed.items()]
+        return "\n".join(lines)
+
+
+def run_images(segmenter: Segmenter, paths: Sequence[Path], output: Path, options: RunOptions) -> RunReport:
+    """Segment every image.  One that cannot be read or written is reported in `failed`; the rest are finished."""
+    names = output_names(paths, output)
+    report = RunReport()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeployError(f"output {output}: cannot be created: {error.strerror}") from error
+    with tqdm(total=len(paths), unit="image", disable=None, leave=False) as bar:
+        segmenter.on_window = lambda done, total: bar.set_postfix_str(f"window {done}/{total}")
+        for path in paths:
+            try:
+                report.images.append(_run_one(segmenter, path, output / names[path], options))
+            except DeployError as error:
+                report.failed[str(path)] = str(error)
+            bar.update()
+    return report
+
+
+def _run_one(segmenter: Segmenter, path: Path, target: Path, options: RunOptions) -> ImageReport:
+    clock = _Clock()
+    image = read_image(path, options.max_pixels)
+    read = clock.lap()
+    segmenter.timings = Timings()
+    mask = segmenter.segment(image, options.confidence)
+    clock.lap()
+    palette = segmenter.spec.palette
+    write_mask(target, mask.labels, palette)
+    if options.overlay:
+        write_overlay(target.with_suffix(".overlay.jpg"), image, mask.labels, palette)
+    if mask.confidence is not None:
+        write_confidence(target.with_suffix(".confidence.png"), mask.confidence)
+    write = clock.lap()
+    times = segmenter.timings
+    height, width = mask.labels.shape
+    return ImageReport(
+        str(path), str(target), width, height, times.windows, _shares(mask.labels, segmenter.spec.classes),
+        read, 1e3 * times.gather, 1e3 * times.engine, 1e3 * times.stitch, write, clock.total(),
+    )  # fmt: skip
+
+
+def _shares(labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+    """Share of the image by class name, largest first, absent classes left out."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    order = [int(index) for index in counts.argsort()[::-1] if counts[index] and index < len(classes)]
+    return {classes[index]: round(float(counts[index]) / labels.size, 6) for index in order}
+
+
+class _Clock:
+    """Milliseconds since the last lap, and since the start."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        lap, self._last = 1e3 * (now - self._last), now
+        return lap
+
+    def total(self) -> float:
+        return 1e3 * (time.perf_counter() - self._start)

@@ -1,0 +1,77 @@
+"""What a model needs around it to be run correctly: preprocessing, classes, and the meaning of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engines.errors import DeployError
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, on the 0..255 scale
+IMAGENET_STD = (58.395, 57.12, 57.375)
+IGNORE_LABEL = 255
+MAX_CLASSES = 255  # labels are uint8 and 255 means "ignore"
+
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The contract between a trained network and the runtime; travels in the bundle's manifest.
+
+    architecture, variant: names such as ``segformer`` and ``b0``; free text for a user's own model.
+    classes, palette: one name and one RGB colour for each of the K output channels, 1 <= K <= 255.
+    mean, std: per channel in the *network's* channel order, on the 0..255 pixel scale.
+    channel_order: ``RGB`` or ``BGR``, the order in which the network expects the channels.
+    logits_stride: input pixels per logit along each axis (4 for SegFormer, 16 for SETR Naive, 1 for full resolution).
+    ignore_index, reduce_zero_label: how labels on disk map to channels, as in mmsegmentation.
+    source, source_sha256: the checkpoint layout that was read, and the digest of the weights file.
+    """
+
+    architecture: str
+    variant: str
+    classes: tuple[str, ...]
+    palette: tuple[RGB, ...]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    channel_order: str = "RGB"
+    logits_stride: int = 4
+    ignore_index: int = IGNORE_LABEL
+    reduce_zero_label: bool = False
+    source: str = ""
+    source_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        count = len(self.classes)
+        if not 1 <= count <= MAX_CLASSES:
+            raise DeployError(f"model: got {count} classes, expected 1 to {MAX_CLASSES}; 255 means ignore")
+        if len(self.palette) != count:
+            raise DeployError(f"palette: got {len(self.palette)} colours for {count} classes, expected one for each")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise DeployError(f"preprocessing: got mean {self.mean}, std {self.std}, expected 3 values each, std > 0")
+        if self.channel_order not in ("RGB", "BGR"):
+            raise DeployError(f"channel order: got {self.channel_order!r}, expected RGB or BGR")
+        if self.logits_stride < 1:
+            raise DeployError(f"logits stride: got {self.logits_stride}, expected 1 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
+        """Inverse of `to_json`.  Raises DeployError on missing, unknown or ill-typed fields."""
+        try:
+            fields = dict(data)
+            fields["classes"] = tuple(str(c) for c in fields["classes"])
+            fields["palette"] = tuple((int(r), int(g), int(b)) for r, g, b in fields["palette"])
+            fields["mean"] = _triple(fields["mean"])
+            fields["std"] = _triple(fields["std"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DeployError(f"model spec: {error!r} while reading it; run build-engine again") from error
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    a, b, c = values
+    return float(a), float(b), float(c)

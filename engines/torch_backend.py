@@ -1,0 +1,85 @@
+"""PyTorch, eager, from an exported program: the reference that every other engine is compared with.
+
+The only file in this package that imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import io
+import platform
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.base import BuildConfig, Float32, Session
+from engines.errors import DeployError
+
+
+class TorchSession:
+    def __init__(self, module: Any, shape: tuple[int, ...]) -> None:
+        self._module = module
+        self._shape = shape
+
+    def run(self, windows: Float32) -> Float32:
+        import torch
+
+        if windows.shape != self._shape or windows.dtype != np.float32:
+            raise DeployError(
+                f"engine input: got {windows.shape} {windows.dtype}, expected {self._shape} float32; "
+                "run with the tile size that the bundle was built with"
+            )
+        with torch.inference_mode():
+            logits: Float32 = self._module(torch.from_numpy(windows)).numpy()
+        return logits
+
+
+class TorchBackend:
+    name = "torch"
+
+    def unavailable(self) -> str | None:
+        if importlib.util.find_spec("torch") is None:
+            return "the torch package is not installed; pip install 'edgeseg[export]'"
+        return None
+
+    def version(self) -> str:
+        return f"torch {importlib.metadata.version('torch').split('+')[0]}"
+
+    def device(self) -> str:
+        return f"cpu {platform.machine()}"
+
+    def supports(self, precision: str) -> str | None:
+        return None if precision == "fp32" else f"the reference computes in fp32 only, not {precision}"
+
+    def build(self, model: Path, config: BuildConfig) -> bytes:
+        if config.program is None:
+            raise DeployError(
+                f"backend torch: {model.name} has no PyTorch module behind it; use --backend openvino, "
+                "or build from the checkpoint"
+            )
+        return config.program.read_bytes()
+
+    @contextmanager
+    def load(self, blob: bytes, config: BuildConfig) -> Iterator[Session]:
+        import torch
+
+        before = torch.get_num_threads()
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        try:
+            program = torch.export.load(io.BytesIO(blob))
+        except (RuntimeError, zipfile.BadZipFile, ValueError, KeyError) as error:
+            raise DeployError(f"torch: cannot load the program: {error}; build the bundle again") from error
+        (example,), _ = program.example_inputs
+        try:
+            yield TorchSession(program.module(), tuple(example.shape))
+        finally:
+            torch.set_num_threads(before)
+
+
+backend = TorchBackend()

@@ -1,0 +1,143 @@
+"""A trained model becomes a bundle: export, simplify, compile, and at every step the proof that it is still the model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from calib.scenes import render
+from engines.agreement import GATES, Agreement, Gate, compare_logits
+from engines.assemble import Log, compile_engine, describe, finish
+from engines.base import Backend, BuildConfig, Float32, choose_backend
+from engines.bundle import GOLDEN, MODEL, Manifest, writing
+from engines.errors import DeployError
+from engines.golden import Golden, windows_of
+from engines.tiling import Tiling
+from pipeline.export import simplify
+from pipeline.graph import OnnxGraph, run_onnx
+from pipeline.sources import Source, SourceOptions, load_source, summary
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What `build-engine` was asked for.
+
+    sample: (H, W, 3) uint8 photograph to verify on; None renders a scene.  gate: None takes the precision's own.
+    """
+
+    model: str
+    output: Path
+    tiling: Tiling
+    precision: str = "fp32"
+    backend: str = "auto"
+    threads: int = 0
+    options: SourceOptions = SourceOptions()
+    sample: NDArray[np.uint8] | None = None
+    gate: Gate | None = None
+
+
+def build_bundle(request: BuildRequest, log: Log) -> Manifest:
+    """Build, verify and write one bundle.  Raises DeployError or GateError; then nothing is written or replaced.
+
+    log: called with (step, what happened) as each step ends.
+    """
+    backend, why = choose_backend(request.backend, request.precision)
+    log("backend", f"{why}; {backend.version()} on {backend.device()}")
+    gate = request.gate or GATES[request.precision]
+    tiling = request.tiling
+    with writing(request.output) as folder:
+        source = load_source(request.model, (tiling.window_h, tiling.window_w), request.options)
+        log("load", summary(source.spec))
+        image = sample_image(request.sample, tiling)
+        inputs = windows_of(image, source.spec, tiling)
+        reference = source.logits(inputs)
+        program = folder / "program.pt2"
+        graph, steps = to_onnx(source, inputs, reference, program, gate, log)
+        _check_interface(source, graph)
+        golden = Golden.sample(image, reference, slide_labels(reference, tiling, image.shape[:2]), source.reference)
+        golden.save(folder / GOLDEN)
+        _save(graph, folder / MODEL)
+        config = BuildConfig(request.precision, request.threads, program if program.exists() else None)
+        proof = compile_engine(folder, backend, config, golden, source.spec, tiling, gate, log)
+        program.unlink(missing_ok=True)
+        draft = _draft(request, source, backend, graph, steps)
+        report = {"history": [step.to_json() for step in graph.history], "gate": asdict(gate)}
+        manifest = finish(folder, describe(draft, backend, proof), report)
+    return manifest
+
+
+def sample_image(image: NDArray[np.uint8] | None, tiling: Tiling) -> NDArray[np.uint8]:
+    """What the build is verified on: two overlapping windows of the given photograph, or of a rendered scene."""
+    height, width = tiling.window_h, tiling.window_w + tiling.stride_w
+    if image is None:
+        return render(0, height, width).image
+    return np.ascontiguousarray(image[:height, :width])
+
+
+def to_onnx(
+    source: Source, inputs: list[Float32], reference: Float32, program: Path, gate: Gate, log: Log
+) -> tuple[OnnxGraph, list[Agreement]]:
+    """Export and simplify, each verified against the step before.  Raises GateError at the first that diverges."""
+    exported = source.export(program)
+    logits = run_onnx(exported, inputs)
+    steps = [compare_logits("export", logits, source.reference, reference)]
+    simplified = simplify(exported)
+    steps.append(compare_logits("simplify", run_onnx(simplified, inputs), "the exported graph", logits))
+    for step, graph in zip(steps, (exported, simplified), strict=True):
+        step.require(gate)
+        log(step.step, f"{graph.history[-1].rule}, {graph.history[-1].count} nodes; {step}")
+    return simplified, steps
+
+
+def slide_labels(logits: Float32, tiling: Tiling, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """mmsegmentation's slide mode in PyTorch, for logits (M, K, h, w) of all windows of an image of `size`."""
+    height, width = size
+    window = (tiling.window_h, tiling.window_w)
+    tops, lefts = tiling.placements(height, width)
+    total = torch.zeros(logits.shape[1], max(height, window[0]), max(width, window[1]))
+    weight = torch.from_numpy(tiling.weights()) if tiling.blend != "uniform" else torch.ones(window)
+    places = [(top, left) for top in tops for left in lefts]
+    for (top, left), values in zip(places, torch.from_numpy(logits), strict=True):
+        full = F.interpolate(values[None], size=window, mode="bilinear", align_corners=False)[0]
+        total[:, top : top + window[0], left : left + window[1]] += full * weight
+    # The sum of weights is the same for every class of a pixel, so argmax needs no division.
+    return total[:, :height, :width].argmax(0).to(torch.uint8).numpy()
+
+
+def _check_interface(source: Source, graph: OnnxGraph) -> None:
+    """The logits must cover the window evenly, one channel a class, or the runtime would stretch them wrongly."""
+    _, channels, height, width = graph.output_shape
+    _, _, window_h, window_w = graph.input_shape
+    if channels != len(source.spec.classes):
+        raise DeployError(
+            f"model: got {channels} output channels, expected {len(source.spec.classes)} as the classes; "
+            "fix id2label, or give --classes"
+        )
+    if window_h * width != window_w * height:
+        raise DeployError(
+            f"model: got {width}x{height} logits for a {window_w}x{window_h} window, expected the same proportions; "
+            "choose a --tile that the model divides evenly"
+        )
+
+
+def _draft(
+    request: BuildRequest, source: Source, backend: Backend, graph: OnnxGraph, steps: list[Agreement]
+) -> Manifest:
+    return Manifest(
+        spec=source.spec, tiling=request.tiling, precision=request.precision,
+        backend=backend.name, sdk=backend.version(), device=backend.device(),
+        input_shape=graph.input_shape, output_shape=graph.output_shape,
+        verification=tuple(step.to_json() for step in steps), created="", files={},
+    )  # fmt: skip
+
+
+def _save(graph: OnnxGraph, path: Path) -> None:
+    if graph.model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
+        raise DeployError(f"model: got {graph.model.ByteSize() / 1e9:.1f} GB of weights, expected less than 2 GB")
+    onnx.save(graph.model, path)

@@ -1,0 +1,135 @@
+"""What a build starts from: a PyTorch module with its weights, or a ready .onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from engines.base import Float32
+from engines.bundle import file_sha256
+from engines.errors import DeployError
+from engines.palettes import DATASETS, default_classes, palette_for
+from engines.spec import ModelSpec
+from pipeline.checkpoints import load_model
+from pipeline.export import export, import_onnx, trace
+from pipeline.graph import OnnxGraph, run_onnx
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What the user says about the model; None keeps what the checkpoint says (or ImageNet's mean and std).
+
+    classes: a data set's name or a text file with one class a line.  mean, std: on the 0..255 scale.
+    """
+
+    weights: Path | None = None
+    classes: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    bgr: bool = False
+
+
+class Source(Protocol):
+    spec: ModelSpec
+    reference: str
+
+    def logits(self, windows: Sequence[Float32]) -> Float32:
+        """The model's own logits (M, K, h, w) for M inputs (1, 3, H, W): what every later step must reproduce."""
+
+    def export(self, program: Path) -> OnnxGraph:
+        """The model as ONNX.  Writes a torch.export file to `program` where there is a module to write."""
+
+
+@dataclass(frozen=True)
+class TorchSource:
+    module: nn.Module
+    spec: ModelSpec
+    window: tuple[int, int]
+    reference: str = "the checkpoint in PyTorch"
+
+    def logits(self, windows: Sequence[Float32]) -> Float32:
+        with torch.inference_mode():
+            return np.concatenate([self.module(torch.from_numpy(window)).numpy() for window in windows])
+
+    def export(self, program: Path) -> OnnxGraph:
+        captured = trace(self.module, self.window)
+        torch.export.save(captured, program)
+        return export(captured)
+
+
+@dataclass(frozen=True)
+class OnnxSource:
+    graph: OnnxGraph
+    spec: ModelSpec
+    reference: str = "the given .onnx in ONNX Runtime"
+
+    def logits(self, windows: Sequence[Float32]) -> Float32:
+        return run_onnx(self.graph, list(windows))
+
+    def export(self, program: Path) -> OnnxGraph:
+        return self.graph
+
+
+def load_source(model: str, window: tuple[int, int], options: SourceOptions) -> Source:
+    """Read `model` as `deploy.py build-engine` accepts it.  Raises DeployError."""
+    if model.endswith(".onnx"):
+        if options.weights is not None:
+            raise DeployError(f"--weights {options.weights}: an .onnx carries its own weights; leave the option out")
+        path = Path(model)
+        graph = import_onnx(path, window)
+        _, count, height, width = graph.output_shape
+        stride = _stride((height, width), window)
+        names = default_classes(count)
+        digest = file_sha256(path)
+        spec = ModelSpec(
+            "onnx", path.stem, names, palette_for(names), logits_stride=stride, source="onnx", source_sha256=digest
+        )
+        return OnnxSource(graph, _override(spec, options))
+    loaded = load_model(model, weights=options.weights, window=window)
+    return TorchSource(loaded.module, _override(loaded.spec, options), window)
+
+
+def summary(spec: ModelSpec) -> str:
+    count = len(spec.classes)
+    return (
+        f"{spec.architecture} {spec.variant} from {spec.source}, {count} classes, logits at 1/{spec.logits_stride}, "
+        f"mean {_triple(spec.mean)} std {_triple(spec.std)} {spec.channel_order}, sha256 {spec.source_sha256[:12]}"
+    )
+
+
+def _override(spec: ModelSpec, options: SourceOptions) -> ModelSpec:
+    if options.classes is not None:
+        names, palette = _classes(options.classes)
+        if len(names) != len(spec.classes):
+            raise DeployError(
+                f"--classes {options.classes}: got {len(names)} names, expected {len(spec.classes)}, "
+                "one for each output channel of the model"
+            )
+        spec = replace(spec, classes=names, palette=palette)
+    order = "BGR" if options.bgr else spec.channel_order
+    return replace(spec, mean=options.mean or spec.mean, std=options.std or spec.std, channel_order=order)
+
+
+def _classes(name: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    if name in DATASETS:
+        return DATASETS[name].names, DATASETS[name].palette
+    try:
+        names = tuple(line.strip() for line in Path(name).read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(DATASETS)
+        raise DeployError(f"--classes {name}: neither a text file nor one of {known}") from error
+    return names, palette_for(names)
+
+
+def _stride(logits: tuple[int, int], window: tuple[int, int]) -> int:
+    return max(1, round(window[0] / logits[0]))
+
+
+def _triple(values: tuple[float, float, float]) -> str:
+    return "/".join(f"{v:g}" for v in values)

@@ -1,0 +1,69 @@
+"""Small models with seeded random weights, also reachable from the command line as ``tests.models:<name>``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.segformer import SegFormer, SegFormerConfig
+
+TINY = SegFormerConfig(
+    classes=5, dims=(16, 32, 48, 64), depths=(1, 1, 1, 1), heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), decoder_dim=32
+)
+
+
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights and BatchNorm statistics far from their initial values, so that no term can be forgotten unnoticed."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+        elif tensor.dtype == torch.float32:
+            spread = 0.2 if tensor.ndim < 2 else tensor[0].numel() ** -0.5
+            noise = spread * torch.randn(tensor.shape, generator=generator)
+            tensor.copy_(noise + 1 if name.endswith("norm.weight") else noise)
+    return module.eval()
+
+
+def tiny() -> nn.Module:
+    return randomise(SegFormer(TINY))
+
+
+class _Dict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = tiny()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"aux": x.mean(), "logits": self.model(x)}
+
+
+def tiny_dict() -> nn.Module:
+    """Answers with a dict, as torchvision and Hugging Face models do."""
+    return _Dict()
+
+
+class _Tuple(_Dict):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        logits = self.model(x)
+        return logits, logits.mean()
+
+
+def tiny_tuple() -> nn.Module:
+    return _Tuple()
+
+
+def nan_weights() -> nn.Module:
+    model = tiny()
+    model.head.classify.weight.data[0, 0] = torch.nan
+    return model
+
+
+class _DataDependent(_Dict):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.model(x) if x.sum() > 0 else self.model(-x)
+
+
+def data_dependent() -> nn.Module:
+    """A Python branch on a tensor's value: cannot be captured in a graph."""
+    return _DataDependent()
