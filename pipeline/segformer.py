@@ -91,7 +91,8 @@ class EfficientAttention(nn.Module):
         q, k, v = self._split(self.q(x)), self._split(self.k(context)), self._split(self.v(context))
         # Scaling Q, the smallest operand, keeps the (L, M) score matrix free of an extra pass.
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        mixed: Tensor = self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return mixed
 
 
 class MixFFN(nn.Module):
@@ -107,7 +108,8 @@ class MixFFN(nn.Module):
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         x = self.fc1(x).transpose(1, 2)
         x = self.dwconv(x.reshape(x.shape[0], x.shape[1], height, width))
-        return self.fc2(F.gelu(x, approximate=self.gelu).flatten(2).transpose(1, 2))
+        x = self.fc2(F.gelu(x, approximate=self.gelu).flatten(2).transpose(1, 2))
+        return x
 
 
 class Block(nn.Module):
@@ -121,7 +123,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         x = x + self.attention(self.norm1(x), height, width)
-        return x + self.ffn(self.norm2(x), height, width)
+        x = x + self.ffn(self.norm2(x), height, width)
+        return x
 
 
 class Stage(nn.Module):
@@ -139,7 +142,8 @@ class Stage(nn.Module):
         x, height, width = self.embed(x)
         for block in self.blocks:
             x = block(x, height, width)
-        return self.norm(x).transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
+        x = self.norm(x)
+        return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
 
 
 class MLPHead(nn.Module):
@@ -156,7 +160,8 @@ class MLPHead(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         size = features[0].shape[2:]
         maps = [_resize(project(x), size) for project, x in zip(self.project, features, strict=True)]
-        return self.classify(F.relu(self.norm(self.fuse(torch.cat(maps[::-1], 1)))))
+        logits: Tensor = self.classify(F.relu(self.norm(self.fuse(torch.cat(maps[::-1], 1)))))
+        return logits
 
 
 class ConvHead(nn.Module):
@@ -172,7 +177,8 @@ class ConvHead(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         size = features[0].shape[2:]
         maps = [_resize(project(x), size) for project, x in zip(self.project, features, strict=True)]
-        return self.classify(self.fuse(torch.cat(maps, 1)))
+        logits: Tensor = self.classify(self.fuse(torch.cat(maps, 1)))
+        return logits
 
 
 class SegFormer(nn.Module):

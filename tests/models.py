@@ -67,3 +67,8 @@ class _DataDependent(_Dict):
 def data_dependent() -> nn.Module:
     """A Python branch on a tensor's value: cannot be captured in a graph."""
     return _DataDependent()
+
+
+def other() -> nn.Module:
+    """The same architecture with other weights."""
+    return randomise(SegFormer(TINY), seed=1)

@@ -1,0 +1,236 @@
+"""The tiling core: ctypes binding of tile.c.  Everything is validated here, before C sees a pointer."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import DeployError
+from engines.tiling import BLENDS, PADDINGS
+
+UInt8 = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
+Weights = tuple[Float32, Float32]
+
+MAX_THREADS = 64
+_MESSAGES = {
+    1: "got a size, stride or count out of range",
+    2: "a pixel lies in no window; pass every window that touches the rows",
+    3: "the engine's logits are NaN or infinite; build the bundle again, and check the weights",
+    4: "the system refused to start a thread; give a smaller --threads",
+}
+
+
+class _Plan(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in ("height", "width", "window_h", "window_w", "logits_h", "logits_w", "classes", "windows", "row0",
+                     "row1", "threads")
+    ]  # fmt: skip
+
+
+def gather(
+    image: UInt8,
+    top: int,
+    left: int,
+    window: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    order: Sequence[int] = (0, 1, 2),
+    padding: str = "zero",
+    out: Float32 | None = None,
+    threads: int = 0,
+) -> Float32:
+    """The window at (top, left) as a network input: (3, h, w) float32, (pixel - mean) / std.
+
+    image: (H, W, 3) uint8, any strides.  mean, std: by *output* channel, on the 0..255 scale.
+    order: image channel of each output channel, (2, 1, 0) for a BGR network.
+    padding: beyond the image, which a window may reach only where the image is smaller: zero, edge or reflect.
+    out: C-contiguous (3, h, w) float32 to write to.  threads: 0 means all cores of this process.
+    Raises DeployError when a shape, a dtype or the place of the window is wrong.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise DeployError(f"gather: got an image {image.shape} {image.dtype}, expected (H, W, 3) uint8")
+    if padding not in PADDINGS:
+        raise DeployError(f"gather: got padding {padding!r}, expected one of {', '.join(PADDINGS)}")
+    if sorted(order) not in ([0, 1, 2],):
+        raise DeployError(f"gather: got channel order {tuple(order)}, expected a permutation of (0, 1, 2)")
+    shape = (3, *window)
+    if out is None:
+        out = np.empty(shape, np.float32)
+    elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable:
+        raise DeployError(f"gather: got out {out.shape} {out.dtype}, expected C-contiguous {shape} float32")
+    for axis, start, size, length in (("row", top, window[0], image.shape[0]), ("column", left, window[1], image.shape[1])):
+        if not 0 <= start < max(length, 1) or size < 1 or (start > 0 and start + size > length):
+            raise DeployError(
+                f"gather: window of {size} at {axis} {start} does not fit into {length}; "
+                "it may leave the image only where it starts at 0"
+            )
+    deviation = np.asarray(std, np.float64)
+    scale = (1 / deviation).astype(np.float32)
+    bias = (-np.asarray(mean, np.float64) / deviation).astype(np.float32)
+    status = library().tile_gather(
+        image.ctypes.data, image.shape[0], image.shape[1], *image.strides, top, left, *window,
+        _floats(scale), _floats(bias), (ctypes.c_int32 * 3)(*order), PADDINGS.index(padding),
+        out.ctypes.data, _threads(threads),
+    )  # fmt: skip
+    _check("gather", status)
+    return out
+
+
+def stitch(
+    logits: Sequence[Float32],
+    tops: Sequence[int],
+    lefts: Sequence[int],
+    window: tuple[int, int],
+    image_size: tuple[int, int],
+    rows: tuple[int, int] | None = None,
+    weights: Weights | None = None,
+    labels: UInt8 | None = None,
+    confidence: Float32 | bool = False,
+    threads: int = 0,
+) -> tuple[UInt8, Float32 | None]:
+    """Labels of rows [r0, r1) of an image, from the low-resolution logits of every window that touches them.
+
+    logits: one (K, h, w) float32 C-contiguous array a window, 1 <= K <= 255.  tops, lefts: where each window lies.
+    window, image_size: (height, width) in pixels.  rows: default all.
+    weights: (window_h,) and (window_w,) float32, positive, or None for the plain mean.
+    labels: (r1 - r0, W) uint8 to write to.  confidence: True, or a float32 array of that shape to write to.
+    Returns labels and confidence (softmax probability of the winner, or None).  The lowest class wins an exact tie.
+    Raises DeployError on wrong shapes, uncovered pixels, and NaN or infinite logits.
+    """
+    first = _check_logits(logits, tops, lefts)
+    row0, row1 = rows or (0, image_size[0])
+    if min(image_size) < 1 or not 0 <= row0 < row1 <= image_size[0]:
+        raise DeployError(f"stitch: got rows {row0}..{row1} of an image {image_size}, expected a part of it")
+    if weights is not None:
+        _check_weights(weights, window)
+    shape = (row1 - row0, image_size[1])
+    labels = _output(labels, shape, np.uint8, "labels")
+    certainty: Float32 | None = None
+    if isinstance(confidence, np.ndarray):
+        certainty = _output(confidence, shape, np.float32, "confidence")
+    elif confidence:
+        certainty = np.empty(shape, np.float32)
+    plan = _Plan(*image_size, *window, *first.shape[1:], first.shape[0], len(logits), row0, row1, _threads(threads))
+    lib = library()
+    size = lib.tile_stitch_workspace(ctypes.byref(plan), certainty is not None)
+    raw = np.empty(size + 64, np.uint8)
+    workspace = raw[-raw.ctypes.data % 64 :]
+    status = lib.tile_stitch(
+        ctypes.byref(plan), (ctypes.c_void_p * len(logits))(*(array.ctypes.data for array in logits)),
+        (ctypes.c_int32 * len(logits))(*tops), (ctypes.c_int32 * len(logits))(*lefts),
+        weights[0].ctypes.data if weights else None, weights[1].ctypes.data if weights else None,
+        labels.ctypes.data, labels.strides[0],
+        None if certainty is None else certainty.ctypes.data, 0 if certainty is None else certainty.strides[0] // 4,
+        workspace.ctypes.data,
+    )  # fmt: skip
+    _check("stitch", status)
+    return labels, certainty
+
+
+def blend_weights(kind: str, height: int, width: int) -> Weights | None:
+    """Weights of a window's rows and columns, float32 and positive, or None for ``uniform``.
+
+    gaussian: sigma is an eighth of the window, as in MONAI's sliding_window_inference, and never below 1e-3.
+    hann: sampled half a pixel inside its zeros.
+    """
+    if kind not in BLENDS:
+        raise DeployError(f"blend: got {kind!r}, expected one of {', '.join(BLENDS)}")
+    if kind == "uniform":
+        return None
+    return _window(kind, height), _window(kind, width)
+
+
+def _window(kind: str, size: int) -> Float32:
+    position = (np.arange(size) + 0.5) / size
+    if kind == "gaussian":
+        values = np.maximum(np.exp(-0.5 * ((position - 0.5) / 0.125) ** 2), 1e-3)
+    else:
+        values = np.sin(np.pi * position) ** 2
+    return values.astype(np.float32)
+
+
+def build_info() -> str:
+    """The instruction sets that the loaded library was compiled for."""
+    text: bytes = library().tile_build_info()
+    return text.decode()
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled tile.c beside this file.  Raises DeployError saying how to build it."""
+    found = [path for suffix in EXTENSION_SUFFIXES if (path := Path(__file__).with_name(f"_tile{suffix}")).exists()]
+    if not found:
+        raise DeployError(
+            "tiling core: the C library engines/_tile is not built; install a C compiler (apt-get install gcc) "
+            "and run: pip install -e ."
+        )
+    try:
+        lib = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        raise DeployError(f"tiling core: cannot load {found[0].name}: {error}; run: pip install -e .") from error
+    pointer, int32, stride = ctypes.c_void_p, ctypes.c_int32, ctypes.c_ssize_t
+    lib.tile_gather.argtypes = [
+        pointer, int32, int32, stride, stride, stride, int32, int32, int32, int32, pointer, pointer, pointer, int32,
+        pointer, int32,
+    ]  # fmt: skip
+    lib.tile_stitch_workspace.argtypes = [pointer, int32]
+    lib.tile_stitch_workspace.restype = ctypes.c_size_t
+    lib.tile_stitch.argtypes = [pointer] * 7 + [stride, pointer, stride, pointer]
+    lib.tile_build_info.restype = ctypes.c_char_p
+    return lib
+
+
+def _check_logits(logits: Sequence[Float32], tops: Sequence[int], lefts: Sequence[int]) -> Float32:
+    if not logits or not len(logits) == len(tops) == len(lefts):
+        raise DeployError(f"stitch: got {len(logits)} logits at {len(tops)} x {len(lefts)} places, expected one each")
+    first = logits[0]
+    for array in logits:
+        if array.ndim != 3 or array.dtype != np.float32 or not array.flags.c_contiguous or array.shape != first.shape:
+            raise DeployError(
+                f"stitch: got logits {array.shape} {array.dtype}, expected C-contiguous (K, h, w) float32, "
+                f"all {first.shape}"
+            )
+    if not 1 <= first.shape[0] <= 255 or 0 in first.shape:
+        raise DeployError(f"stitch: got logits {first.shape}, expected 1 to 255 classes and at least one value")
+    if min(tops) < 0 or min(lefts) < 0:
+        raise DeployError("stitch: got a window left of or above the image, expected tops and lefts of 0 or more")
+    return first
+
+
+def _check_weights(weights: Weights, window: tuple[int, int]) -> None:
+    for values, size in zip(weights, window, strict=True):
+        if values.shape != (size,) or values.dtype != np.float32 or not values.flags.c_contiguous or values.min() <= 0:
+            raise DeployError(f"stitch: got weights {values.shape} {values.dtype}, expected ({size},) float32 > 0")
+
+
+def _output(array: Any, shape: tuple[int, int], dtype: type, name: str) -> Any:
+    if array is None:
+        return np.empty(shape, dtype)
+    if array.shape != shape or array.dtype != dtype or not array.flags.writeable or array.strides[1] != array.itemsize:
+        raise DeployError(f"stitch: got {name} {array.shape} {array.dtype}, expected {shape} {np.dtype(dtype)} in rows")
+    return array
+
+
+def _threads(threads: int) -> int:
+    if threads < 0:
+        raise DeployError(f"threads: got {threads}, expected 0 (all cores) or more")
+    return min(threads or len(os.sched_getaffinity(0)), MAX_THREADS)
+
+
+def _floats(values: Float32) -> Any:
+    return (ctypes.c_float * len(values))(*values.tolist())
+
+
+def _check(what: Literal["gather", "stitch"], status: int) -> None:
+    if status:
+        raise DeployError(f"{what}: {_MESSAGES.get(status, f'unknown status {status}')}")

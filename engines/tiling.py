@@ -1,0 +1,62 @@
+"""Where windows lie on an image, as mmsegmentation's slide mode places them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engines.errors import DeployError
+
+BLENDS = ("uniform", "gaussian", "hann")
+PADDINGS = ("zero", "edge", "reflect")
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Window and stride in pixels.
+
+    blend: weights of a window's pixels where windows overlap; ``uniform`` is mmsegmentation's plain mean.
+    padding: what lies beyond an image smaller than the window; ``zero`` is zero after normalisation (the mean colour).
+    """
+
+    window_h: int
+    window_w: int
+    stride_h: int
+    stride_w: int
+    blend: str = "uniform"
+    padding: str = "zero"
+
+    def __post_init__(self) -> None:
+        for axis, window, stride in (("height", self.window_h, self.stride_h), ("width", self.window_w, self.stride_w)):
+            if not 1 <= stride <= window:
+                raise DeployError(
+                    f"tiling: got stride {stride} for window {axis} {window}, expected 1 to {window}; "
+                    "a larger stride would leave pixels that no window sees"
+                )
+        if self.blend not in BLENDS:
+            raise DeployError(f"tiling: got blend {self.blend!r}, expected one of {', '.join(BLENDS)}")
+        if self.padding not in PADDINGS:
+            raise DeployError(f"tiling: got padding {self.padding!r}, expected one of {', '.join(PADDINGS)}")
+
+    def placements(self, height: int, width: int) -> tuple[list[int], list[int]]:
+        """First rows of the window rows and first columns of the window columns; their product is all windows.
+
+        The last window is moved back to end at the image's edge.  An image smaller than the window gets one at 0.
+        """
+        return _axis(height, self.window_h, self.stride_h), _axis(width, self.window_w, self.stride_w)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Tiling:
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise DeployError(f"tiling: {error}; build the bundle again") from error
+
+
+def _axis(length: int, window: int, stride: int) -> list[int]:
+    count = max(length - window + stride - 1, 0) // stride + 1
+    return [max(min(i * stride + window, length) - window, 0) for i in range(count)]

@@ -1,0 +1,147 @@
+"""Weights on disk -> tensors.  Nothing that a file says is ever executed.
+
+Pickles go through PyTorch's restricted unpickler (``weights_only=True``), which builds tensors and plain containers
+and refuses everything else; safetensors hold nothing but tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from engines.bundle import file_sha256
+from engines.errors import DeployError
+from pipeline.checkpoints.common import State
+
+# What torch.load raises on damaged files, found by truncating and flipping bytes of both of its formats.
+_DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError, struct.error)
+_WRAPPER = "module."  # prefix left by DataParallel
+
+
+def read_state(path: Path) -> tuple[State, dict[str, Any]]:
+    """The state dict in a .safetensors or torch.save file, and the ``meta`` beside it ({} if there is none).
+
+    Unwraps {"state_dict": ..., "meta": ...} and removes the prefix ``module.`` if every key has it.
+    Raises DeployError if the file is missing, damaged, holds code, or is not a state dict.
+    """
+    if not path.is_file():
+        raise DeployError(f"{path}: got {_kind(path)}, expected a file of weights; check the path")
+    if path.stat().st_size == 0:
+        raise DeployError(f"{path}: got an empty file, expected weights; download it again")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    meta: Any = None
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content, meta = content["state_dict"], content.get("meta")
+    return _state(path, content), dict(meta) if isinstance(meta, Mapping) else {}
+
+
+def read_shards(index: Path) -> tuple[State, list[Path]]:
+    """The tensors of a Hugging Face ``*.index.json``, and the files they came from.  Raises DeployError."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise DeployError(f"{index}: got no weight_map, expected one from tensor to file; download the folder again")
+    state: State = {}
+    files = []
+    for name in sorted(set(names.values())):
+        # An index must not be able to name files outside its folder.
+        if Path(name).name != name:
+            raise DeployError(f"{index}: got the shard {name!r}, expected a file name without folders")
+        files.append(index.parent / name)
+        shard, _ = read_state(files[-1])
+        listed = {key for key, file in names.items() if file == name}
+        if shard.keys() != listed:
+            key = min(shard.keys() ^ listed)
+            raise DeployError(f"{files[-1]}: got tensors other than {index.name} lists ({key}); download it again")
+        state.update(shard)
+    return state, files
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.  Raises DeployError."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DeployError(f"{path}: got {_line(error)}, expected readable JSON; download it again") from error
+    if not isinstance(data, dict):
+        raise DeployError(f"{path}: got a JSON {type(data).__name__}, expected an object; download it again")
+    return data
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    """The SHA-256 of one file, or of the lines ``digest  name`` of several, as `sha256sum` prints them."""
+    if len(files) == 1:
+        return file_sha256(files[0])
+    lines = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise DeployError(
+            f"{path}: got a damaged file ({_line(error)}), expected safetensors; download it again"
+        ) from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        objects = sorted(set(re.findall(r"GLOBAL ([\w.]+) was not an allowed|Unsupported (?:class|global) ([\w.]+)",
+                                        str(error))))  # fmt: skip
+        names = ", ".join(sorted({name for pair in objects for name in pair if name}))
+        if not names:
+            raise DeployError(
+                f"{path}: got a file that is not a torch checkpoint, expected one from torch.save, or safetensors; "
+                "check the download"
+            ) from error
+        raise DeployError(
+            f"{path}: got a pickle that would run {names}, expected tensors and plain containers only; if you trust "
+            'it, load it where it came from and save torch.save({"state_dict": ckpt["state_dict"]}, ...)'
+        ) from error
+    except OSError as error:
+        raise DeployError(f"{path}: got {_line(error)}, expected a readable file; check its permissions") from error
+    except _DAMAGED as error:
+        if "TorchScript" in str(error):
+            raise DeployError(
+                f"{path}: got a TorchScript archive, expected a state dict; save torch.save(model.state_dict(), ...)"
+            ) from error
+        raise DeployError(
+            f"{path}: got a damaged file ({_line(error)}), expected a torch checkpoint; download it again"
+        ) from error
+
+
+def _state(path: Path, content: Any) -> State:
+    if not isinstance(content, Mapping) or not content:
+        kind = "an empty one" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise DeployError(f"{path}: got {kind}, expected a state dict; save torch.save(model.state_dict(), ...)")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise DeployError(
+                f"{path}: got {type(value).__name__} at {key!r}, expected tensors by name; "
+                "save torch.save(model.state_dict(), ...)"
+            )
+    wrapped = all(key.startswith(_WRAPPER) for key in content)
+    return {key.removeprefix(_WRAPPER) if wrapped else key: value for key, value in content.items()}
+
+
+def _kind(path: Path) -> str:
+    return "a folder" if path.is_dir() else "no such file"
+
+
+def _line(error: BaseException) -> str:
+    """The first line of a message, short enough to stand in one of ours."""
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    return text if len(text) <= 120 else f"{text[:117]}..."

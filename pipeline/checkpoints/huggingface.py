@@ -1,0 +1,159 @@
+"""Hugging Face folders of SegformerForSemanticSegmentation: config.json, weights, preprocessor_config.json.
+
+The keys come in two layouts.  The hub's, which ``save_pretrained`` writes, numbers blocks below
+``segformer.encoder``; since transformers 5 a model holds them in memory below ``segformer.stages``, and that is what
+``torch.save(model.state_dict())`` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engines.errors import DeployError
+from pipeline.checkpoints.common import Parsed, State, require, transfer
+from pipeline.checkpoints.files import read_json, read_shards, read_state
+from pipeline.checkpoints.huggingface_config import config_from_json, label_fields, preprocessing_fields
+from pipeline.segformer import VARIANTS, SegFormer, SegFormerConfig
+
+NAME = "Hugging Face SegFormer"
+ARCHITECTURE = "SegformerForSemanticSegmentation"
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """Where a key layout keeps things.  {s} is the stage, {b} the block; `inner` pairs our names in one with theirs."""
+
+    embed: str
+    norm: str
+    block: str
+    project: str
+    inner: Mapping[str, str]
+
+
+_HUB = _Keys(
+    embed="segformer.encoder.patch_embeddings.{s}",
+    norm="segformer.encoder.layer_norm.{s}",
+    block="segformer.encoder.block.{s}.{b}",
+    project="decode_head.linear_c.{s}.proj",
+    inner={
+        "norm1": "layer_norm_1",
+        "norm2": "layer_norm_2",
+        "attention.q": "attention.self.query",
+        "attention.k": "attention.self.key",
+        "attention.v": "attention.self.value",
+        "attention.reduce": "attention.self.sr",
+        "attention.reduce_norm": "attention.self.layer_norm",
+        "attention.out": "attention.output.dense",
+        "ffn.fc1": "mlp.dense1",
+        "ffn.dwconv": "mlp.dwconv.dwconv",
+        "ffn.fc2": "mlp.dense2",
+    },
+)
+_MEMORY = _Keys(
+    embed="segformer.stages.{s}.patch_embeddings",
+    norm="segformer.stages.{s}.layer_norm",
+    block="segformer.stages.{s}.blocks.{b}",
+    project="decode_head.linear_projections.{s}.proj",
+    inner={
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "attention.q": "attention.q_proj",
+        "attention.k": "attention.k_proj",
+        "attention.v": "attention.v_proj",
+        "attention.reduce": "attention.sequence_reduction.sequence_reduction",
+        "attention.reduce_norm": "attention.sequence_reduction.layer_norm",
+        "attention.out": "attention.o_proj",
+        "ffn.fc1": "mlp.fc1",
+        "ffn.dwconv": "mlp.dwconv.dwconv",
+        "ffn.fc2": "mlp.fc2",
+    },
+)
+_EMBED = {"proj": "proj", "norm": "layer_norm"}
+_HEAD = {"fuse": "linear_fuse", "norm": "batch_norm", "classify": "classifier"}
+
+
+def is_huggingface(keys: frozenset[str]) -> bool:
+    """Whether these are weights from such a folder, which do not say enough without their config.json."""
+    return any(key.startswith("segformer.") for key in keys)
+
+
+def load_folder(folder: Path) -> tuple[Parsed, dict[str, Any], list[Path]]:
+    """The network in a folder, the `ModelSpec` fields that only the folder knows, and its weight files.
+
+    Raises DeployError for a missing or damaged file, another architecture, an encoder without a decoder, a config
+    that this SegFormer cannot reproduce, and weights that do not fit the config.
+    """
+    config = read_json(_existing(folder, "config.json"))
+    if config.get("model_type") != "segformer":
+        raise DeployError(
+            f"{folder}: got model_type {config.get('model_type')!r}, expected 'segformer'; "
+            "load another architecture through a Python factory"
+        )
+    state, files = _read_weights(folder)
+    if not any(key.startswith("decode_head.") for key in state):
+        raise DeployError(
+            f"{folder}: got {_architecture(config)} without a decode_head, expected {ARCHITECTURE}; "
+            "use a checkpoint that was fine-tuned for segmentation"
+        )
+    classes = require(state, "decode_head.classifier.weight", 4).shape[0]
+    spec = label_fields(config, classes) | preprocessing_fields(folder)
+    shape = config_from_json(config, classes)
+    keys = _MEMORY if any(key.startswith("segformer.stages.") for key in state) else _HUB
+    with torch.device("meta"):
+        model = SegFormer(shape)
+    transfer(model, state, _renamer(keys))
+    return Parsed(model, "segformer", _variant(shape), logits_stride=shape.strides[0]), spec, files
+
+
+def _read_weights(folder: Path) -> tuple[State, list[Path]]:
+    for name in _WEIGHTS:
+        path = folder / name
+        if path.is_file():
+            return read_shards(path) if path.suffix == ".json" else (read_state(path)[0], [path])
+    raise DeployError(f"{folder}: got a config.json without weights, expected {', '.join(_WEIGHTS[:3])}")
+
+
+def _existing(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise DeployError(f"{folder}: got a folder without {name}, expected a Hugging Face model or a weights file")
+    return folder / name
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    return ", ".join(map(str, names)) if isinstance(names, list) and names else "a SegFormer"
+
+
+def _variant(shape: SegFormerConfig) -> str:
+    for name, dims in VARIANTS.items():
+        if dims == (shape.dims, shape.depths, shape.decoder_dim):
+            return name
+    return "custom"
+
+
+def _renamer(keys: _Keys) -> Callable[[str], str]:
+    def rename(ours: str) -> str:
+        stem, leaf = ours.rsplit(".", 1)
+        match stem.split("."):
+            case ["stages", stage, "embed", part]:
+                place = f"{keys.embed.format(s=stage)}.{_EMBED[part]}"
+            case ["stages", stage, "norm"]:
+                place = keys.norm.format(s=stage)
+            case ["stages", stage, "blocks", block, *part]:
+                place = f"{keys.block.format(s=stage, b=block)}.{keys.inner['.'.join(part)]}"
+            case ["head", "project", stage]:
+                place = keys.project.format(s=stage)
+            case ["head", part]:
+                place = f"decode_head.{_HEAD[part]}"
+            case _:
+                raise KeyError(ours)
+        return f"{place}.{leaf}"
+
+    return rename

@@ -1,0 +1,160 @@
+"""The JSON files of a Hugging Face SegFormer: dimensions, class names and preprocessing, checked field by field.
+
+transformers builds every LayerNorm with PyTorch's eps of 1e-5 and never reads ``layer_norm_eps`` of the config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engines.errors import DeployError
+from engines.spec import IGNORE_LABEL, RGB
+from pipeline.checkpoints.files import read_json
+from pipeline.segformer import SegFormerConfig
+
+_EPS = 1e-5
+_GELU = {
+    "gelu": "none",
+    "gelu_python": "none",
+    "gelu_new": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+    "gelu_python_tanh": "tanh",
+}
+# What transformers assumes for a field that config.json leaves out.
+_DEFAULTS: dict[str, list[int]] = {
+    "hidden_sizes": [32, 64, 160, 256],
+    "depths": [2, 2, 2, 2],
+    "num_attention_heads": [1, 2, 5, 8],
+    "sr_ratios": [8, 4, 2, 1],
+    "mlp_ratios": [4, 4, 4, 4],
+    "patch_sizes": [7, 3, 3, 3],
+    "strides": [4, 2, 2, 2],
+}
+
+
+def config_from_json(config: Mapping[str, Any], classes: int) -> SegFormerConfig:
+    """The dimensions in a config.json.  Raises DeployError."""
+    sizes = {name: _integers(config, name) for name in _DEFAULTS}
+    stages = _integer(config, "num_encoder_blocks", 4)
+    for name, values in sizes.items():
+        if len(values) != stages:
+            raise DeployError(f"config.json: {name}: got {len(values)} stages, expected num_encoder_blocks = {stages}")
+    for field, expected in (("num_channels", 3), ("reshape_last_stage", True)):
+        got = config.get(field, expected)
+        if got != expected:
+            raise DeployError(
+                f"config.json: {field}: got {got!r}, expected {expected!r}; no published SegFormer differs"
+            )
+    if any(dim % heads for dim, heads in zip(sizes["hidden_sizes"], sizes["num_attention_heads"], strict=True)):
+        raise DeployError(
+            f"config.json: num_attention_heads: got {sizes['num_attention_heads']}, expected divisors of "
+            f"hidden_sizes {sizes['hidden_sizes']}"
+        )
+    act = config.get("hidden_act", "gelu")
+    if act not in _GELU:
+        raise DeployError(f"config.json: hidden_act: got {act!r}, expected one of {', '.join(_GELU)}")
+    return SegFormerConfig(
+        classes=classes,
+        dims=sizes["hidden_sizes"],
+        depths=sizes["depths"],
+        heads=sizes["num_attention_heads"],
+        reductions=sizes["sr_ratios"],
+        mlp_ratios=sizes["mlp_ratios"],
+        patch_sizes=sizes["patch_sizes"],
+        strides=sizes["strides"],
+        decoder_dim=_integer(config, "decoder_hidden_size", 256),
+        gelu=_GELU[act],
+        eps_embed=_EPS,
+        eps_reduce=_EPS,
+        eps_block=_EPS,
+        eps_stage=_EPS,
+    )
+
+
+def label_fields(config: Mapping[str, Any], classes: int) -> dict[str, Any]:
+    """``classes`` (if named), ``palette`` (if given) and ``ignore_index`` of a `ModelSpec`.  Raises DeployError."""
+    fields: dict[str, Any] = {"ignore_index": _integer(config, "semantic_loss_ignore_index", IGNORE_LABEL, 0)}
+    names = config.get("id2label")
+    if names is not None:
+        fields["classes"] = _class_names(names)
+        if len(fields["classes"]) != classes:
+            raise DeployError(
+                f"config.json: id2label: got {len(fields['classes'])} classes, expected {classes}, "
+                "the rows of decode_head.classifier; the weights belong to another config"
+            )
+    if config.get("palette") is not None:
+        fields["palette"] = _palette(config["palette"])
+    return fields
+
+
+def preprocessing_fields(folder: Path) -> dict[str, Any]:
+    """``mean``, ``std`` and ``reduce_zero_label`` of a `ModelSpec`; {} without a preprocessor_config.json.
+
+    transformers computes ``(pixel * rescale_factor - mean) / std``; dividing mean and std by the factor moves them to
+    the 0..255 scale.  Raises DeployError.
+    """
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return {}
+    config = read_json(path)
+    normalize = config.get("do_normalize", True)
+    try:
+        scale = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
+        mean = _triple(config.get("image_mean", (0.485, 0.456, 0.406)) if normalize else 0.0)
+        std = _triple(config.get("image_std", (0.229, 0.224, 0.225)) if normalize else 1.0)
+        reduce = config.get("do_reduce_labels", config.get("reduce_labels", False))
+        # Ten decimals turn 123.67500000000001 into 123.675 and lie far below float32.
+        return {
+            "mean": tuple(round(value / scale, 10) for value in mean),
+            "std": tuple(round(value / scale, 10) for value in std),
+            "reduce_zero_label": bool(reduce),
+        }
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise DeployError(f"{path}: got unusable numbers ({error}), expected image_mean, image_std of 3") from error
+
+
+def _integers(config: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    values = config.get(name, _DEFAULTS[name])
+    if not isinstance(values, list) or not all(_is_count(value) for value in values):
+        raise DeployError(f"config.json: {name}: got {values!r}, expected a list of positive integers")
+    return tuple(int(value) for value in values)
+
+
+def _integer(config: Mapping[str, Any], name: str, default: int, lowest: int = 1) -> int:
+    value = config.get(name, default)
+    if not _is_count(value, lowest):
+        raise DeployError(f"config.json: {name}: got {value!r}, expected an integer, {lowest} or more")
+    return int(value)
+
+
+def _is_count(value: Any, lowest: int = 1) -> bool:
+    # 4.0 counts: some exporters write mlp_ratios as floats.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= lowest and value % 1 == 0
+
+
+def _class_names(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, dict) or not all(
+        isinstance(key, str) and key.isascii() and key.isdigit() for key in names
+    ):
+        raise DeployError("config.json: id2label: got something else, expected an object from '0', '1', ... to names")
+    by_index = {int(key): str(name) for key, name in names.items()}
+    if len(by_index) != len(names) or sorted(by_index) != list(range(len(names))):
+        raise DeployError(f"config.json: id2label: got {len(names)} ids, expected 0 to {len(names) - 1} without a gap")
+    return tuple(by_index[index] for index in range(len(names)))
+
+
+def _palette(colours: Any) -> tuple[RGB, ...]:
+    try:
+        palette = tuple((int(r), int(g), int(b)) for r, g, b in colours)
+    except (TypeError, ValueError) as error:
+        raise DeployError(f"config.json: palette: got {error}, expected [red, green, blue] for each class") from error
+    if any(not 0 <= value <= 255 for colour in palette for value in colour):
+        raise DeployError("config.json: palette: got a value outside 0..255, expected [red, green, blue] of bytes")
+    return palette
+
+
+def _triple(value: Any) -> tuple[float, float, float]:
+    a, b, c = (value, value, value) if isinstance(value, (int, float)) else value
+    return float(a), float(b), float(c)

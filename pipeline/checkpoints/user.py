@@ -1,0 +1,159 @@
+"""A user's own network: a Python function that returns it, named as ``package.module:function``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engines.errors import DeployError
+from engines.spec import MAX_CLASSES, ModelSpec
+from pipeline.checkpoints.common import LoadedModel, State, check_finite
+from pipeline.checkpoints.files import files_sha256, read_state
+
+_OUTPUTS = ("logits", "out")  # of Hugging Face and torchvision
+
+
+class LogitsOnly(nn.Module):
+    """Calls `inner` and returns nothing but its logits, whatever container it puts them in."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pick_logits(self.inner(x))
+
+
+def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> LoadedModel:
+    """Call the factory, load `weights` strictly if given, and measure the logits on one window of zeros.
+
+    The function returns an nn.Module, or (nn.Module, ModelSpec); without a ModelSpec, classes and palette follow
+    from the number of channels, and mean and std are ImageNet's.
+    Raises DeployError; what the user's own function raises passes through.
+    """
+    made = _resolve(source)()
+    module, spec = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(module, nn.Module) or not isinstance(spec, (ModelSpec, type(None))):
+        raise DeployError(f"factory {source}: got {_describe(made)}, expected an nn.Module or (nn.Module, ModelSpec)")
+    digest = ""
+    if weights is not None:
+        state, _ = read_state(weights)
+        _fill(module, state, weights)
+        digest = files_sha256([weights])
+    module = LogitsOnly(module).float().eval().requires_grad_(False)
+    classes, stride = _measure(module, window, source)
+    if spec is None:
+        # Imported here: this table of data sets is no part of reading weights.
+        from engines.palettes import default_classes, palette_for
+
+        names = default_classes(classes)
+        spec = ModelSpec("custom", source, names, palette_for(names), logits_stride=stride)
+    if (len(spec.classes), spec.logits_stride) != (classes, stride):
+        raise DeployError(
+            f"factory {source}: got a ModelSpec of {len(spec.classes)} classes at 1/{spec.logits_stride}, expected "
+            f"{classes} at 1/{stride}, as the module computes them"
+        )
+    spec = replace(spec, source=f"factory {source}", source_sha256=digest or spec.source_sha256)
+    return LoadedModel(module, spec)
+
+
+def pick_logits(output: Any) -> Tensor:
+    """The logits in a module's output: the tensor, ``logits`` or ``out`` of a mapping, or the first of a sequence.
+
+    Raises DeployError.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        for name in _OUTPUTS:
+            if isinstance(output.get(name), Tensor):
+                found: Tensor = output[name]
+                return found
+    if isinstance(output, (list, tuple)):
+        named = getattr(output, "logits", None)
+        for item in (named, *output):
+            if isinstance(item, Tensor):
+                return item
+    raise DeployError(
+        f"factory: got {_describe(output)} from the module, expected a tensor of logits (N, K, h, w), a tuple with "
+        "one, or a mapping with 'logits' or 'out'"
+    )
+
+
+def _resolve(source: str) -> Callable[[], Any]:
+    name, _, attribute = source.partition(":")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # as `python -m` does
+    try:
+        found: Any = importlib.import_module(name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise DeployError(
+            f"factory {source}: {error}; expected package.module:function, installed or below the current folder"
+        ) from error
+    if not callable(found) or isinstance(found, nn.Module):
+        raise DeployError(f"factory {source}: got {_describe(found)}, expected a function that returns the module")
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        raise DeployError(f"factory {source}: {error}; expected a function that needs no arguments") from error
+    except ValueError:
+        pass  # a builtin without a signature: calling it will tell
+    return found  # type: ignore[no-any-return]
+
+
+def _fill(module: nn.Module, state: State, path: Path) -> None:
+    expected = module.state_dict()
+    for kind, keys in (("no tensor for", expected.keys() - state.keys()), ("unknown", state.keys() - expected.keys())):
+        if keys:
+            raise DeployError(
+                f"{path}: got {kind} {', '.join(sorted(keys)[:3])} ({len(keys)} in all), "
+                "expected the keys of the factory's module"
+            )
+    for key, tensor in state.items():
+        shape = expected[key].shape
+        if tensor.shape != shape:
+            raise DeployError(f"{path}: {key}: got shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+        if tensor.is_floating_point():
+            check_finite(tensor, key)
+    module.load_state_dict(state, strict=True)
+
+
+def _measure(module: nn.Module, window: tuple[int, int], source: str) -> tuple[int, int]:
+    """K and the logits' stride, from one run on zeros."""
+    height, width = window
+    try:
+        with torch.inference_mode():
+            logits = module(torch.zeros(1, 3, height, width))
+    except RuntimeError as error:
+        line = str(error).strip().split("\n")[0]
+        raise DeployError(
+            f"factory {source}: the module failed on (1, 3, {height}, {width}) float32: {line}; "
+            "expected it to take this window, choose another with --tile"
+        ) from error
+    shape = tuple(logits.shape)
+    if len(shape) == 4 and shape[0] == 1 and 1 <= shape[1] <= MAX_CLASSES and min(shape[2:]) > 0:
+        stride = height // shape[2]
+        if (shape[2] * stride, shape[3] * stride) == (height, width):
+            return shape[1], stride
+    raise DeployError(
+        f"factory {source}: got logits {shape} for a {height}x{width} window, expected (1, K, {height}/s, {width}/s) "
+        f"with 1 <= K <= {MAX_CLASSES} and an integer stride s"
+    )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {', '.join(type(item).__name__ for item in value) or 'nothing'}"
+    return f"{'an' if type(value).__name__[:1] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"

@@ -1,0 +1,101 @@
+"""Write a SegFormer of ours in the Hugging Face hub layout, fp16."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from calib.scenes import CLASSES, PALETTE
+from engines.spec import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.segformer import SegFormer
+
+
+def save_hugging_face(model: SegFormer, folder: Path) -> None:
+    """config.json, preprocessor_config.json and model.safetensors, readable by transformers and by our loader."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.half().contiguous() for key, value in hub_state(model).items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(_config(model), indent=1) + "\n")
+    processor = {
+        "image_processor_type": "SegformerImageProcessor",
+        "do_resize": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [value / 255 for value in IMAGENET_MEAN],
+        "image_std": [value / 255 for value in IMAGENET_STD],
+        "do_reduce_labels": False,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
+
+
+def hub_state(model: SegFormer) -> dict[str, Tensor]:
+    """Our parameters under the names that the hub's SegFormer checkpoints use."""
+    state = {}
+    for ours, value in model.state_dict().items():
+        if ours.endswith("num_batches_tracked"):
+            continue
+        state[_hub_key(ours)] = value[:, :, 0, 0] if ours.startswith("head.project") and value.ndim == 4 else value
+    return state
+
+
+_BLOCK = {
+    "norm1": "layer_norm_1",
+    "norm2": "layer_norm_2",
+    "attention.q": "attention.self.query",
+    "attention.k": "attention.self.key",
+    "attention.v": "attention.self.value",
+    "attention.reduce": "attention.self.sr",
+    "attention.reduce_norm": "attention.self.layer_norm",
+    "attention.out": "attention.output.dense",
+    "ffn.fc1": "mlp.dense1",
+    "ffn.dwconv": "mlp.dwconv.dwconv",
+    "ffn.fc2": "mlp.dense2",
+}
+_HEAD = {"fuse": "linear_fuse", "norm": "batch_norm", "classify": "classifier"}
+
+
+def _hub_key(key: str) -> str:
+    parts = key.split(".")
+    leaf = parts[-1]
+    if parts[0] == "head":
+        if parts[1] == "project":
+            return f"decode_head.linear_c.{parts[2]}.proj.{leaf}"
+        return f"decode_head.{_HEAD[parts[1]]}.{leaf}"
+    stage = parts[1]
+    if parts[2] == "norm":
+        return f"segformer.encoder.layer_norm.{stage}.{leaf}"
+    if parts[2] == "embed":
+        name = "proj" if parts[3] == "proj" else "layer_norm"
+        return f"segformer.encoder.patch_embeddings.{stage}.{name}.{leaf}"
+    return f"segformer.encoder.block.{stage}.{parts[3]}.{_BLOCK['.'.join(parts[4:-1])]}.{leaf}"
+
+
+def _config(model: SegFormer) -> dict[str, object]:
+    config = model.config
+    return {
+        "architectures": ["SegformerForSemanticSegmentation"],
+        "model_type": "segformer",
+        "num_channels": 3,
+        "num_encoder_blocks": len(config.dims),
+        "depths": list(config.depths),
+        "hidden_sizes": list(config.dims),
+        "num_attention_heads": list(config.heads),
+        "sr_ratios": list(config.reductions),
+        "mlp_ratios": list(config.mlp_ratios),
+        "patch_sizes": list(config.patch_sizes),
+        "strides": list(config.strides),
+        "decoder_hidden_size": config.decoder_dim,
+        "hidden_act": "gelu",
+        "layer_norm_eps": config.eps_block,
+        "reshape_last_stage": True,
+        "semantic_loss_ignore_index": 255,
+        "dtype": str(torch.float16).removeprefix("torch."),
+        "id2label": {str(i): name for i, name in enumerate(CLASSES)},
+        "label2id": {name: i for i, name in enumerate(CLASSES)},
+        "palette": [list(colour) for colour in PALETTE],
+    }

@@ -1,0 +1,166 @@
+"""Train the demo model: SegFormer-B0 from scratch on rendered scenes, on whatever is at hand.
+
+    python -m pipeline.demo.train --out DIR [--minutes 45] [--seed 0]
+
+The budget is wall-clock time, so the result depends on the machine.  Scenes are rendered once into memory; crops of
+them are flipped and jittered.  What is written is the exponential moving average of the weights, with BatchNorm
+statistics estimated again for exactly those weights, in the Hugging Face layout and fp16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calib.scenes import CLASSES, Scene, render
+from engines.spec import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.demo.save import save_hugging_face
+from pipeline.segformer import SegFormer, SegFormerConfig
+
+SCENES = 500
+# Side, batch and share of the steps.  Attention sees (side / 32)^2 keys, so a model trained on small crops alone
+# would meet a thousand keys for the first time in a 1024 window.
+CROPS = ((256, 8, 0.55), (512, 2, 0.35), (832, 1, 0.1))
+PEAK_LR, WARMUP, DECAY = 1.2e-3, 0.04, 0.03
+FIRST_SEED = 1000  # held-out scenes have lower seeds
+
+# Hugging Face's SegFormer has eps 1e-5 in every norm (transformers 5.24, modeling_segformer).
+CONFIG = SegFormerConfig(classes=len(CLASSES), eps_block=1e-5, eps_stage=1e-5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=45)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    model, steps = train(args.minutes, args.seed, args.out)
+    save_hugging_face(model, args.out)
+    print(f"{steps} steps; written to {args.out}")
+
+
+def train(minutes: float, seed: int, out: Path) -> tuple[SegFormer, int]:
+    """Returns the averaged model in eval mode and the number of steps.  Saves to `out` every five minutes."""
+    torch.manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scenes = _render_pool(seed)
+    batches = _batches(scenes, np.random.default_rng(seed), device)
+    model = _initialise(SegFormer(CONFIG)).to(device)
+    average = copy.deepcopy(model)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}])
+    weight = _class_weights(scenes).to(device)
+    start, saved, step, losses = time.monotonic(), 0.0, 0, []
+    while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
+        rate = PEAK_LR * (progress / WARMUP if progress < WARMUP else 0.5 + 0.5 * math.cos(math.pi * progress))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        losses.append(_step(model, optimizer, next(batches), weight))
+        step += 1
+        _follow(average, model, min(0.999, (1 + step) / (10 + step)))
+        if step % 50 == 0:
+            print(f"{60 * minutes * progress:6.0f} s  step {step}  loss {np.mean(losses[-50:]):.4f}", flush=True)
+        if progress * minutes - saved >= 5:
+            saved = progress * minutes
+            save_hugging_face(_finished(average, batches), out)
+    return _finished(average, batches), step
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], weight: Tensor) -> float:
+    x, y = batch
+    model.train()
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
+        logits = model(x)
+    logits = F.interpolate(logits.float(), size=y.shape[1:], mode="bilinear", align_corners=False)
+    loss = F.cross_entropy(logits, y, weight)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    for ours, theirs in zip(average.parameters(), model.parameters(), strict=True):
+        ours.lerp_(theirs, 1 - decay)
+
+
+@torch.no_grad()
+def _finished(average: SegFormer, batches: Iterator[tuple[Tensor, Tensor]]) -> SegFormer:
+    """A copy on the CPU whose BatchNorm statistics are those of its own (averaged) weights."""
+    model = copy.deepcopy(average)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # cumulative mean over the batches below
+            module.train()
+    for _ in range(20):
+        model(next(batches)[0])
+    return model.eval().cpu()
+
+
+def _initialise(model: SegFormer) -> SegFormer:
+    """Truncated normal for projections, He normal (fan-out) for convolutions, as is usual for these encoders."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return model
+
+
+def _render_pool(seed: int) -> list[Scene]:
+    """Scenes at many scales, so that the model knows both 512 and 1024 pixel high streets."""
+    rng = np.random.default_rng(seed)
+    heights = np.exp(rng.uniform(np.log(320), np.log(1100), SCENES)).astype(int)
+    widths = (heights * rng.uniform(1.0, 1.8, SCENES)).astype(int)
+    with ProcessPoolExecutor() as pool:
+        seeds = range(FIRST_SEED, FIRST_SEED + SCENES)
+        return list(pool.map(render, seeds, heights.tolist(), widths.tolist(), chunksize=8))
+
+
+def _batches(scenes: list[Scene], rng: np.random.Generator, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """x: (B, 3, side, side) float32 normalised, y: (B, side, side) int64."""
+    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    fitting = {side: [scene for scene in scenes if min(scene.labels.shape) >= side] for side, _, _ in CROPS}
+    while True:
+        side, batch, _ = CROPS[int(rng.choice(len(CROPS), p=[share for _, _, share in CROPS]))]
+        xs, ys = [], []
+        for _ in range(batch):
+            scene = fitting[side][int(rng.integers(len(fitting[side])))]
+            top = int(rng.integers(scene.labels.shape[0] - side + 1))
+            left = int(rng.integers(scene.labels.shape[1] - side + 1))
+            step = -1 if rng.random() < 0.5 else 1
+            window = (slice(top, top + side), slice(left, left + side))
+            image, labels = scene.image[window][:, ::step], scene.labels[window][:, ::step]
+            x = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
+            gain = torch.from_numpy(rng.uniform(0.8, 1.2, (3, 1, 1)).astype(np.float32))
+            xs.append((x * gain - mean) / std)
+            ys.append(torch.from_numpy(labels.copy()).long())
+        yield torch.stack(xs).to(device), torch.stack(ys).to(device)
+
+
+def _class_weights(scenes: list[Scene]) -> Tensor:
+    counts = sum(np.bincount(scene.labels.ravel(), minlength=len(CLASSES)) for scene in scenes)
+    weight = torch.tensor((counts / counts.sum()) ** -0.4, dtype=torch.float32)
+    return weight / weight.mean()
+
+
+if __name__ == "__main__":
+    main()

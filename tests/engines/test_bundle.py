@@ -1,0 +1,106 @@
+"""Bundles: nothing half-made, nothing lost, nothing loaded that is not what was built."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engines.bundle import ENGINE, FILES, GOLDEN, MANIFEST, Manifest, open_bundle, writing
+from engines.errors import DeployError
+from engines.golden import Golden
+from engines.segmenter import open_segmenter
+
+
+@pytest.fixture
+def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+
+
+def test_manifest_round_trips_through_json(tiny_bundle: Path) -> None:
+    manifest = open_bundle(tiny_bundle).manifest
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_one_changed_byte_is_refused(copy: Path, name: str) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(DeployError, match=name):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(DeployError, match=f"{name} is missing"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1}', '{"schema": 99}'])
+def test_a_foreign_manifest_is_refused(copy: Path, text: str) -> None:
+    (copy / MANIFEST).write_text(text)
+    with pytest.raises(DeployError, match="manifest"):
+        open_bundle(copy)
+
+
+def test_an_empty_folder_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match="expected a folder made by build-engine"):
+        open_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(("field", "value"), [("device", "cpu of another kind"), ("sdk", "openvino 1999.1")])
+def test_another_device_or_sdk_is_refused_with_the_command_that_rebuilds(copy: Path, field: str, value: str) -> None:
+    from dataclasses import replace
+
+    from engines.bundle import seal
+
+    seal(copy, replace(open_bundle(copy).manifest, **{field: value}))
+    with pytest.raises(DeployError, match=rf"{value}.*build-engine {copy}"), open_segmenter(copy):
+        pass
+
+
+def test_an_engine_that_the_sdk_cannot_read_is_an_error(copy: Path) -> None:
+    from dataclasses import replace
+
+    from engines.bundle import file_sha256, seal
+
+    manifest = open_bundle(copy).manifest
+    (copy / ENGINE).write_bytes(b"not an engine")
+    seal(copy, replace(manifest, files={**manifest.files, ENGINE: file_sha256(copy / ENGINE)}))
+    with pytest.raises(DeployError, match="cannot load the engine"), open_segmenter(copy):
+        pass
+
+
+def test_a_failed_write_leaves_what_was_there(copy: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    with pytest.raises(RuntimeError, match="killed"), writing(copy) as folder:
+        (folder / ENGINE).write_bytes(b"half")
+        raise RuntimeError("killed")
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_a_finished_write_replaces_the_old_bundle(copy: Path) -> None:
+    with writing(copy) as folder:
+        (folder / "new").write_text("x")
+    assert [path.name for path in copy.iterdir()] == ["new"]
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("the only copy")
+    with pytest.raises(DeployError, match="left alone"), writing(tmp_path):
+        pass
+    assert (tmp_path / "thesis.txt").read_text() == "the only copy"
+
+
+def test_golden_is_read_without_pickle(copy: Path) -> None:
+    import numpy as np
+
+    np.savez(copy / GOLDEN, image=np.array([object()], dtype=object))
+    with pytest.raises(DeployError, match="golden"):
+        Golden.load(copy / GOLDEN)

@@ -1,0 +1,141 @@
+"""The flow from image to mask, against mmsegmentation's slide mode written out in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engines.errors import DeployError
+from engines.segmenter import Segmenter, open_segmenter
+from engines.spec import ModelSpec
+from engines.tiling import Tiling
+from tests.models import tiny
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[Segmenter]:
+    with open_segmenter(folder) as (segmenter, _):
+        yield segmenter
+
+
+def _slide(image: np.ndarray, tiling: Tiling, spec: ModelSpec) -> torch.Tensor:
+    """(K, H, W): mean of raw logits upsampled to the crop.  Smaller images are padded in normalised space."""
+    model = tiny()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+    x = (torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() - mean) / std
+    height, width = image.shape[:2]
+    x = F.pad(x, (0, max(0, tiling.window_w - width), 0, max(0, tiling.window_h - height)))
+    full_h, full_w = x.shape[2:]
+    total, count = torch.zeros(5, full_h, full_w), torch.zeros(full_h, full_w)
+    for row in range(max(full_h - tiling.window_h + tiling.stride_h - 1, 0) // tiling.stride_h + 1):
+        for column in range(max(full_w - tiling.window_w + tiling.stride_w - 1, 0) // tiling.stride_w + 1):
+            bottom = min(row * tiling.stride_h + tiling.window_h, full_h)
+            right = min(column * tiling.stride_w + tiling.window_w, full_w)
+            top, left = bottom - tiling.window_h, right - tiling.window_w
+            with torch.no_grad():
+                logits = model(x[:, :, top:bottom, left:right])
+            logits = F.interpolate(logits, (tiling.window_h, tiling.window_w), mode="bilinear", align_corners=False)
+            total[:, top:bottom, left:right] += logits[0]
+            count[top:bottom, left:right] += 1
+    return (total / count)[:, :height, :width]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (150, 333), (40, 50), (64, 97), (1, 1), (200, 30), (111, 96)])
+def test_labels_and_confidence_equal_slide_mode_in_torch(tiny_bundle: Path, size: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+    with _opened(tiny_bundle) as segmenter:
+        mask = segmenter.segment(image, confidence=True)
+        reference = _slide(image, segmenter.tiling, segmenter.spec)
+    top2 = reference.topk(2, dim=0).values
+    clear = (top2[0] - top2[1] >= 1e-4).numpy()
+    assert clear.mean() > 0.99
+    assert np.array_equal(mask.labels[clear], reference.argmax(0).numpy()[clear])
+    assert mask.confidence is not None
+    np.testing.assert_allclose(mask.confidence, reference.softmax(0).max(0).values.numpy(), atol=1e-4)
+
+
+def test_bands_are_the_mask_in_pieces(tiny_bundle: Path) -> None:
+    image = np.random.default_rng(2).integers(0, 256, (300, 200, 3), np.uint8)
+    with _opened(tiny_bundle) as segmenter:
+        whole = segmenter.segment(image, confidence=True)
+        bands = list(segmenter.bands(image, confidence=True))
+    assert [band.row0 for band in bands] == [0, *(band.row1 for band in bands[:-1])]
+    assert bands[-1].row1 == 300
+    assert np.array_equal(np.concatenate([band.labels for band in bands]), whole.labels)
+    assert np.array_equal(np.concatenate([band.confidence for band in bands]), whole.confidence)
+
+
+class _Counting:
+    """An engine that answers with constant logits and counts how many answers are alive."""
+
+    def run(self, windows: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(np.arange(3, dtype=np.float32)[None, :, None, None], (1, 3, 8, 8)).copy()
+
+
+def test_bands_hold_only_the_window_rows_that_touch_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ModelSpec("test", "", ("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
+    segmenter = Segmenter(_Counting(), spec, Tiling(32, 32, 24, 24))
+    held: list[int] = []
+    original = Segmenter._stitch
+
+    def counting(self, rows, *args, **kwargs):  # type: ignore[no-untyped-def]
+        held.append(len(rows))
+        return original(self, rows, *args, **kwargs)
+
+    monkeypatch.setattr(Segmenter, "_stitch", counting)
+    total = sum(band.labels.shape[0] for band in segmenter.bands(np.zeros((1000, 40, 3), np.uint8)))
+    assert total == 1000
+    assert max(held) <= 3  # two overlapping rows, three where the last one snaps back to the edge
+
+
+def test_a_bgr_network_gets_bgr(tiny_bundle: Path) -> None:
+    from dataclasses import replace
+
+    image = np.random.default_rng(3).integers(0, 256, (64, 96, 3), np.uint8)
+    with _opened(tiny_bundle) as segmenter:
+        expected = segmenter.segment(image).labels
+        spec = segmenter.spec
+        swapped = replace(spec, channel_order="BGR", mean=spec.mean[::-1], std=spec.std[::-1])
+        bgr = Segmenter(_Flip(segmenter.session), swapped, segmenter.tiling)
+        assert np.array_equal(bgr.segment(image).labels, expected)
+
+
+class _Flip:
+    """Puts the channels back, as a network trained on BGR would see them."""
+
+    def __init__(self, session) -> None:  # type: ignore[no-untyped-def]
+        self.session = session
+
+    def run(self, windows: np.ndarray) -> np.ndarray:
+        return self.session.run(np.ascontiguousarray(windows[:, ::-1]))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_anything_but_an_rgb_image_is_refused(tiny_bundle: Path, image: np.ndarray) -> None:
+    with _opened(tiny_bundle) as segmenter, pytest.raises(DeployError, match="expected"):
+        segmenter.segment(image)
+
+
+class _NaN:
+    def run(self, windows: np.ndarray) -> np.ndarray:
+        return np.full((1, 3, 8, 8), np.nan, np.float32)
+
+
+def test_an_engine_that_answers_nan_is_an_error() -> None:
+    spec = ModelSpec("test", "", ("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
+    with pytest.raises(DeployError, match="NaN"):
+        Segmenter(_NaN(), spec, Tiling(32, 32, 24, 24)).segment(np.zeros((32, 32, 3), np.uint8))

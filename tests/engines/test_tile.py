@@ -1,0 +1,272 @@
+"""The C tiling core against PyTorch (mmsegmentation's slide mode written out), numpy, SciPy and the float64 oracle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.special import softmax
+
+from engines import tile, tile_reference
+from engines.errors import DeployError
+from engines.tiling import Tiling
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+NEAR_TIE = 1e-4
+
+
+def _slide(logits: list[np.ndarray], tops: list[int], lefts: list[int], window, size) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """(K, H, W): what mmsegmentation averages, padding of smaller images cut off afterwards."""
+    height, width = max(size[0], window[0]), max(size[1], window[1])
+    total, count = torch.zeros(1, logits[0].shape[0], height, width), torch.zeros(1, 1, height, width)
+    for values, top, left in zip(logits, tops, lefts, strict=True):
+        crop = F.interpolate(torch.from_numpy(values)[None], window, mode="bilinear", align_corners=False)
+        total += F.pad(crop, (left, width - left - window[1], top, height - top - window[0]))
+        count[:, :, top : top + window[0], left : left + window[1]] += 1
+    assert (count > 0).all()
+    return (total / count)[0, :, : size[0], : size[1]]
+
+
+def _case(seed: int, classes: int, low: tuple[int, int], tiling: Tiling, size: tuple[int, int]):  # type: ignore[no-untyped-def]
+    rows, columns = tiling.placements(*size)
+    tops = [top for top in rows for _ in columns]
+    lefts = [left for _ in rows for left in columns]
+    rng = np.random.default_rng(seed)
+    logits = [3 * rng.standard_normal((classes, *low), dtype=np.float32) for _ in tops]
+    return logits, tops, lefts, (tiling.window_h, tiling.window_w)
+
+
+CASES = [
+    # classes, logits, tiling, image
+    (19, (16, 16), Tiling(64, 64, 48, 48), (100, 180)),  # a quarter, as SegFormer
+    (19, (16, 24), Tiling(64, 96, 48, 64), (111, 333)),
+    (19, (8, 8), Tiling(128, 128, 96, 96), (300, 200)),  # a sixteenth, as SETR
+    (5, (64, 64), Tiling(64, 64, 48, 48), (100, 70)),  # full resolution
+    (3, (17, 23), Tiling(61, 90, 40, 70), (150, 200)),  # not a whole ratio
+    (3, (90, 70), Tiling(60, 61, 40, 50), (99, 99)),  # logits finer than pixels
+    (1, (16, 16), Tiling(64, 64, 64, 64), (64, 64)),
+    (2, (16, 16), Tiling(64, 64, 10, 17), (90, 130)),  # up to twenty-odd windows over a pixel
+    (150, (16, 16), Tiling(64, 64, 48, 48), (70, 90)),
+    (255, (8, 8), Tiling(32, 32, 24, 24), (33, 70)),
+    (19, (16, 16), Tiling(64, 64, 48, 48), (20, 30)),  # smaller than the window both ways
+    (19, (16, 16), Tiling(64, 64, 48, 48), (20, 200)),  # and one way
+    (19, (16, 16), Tiling(64, 64, 48, 48), (1, 1)),
+    (4, (1, 1), Tiling(16, 16, 12, 12), (1, 100)),
+    (7, (256, 256), Tiling(1024, 1024, 768, 768), (1030, 1537)),  # several chunks, odd phases
+]
+
+
+@pytest.mark.parametrize(("classes", "low", "tiling", "size"), CASES)
+def test_labels_equal_slide_mode(classes: int, low: tuple[int, int], tiling: Tiling, size: tuple[int, int]) -> None:
+    logits, tops, lefts, window = _case(0, classes, low, tiling, size)
+    labels, certainty = tile.stitch(logits, tops, lefts, window, size, confidence=True)
+    expected = _slide(logits, tops, lefts, window, size).numpy()
+    clear = np.ones(size, bool)
+    if classes > 1:
+        top2 = np.partition(expected, classes - 2, axis=0)[-2:]
+        clear = np.abs(top2[1] - top2[0]) >= NEAR_TIE
+    assert clear.mean() > 0.999
+    assert np.array_equal(labels[clear], expected.argmax(0)[clear])
+    np.testing.assert_allclose(certainty, softmax(expected.astype(np.float64), axis=0).max(0), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("blend", ["gaussian", "hann"])
+@pytest.mark.parametrize(("classes", "low", "tiling", "size"), [CASES[0], CASES[4], CASES[7], CASES[10]])
+def test_smooth_weights_equal_the_oracle(blend: str, classes: int, low, tiling: Tiling, size) -> None:  # type: ignore[no-untyped-def]
+    logits, tops, lefts, window = _case(1, classes, low, tiling, size)
+    weights = tile.blend_weights(blend, *window)
+    assert weights is not None
+    assert min(weights[0].min(), weights[1].min()) > 0
+    labels, certainty = tile.stitch(logits, tops, lefts, window, size, weights=weights, confidence=True)
+    expected = tile_reference.scores(logits, tops, lefts, window, size, weights)
+    top2 = np.sort(expected, axis=0)[-2:]
+    clear = top2[1] - top2[0] >= NEAR_TIE
+    assert np.array_equal(labels[clear], expected.argmax(0)[clear])
+    np.testing.assert_allclose(certainty, tile_reference.confidence(expected), atol=1e-5)
+
+
+def test_the_oracle_itself_equals_pytorch() -> None:
+    for low, size in (((16, 16), (64, 64)), ((17, 23), (61, 90)), ((90, 70), (60, 61)), ((1, 1), (5, 7))):
+        values = np.random.default_rng(0).standard_normal((3, *low))
+        expected = F.interpolate(torch.from_numpy(values)[None], size, mode="bilinear", align_corners=False)[0]
+        np.testing.assert_allclose(tile_reference.resize(values, size), expected.numpy(), atol=1e-12)
+
+
+def test_random_geometries() -> None:
+    rng = np.random.default_rng(7)
+    for seed in range(60):
+        window = rng.integers(1, 70, 2)
+        stride = [int(rng.integers(max(1, w // 4), w + 1)) for w in window]
+        tiling = Tiling(int(window[0]), int(window[1]), *stride)
+        low = (int(rng.integers(1, 30)), int(rng.integers(1, 30)))
+        size = (int(rng.integers(1, 150)), int(rng.integers(1, 150)))
+        logits, tops, lefts, shape = _case(seed, int(rng.integers(2, 9)), low, tiling, size)
+        labels, _ = tile.stitch(logits, tops, lefts, shape, size, threads=2)
+        expected = tile_reference.scores(logits, tops, lefts, shape, size)
+        top2 = np.sort(expected, axis=0)[-2:]
+        clear = top2[1] - top2[0] >= NEAR_TIE
+        assert np.array_equal(labels[clear], expected.argmax(0)[clear]), (seed, tiling, low, size)
+
+
+def test_bands_and_threads_do_not_change_a_bit() -> None:
+    logits, tops, lefts, window = _case(2, 19, (16, 16), Tiling(64, 64, 48, 48), (150, 210))
+    whole = tile.stitch(logits, tops, lefts, window, (150, 210), confidence=True, threads=1)
+    many = tile.stitch(logits, tops, lefts, window, (150, 210), confidence=True, threads=7)
+    assert np.array_equal(whole[0], many[0])
+    assert np.array_equal(whole[1], many[1])  # type: ignore[arg-type]
+    for start, stop in ((0, 1), (1, 48), (48, 149), (149, 150)):
+        touching = [i for i, top in enumerate(tops) if top < stop and top + 64 > start]
+        part = tile.stitch(
+            [logits[i] for i in touching], [tops[i] for i in touching], [lefts[i] for i in touching], window,
+            (150, 210), rows=(start, stop), confidence=True,
+        )  # fmt: skip
+        assert np.array_equal(part[0], whole[0][start:stop])
+        assert np.array_equal(part[1], whole[1][start:stop])  # type: ignore[index, arg-type]
+
+
+def test_an_exact_tie_goes_to_the_lowest_class() -> None:
+    logits = np.zeros((4, 8, 8), np.float32)
+    logits[1] = logits[3] = 1
+    labels, certainty = tile.stitch([logits], [0], [0], (32, 32), (32, 32), confidence=True)
+    assert (labels == 1).all()
+    np.testing.assert_allclose(certainty, np.e / (2 * np.e + 2), rtol=1e-6)
+
+
+def test_confidence_is_right_for_large_logits() -> None:
+    logits = np.zeros((3, 2, 2), np.float32)
+    logits[0], logits[1], logits[2] = 1000, 999, -1000
+    _, certainty = tile.stitch([logits], [0], [0], (8, 8), (8, 8), confidence=True)
+    np.testing.assert_allclose(certainty, 1 / (1 + np.exp(-1)), rtol=1e-6)
+
+
+def test_results_go_where_they_are_asked_to() -> None:
+    logits, tops, lefts, window = _case(3, 5, (16, 16), Tiling(64, 64, 48, 48), (80, 100))
+    labels = np.full((90, 130), 77, np.uint8)
+    certainty = np.full((90, 130), 7, np.float32)
+    tile.stitch(logits, tops, lefts, window, (80, 100), labels=labels[5:85, 10:110], confidence=certainty[5:85, 10:110])
+    expected = tile.stitch(logits, tops, lefts, window, (80, 100), confidence=True)
+    assert np.array_equal(labels[5:85, 10:110], expected[0])
+    assert np.array_equal(certainty[5:85, 10:110], expected[1])  # type: ignore[arg-type]
+    labels[5:85, 10:110], certainty[5:85, 10:110] = 77, 7
+    assert (labels == 77).all()
+    assert (certainty == 7).all()
+
+
+IMAGE = np.random.default_rng(4).integers(0, 256, (50, 70, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [IMAGE, IMAGE[::-1], IMAGE[:, ::-1, ::-1], IMAGE[::2, 1::3], np.asfortranarray(IMAGE),
+     np.dstack([IMAGE, IMAGE])[:, :, 2:5], IMAGE.transpose(1, 0, 2)],
+    ids=["plain", "flipped", "mirrored-bgr", "subsampled", "fortran", "of-six-channels", "transposed"],
+)  # fmt: skip
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_gather_reads_any_strides(image: np.ndarray, order: tuple[int, int, int]) -> None:
+    for top, left, window in ((0, 0, image.shape[:2]), (3, 5, (10, 12)), (image.shape[0] - 7, 2, (7, 9))):
+        got = tile.gather(image, top, left, window, MEAN, STD, order=order)
+        expected = tile_reference.gather(image, top, left, window, MEAN, STD, order=order)
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", ["zero", "edge", "reflect"])
+@pytest.mark.parametrize("size", [(50, 70), (3, 2), (1, 1), (1, 40), (64, 5)])
+def test_gather_pads_what_lies_beyond(padding: str, size: tuple[int, int]) -> None:
+    image = IMAGE if size == (50, 70) else np.random.default_rng(5).integers(0, 256, (*size, 3), np.uint8)
+    got = tile.gather(image, 0, 0, (64, 96), MEAN, STD, padding=padding, threads=3)
+    np.testing.assert_allclose(got, tile_reference.gather(image, 0, 0, (64, 96), MEAN, STD, padding=padding), atol=1e-6)
+
+
+def test_gather_equals_torch_normalisation() -> None:
+    x = (torch.from_numpy(IMAGE).permute(2, 0, 1).float() - torch.tensor(MEAN).view(3, 1, 1)) / (
+        torch.tensor(STD).view(3, 1, 1))  # fmt: skip
+    np.testing.assert_allclose(tile.gather(IMAGE, 0, 0, (50, 70), MEAN, STD), x.numpy(), atol=5e-7)
+
+
+def test_gather_writes_into_a_batch() -> None:
+    batch = np.full((2, 3, 50, 70), 9, np.float32)
+    tile.gather(IMAGE, 0, 0, (50, 70), MEAN, STD, out=batch[1])
+    assert (batch[0] == 9).all()
+    assert np.array_equal(batch[1], tile.gather(IMAGE, 0, 0, (50, 70), MEAN, STD))
+
+
+GOOD = np.zeros((3, 4, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"logits": []}, "got 0 logits"),
+        ({"logits": [GOOD.astype(np.float64)]}, "float64"),
+        ({"logits": [GOOD[:, ::2]]}, "C-contiguous"),
+        ({"logits": [GOOD[0]]}, "C-contiguous"),
+        ({"logits": [np.zeros((256, 4, 4), np.float32)]}, "1 to 255 classes"),
+        ({"logits": [np.zeros((0, 4, 4), np.float32)]}, "1 to 255 classes"),
+        ({"tops": [0, 1]}, "one each"),
+        ({"lefts": [-1]}, "left of or above"),
+        ({"rows": (0, 17)}, "rows 0..17"),
+        ({"rows": (5, 5)}, "rows 5..5"),
+        ({"rows": (-1, 5)}, "rows -1..5"),
+        ({"image_size": (16, 17)}, "lies in no window"),
+        ({"lefts": [1]}, "lies in no window"),
+        ({"tops": [1]}, "lies in no window"),
+        ({"weights": (np.ones(16, np.float32), np.ones(15, np.float32))}, "weights"),
+        ({"weights": (np.ones(16, np.float32), np.zeros(16, np.float32))}, "> 0"),
+        ({"labels": np.zeros((15, 16), np.uint8)}, r"labels \(15, 16\)"),
+        ({"labels": np.zeros((16, 16), np.int64)}, "int64"),
+        ({"labels": np.zeros((16, 32), np.uint8)[:, ::2]}, "labels"),
+        ({"confidence": np.zeros((16, 16), np.float64)}, "confidence"),
+        ({"threads": -1}, "threads"),
+    ],
+)
+def test_stitch_refuses(changes: dict, message: str) -> None:
+    arguments = {"logits": [GOOD], "tops": [0], "lefts": [0], "window": (16, 16), "image_size": (16, 16), **changes}
+    with pytest.raises(DeployError, match=message):
+        tile.stitch(**arguments)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(0, 0, 0), (2, 3, 3), (1, 2, 1)])
+def test_logits_that_are_not_finite_are_an_error(value: float, place: tuple[int, int, int]) -> None:
+    logits = GOOD.copy()
+    logits[place] = value
+    with pytest.raises(DeployError, match="NaN or infinite"):
+        tile.stitch([logits], [0], [0], (16, 16), (16, 16))
+
+
+def test_any_number_of_windows_may_overlap() -> None:
+    labels, certainty = tile.stitch([GOOD] * 300, [0] * 300, [0] * 300, (16, 16), (16, 16), confidence=True)
+    assert (labels == 0).all()
+    np.testing.assert_allclose(certainty, 1 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": IMAGE[:, :, 0]}, "expected"),
+        ({"image": IMAGE.astype(np.float32)}, "float32"),
+        ({"top": -1}, "does not fit"),
+        ({"top": 45}, "does not fit"),
+        ({"left": 65}, "does not fit"),
+        ({"window": (0, 5)}, "does not fit"),
+        ({"padding": "wrap"}, "padding"),
+        ({"order": (0, 0, 1)}, "order"),
+        ({"out": np.zeros((3, 10, 11), np.float32)}, "out"),
+        ({"out": np.zeros((3, 10, 10), np.float64)}, "out"),
+    ],
+)
+def test_gather_refuses(changes: dict, message: str) -> None:
+    arguments = {"image": IMAGE, "top": 0, "left": 0, "window": (10, 10), "mean": MEAN, "std": STD, **changes}
+    with pytest.raises(DeployError, match=message):
+        tile.gather(**arguments)
+
+
+def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile, "EXTENSION_SUFFIXES", [".not-built"])
+    tile.library.cache_clear()
+    with pytest.raises(DeployError, match=r"pip install -e \."):
+        tile.gather(IMAGE, 0, 0, (10, 10), MEAN, STD)
+    monkeypatch.undo()
+    tile.library.cache_clear()
+    assert tile.build_info()

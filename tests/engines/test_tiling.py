@@ -1,0 +1,58 @@
+"""Window placement against the loop in mmsegmentation's slide_inference."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from engines.errors import DeployError
+from engines.tiling import Tiling
+
+
+def _mmseg(length: int, crop: int, stride: int) -> list[int]:
+    starts = []
+    for i in range(max(length - crop + stride - 1, 0) // stride + 1):
+        end = min(i * stride + crop, length)
+        starts.append(max(end - crop, 0))
+    return starts
+
+
+def test_placements_equal_mmsegmentation() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        crop = int(rng.integers(1, 100))
+        stride = int(rng.integers(1, crop + 1))
+        height, width = (int(v) for v in rng.integers(1, 400, 2))
+        tops, lefts = Tiling(crop, crop, stride, stride).placements(height, width)
+        assert tops == _mmseg(height, crop, stride)
+        assert lefts == _mmseg(width, crop, stride)
+
+
+def test_every_pixel_lies_in_a_window() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(500):
+        crop = int(rng.integers(1, 50))
+        length = int(rng.integers(1, 300))
+        seen = np.zeros(length, bool)
+        for start in Tiling(crop, crop, int(rng.integers(1, crop + 1)), 1).placements(length, 1)[0]:
+            seen[start : start + crop] = True
+        assert seen.all()
+
+
+def test_a_cityscapes_frame_has_three_windows() -> None:
+    assert Tiling(1024, 1024, 768, 768).placements(1024, 2048) == ([0], [0, 768, 1024])
+
+
+def test_round_trips_through_json() -> None:
+    tiling = Tiling(512, 1024, 384, 768, blend="hann", padding="reflect")
+    assert Tiling.from_json(json.loads(json.dumps(tiling.to_json()))) == tiling
+
+
+@pytest.mark.parametrize(
+    "arguments", [(64, 64, 65, 64), (64, 64, 64, 0), (0, 64, 1, 1), (64, 64, 1, 1, "cosine"), (64, 64, 1, 1, "hann", "x")]
+)
+def test_impossible_tilings_are_refused(arguments: tuple) -> None:
+    with pytest.raises(DeployError, match="expected"):
+        Tiling(*arguments)

@@ -1,0 +1,151 @@
+"""From model to bundle: verified at every step, and no bundle when a step is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engines.agreement import Gate
+from engines.assemble import rebuild
+from engines.base import get_backend
+from engines.bundle import GOLDEN, open_bundle
+from engines.errors import DeployError, GateError
+from engines.golden import Golden
+from engines.segmenter import open_segmenter
+from engines.tiling import Tiling
+from pipeline.build import BuildRequest, build_bundle, slide_labels
+from pipeline.sources import SourceOptions
+from tests import models
+
+TILING = Tiling(64, 96, 48, 64)
+
+
+def _build(model: str, folder: Path, **changes):  # type: ignore[no-untyped-def]
+    lines: list[tuple[str, str]] = []
+    request = BuildRequest(model, folder, **{"tiling": TILING, "backend": "openvino", **changes})
+    return build_bundle(request, lambda step, text: lines.append((step, text))), lines
+
+
+def test_every_step_is_verified_and_logged(tmp_path: Path) -> None:
+    manifest, lines = _build("tests.models:tiny", tmp_path / "b")
+    assert [step["step"] for step in manifest.verification] == ["export", "simplify", "engine", "tiled mask"]
+    assert all(step["labels"] >= 0.999 for step in manifest.verification)
+    assert {"load", "export", "simplify", "compile", "engine", "tiled mask"} <= {step for step, _ in lines}
+    assert json.loads((tmp_path / "b" / "report.json").read_text())["history"]
+    assert not list((tmp_path / "b").glob("program*"))
+
+
+@pytest.mark.parametrize("name", ["tiny_dict", "tiny_tuple"])
+def test_models_that_answer_with_a_dict_or_a_tuple(tmp_path: Path, name: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    with torch.no_grad():
+        manifest, _ = _build(f"tests.models:{name}", tmp_path / "b")
+    assert manifest.output_shape == (1, 5, 16, 24)
+    with open_segmenter(tmp_path / "b") as (segmenter, _):
+        x = (torch.from_numpy(image).permute(2, 0, 1).float() - torch.tensor(segmenter.spec.mean).view(3, 1, 1)) / (
+            torch.tensor(segmenter.spec.std).view(3, 1, 1)
+        )
+        with torch.no_grad():
+            logits = models.tiny()(x[None])
+        np.testing.assert_array_equal(segmenter.segment(image).labels, slide_labels(logits.numpy(), TILING, (64, 96)))
+
+
+def test_both_backends_agree(tiny_bundle: Path, tmp_path: Path) -> None:
+    _build("tests.models:tiny", tmp_path / "torch", backend="torch")
+    x = np.random.default_rng(0).standard_normal((1, 3, 64, 96), dtype=np.float32)
+    logits = []
+    for folder in (tiny_bundle, tmp_path / "torch"):
+        with open_segmenter(folder) as (segmenter, _):
+            logits.append(segmenter.session.run(x).copy())
+            with pytest.raises(DeployError, match=r"expected \(1, 3, 64, 96\)"):
+                segmenter.session.run(x[:, :, :32])
+    with torch.no_grad():
+        np.testing.assert_allclose(logits[1], models.tiny()(torch.from_numpy(x)).numpy(), atol=1e-6)
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
+
+
+def test_a_bundle_is_rebuilt_from_itself_without_torch(tiny_bundle: Path, tmp_path: Path) -> None:
+    manifest = rebuild(tiny_bundle, tmp_path / "again", "auto", 0, None, lambda step, text: None)
+    old = open_bundle(tiny_bundle).manifest
+    assert manifest.spec == old.spec
+    assert [s["step"] for s in manifest.verification] == [s["step"] for s in old.verification]
+    assert open_bundle(tmp_path / "again").manifest == manifest
+
+
+def test_an_engine_that_computes_something_else_is_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled engine is replaced by that of another model: exit 3, and the old bundle stays."""
+    _build("tests.models:tiny", tmp_path / "b")
+    before = (tmp_path / "b" / "engine.bin").read_bytes()
+    _build("tests.models:other", tmp_path / "other")
+    blob = (tmp_path / "other" / "engine.bin").read_bytes()
+    backend = get_backend("openvino")
+    monkeypatch.setattr(type(backend), "build", lambda self, model, config: blob)
+    with pytest.raises(GateError, match="engine diverges from the checkpoint in PyTorch") as error:
+        _build("tests.models:tiny", tmp_path / "b")
+    assert error.value.exit_code == 3
+    assert (tmp_path / "b" / "engine.bin").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "other"]
+
+
+def test_the_gate_can_be_tightened_until_it_closes(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match="allowed"):
+        _build("tests.models:tiny", tmp_path / "b", gate=Gate(0.0, 1.0))
+    assert not (tmp_path / "b").exists()
+
+
+def test_nan_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match="NaN|finite"):
+        _build("tests.models:nan_weights", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_class_names_must_be_as_many_as_channels(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    with pytest.raises(DeployError, match="got 2 names, expected 5"):
+        _build("tests.models:tiny", tmp_path / "b", options=SourceOptions(classes=str(tmp_path / "names.txt")))
+    with pytest.raises(DeployError, match="got 19 names, expected 5"):
+        _build("tests.models:tiny", tmp_path / "b", options=SourceOptions(classes="cityscapes"))
+
+
+def test_what_the_user_says_ends_up_in_the_bundle(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\ne\n")
+    options = SourceOptions(classes=str(tmp_path / "names.txt"), mean=(1, 2, 3), std=(4, 5, 6), bgr=True)
+    manifest, _ = _build("tests.models:tiny", tmp_path / "b", options=options)
+    assert manifest.spec.classes == ("a", "b", "c", "d", "e")
+    assert (manifest.spec.mean, manifest.spec.std, manifest.spec.channel_order) == ((1, 2, 3), (4, 5, 6), "BGR")
+
+
+def test_the_photograph_to_verify_on_is_used(tmp_path: Path) -> None:
+    sample = np.random.default_rng(0).integers(0, 256, (70, 300, 3), np.uint8)
+    _build("tests.models:tiny", tmp_path / "b", sample=sample)
+    golden = Golden.load(tmp_path / "b" / GOLDEN)
+    assert np.array_equal(golden.image, sample[:64, : 96 + 64])
+    assert golden.logits.shape[:2] == (2, 5)
+
+
+def test_real_checkpoint_on_real_images(shared_data: Path, tmp_path: Path) -> None:
+    """The CamVid SegFormer, built and run in windows, labels what transformers labels."""
+    pytest.importorskip("transformers")
+    from PIL import Image
+    from transformers import SegformerForSemanticSegmentation
+
+    tiling = Tiling(256, 256, 192, 192)
+    _build(str(shared_data / "segformer-b0-camvid"), tmp_path / "b", tiling=tiling)
+    model = SegformerForSemanticSegmentation.from_pretrained(shared_data / "segformer-b0-camvid").eval()
+    path = sorted((shared_data / "camvid" / "val" / "images").iterdir())[0]
+    with Image.open(path) as file:
+        image = np.asarray(file.convert("RGB"))
+    with open_segmenter(tmp_path / "b") as (segmenter, manifest):
+        labels = segmenter.segment(image).labels
+    assert manifest.spec.classes[3] == "road"
+    x = (torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255 - torch.tensor(
+        [0.485, 0.456, 0.406]).view(1, 3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)  # fmt: skip
+    tops, lefts = tiling.placements(*image.shape[:2])
+    with torch.no_grad():
+        windows = [model(x[:, :, t : t + 256, l : l + 256]).logits.numpy() for t in tops for l in lefts]  # noqa: E741
+    expected = slide_labels(np.concatenate(windows), tiling, image.shape[:2])
+    assert (labels == expected).mean() > 0.9999

@@ -1,0 +1,199 @@
+"""The command line as a user meets it: exit codes, one-line errors, files on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deploy
+
+
+def _run(*argv: object) -> int:
+    return deploy.main([str(word) for word in argv])
+
+
+def _error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a user sees."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (("a.jpg", (120, 200)), ("b.png", (64, 96)), ("c.webp", (33, 35))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / name)
+    return folder
+
+
+def test_build_and_run_from_the_command_line(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, out = tmp_path / "bundle", tmp_path / "out"
+    assert _run("build-engine", "tests.models:tiny", "-o", bundle, "--tile", "64x96", "--stride", "48x64") == 0
+    text = capsys.readouterr().out
+    assert "labels equal to the checkpoint in PyTorch" in text
+    assert _run("run", bundle, photos, "-o", out, "--overlay", "--confidence") == 0
+    assert "3 image(s)" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        f"{stem}{suffix}" for stem in "abc" for suffix in (".png", ".overlay.jpg", ".confidence.png")
+    )
+    with Image.open(out / "a.png") as mask:
+        assert (mask.mode, mask.size) == ("P", (200, 120))
+        assert np.asarray(mask).max() < 5
+
+
+def test_run_reports_as_json(tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("run", tiny_bundle, photos / "*.png", photos / "a.jpg", "-o", tmp_path / "out", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [Path(image["input"]).name for image in report["images"]] == ["b.png", "a.jpg"]
+    first = report["images"][0]
+    assert (first["width"], first["height"], first["windows"]) == (96, 64, 1)
+    assert sum(first["classes"].values()) == pytest.approx(1, abs=1e-4)
+    assert first["total_ms"] >= first["engine_ms"] > 0
+
+
+def test_unreadable_images_are_reported_at_the_end_and_the_rest_is_done(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = (photos / "a.jpg").read_bytes()
+    (photos / "broken.jpg").write_bytes(data[: len(data) // 2])
+    (photos / "empty.png").write_bytes(b"")
+    assert _run("run", tiny_bundle, photos, "-o", tmp_path / "out") == 2
+    text = capsys.readouterr().out
+    assert "3 image(s)" in text
+    assert "broken.jpg" in text
+    assert "empty.png" in text
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "c.png"]
+
+
+def test_masks_of_the_command_line_equal_those_of_the_library(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    from engines.images import read_image
+    from engines.segmenter import open_segmenter
+
+    _run("run", tiny_bundle, photos, "-o", tmp_path / "out")
+    with open_segmenter(tiny_bundle) as (segmenter, _):
+        for name in ("a.jpg", "b.png"):
+            labels = segmenter.segment(read_image(photos / name)).labels
+            with Image.open(tmp_path / "out" / f"{name[0]}.png") as mask:
+                assert np.array_equal(np.asarray(mask), labels)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["run", "{bundle}", "nothing.jpg", "-o", "{tmp}/out"], "nothing.jpg"),
+        (["run", "{bundle}", "{tmp}/empty", "-o", "{tmp}/out"], "empty"),
+        (["run", "{tmp}/empty", "{photos}", "-o", "{tmp}/out"], "expected a folder made by build-engine"),
+        (["run", "{bundle}", "{photos}", "-o", "{photos}/a.jpg"], "a.jpg"),
+        (["run", "{bundle}", "{photos}", "-o", "{photos}"], "b.png"),
+        (["build-engine", "tests.models:missing", "-o", "{tmp}/b"], "missing"),
+        (["build-engine", "no_such_module:f", "-o", "{tmp}/b"], "no_such_module"),
+        (["build-engine", "{tmp}/none.pth", "-o", "{tmp}/b"], "none.pth"),
+        (["build-engine", "{tmp}/none.onnx", "-o", "{tmp}/b"], "none.onnx"),
+        (["build-engine", "{tmp}/empty", "-o", "{tmp}/b"], "empty"),
+        (["build-engine", "tests.models:tiny", "-o", "{photos}"], "left alone"),
+        (["build-engine", "tests.models:tiny", "-o", "{tmp}/b", "--classes", "mars"], "mars"),
+        (["build-engine", "tests.models:tiny", "-o", "{tmp}/b", "--sample", "{tmp}/none.jpg"], "none.jpg"),
+        (["build-engine", "tests.models:tiny", "-o", "{tmp}/b", "--tile", "64", "--stride", "65"], "stride"),
+        (["build-engine", "tests.models:tiny", "-o", "{tmp}/b", "--std", "1,0,1"], "std"),
+        (["inspect", "{tmp}/empty"], "empty"),
+        (["inspect", "{tmp}/none.onnx"], "none.onnx"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    argv: list[str], message: str, tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    words = [word.format(bundle=tiny_bundle, tmp=tmp_path, photos=photos) for word in argv]
+    assert _run(*words) == 2
+    assert message in _error(capsys)
+    assert {path: path.read_bytes() for path in photos.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "out") == ["empty", "photos"]
+
+
+def test_a_gate_that_fails_is_exit_3_and_leaves_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["build-engine", "tests.models:tiny", "-o", tmp_path / "b", "--tile", "64", "--max-error", "0"]
+    assert _run(*argv) == 3
+    assert "diverges" in _error(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_command_line_is_exit_2() -> None:
+    with pytest.raises(SystemExit) as error:
+        _run("build-engine", "demo", "-o", "x", "--tile", "0")
+    assert error.value.code == 2
+
+
+def test_an_image_bomb_is_refused_before_it_is_decoded(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("run", tiny_bundle, photos, "-o", tmp_path / "out", "--max-pixels", 10000) == 2
+    text = capsys.readouterr().out
+    assert "--max-pixels" in text
+    assert "2 image(s)" in text
+
+
+def test_a_corrupt_bundle_is_refused(tiny_bundle: Path, photos: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+    data = bytearray((copy / "engine.bin").read_bytes())
+    data[100] ^= 1
+    (copy / "engine.bin").write_bytes(data)
+    for argv in (["run", copy, photos, "-o", tmp_path / "out"], ["inspect", copy],
+                 ["build-engine", copy, "-o", tmp_path / "new"]):  # fmt: skip
+        assert _run(*argv) == 2
+        assert "engine.bin has changed" in _error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_tells_what_a_bundle_is(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("inspect", tiny_bundle, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["runs_here"] is True
+    assert result["output_shape"] == [1, 5, 16, 24]
+    assert _run("inspect", tiny_bundle) == 0
+    text = capsys.readouterr().out
+    assert "every sha256 matches" in text
+    assert "onnxsim" in text
+
+
+def test_inspect_tells_what_a_model_is(capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.models import tiny
+
+    assert _run("inspect", "tests.models:tiny", "--tile", 64, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == sum(p.numel() for p in tiny().parameters())
+
+
+def test_a_bundle_is_rebuilt_in_place(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+    (before,) = {path.stat().st_ino for path in copy.glob("engine.bin")}
+    assert _run("build-engine", copy, "-o", copy) == 0
+    (after,) = {path.stat().st_ino for path in copy.glob("engine.bin")}
+    assert before != after
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_doctor_names_the_backends_and_the_core(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("doctor", "--json") == 0
+    findings = {finding["topic"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert findings["tiling core"]["status"] == "ok"
+    assert findings["backend openvino"]["status"] == "ok"
+
+
+def test_doctor_says_how_to_mend_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    import importlib.util
+
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "openvino" else original(n, *a))
+    _run("doctor")
+    lines = capsys.readouterr().out.splitlines()
+    (index,) = [i for i, line in enumerate(lines) if "backend openvino" in line]
+    assert lines[index].startswith("missing")
+    assert "pip install" in lines[index + 1]
