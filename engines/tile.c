@@ -7,6 +7,7 @@
 
 #include <pthread.h>
 #include <stddef.h>
+#include <string.h>
 
 /* Function multiversioning: one binary, the widest vectors of the CPU it runs on. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(TILE_NO_CLONES)
@@ -222,14 +223,14 @@ static uint32_t tile_vertical(const tile_part *part, size_t offset, float *v)
 
 /* Horizontal interpolation with a table: acc[x] (+)= v[i0] * (1 - lambda) + v[i1] * lambda, times weight_x. */
 TILE_CLONES
-static void tile_horizontal(const tile_stitch_args *s, const tile_part *part, const float *v, float *acc)
+static void tile_horizontal(const tile_stitch_args *s, const tile_part *part, const float *restrict v, float *restrict acc)
 {
-    const int32_t *i0 = s->index0 + part->u0, *i1 = s->index1 + part->u0;
-    const float *l = s->lambda + part->u0;
-    float *out = acc + part->x0;
+    const int32_t *restrict i0 = s->index0 + part->u0, *restrict i1 = s->index1 + part->u0;
+    const float *restrict l = s->lambda + part->u0;
+    float *restrict out = acc + part->x0;
     int32_t n = part->x1 - part->x0;
     if (s->weight_x) {
-        const float *w = s->weight_x + part->u0;
+        const float *restrict w = s->weight_x + part->u0;
         for (int32_t x = 0; x < n; x++)
             out[x] += (v[i0[x]] * (1.0f - l[x]) + v[i1[x]] * l[x]) * w[x];
     } else {
@@ -264,7 +265,8 @@ static void tile_argmax(const float *restrict acc, int32_t k, int32_t n, float *
 
 /* Softmax probability of the winner: 1 / sum_k exp((acc_k - best) / weight). */
 TILE_CLONES
-static void tile_confidence(const float *acc, int32_t classes, const float *best, const float *weight, int32_t n, float *out)
+static void tile_confidence(const float *restrict acc, int32_t classes, const float *restrict best,
+                            const float *restrict weight, int32_t n, float *restrict out)
 {
     for (int32_t x = 0; x < n; x++)
         out[x] = 0.0f;

@@ -7,7 +7,6 @@
 #define EDGESEG_TILE_H
 
 #include <stdint.h>
-#include <string.h>
 
 #ifdef __CUDACC__
 #define TILE_FN static __host__ __device__ __forceinline__
@@ -52,14 +51,22 @@ TILE_FN float tile_source(int32_t i, int32_t in, int32_t out, int32_t *i0, int32
     return lambda < 1.0f ? lambda : 1.0f;
 }
 
-/* exp(x) for x <= 0 to about 1e-7 relative; 0 below -87.  Branch-free, so that compilers vectorise loops around it.
- * Range reduction x = n ln2 + r with |r| <= ln2 / 2, then the Taylor polynomial of degree 7 in r. */
+typedef union {
+    float value;
+    int32_t integer;
+    uint32_t bits;
+} tile_word;
+
+/* exp(x) for x <= 0 to about 1e-7 relative, never below exp(-87) = 1.6e-38.
+ * Range reduction x = n ln2 + r with |r| <= ln2 / 2, then the Taylor polynomial of degree 7 in r.  The clamp compares
+ * bits (negative floats order as unsigned integers) because compilers vectorise a minimum of integers everywhere. */
 TILE_FN float tile_exp(float x)
 {
-    float clamped = x < -87.0f ? -87.0f : x;
-    float n = clamped * 1.44269504f - 0.5f;
-    int32_t i = (int32_t)n; /* truncation towards zero rounds n + 1/2 to the nearest for x <= 0 */
-    float whole = (float)i;
+    tile_word word = {x}, power;
+    word.bits = word.bits > 0xc2ae0000u ? 0xc2ae0000u : word.bits; /* -87.0f */
+    float clamped = word.value;
+    int32_t n = (int32_t)(clamped * 1.44269504f - 0.5f); /* truncation rounds n + 1/2 to the nearest for x <= 0 */
+    float whole = (float)n;
     float r = (clamped - whole * 0.693359375f) + whole * 2.12194440e-4f;
     float p = 1.98412698e-4f;
     p = p * r + 1.38888889e-3f;
@@ -69,18 +76,15 @@ TILE_FN float tile_exp(float x)
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    int32_t bits = (i + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return x < -87.0f ? 0.0f : p * power;
+    power.integer = (n + 127) << 23;
+    return p * power.value;
 }
 
 /* 1 when v is NaN or infinite, by its bits, so that no compiler option can optimise the question away. */
 TILE_FN uint32_t tile_not_finite(float v)
 {
-    uint32_t bits;
-    memcpy(&bits, &v, sizeof bits);
-    return (bits & 0x7f800000u) == 0x7f800000u;
+    tile_word word = {v};
+    return (word.bits & 0x7f800000u) == 0x7f800000u;
 }
 
 #endif

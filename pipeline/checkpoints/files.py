@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 import struct
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,10 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # It warns of pickle protocols and archives that it may not manage, and then raises if it does not.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         objects = sorted(set(re.findall(r"GLOBAL ([\w.]+) was not an allowed|Unsupported (?:class|global) ([\w.]+)",
                                         str(error))))  # fmt: skip

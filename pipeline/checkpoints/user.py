@@ -44,12 +44,12 @@ def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> 
     module, spec = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module) or not isinstance(spec, (ModelSpec, type(None))):
         raise DeployError(f"factory {source}: got {_describe(made)}, expected an nn.Module or (nn.Module, ModelSpec)")
+    module = LogitsOnly(module.float()).eval().requires_grad_(False)
     digest = ""
     if weights is not None:
         state, _ = read_state(weights)
-        _fill(module, state, weights)
+        _fill(module.inner, state, weights)
         digest = files_sha256([weights])
-    module = LogitsOnly(module).float().eval().requires_grad_(False)
     classes, stride = _measure(module, window, source)
     if spec is None:
         # Imported here: this table of data sets is no part of reading weights.

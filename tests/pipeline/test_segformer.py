@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pipeline.checkpoints import load_model
 from pipeline.segformer import VARIANTS
 
-TOLERANCE = 1e-4
+TOLERANCE = 2e-5  # measured: at most 4e-6; the tanh flavour of GELU would show as 2e-4
 CLASSES = 7
 CAMVID = Path(__file__).parents[2].parent / "shared" / "data" / "segformer-b0-camvid"
 TINY = {"hidden_sizes": [16, 32, 40, 64], "num_attention_heads": [1, 2, 5, 4], "decoder_hidden_size": 24}
