@@ -12,6 +12,7 @@ import pickle
 import re
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,18 +104,7 @@ def _read_pickle(path: Path) -> Any:
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        objects = sorted(set(re.findall(r"GLOBAL ([\w.]+) was not an allowed|Unsupported (?:class|global) ([\w.]+)",
-                                        str(error))))  # fmt: skip
-        names = ", ".join(sorted({name for pair in objects for name in pair if name}))
-        if not names:
-            raise DeployError(
-                f"{path}: got a file that is not a torch checkpoint, expected one from torch.save, or safetensors; "
-                "check the download"
-            ) from error
-        raise DeployError(
-            f"{path}: got a pickle that would run {names}, expected tensors and plain containers only; if you trust "
-            'it, load it where it came from and save torch.save({"state_dict": ckpt["state_dict"]}, ...)'
-        ) from error
+        raise _refused(path, str(error)) from error
     except OSError as error:
         raise DeployError(f"{path}: got {_line(error)}, expected a readable file; check its permissions") from error
     except _DAMAGED as error:
@@ -125,6 +115,22 @@ def _read_pickle(path: Path) -> Any:
         raise DeployError(
             f"{path}: got a damaged file ({_line(error)}), expected a torch checkpoint; download it again"
         ) from error
+
+
+def _refused(path: Path, reason: str) -> DeployError:
+    """What the restricted unpickler's message means to the user."""
+    names = ", ".join(sorted(set(re.findall(r"GLOBAL ([\w.]+)", reason))))
+    if names:
+        return DeployError(
+            f"{path}: got a pickle that would run {names}, expected tensors and plain containers only; if you trust "
+            'it, load it where it came from and save torch.save({"state_dict": ckpt["state_dict"]}, ...)'
+        )
+    if "Unsupported operand" in reason and zipfile.is_zipfile(path):
+        return DeployError(f"{path}: got a newer pickle protocol, expected torch.save's own; leave out pickle_protocol")
+    return DeployError(
+        f"{path}: got a file that is not a torch checkpoint, expected one from torch.save, or safetensors; "
+        "check the download"
+    )
 
 
 def _state(path: Path, content: Any) -> State:

@@ -1,0 +1,150 @@
+"""Reading images, against Pillow and numpy; and what damaged files turn into."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from engines.errors import DeployError
+from engines.images import read_image, read_labels
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (23, 31, 3), np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".ppm"])
+def test_lossless_formats_come_back_bit_by_bit(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / f"a{suffix}")
+    assert np.array_equal(read_image(tmp_path / f"a{suffix}"), PIXELS)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
+def test_lossy_formats_equal_pillow(tmp_path: Path, name: str) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert np.array_equal(read_image(tmp_path / name), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(read_image(tmp_path / "a.png"), expected)
+    assert read_image(tmp_path / "a.png").shape == ((31, 23, 3) if orientation >= 5 else (23, 31, 3))
+
+
+def test_alpha_is_dropped_and_grey_is_repeated(tmp_path: Path) -> None:
+    alpha = RNG.integers(0, 256, (23, 31, 1), np.uint8)
+    Image.fromarray(np.concatenate([PIXELS, alpha], 2)).save(tmp_path / "rgba.png")
+    Image.fromarray(PIXELS[:, :, 0]).save(tmp_path / "grey.png")
+    Image.fromarray(np.concatenate([PIXELS[:, :, :1], alpha], 2)).save(tmp_path / "la.png")
+    grey = np.repeat(PIXELS[:, :, :1], 3, 2)
+    assert np.array_equal(read_image(tmp_path / "rgba.png"), PIXELS)
+    assert np.array_equal(read_image(tmp_path / "grey.png"), grey)
+    assert np.array_equal(read_image(tmp_path / "la.png"), grey)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, name: str) -> None:
+    values = RNG.integers(0, 65536, (23, 31)).astype(np.uint16)
+    values[0, :3] = 0, 65535, 257
+    Image.fromarray(values).save(tmp_path / name)
+    expected = np.floor(values / 257 + 0.5).astype(np.uint8)
+    assert np.array_equal(read_image(tmp_path / name), np.repeat(expected[:, :, None], 3, 2))
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "CMYK"])
+def test_other_modes_equal_pillow(tmp_path: Path, mode: str) -> None:
+    name = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    Image.fromarray(PIXELS).convert(mode).save(name)
+    with Image.open(name) as image:
+        assert np.array_equal(read_image(name), np.asarray(image.convert("RGB")))
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).convert("P").save(tmp_path / "a.png", transparency=bytes([0] * 10))
+    assert read_image(tmp_path / "a.png").shape == (23, 31, 3)
+
+
+def test_float_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS[:, :, 0].astype(np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(DeployError, match="floating-point"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("hello")
+    (tmp_path / "b.png").write_bytes(b"")
+    for name in ("a.png", "b.png"):
+        with pytest.raises(DeployError, match=name):
+            read_image(tmp_path / name)
+    with pytest.raises(DeployError, match="no such file"):
+        read_image(tmp_path / "c.png")
+    with pytest.raises(DeployError, match="is a folder"):
+        read_image(tmp_path)
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (30000, 30000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 200_000
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(DeployError, match=r"30000x30000.*--max-pixels"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_large_images_are_read_without_pillows_own_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").shape == (23, 31, 3)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "BMP"])
+def test_damaged_files_are_an_error_or_a_whole_image(tmp_path: Path, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, kind)
+    data = buffer.getvalue()
+    path = tmp_path / "damaged"
+    outcomes = {"error": 0, "image": 0}
+    for trial in range(400):
+        rng = np.random.default_rng(trial)
+        damaged = bytearray(data)
+        if trial % 2:
+            damaged = damaged[: int(rng.integers(len(data)))]
+        else:
+            for place in rng.integers(0, len(data), 3):
+                damaged[place] = int(rng.integers(256))
+        path.write_bytes(damaged)
+        try:
+            pixels = read_image(path, max_pixels=100_000)
+        except DeployError:
+            outcomes["error"] += 1
+        else:
+            outcomes["image"] += 1
+            assert pixels.dtype == np.uint8
+            assert pixels.ndim == 3
+    assert outcomes["error"] >= 100  # cut files are never silently completed with grey
+
+
+def test_labels_are_read_as_numbers(tmp_path: Path) -> None:
+    labels = RNG.integers(0, 256, (9, 7), np.uint8)
+    image = Image.fromarray(labels)
+    image.save(tmp_path / "grey.png")
+    image.putpalette(bytes(range(256)) * 3)
+    image.save(tmp_path / "index.png")
+    Image.fromarray(labels.astype(np.uint16)).save(tmp_path / "deep.png")
+    for name in ("grey", "index", "deep"):
+        assert np.array_equal(read_labels(tmp_path / f"{name}.png"), labels)
+    Image.fromarray(np.full((2, 2), 300, np.uint16)).save(tmp_path / "large.png")
+    with pytest.raises(DeployError, match="300"):
+        read_labels(tmp_path / "large.png")
+    Image.fromarray(PIXELS).save(tmp_path / "rgb.png")
+    with pytest.raises(DeployError, match="RGB"):
+        read_labels(tmp_path / "rgb.png")

@@ -1,0 +1,164 @@
+"""Hugging Face folders: every field of the JSON files, incomplete folders, shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.checkpoints import load_model
+from tests.pipeline.published import (
+    CLASSES,
+    TINY,
+    huggingface_model,
+    refusal,
+    transformers,
+)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("huggingface")
+    huggingface_model(**TINY).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A small Hugging Face folder that the test may change."""
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for file in original.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def edit(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize("damage", ["missing", "more", "shape", "nan"])
+def test_damaged_huggingface_tensor_is_named(damage: str, folder: Path) -> None:
+    key = "segformer.encoder.block.1.0.attention.self.sr.weight"
+    state = load_file(folder / "model.safetensors")
+    if damage == "missing":
+        del state[key]
+    elif damage == "more":
+        key = "segformer.encoder.block.1.7.layer_norm_1.weight"
+        state[key] = torch.ones(32)
+    elif damage == "shape":
+        state[key] = state[key][:-1].contiguous()
+    else:
+        state[key][0, 0, 0, 0] = float("nan")
+    save_file(state, folder / "model.safetensors")
+    assert key in refusal(lambda: load_model(str(folder)))
+
+
+def test_huggingface_weights_alone_are_told(folder: Path) -> None:
+    message = refusal(lambda: load_model(str(folder / "model.safetensors")))
+    assert "expected the folder with their config.json" in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "vit"}, "got model_type 'vit', expected 'segformer'"),
+        ({"reshape_last_stage": False}, "reshape_last_stage: got False, expected True"),
+        ({"num_channels": 4}, "num_channels: got 4, expected 3"),
+        ({"hidden_act": "relu"}, "hidden_act: got 'relu', expected one of gelu"),
+        ({"depths": [1, 1, 1]}, "depths: got 3 stages, expected num_encoder_blocks = 4"),
+        ({"depths": "many"}, "depths: got 'many', expected a list of positive integers"),
+        ({"strides": [4, 2, 2, 0.5]}, "strides: got"),
+        ({"num_attention_heads": [3, 2, 5, 4]}, "expected divisors of hidden_sizes"),
+        ({"hidden_sizes": [16, 32, 40, 80]}, "expected (80, 40, 3, 3)"),
+        ({"id2label": {"0": "a", "1": "b"}}, "id2label: got 2 classes, expected 7"),
+        ({"id2label": {str(i): "x" for i in (0, 1, 2, 3, 4, 5, 8)}}, "expected 0 to 6 without a gap"),
+        ({"id2label": ["a"] * 7}, "id2label: got something else"),
+        ({"palette": [[0, 0, 256]] * 7}, "outside 0..255"),
+        ({"palette": [[0, 0, 0]] * 6}, "got 6 colours for 7 classes"),
+    ],
+)
+def test_config_is_checked(fields: dict[str, Any], message: str, folder: Path) -> None:
+    edit(folder / "config.json", **fields)
+    assert message in refusal(lambda: load_model(str(folder)))
+
+
+def test_labels_are_sorted_as_numbers(original: Path, tmp_path: Path) -> None:
+    labels = {index: f"class {index}" for index in range(12)}
+    library = transformers()
+    config = library.SegformerConfig(id2label=labels, depths=[1, 1, 1, 1], **TINY)
+    library.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", id2label={str(index): labels[index] for index in sorted(labels, key=str)})
+    assert load_model(str(tmp_path)).spec.classes == tuple(labels.values())
+
+
+def test_preprocessing_is_put_on_the_pixel_scale(folder: Path) -> None:
+    path = folder / "preprocessor_config.json"
+    path.write_text("{}")
+    spec = load_model(str(folder)).spec
+    assert (spec.mean, spec.std) == ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    assert spec.reduce_zero_label is False
+    edit(path, image_mean=[1, 2, 3], image_std=0.5, rescale_factor=0.5, do_reduce_labels=True)
+    spec = load_model(str(folder)).spec
+    assert (spec.mean, spec.std, spec.reduce_zero_label) == ((2, 4, 6), (1, 1, 1), True)
+    edit(path, do_rescale=False)
+    assert load_model(str(folder)).spec.mean == (1, 2, 3)
+    edit(path, do_normalize=False, do_rescale=True)
+    spec = load_model(str(folder)).spec
+    assert (spec.mean, spec.std) == ((0, 0, 0), (2, 2, 2))
+    edit(path, image_mean=[1, 2], do_normalize=True)
+    assert "expected image_mean, image_std of 3" in refusal(lambda: load_model(str(folder)))
+
+
+def test_palette_ignore_index_and_digest_are_read(folder: Path) -> None:
+    colours = [[i, i + 1, i + 2] for i in range(CLASSES)]
+    edit(folder / "config.json", palette=colours, semantic_loss_ignore_index=0)
+    spec = load_model(str(folder)).spec
+    assert spec.palette[3] == (3, 4, 5)
+    assert spec.ignore_index == 0
+    assert spec.source == "Hugging Face SegFormer"
+    assert spec.source_sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_encoder_only_folder_is_told(tmp_path: Path) -> None:
+    library = transformers()
+    config = library.SegformerConfig(depths=[1, 1, 1, 1], **TINY)
+    library.SegformerForImageClassification(config).save_pretrained(tmp_path)
+    message = refusal(lambda: load_model(str(tmp_path)))
+    assert "got SegformerForImageClassification without a decode_head" in message
+
+
+def test_incomplete_folders_are_told(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    assert "got a damaged file" in refusal(lambda: load_model(str(folder)))
+    weights.unlink()
+    assert "without weights" in refusal(lambda: load_model(str(folder)))
+    (folder / "config.json").write_text("{")
+    assert "expected readable JSON" in refusal(lambda: load_model(str(folder)))
+    (folder / "config.json").write_text("[1]")
+    assert "got a JSON list" in refusal(lambda: load_model(str(folder)))
+    (folder / "config.json").unlink()
+    assert "without config.json" in refusal(lambda: load_model(str(folder)))
+
+
+def test_shards_must_be_what_the_index_says(original: Path, folder: Path) -> None:
+    single = folder / "model.safetensors"
+    state = load_file(single)
+    outside = folder.parent / "outside.safetensors"
+    single.rename(outside)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(state, "../outside.safetensors")}))
+    assert "expected a file name without folders" in refusal(lambda: load_model(str(folder)))
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(state, "a.safetensors")}))
+    assert "got no such file" in refusal(lambda: load_model(str(folder)))
+    save_file({**state, "stray": torch.zeros(1)}, folder / "a.safetensors")
+    assert "(stray)" in refusal(lambda: load_model(str(folder)))
+    index.write_text(json.dumps({"weight_map": {}}))
+    assert "got no weight_map" in refusal(lambda: load_model(str(folder)))
