@@ -1,0 +1,167 @@
+/* Self-test of the tiling core, without Python: for sanitizers, and for CPUs that this machine only emulates.
+ *
+ * Compares tile.c with plain double-precision loops written here.  Exits with the number of failed cases.
+ */
+#include "../../engines/tile.c"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static uint32_t state = 12345;
+
+static float uniform(void) /* -1..1 */
+{
+    state = state * 1664525u + 1013904223u;
+    return (float)(state >> 8) / 8388608.0f - 1.0f;
+}
+
+static double sample(const float *plane, int h, int w, double y, double x)
+{
+    int y0 = (int)y, x0 = (int)x;
+    int y1 = y0 + 1 < h ? y0 + 1 : y0, x1 = x0 + 1 < w ? x0 + 1 : x0;
+    double fy = y - y0, fx = x - x0;
+    return (plane[y0 * w + x0] * (1 - fx) + plane[y0 * w + x1] * fx) * (1 - fy) +
+           (plane[y1 * w + x0] * (1 - fx) + plane[y1 * w + x1] * fx) * fy;
+}
+
+static double centre(int i, int in, int out)
+{
+    double p = (i + 0.5) * in / out - 0.5;
+    return p < 0 ? 0 : p > in - 1 ? in - 1 : p;
+}
+
+/* Score of class k at pixel (y, x): weighted mean over the windows that cover it. */
+static double score(const tile_plan *p, float **logits, const int32_t *tops, const int32_t *lefts, const float *wy,
+                    const float *wx, int k, int y, int x, double *weight)
+{
+    double total = 0;
+    *weight = 0;
+    for (int i = 0; i < p->windows; i++) {
+        int v = y - tops[i], u = x - lefts[i];
+        if (v < 0 || u < 0 || v >= p->window_h || u >= p->window_w)
+            continue;
+        double w = wy ? (double)wy[v] * wx[u] : 1;
+        total += w * sample(logits[i] + (size_t)k * (size_t)(p->logits_h * p->logits_w), p->logits_h, p->logits_w,
+                            centre(v, p->logits_h, p->window_h), centre(u, p->logits_w, p->window_w));
+        *weight += w;
+    }
+    return total / *weight;
+}
+
+static int starts(int length, int window, int stride, int32_t *out)
+{
+    int excess = length - window + stride - 1;
+    int count = (excess > 0 ? excess : 0) / stride + 1;
+    for (int i = 0; i < count; i++) {
+        int end = i * stride + window < length ? i * stride + window : length;
+        out[i] = end > window ? end - window : 0;
+    }
+    return count;
+}
+
+static int check_stitch(int height, int width, int window, int stride, int low, int classes, int weighted, int threads)
+{
+    int32_t rows[512], columns[512], tops[4096], lefts[4096];
+    int ny = starts(height, window, stride, rows), nx = starts(width, window, stride, columns), n = 0;
+    float *logits[4096], *wy = NULL;
+    for (int i = 0; i < ny; i++)
+        for (int j = 0; j < nx; j++, n++) {
+            tops[n] = rows[i], lefts[n] = columns[j];
+            logits[n] = malloc(sizeof(float) * (size_t)(classes * low * low));
+            for (int k = 0; k < classes * low * low; k++)
+                logits[n][k] = 4 * uniform();
+        }
+    if (weighted) {
+        wy = malloc(sizeof(float) * (size_t)window);
+        for (int i = 0; i < window; i++)
+            wy[i] = 1.2f + uniform();
+    }
+    tile_plan plan = {height, width, window, window, low, low, classes, n, 0, height, threads};
+    size_t size = tile_stitch_workspace(&plan, 1);
+    unsigned char *workspace = aligned_alloc(64, (size + 63) / 64 * 64);
+    uint8_t *labels = malloc((size_t)(height * width));
+    float *confidence = malloc(sizeof(float) * (size_t)(height * width));
+    int bad = tile_stitch(&plan, (const float *const *)logits, tops, lefts, wy, wy, labels, width, confidence, width,
+                          workspace) != TILE_OK;
+    for (int y = 0; y < height && !bad; y++)
+        for (int x = 0; x < width && !bad; x++) {
+            double best = -1e30, second = -1e30, sum = 0, weight;
+            int winner = 0;
+            for (int k = 0; k < classes; k++) {
+                double s = score(&plan, logits, tops, lefts, wy, wy, k, y, x, &weight);
+                if (s > best)
+                    second = best, best = s, winner = k;
+                else if (s > second)
+                    second = s;
+            }
+            for (int k = 0; k < classes; k++)
+                sum += exp(score(&plan, logits, tops, lefts, wy, wy, k, y, x, &weight) - best);
+            int got = labels[y * width + x];
+            bad = (got != winner && best - second > 1e-4) || fabs(confidence[y * width + x] - 1 / sum) > 1e-5;
+            if (bad)
+                printf("pixel %d %d: label %d, expected %d; confidence %g, expected %g\n", y, x, got, winner,
+                       confidence[y * width + x], 1 / sum);
+        }
+    for (int i = 0; i < n; i++)
+        free(logits[i]);
+    free(wy), free(workspace), free(labels), free(confidence);
+    printf("stitch %dx%d window %d stride %d logits %d classes %d%s threads %d: %s\n", height, width, window, stride,
+           low, classes, weighted ? " weighted" : "", threads, bad ? "FAILED" : "ok");
+    return bad;
+}
+
+static int check_gather(int height, int width, int window, int top, int left, int padding, int threads)
+{
+    static const float scale[3] = {0.5f, 0.25f, 2.0f}, bias[3] = {-1.0f, 0.5f, 3.0f};
+    static const int32_t order[3] = {2, 1, 0};
+    uint8_t *image = malloc((size_t)(3 * height * width));
+    for (int i = 0; i < 3 * height * width; i++)
+        image[i] = (uint8_t)(128 + 127 * uniform());
+    float *out = malloc(sizeof(float) * (size_t)(3 * window * window));
+    int bad = tile_gather(image, height, width, 3 * width, 3, 1, top, left, window, window, scale, bias, order, padding,
+                          out, threads) != TILE_OK;
+    for (int c = 0; c < 3 && !bad; c++)
+        for (int y = 0; y < window && !bad; y++)
+            for (int x = 0; x < window && !bad; x++) {
+                int yy = top + y, xx = left + x, outside = yy >= height || xx >= width;
+                if (padding == TILE_PAD_EDGE)
+                    yy = yy < height ? yy : height - 1, xx = xx < width ? xx : width - 1;
+                while (padding == TILE_PAD_REFLECT && (yy < 0 || yy >= height))
+                    yy = height == 1 ? 0 : yy < 0 ? -yy : 2 * (height - 1) - yy;
+                while (padding == TILE_PAD_REFLECT && (xx < 0 || xx >= width))
+                    xx = width == 1 ? 0 : xx < 0 ? -xx : 2 * (width - 1) - xx;
+                double expected = 0;
+                if (!outside || padding != TILE_PAD_ZERO)
+                    expected = image[3 * (yy * width + xx) + order[c]] * (double)scale[c] + bias[c];
+                bad = fabs(out[(c * window + y) * window + x] - expected) > 1e-4;
+            }
+    free(image), free(out);
+    printf("gather %dx%d window %d at %d %d padding %d: %s\n", height, width, window, top, left, padding,
+           bad ? "FAILED" : "ok");
+    return bad;
+}
+
+int main(void)
+{
+    int failed = 0;
+    failed += check_stitch(70, 90, 32, 24, 8, 19, 0, 3);   /* a quarter */
+    failed += check_stitch(70, 91, 32, 24, 8, 19, 1, 2);
+    failed += check_stitch(33, 600, 32, 32, 8, 3, 0, 1);   /* more than one chunk */
+    failed += check_stitch(61, 47, 16, 5, 1, 255, 0, 2);   /* a sixteenth, many overlaps */
+    failed += check_stitch(40, 50, 17, 13, 17, 5, 0, 2);   /* full resolution */
+    failed += check_stitch(40, 50, 29, 20, 7, 5, 1, 2);    /* no whole ratio */
+    failed += check_stitch(5, 70, 32, 24, 8, 4, 0, 8);     /* smaller than the window */
+    failed += check_stitch(1, 1, 32, 24, 8, 4, 0, 8);
+    failed += check_stitch(40, 40, 3, 2, 1, 1, 0, 2);
+    for (int padding = 0; padding < 3; padding++) {
+        failed += check_gather(40, 50, 16, 7, 33, padding, 2);
+        failed += check_gather(5, 3, 16, 0, 0, padding, 2);
+        failed += check_gather(1, 20, 16, 0, 4, padding, 1);
+        failed += check_gather(1, 1, 16, 0, 0, padding, 4);
+    }
+    tile_plan plan = {10, 10, 8, 8, 2, 2, 256, 1, 0, 10, 1};
+    failed += tile_stitch(&plan, NULL, NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, NULL) != TILE_E_ARGUMENT;
+    printf("%s: %d failed\n", tile_build_info(), failed);
+    return failed;
+}
