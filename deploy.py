@@ -15,7 +15,7 @@ from typing import Any
 
 from engines.agreement import GATES, Gate
 from engines.base import BACKENDS, PRECISIONS
-from engines.bundle import MANIFEST, is_bundle, open_bundle
+from engines.bundle import is_bundle, open_bundle
 from engines.errors import DeployError
 from engines.images import MAX_PIXELS, read_image
 from engines.tiling import BLENDS, PADDINGS, Tiling
@@ -161,8 +161,8 @@ def _verb(verbs: Any, name: str, function: Callable[[argparse.Namespace], int]) 
 
 def _tiling(args: argparse.Namespace) -> Tiling:
     height, width = args.tile
-    stride = args.stride or (max(1, 3 * height // 4), max(1, 3 * width // 4))
-    return Tiling(height, width, *stride, blend=args.blend, padding=args.padding)
+    stride_h, stride_w = args.stride or (max(1, 3 * height // 4), max(1, 3 * width // 4))
+    return Tiling(height, width, stride_h, stride_w, args.blend, args.padding)
 
 
 def _positive(text: str) -> int:

@@ -22,6 +22,7 @@ SKY, BUILDING, ROAD, PAVEMENT, TREE, POLE, SIGN, CAR, PERSON = range(len(CLASSES
 
 UInt8 = NDArray[np.uint8]
 Float = NDArray[np.float32]
+Colour = NDArray[np.floating]  # (3,) RGB in 0..1
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ class _Canvas:
 
     # -- painting -------------------------------------------------------------------------------------------------
 
-    def paint(self, top: float, left: float, mask: NDArray[np.bool_], colour: Float | NDArray, label: int) -> None:
+    def paint(self, top: float, left: float, mask: NDArray[np.bool_], colour: Colour, label: int) -> None:
         """Put `mask` (h, w) at (top, left), clipped to the image.  colour: (3,) or (h, w, 3) in 0..1."""
-        y, x = int(round(top)), int(round(left))
+        y, x = round(top), round(left)
         y0, x0 = max(y, 0), max(x, 0)
         y1, x1 = min(y + mask.shape[0], self.height), min(x + mask.shape[1], self.width)
         if y0 >= y1 or x0 >= x1:
@@ -70,7 +71,7 @@ class _Canvas:
         self.colour[y0:y1, x0:x1][here] = values
         self.labels[y0:y1, x0:x1][here] = label
 
-    def shaded(self, base: NDArray, h: int, w: int, strength: float, stripes: bool = False) -> Float:
+    def shaded(self, base: Colour, h: int, w: int, strength: float, stripes: bool = False) -> Float:
         """(h, w, 3): `base` with texture and light from the side."""
         oy = int(self.rng.integers(0, max(1, self.height - h + 1))) if h < self.height else 0
         ox = int(self.rng.integers(0, max(1, self.width - w + 1))) if w < self.width else 0
@@ -89,7 +90,7 @@ class _Canvas:
     # -- the world ------------------------------------------------------------------------------------------------
 
     def background(self) -> None:
-        rng, height, width = self.rng, self.height, self.width
+        rng, height = self.rng, self.height
         rows = np.arange(height, dtype=np.float32)[:, None, None]
         sky = np.array([0.45, 0.62, 0.9]) * rng.uniform(0.7, 1.1) * (1 - 0.5 * rng.random() * np.array([0.2, 0.1, 0.4]))
         fade = np.clip(rows / max(1.0, self.horizon), 0, 1)
@@ -116,7 +117,9 @@ class _Canvas:
         self.colour[joints & ~road] *= 0.93
         self.colour[road] = (asphalt * grain)[road]
         self.labels[road] = ROAD
-        marking = road & (np.abs(lateral - rng.uniform(-0.2, 0.2)) < 0.035) & (np.sin(1.2 / np.maximum(depth, 2e-2)) > 0)
+        marking = (
+            road & (np.abs(lateral - rng.uniform(-0.2, 0.2)) < 0.035) & (np.sin(1.2 / np.maximum(depth, 2e-2)) > 0)
+        )
         self.colour[marking] = 0.85
         kerb = below & (np.minimum(np.abs(lateral - left), np.abs(lateral - right)) < 0.04)
         self.colour[kerb] *= 0.75
@@ -154,12 +157,13 @@ class _Canvas:
             ph, pw = max(1, h // 8), max(1, w // 5)
             py, px = int(rng.integers(0, h - ph + 1)), int(rng.integers(0, w - pw + 1))
             wall[py : py + ph, px : px + pw] = _vivid(rng)
-        wall = wall * (1 - self.haze * (1 - min(near, 1))) + self.haze_colour * self.haze * (1 - min(near, 1))
+        haze = self.haze * (1 - min(near, 1))
+        hazy = wall * (1 - haze) + self.haze_colour * haze
         mask = np.ones((h, w), bool)
         if rng.random() < 0.4:  # gable
             slope = np.abs(np.arange(w) - w / 2) / (w / 2) * min(h / 3, w / 3)
             mask = np.arange(h)[:, None] >= slope[None]
-        self.paint(top, left, mask, wall.astype(np.float32), BUILDING)
+        self.paint(top, left, mask, hazy.astype(np.float32), BUILDING)
 
     def objects(self) -> None:
         """Things that stand on the ground, far to near."""
@@ -167,7 +171,13 @@ class _Canvas:
         span = max(1.0, (self.height - self.horizon))
         things = []
         density = self.width / self.unit
-        for kind, rate in ((self._tree, 2.5), (self._pole, 4.0), (self._sign, 2.5), (self._car, 3.0), (self._person, 5.0)):
+        for kind, rate in (
+            (self._tree, 2.5),
+            (self._pole, 4.0),
+            (self._sign, 2.5),
+            (self._car, 3.0),
+            (self._person, 5.0),
+        ):
             for _ in range(rng.poisson(rate * max(0.5, density))):
                 things.append((self.horizon + span * rng.uniform(0.12, 1.0) ** 2.4, kind))
         for ground, kind in sorted(things, key=lambda thing: thing[0]):
@@ -272,12 +282,13 @@ class _Canvas:
         return np.asarray(np.clip((image + grain) * 255 + 0.5, 0, 255), np.uint8)
 
 
-def _vivid(rng: np.random.Generator) -> NDArray:
-    """A saturated colour, (3,) in 0..1."""
+def _vivid(rng: np.random.Generator) -> Colour:
+    """A saturated colour."""
     hue = rng.uniform(0, 6)
     channel = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     saturation = rng.uniform(0.6, 1)
-    return (1 - saturation + saturation * channel) * rng.uniform(0.5, 1)
+    colour: Colour = (1 - saturation + saturation * channel) * rng.uniform(0.5, 1)
+    return colour
 
 
 def _smooth_noise(rng: np.random.Generator, height: int, width: int, unit: float) -> Float:

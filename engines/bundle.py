@@ -1,10 +1,10 @@
 """The bundle: a folder that holds an engine and everything that is needed to run it, to trust it and to rebuild it.
 
-    manifest.json   what this is, how it was verified, and the sha256 of every other file
-    engine.bin      the compiled engine, tied to one device and SDK version
-    model.onnx      the graph it was compiled from: enough to rebuild elsewhere, without torch
-    golden.npz      windows with the checkpoint's own logits, so that a rebuild is verified too
-    report.json     the build log
+manifest.json   what this is, how it was verified, and the sha256 of every other file
+engine.bin      the compiled engine, tied to one device and SDK version
+model.onnx      the graph it was compiled from: enough to rebuild elsewhere, without torch
+golden.npz      windows with the checkpoint's own logits, so that a rebuild is verified too
+report.json     the build log
 """
 
 from __future__ import annotations

@@ -65,7 +65,9 @@ def _core() -> Finding:
     try:
         pixel = tile.gather(np.full((1, 1, 3), 7, np.uint8), 0, 0, (1, 1), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     except DeployError as error:
-        return Finding("tiling core", "missing", str(error), f"{sys.executable} -m pip install -e . (needs a C compiler)")
+        return Finding(
+            "tiling core", "missing", str(error), f"{sys.executable} -m pip install -e . (needs a C compiler)"
+        )
     if not np.array_equal(pixel, np.full((3, 1, 1), 7, np.float32)):
         return Finding("tiling core", "missing", f"computes {pixel.ravel()} instead of 7", "pip install -e . again")
     return Finding("tiling core", "ok", f"C library loaded, {tile.build_info()}")

@@ -51,7 +51,9 @@ def read_labels(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
                 raise DeployError(f"labels {path}: got values {values.min()}..{values.max()}, expected 0..255")
             return values.astype(np.uint8)
         if image.mode not in ("L", "P", "1"):
-            raise DeployError(f"labels {path}: got a {image.mode} image, expected an index or grey PNG of class numbers")
+            raise DeployError(
+                f"labels {path}: got a {image.mode} image, expected an index or grey PNG of class numbers"
+            )
         return np.array(image, np.uint8)
 
 
@@ -95,7 +97,9 @@ def _to_rgb(image: Image.Image, path: Path) -> UInt8:
     if image.mode.startswith("I"):  # 16 or 32 bit grey; Pillow's convert would clip at 255
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise DeployError(f"image {path}: got values {values.min()}..{values.max()}, expected 16 bit; scale it first")
+            raise DeployError(
+                f"image {path}: got values {values.min()}..{values.max()}, expected 16 bit; scale it first"
+            )
         grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "F":

@@ -18,7 +18,13 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
         problem = f"built with {manifest.sdk} on {manifest.device}, this is {backend.version()} on {backend.device()}"
     sizes = {name: bundle.path(name).stat().st_size for name in FILES}
     history = json.loads(bundle.path(REPORT).read_text())["history"]
-    result = {**manifest.to_json(), "sizes": sizes, "history": history, "runs_here": problem is None, "problem": problem}
+    result = {
+        **manifest.to_json(),
+        "sizes": sizes,
+        "history": history,
+        "runs_here": problem is None,
+        "problem": problem,
+    }
     spec, tiling = manifest.spec, manifest.tiling
     rows = [
         ("model", f"{spec.architecture} {spec.variant} from {spec.source}, sha256 {spec.source_sha256[:12]}"),

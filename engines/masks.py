@@ -46,9 +46,9 @@ def overlay(image: UInt8, labels: UInt8, palette: Sequence[RGB]) -> UInt8:
     """(H, W, 3) uint8: the image and its labels' colours, half and half; pixels labelled 255 keep the image's."""
     if image.shape[:2] != labels.shape:
         raise DeployError(f"overlay: got an image {image.shape[:2]} and labels {labels.shape}, expected one size")
-    half = _table(palette) >> 1
-    mixed = half[labels]
-    mixed += image >> 1
+    half: UInt8 = np.right_shift(_table(palette), 1)
+    mixed: UInt8 = half[labels]
+    mixed += np.right_shift(image, 1)
     ignored = labels == IGNORE_LABEL
     if ignored.any():
         mixed[ignored] = image[ignored]

@@ -81,7 +81,8 @@ class OpenVINOBackend:
 def _openvino() -> ModuleType:
     import openvino
 
-    return openvino
+    module: ModuleType = openvino
+    return module
 
 
 def _properties(config: BuildConfig) -> dict[str, Any]:

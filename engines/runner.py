@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class ImageReport:
-    """One image: its size in pixels, and milliseconds by part; `total_ms` is from opening the file to the last write."""
+    """One image: its size in pixels, and milliseconds by part.  `total_ms` runs from opening it to the last write."""
 
     input: str
     mask: str

@@ -111,7 +111,7 @@ class Segmenter:
             order=self._order, padding=self.tiling.padding, out=self._batch[0], threads=self.threads,
         )  # fmt: skip
         gathered = time.perf_counter()
-        logits = self.session.run(self._batch)[0].copy()  # the session may reuse its output
+        logits: Float32 = self.session.run(self._batch)[0].copy()  # the session may reuse its output
         self.timings.gather += gathered - begin
         self.timings.engine += time.perf_counter() - gathered
         self.timings.windows += 1

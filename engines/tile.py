@@ -68,7 +68,10 @@ def gather(
         out = np.empty(shape, np.float32)
     elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable:
         raise DeployError(f"gather: got out {out.shape} {out.dtype}, expected C-contiguous {shape} float32")
-    for axis, start, size, length in (("row", top, window[0], image.shape[0]), ("column", left, window[1], image.shape[1])):
+    for axis, start, size, length in (
+        ("row", top, window[0], image.shape[0]),
+        ("column", left, window[1], image.shape[1]),
+    ):
         if not 0 <= start < max(length, 1) or size < 1 or (start > 0 and start + size > length):
             raise DeployError(
                 f"gather: window of {size} at {axis} {start} does not fit into {length}; "

@@ -28,7 +28,8 @@ def gather(
 def resize(logits: NDArray[np.floating], size: tuple[int, int]) -> Float64:
     """Bilinear, half-pixel centres, clamped at the edges: (K, h, w) -> (K, *size)."""
     rows = _axis(logits.shape[1], size[0]) @ logits.astype(np.float64)
-    return rows @ _axis(logits.shape[2], size[1]).T
+    resized: Float64 = rows @ _axis(logits.shape[2], size[1]).T
+    return resized
 
 
 def scores(
@@ -42,17 +43,18 @@ def scores(
     weight = np.zeros(canvas)
     each = np.ones(window) if weights is None else np.outer(weights[0], weights[1])
     for values, top, left in zip(logits, tops, lefts, strict=True):
-        place = (slice(top, top + window[0]), slice(left, left + window[1]))
-        total[:, *place] += resize(values, window) * each
-        weight[place] += each
+        total[:, top : top + window[0], left : left + window[1]] += resize(values, window) * each
+        weight[top : top + window[0], left : left + window[1]] += each
     with np.errstate(invalid="ignore"):
-        return (total / weight)[:, :height, :width]
+        mean: Float64 = (total / weight)[:, :height, :width]
+    return mean
 
 
 def confidence(mean_logits: Float64) -> Float64:
     """(K, H, W) -> (H, W): softmax probability of the largest."""
     shifted = np.exp(mean_logits - mean_logits.max(0))
-    return 1 / shifted.sum(0)
+    probability: Float64 = 1 / shifted.sum(0)
+    return probability
 
 
 def _axis(size: int, out: int) -> Float64:

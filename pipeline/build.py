@@ -1,8 +1,8 @@
-"""A trained model becomes a bundle: export, simplify, compile, and at every step the proof that it is still the model."""
+"""A trained model becomes a bundle, and every step proves that it still is that model."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from engines.base import Backend, BuildConfig, Float32, choose_backend
 from engines.bundle import GOLDEN, MODEL, Manifest, writing
 from engines.errors import DeployError
 from engines.golden import Golden, windows_of
+from engines.tile import blend_weights
 from engines.tiling import Tiling
 from pipeline.export import simplify
 from pipeline.graph import OnnxGraph, run_onnx
@@ -37,7 +38,7 @@ class BuildRequest:
     precision: str = "fp32"
     backend: str = "auto"
     threads: int = 0
-    options: SourceOptions = SourceOptions()
+    options: SourceOptions = field(default_factory=SourceOptions)
     sample: NDArray[np.uint8] | None = None
     gate: Gate | None = None
 
@@ -101,7 +102,8 @@ def slide_labels(logits: Float32, tiling: Tiling, size: tuple[int, int]) -> NDAr
     window = (tiling.window_h, tiling.window_w)
     tops, lefts = tiling.placements(height, width)
     total = torch.zeros(logits.shape[1], max(height, window[0]), max(width, window[1]))
-    weight = torch.from_numpy(tiling.weights()) if tiling.blend != "uniform" else torch.ones(window)
+    weights = blend_weights(tiling.blend, *window)
+    weight = torch.ones(window) if weights is None else torch.from_numpy(np.outer(*weights))
     places = [(top, left) for top in tops for left in lefts]
     for (top, left), values in zip(places, torch.from_numpy(logits), strict=True):
         full = F.interpolate(values[None], size=window, mode="bilinear", align_corners=False)[0]

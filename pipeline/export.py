@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import cast
 
 import onnx
 import onnxsim
@@ -37,10 +38,12 @@ def trace(module: nn.Module, window: tuple[int, int]) -> torch.export.ExportedPr
 
 def export(program: torch.export.ExportedProgram) -> OnnxGraph:
     """Translate a captured program to ONNX: input ``image``, output ``logits``, LayerNormalization as one node."""
-    names = {"input_names": ["image"], "output_names": ["logits"]}
     try:
         with _quiet():
-            result = torch.onnx.export(program, opset_version=OPSET, dynamo=True, verbose=False, **names)
+            result = torch.onnx.export(
+                program, (), opset_version=OPSET, input_names=["image"], output_names=["logits"], dynamo=True,
+                verbose=False,
+            )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         raise DeployError(f"export: torch.onnx cannot translate the model: {_first_line(error)}") from error
     if result is None:
@@ -81,7 +84,7 @@ def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         raise DeployError(f"onnxsim: cannot simplify the graph: {_first_line(error)}") from error
     if not ok:
         raise DeployError("onnxsim: its own check of the simplified graph failed; the graph may be invalid")
-    return simplified
+    return cast(onnx.ModelProto, simplified)
 
 
 def _fix_input(model: onnx.ModelProto, window: tuple[int, int], path: Path) -> None:

@@ -36,8 +36,13 @@ class SourceOptions:
 
 
 class Source(Protocol):
-    spec: ModelSpec
-    reference: str
+    """A model to build from; `reference` says in words what `logits` computes with."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def reference(self) -> str: ...
 
     def logits(self, windows: Sequence[Float32]) -> Float32:
         """The model's own logits (M, K, h, w) for M inputs (1, 3, H, W): what every later step must reproduce."""

@@ -49,7 +49,9 @@ def test_build_and_run_from_the_command_line(tmp_path: Path, photos: Path, capsy
         assert np.asarray(mask).max() < 5
 
 
-def test_run_reports_as_json(tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_reports_as_json(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _run("run", tiny_bundle, photos / "*.png", photos / "a.jpg", "-o", tmp_path / "out", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert [Path(image["input"]).name for image in report["images"]] == ["b.png", "a.jpg"]

@@ -86,9 +86,7 @@ def test_run_imports_neither_torch_nor_onnx(tiny_bundle: Path, tmp_path: Path) -
 
     Image.new("RGB", (200, 100), (90, 120, 30)).save(tmp_path / "a.jpg")
     argv = ["run", str(tiny_bundle), str(tmp_path / "a.jpg"), "-o", str(tmp_path / "out"), "--overlay", "--confidence"]
-    done = subprocess.run(
-        [sys.executable, "-c", blocker, *argv], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", blocker, *argv], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.confidence.png", "a.overlay.jpg", "a.png"]
 

@@ -85,7 +85,7 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tenso
     logits = F.interpolate(logits.float(), size=y.shape[1:], mode="bilinear", align_corners=False)
     loss = F.cross_entropy(logits, y, weight)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return float(loss.detach())
@@ -157,7 +157,9 @@ def _batches(scenes: list[Scene], rng: np.random.Generator, device: torch.device
 
 
 def _class_weights(scenes: list[Scene]) -> Tensor:
-    counts = sum(np.bincount(scene.labels.ravel(), minlength=len(CLASSES)) for scene in scenes)
+    counts = np.zeros(len(CLASSES))
+    for scene in scenes:
+        counts += np.bincount(scene.labels.ravel(), minlength=len(CLASSES))
     weight = torch.tensor((counts / counts.sum()) ** -0.4, dtype=torch.float32)
     return weight / weight.mean()
 

@@ -77,9 +77,14 @@ def test_an_engine_that_the_sdk_cannot_read_is_an_error(copy: Path) -> None:
 
 def test_a_failed_write_leaves_what_was_there(copy: Path) -> None:
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    with pytest.raises(RuntimeError, match="killed"), writing(copy) as folder:
-        (folder / ENGINE).write_bytes(b"half")
-        raise RuntimeError("killed")
+
+    def killed_half_way() -> None:
+        with writing(copy) as folder:
+            (folder / ENGINE).write_bytes(b"half")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        killed_half_way()
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 

@@ -59,7 +59,7 @@ def test_the_arithmetic_compiles_as_cuda(tmp_path: Path, arch: str) -> None:
     source = tmp_path / "probe.cu"
     source.write_text(
         '#include "tile.h"\n'
-        "extern \"C\" __global__ void probe(float *out, const unsigned char *in, int n)\n"
+        'extern "C" __global__ void probe(float *out, const unsigned char *in, int n)\n'
         "{\n"
         "    int i0, i1;\n"
         "    float lambda = tile_source(3, 256, 1024, &i0, &i1);\n"

@@ -51,7 +51,8 @@ def test_round_trips_through_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(64, 64, 65, 64), (64, 64, 64, 0), (0, 64, 1, 1), (64, 64, 1, 1, "cosine"), (64, 64, 1, 1, "hann", "x")]
+    "arguments",
+    [(64, 64, 65, 64), (64, 64, 64, 0), (0, 64, 1, 1), (64, 64, 1, 1, "cosine"), (64, 64, 1, 1, "hann", "x")],
 )
 def test_impossible_tilings_are_refused(arguments: tuple) -> None:
     with pytest.raises(DeployError, match="expected"):

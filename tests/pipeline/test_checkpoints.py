@@ -83,13 +83,16 @@ def test_other_floats_become_float32(dtype: torch.dtype, states: dict[str, State
     assert torch.equal(loaded, state["decode_head.conv_seg.weight"].to(torch.float32))
 
 
-def test_a_square_matrix_is_not_taken_for_another_kernel(states: dict[str, State], tmp_path: Path) -> None:
-    """Only (O, I) and (O, I, 1, 1) stand for each other."""
-    key = "backbone.layers.0.1.0.ffn.layers.0.weight"
-    state = {**states["mmseg"], key: states["mmseg"][key].reshape(128, 32, 1)}
-    assert f"{key}: got shape (128, 32, 1), expected (128, 32)" in refusal(
-        lambda: load_model(save(tmp_path / "odd.pth", state))
-    )
+@pytest.mark.parametrize(
+    ("layer", "got", "expected"), [(0, (128, 32, 1), (128, 32)), (1, (128, 1, 1, 1), (128, 1, 3, 3))]
+)
+def test_only_a_matrix_and_its_1x1_kernel_are_alike(
+    layer: int, got: tuple[int, ...], expected: tuple[int, ...], states: dict[str, State], tmp_path: Path
+) -> None:
+    key = f"backbone.layers.0.1.0.ffn.layers.{layer}.weight"
+    state = {**states["mmseg"], key: torch.ones(got)}
+    message = refusal(lambda: load_model(save(tmp_path / "odd.pth", state)))
+    assert f"{key}: got shape {got}, expected {expected}" in message
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
