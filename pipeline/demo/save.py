@@ -17,7 +17,9 @@ from pipeline.segformer import SegFormer
 def save_hugging_face(model: SegFormer, folder: Path) -> None:
     """config.json, preprocessor_config.json and model.safetensors, readable by transformers and by our loader."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.half().contiguous() for key, value in hub_state(model).items()}
+    state = {}
+    for key, value in hub_state(model).items():
+        state[key] = (value.half() if value.is_floating_point() else value).contiguous()
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_config(model), indent=1) + "\n")
     processor = {
@@ -37,8 +39,6 @@ def hub_state(model: SegFormer) -> dict[str, Tensor]:
     """Our parameters under the names that the hub's SegFormer checkpoints use."""
     state = {}
     for ours, value in model.state_dict().items():
-        if ours.endswith("num_batches_tracked"):
-            continue
         state[_hub_key(ours)] = value[:, :, 0, 0] if ours.startswith("head.project") and value.ndim == 4 else value
     return state
 

@@ -1,0 +1,53 @@
+"""Score a SegFormer on held-out rendered scenes, whole images, PyTorch.
+
+    python -m pipeline.demo.evaluate [MODEL] [--scenes 20] [--height 1024]
+
+Seeds below 1000 are held out from training (pipeline/demo/train.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from calib.scenes import CLASSES, Scene, render
+from engines.spec import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.checkpoints import load_model
+
+
+def score(model: nn.Module, scenes: Sequence[Scene]) -> tuple[float, dict[str, float]]:
+    """Mean IoU over the classes that occur, and IoU by class, from one histogram over all scenes (as mmsegmentation)."""
+    count = len(CLASSES)
+    confusion = np.zeros((count, count), np.int64)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    for scene in scenes:
+        x = (torch.from_numpy(scene.image).permute(2, 0, 1)[None].float() - mean) / std
+        with torch.inference_mode():
+            logits = F.interpolate(model(x), size=scene.labels.shape, mode="bilinear", align_corners=False)
+        pairs = scene.labels.astype(np.int64) * count + logits.argmax(1)[0].numpy()
+        confusion += np.bincount(pairs.ravel(), minlength=count * count).reshape(count, count)
+    intersection = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - intersection
+    ious = {name: float(intersection[k] / union[k]) for k, name in enumerate(CLASSES) if union[k]}
+    return float(np.mean(list(ious.values()))), ious
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="demo")
+    parser.add_argument("--scenes", type=int, default=20)
+    parser.add_argument("--height", type=int, default=1024)
+    args = parser.parse_args()
+    model = load_model(args.model).module
+    miou, ious = score(model, [render(seed, args.height, 2 * args.height) for seed in range(args.scenes)])
+    print(f"{args.scenes} scenes of {2 * args.height}x{args.height}: {100 * miou:.1f} mIoU")
+    print(", ".join(f"{name} {100 * value:.1f}" for name, value in ious.items()))
+
+
+if __name__ == "__main__":
+    main()

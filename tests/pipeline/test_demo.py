@@ -1,0 +1,82 @@
+"""The model that ships: small, trained, readable by others, and good on scenes it has never seen."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from calib.scenes import CLASSES, PALETTE, render
+from pipeline.checkpoints import load_model
+from pipeline.demo import MODEL
+from pipeline.demo.evaluate import score
+from pipeline.demo.save import hub_state, save_hugging_face
+from pipeline.segformer import SegFormer
+from tests.models import TINY, randomise
+
+
+def test_it_is_small_and_loads_as_what_it_is() -> None:
+    assert (MODEL / "model.safetensors").stat().st_size <= 8_000_000
+    spec = load_model("demo").spec
+    assert spec.classes == CLASSES
+    assert spec.palette == PALETTE
+    assert (spec.architecture, spec.variant, spec.logits_stride) == ("segformer", "b0", 4)
+
+
+def test_transformers_reads_it_and_agrees() -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs, report = transformers.SegformerForSemanticSegmentation.from_pretrained(
+        MODEL, dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    x = torch.randn(1, 3, 128, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs.eval()(x).logits
+        logits = load_model("demo").module(x)
+    assert (logits - expected).abs().max() < 1e-4
+
+
+def test_it_has_learned_to_see() -> None:
+    """On four held-out scenes, far above chance and near what the model card says."""
+    card = (MODEL / "README.md").read_text()
+    stated = float(re.search(r"\*\*([\d.]+) mIoU", card).group(1))  # type: ignore[union-attr]
+    miou, _ = score(load_model("demo").module, [render(seed, 512, 1024) for seed in range(4)])
+    assert stated >= 60
+    assert 100 * miou > stated - 20
+
+
+def test_saving_and_loading_is_lossless_to_half_precision(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from dataclasses import replace
+
+    config = replace(TINY, classes=len(CLASSES), eps_block=1e-5, eps_stage=1e-5)
+    model = randomise(SegFormer(config))
+    save_hugging_face(model, tmp_path)
+    assert len(hub_state(model)) == len(json.loads(json.dumps(sorted(hub_state(model)))))
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        half = model.half().float()
+        np.testing.assert_allclose(load_model(str(tmp_path)).module(x), half(x), atol=1e-4)
+
+
+def test_score_is_the_intersection_over_union_of_the_whole_set() -> None:
+    """Against scikit-free arithmetic on a stand-in that returns one-hot logits with a known share of errors."""
+    scenes = [render(seed, 64, 96) for seed in range(2)]
+    wrong = iter([1, 0])
+
+    class Oracle(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            index = next(wrong)  # answers the first scene with the labels of the second, and the other way round
+            return F.one_hot(torch.from_numpy(scenes[index].labels).long(), len(CLASSES)).permute(2, 0, 1)[None].float()
+
+    miou, per_class = score(Oracle(), scenes)
+    a, b = scenes[0].labels, scenes[1].labels
+    for k, name in enumerate(CLASSES):
+        union = 2 * ((a == k) | (b == k)).sum()
+        if union:
+            assert per_class[name] == pytest.approx(2 * ((a == k) & (b == k)).sum() / union)
+    assert miou == pytest.approx(np.mean(list(per_class.values())))
