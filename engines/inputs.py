@@ -3,59 +3,101 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engines.errors import DeployError
 from engines.images import SUFFIXES
 
+# What `run` writes for NAME.ext, with all its options.
+OUTPUT_SUFFIXES = (".png", ".overlay.jpg", ".confidence.png")
 
-def expand(inputs: Sequence[str]) -> list[Path]:
-    """Files as they are, folders as the images directly in them, globs (``**`` too) as what they match.
 
-    In the order given, within a folder or glob in natural order (2 before 10), each file once.
-    Raises DeployError when one of them yields nothing.
+def expand(inputs: Sequence[str], exclude: Path | None = None, *, recursive: bool = False) -> list[Path]:
+    """Files as they are, folders as the images in them, globs (``**`` too) as the images that they match.
+
+    In the order given, within a folder or glob in natural order (2 before 10), each file once.  Hidden files are left
+    out unless named.  Folders within folders are searched only if `recursive`; then, and in globs, whatever lies in
+    the folder `exclude` (that of the output) is left out, so that masks are not segmented in their turn.
+    Raises DeployError when one of the inputs yields nothing or cannot be read.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            matches = [child for child in path.iterdir() if child.suffix.lower() in SUFFIXES and child.is_file()]
-            wanted = f"images ({' '.join(sorted(SUFFIXES))}) in it"
-        elif path.exists():
-            matches, wanted = [path], ""
-        elif glob.has_magic(text):
-            matches = [Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file()]
-            matches = [match for match in matches if match.suffix.lower() in SUFFIXES]
-            wanted = "images that match"
-        else:
-            raise DeployError(f"input {text}: no such file or folder")
+        try:
+            matches, wanted = _matches(text, exclude, recursive)
+            for match in sorted(matches, key=_natural):
+                found.setdefault(_entry(match), match)
+        except OSError as error:
+            raise DeployError(f"input {text}: cannot be read: {error.strerror}") from error
         if not matches:
             raise DeployError(f"input {text}: got nothing, expected {wanted}")
-        found.update(dict.fromkeys(sorted(matches, key=_natural)))
-    return list(found)
+    return list(found.values())
+
+
+def _matches(text: str, exclude: Path | None, recursive: bool) -> tuple[list[Path], str]:
+    """What `text` stands for, and what to say was expected if that is nothing."""
+    path = Path(text)
+    if text and path.is_dir():
+        files = _walk(path, exclude) if recursive else path.iterdir()
+        return [file for file in files if _is_image(file)], f"images ({' '.join(sorted(SUFFIXES))}) in it"
+    if path.is_file():
+        return [path], ""
+    if path.exists() and text:
+        raise DeployError(f"input {text}: neither a file nor a folder, expected an image")
+    if not glob.has_magic(text):
+        raise DeployError(f"input {text or repr(text)}: no such file or folder")
+    outside = (Path(name) for name in glob.iglob(text, recursive=True) if not _inside(Path(name), exclude))
+    return [file for file in outside if _is_image(file)], "images that match"
 
 
 def output_names(paths: Sequence[Path], folder: Path) -> dict[Path, str]:
     """The mask of ``NAME.ext`` is ``NAME.png``.
 
-    Raises DeployError when two inputs would write the same file, or a mask would overwrite an input.
+    Raises DeployError when two inputs would write the same file, or one would overwrite an input: by its mask, or by
+    the overlay or confidence that go with it.  Case is ignored, as some file systems do.
     """
-    names: dict[Path, str] = {}
+    inputs = {_entry(path): path for path in paths}
     owners: dict[str, Path] = {}
-    inputs = {path.absolute() for path in paths}
     for path in paths:
-        name = f"{path.stem}.png"
-        other = owners.setdefault(name.lower(), path)
-        if other != path:
-            raise DeployError(f"inputs {other} and {path}: both would be written to {name}; run them into two folders")
-        if (folder / name).absolute() in inputs:
-            raise DeployError(f"output {folder / name}: would overwrite the input {path}; choose another -o")
-        names[path] = name
-    return names
+        for suffix in OUTPUT_SUFFIXES:
+            name = path.stem + suffix
+            other = owners.setdefault(name.lower(), path)
+            if other != path:
+                raise DeployError(
+                    f"inputs {other} and {path}: both would be written to {name}; run them into two folders"
+                )
+            target = folder / name
+            if _entry(target) in inputs:
+                raise DeployError(
+                    f"output {target}: would overwrite the input {inputs[_entry(target)]}; choose another -o"
+                )
+    return {path: f"{path.stem}.png" for path in paths}
 
 
-def _natural(path: Path) -> list[tuple[bool, int, str]]:
-    parts = re.split(r"(\d+)", str(path))
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for root, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".") and not _inside(Path(root, name), exclude)]
+        yield from (Path(root, name) for name in files)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _inside(path: Path, folder: Path | None) -> bool:
+    return folder is not None and path.resolve().is_relative_to(folder.resolve())
+
+
+def _entry(path: Path) -> Path:
+    """The directory entry itself, however it is spelled: symbolic links are followed in the folder, not in the name."""
+    return path.parent.resolve() / path.name
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    parts = re.split(r"([0-9]+)", str(path))  # text, number, text, ...
+    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)]

@@ -6,6 +6,7 @@ train ids that mmsegmentation and the published checkpoints use.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -128,7 +129,7 @@ def default_classes(count: int) -> tuple[str, ...]:
 def palette_for(classes: Sequence[str]) -> tuple[RGB, ...]:
     """One colour a class: the data set's own where nine in ten names are its, in order; else generated.
 
-    Nine in ten, because published checkpoints spell a few names differently (``bed ``, ``windowpane``).
+    Nine in ten, because published checkpoints spell a few names differently (``window`` for ``windowpane``).
     """
     wanted = [_normal(name) for name in classes]
     for dataset in DATASETS.values():
@@ -140,7 +141,8 @@ def palette_for(classes: Sequence[str]) -> tuple[RGB, ...]:
 
 
 def _normal(name: str) -> str:
-    return name.strip().lower().replace("-", " ").replace("_", " ")
+    """Lower case, words apart by one space, the first of several synonyms (``road, route``)."""
+    return " ".join(re.split(r"[\s_-]+", name.lower().split(",")[0])).strip()
 
 
 def _generated(index: int) -> RGB:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from engines.errors import DeployError
 from engines.images import read_image, read_labels
@@ -60,6 +63,29 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, name: str) -> None:
     assert np.array_equal(read_image(tmp_path / name), np.repeat(expected[:, :, None], 3, 2))
 
 
+def test_16_bit_colour_is_within_a_level(tmp_path: Path) -> None:
+    values = RNG.integers(0, 65536, (5, 7, 3)).astype(">u2")
+    values[0, 0] = 0, 65535, 257
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", 7, 5, 16, 2, 0, 0, 0)
+    chunks = [_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(rows)), _chunk(b"IEND", b"")]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    pixels = read_image(tmp_path / "a.png")
+    assert np.abs(pixels - values / 257).max() < 1
+    assert pixels[0, 0].tolist() == [0, 255, 1]
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.gif"])
+def test_of_several_frames_the_first_is_read(tmp_path: Path, name: str) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    assert np.array_equal(read_image(tmp_path / name), np.asarray(frames[0]))
+
+
 @pytest.mark.parametrize("mode", ["1", "P", "CMYK"])
 def test_other_modes_equal_pillow(tmp_path: Path, mode: str) -> None:
     name = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
@@ -85,10 +111,34 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         with pytest.raises(DeployError, match=name):
             read_image(tmp_path / name)
+    with pytest.raises(DeployError, match="an empty file"):
+        read_image(tmp_path / "b.png")
     with pytest.raises(DeployError, match="no such file"):
         read_image(tmp_path / "c.png")
     with pytest.raises(DeployError, match="is a folder"):
         read_image(tmp_path)
+
+
+def test_trouble_of_the_system_is_not_blamed_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DeployError, match="cannot be read: File name too long"):
+        read_image(tmp_path / ("a" * 300))
+    for error, message in ((PermissionError(13, "Permission denied"), "Permission denied"), (MemoryError(), "memory")):
+        monkeypatch.setattr(Image, "open", _raising(error))
+        with pytest.raises(DeployError, match=message):
+            read_image(tmp_path / "a.png")
+
+
+def _raising(error: BaseException) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_no_program_is_started_for_an_image(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a.eps")  # Pillow would hand it to Ghostscript
+    with pytest.raises(DeployError, match="expected PNG, JPEG"):
+        read_image(tmp_path / "a.eps")
 
 
 def test_a_bomb_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,10 +156,33 @@ def test_large_images_are_read_without_pillows_own_limit(tmp_path: Path, monkeyp
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "TIFF-LZW", "WEBP", "BMP", "GIF", "PPM"])
+def test_a_cut_file_is_never_half_an_image(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is cut, even where another library has told Pillow to put up with that."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    buffer = io.BytesIO()
+    compression = {"compression": "tiff_lzw"} if kind == "TIFF-LZW" else {}
+    Image.fromarray(PIXELS).save(buffer, kind.split("-")[0], **compression)
+    data = buffer.getvalue()
+    path = tmp_path / "cut"
+    path.write_bytes(data)
+    whole = read_image(path)
+    for size in range(0, len(data), 5):
+        path.write_bytes(data[:size])
+        try:
+            assert np.array_equal(read_image(path), whole)  # only a trailer is missing
+        except DeployError:
+            continue
+        assert len(data) - size < 30
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "BMP"])
 def test_damaged_files_are_an_error_or_a_whole_image(tmp_path: Path, kind: str) -> None:
     buffer = io.BytesIO()
-    Image.fromarray(PIXELS).save(buffer, kind)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a street"
+    Image.fromarray(PIXELS).save(buffer, kind, **({} if kind == "BMP" else {"exif": exif}))
     data = buffer.getvalue()
     path = tmp_path / "damaged"
     outcomes = {"error": 0, "image": 0}
@@ -145,6 +218,9 @@ def test_labels_are_read_as_numbers(tmp_path: Path) -> None:
     Image.fromarray(np.full((2, 2), 300, np.uint16)).save(tmp_path / "large.png")
     with pytest.raises(DeployError, match="300"):
         read_labels(tmp_path / "large.png")
+    Image.fromarray(labels).save(tmp_path / "grey.jpg")
+    with pytest.raises(DeployError, match="JPEG"):
+        read_labels(tmp_path / "grey.jpg")
     Image.fromarray(PIXELS).save(tmp_path / "rgb.png")
     with pytest.raises(DeployError, match="RGB"):
         read_labels(tmp_path / "rgb.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,54 @@ def test_a_file_named_like_a_glob_is_a_file(tree: Path) -> None:
     assert _names(tree, "a[1].png") == ["a[1].png"]
 
 
+def test_folders_within_folders_only_if_asked(tree: Path) -> None:
+    found = expand([str(tree)], recursive=True)
+    assert [str(path.relative_to(tree)) for path in found] == ["p/2.JPG", "p/10.jpg", "p/deep/3.png", "q/2.png"]
+    with pytest.raises(DeployError, match="got nothing"):
+        expand([str(tree)])
+
+
+@pytest.mark.parametrize("text", ["", "**/*"])
+def test_earlier_masks_are_not_inputs(tree: Path, text: str) -> None:
+    found = expand([str(tree / text)], tree / "p" / ".." / "q", recursive=True)
+    assert [path.name for path in found] == ["2.JPG", "10.jpg", "3.png"]
+    assert expand([str(tree / "q")], tree / "q", recursive=True) == [tree / "q" / "2.png"]  # asked for by name
+
+
+def test_one_file_spelled_three_ways_is_one_input(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    assert expand(["q/2.png", str(tree / "q" / "2.png"), "p/../q/2.png"]) == [Path("q/2.png")]
+
+
+@pytest.mark.parametrize("name", ["1\u00b22.jpg", "m\u00b2.jpg", "\u0663.jpg", "10.9.8.jpg", "a b\nc.jpg"])
+def test_any_name_is_sorted(tree: Path, name: str) -> None:
+    (tree / "p" / name).write_bytes(b"x")
+    assert tree / "p" / name in expand([str(tree / "p")])
+
+
+def test_hidden_files_only_by_name(tree: Path) -> None:
+    (tree / "q" / "._2.png").write_bytes(b"x")  # what macOS leaves on other file systems
+    assert _names(tree, "q") == ["q/2.png"]
+    assert _names(tree, "q/._2.png") == ["q/._2.png"]
+
+
+@pytest.mark.parametrize("text", ["", "a" * 300, "/dev/null"])
+def test_what_is_no_input_is_named(text: str) -> None:
+    with pytest.raises(DeployError, match=rf"^input {text or repr('')}"):
+        expand([text])
+
+
+def test_an_unreadable_folder_is_an_error(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", denied)
+    monkeypatch.setattr(os, "listdir", denied)
+    for recursive in (False, True):
+        with pytest.raises(DeployError, match="cannot be read: Permission denied"):
+            expand([str(tree / "p")], recursive=recursive)
+
+
 @pytest.mark.parametrize("text", ["none.jpg", "empty", "*.gif", "none/*.jpg"])
 def test_what_yields_nothing_is_named(tree: Path, text: str) -> None:
     with pytest.raises(DeployError, match="input .*" + text.replace("*", r"\*")):
@@ -52,5 +101,18 @@ def test_two_images_never_share_a_mask(tree: Path) -> None:
 
 
 def test_a_mask_never_overwrites_an_input(tree: Path) -> None:
+    (tree / "link").symlink_to(tree / "q")
+    for folder in ("q", "p/../q", "link"):
+        with pytest.raises(DeployError, match="would overwrite the input"):
+            output_names([tree / "q" / "2.png"], tree / folder)
+
+
+def test_overlays_and_confidences_overwrite_nothing_either(tree: Path) -> None:
+    with pytest.raises(DeployError, match=r"both would be written to a\.confidence\.png"):
+        output_names([tree / "a.jpg", tree / "a.confidence.jpg"], tree / "out")
     with pytest.raises(DeployError, match="would overwrite the input"):
-        output_names([tree / "q" / "2.png"], tree / "q")
+        output_names([tree / "a.jpg", tree / "a.overlay.jpg"], tree)
+    assert output_names([tree / "a.b.jpg", tree / "a.c.jpg"], tree) == {
+        tree / "a.b.jpg": "a.b.png",
+        tree / "a.c.jpg": "a.c.png",
+    }
