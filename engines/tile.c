@@ -5,8 +5,9 @@
  */
 #include "tile.h"
 
+#include <math.h>
 #include <pthread.h>
-#include <stddef.h>
+#include <stdatomic.h>
 #include <string.h>
 
 /* Function multiversioning: one binary, the widest vectors of the CPU it runs on. */
@@ -22,14 +23,17 @@
 #endif
 
 #define TILE_MAX_THREADS 64
-#define TILE_CHUNK 512 /* columns worked on at once: the accumulators of 19 classes stay in a 48 KB first-level cache */
+#define TILE_MAX_BLOCK 32 /* rows a thread takes at once */
+#define TILE_CHUNK 1024   /* columns worked on at once: one class's accumulators and v stay in a first-level cache */
+#define TILE_EDGE 16      /* room beside v, which keeps v aligned to cache lines */
+#define TILE_MAX_RATIO 32 /* divides TILE_CHUNK */
 
 typedef enum {
     TILE_OK = 0,
-    TILE_E_ARGUMENT = 1,  /* a size, stride or count is out of range */
-    TILE_E_UNCOVERED = 2, /* a pixel lies in no window */
-    TILE_E_NOT_FINITE = 3, /* a logit is NaN or infinite; labels were written, but mean nothing */
-    TILE_E_THREAD = 4     /* the system refused a thread */
+    TILE_E_ARGUMENT = 1,   /* a size, stride or count is out of range */
+    TILE_E_UNCOVERED = 2,  /* a pixel lies in no window */
+    TILE_E_NOT_FINITE = 3, /* a logit or their sum is NaN or infinite; labels are below K, but mean nothing */
+    TILE_E_THREAD = 4      /* the system refused a thread */
 } tile_status;
 
 typedef struct {
@@ -46,47 +50,59 @@ typedef struct {
 
 typedef int (*tile_task)(void *arg, int32_t begin, int32_t end, int32_t thread);
 
+/* Rows are handed out block by block, so that a slow or busy core does not keep the others waiting. */
 typedef struct {
     tile_task task;
     void *arg;
-    int32_t begin, end, thread;
+    atomic_int next;
+    int32_t end, block;
+} tile_queue;
+
+typedef struct {
+    tile_queue *queue;
+    int32_t thread;
     int status;
 } tile_job;
+
+static int tile_worse(int a, int b) { return a == TILE_OK || (b != TILE_OK && b < a) ? b : a; }
 
 static void *tile_thread(void *p)
 {
     tile_job *job = p;
-    job->status = job->task(job->arg, job->begin, job->end, job->thread);
+    tile_queue *q = job->queue;
+    for (int32_t begin; (begin = atomic_fetch_add(&q->next, q->block)) < q->end;) {
+        int32_t end = q->end - begin < q->block ? q->end : begin + q->block;
+        job->status = tile_worse(job->status, q->task(q->arg, begin, end, job->thread));
+    }
     return NULL;
 }
 
-/* Splits begin..end into `threads` contiguous parts and runs them; the first error wins. */
+/* Runs begin..end on `threads` threads, this one among them.  Of several errors the one of the lowest number is
+ * returned, whichever thread met it. */
 static int tile_parallel(tile_task task, void *arg, int32_t begin, int32_t end, int32_t threads)
 {
     tile_job jobs[TILE_MAX_THREADS];
     pthread_t handles[TILE_MAX_THREADS];
+    int32_t block = (end - begin) / (8 * threads);
+    tile_queue queue = {task, arg, begin, end, block < 1 ? 1 : block > TILE_MAX_BLOCK ? TILE_MAX_BLOCK : block};
     if (threads > end - begin)
-        threads = end - begin > 0 ? end - begin : 1;
+        threads = end - begin;
     int status = TILE_OK;
-    int32_t started = 0;
-    for (int32_t t = 0; t < threads; t++) {
-        int64_t rows = end - begin;
-        jobs[t] = (tile_job){task, arg, begin + (int32_t)(rows * t / threads), begin + (int32_t)(rows * (t + 1) / threads),
-                             t, TILE_OK};
-    }
-    for (int32_t t = 1; t < threads; t++) {
-        if (pthread_create(&handles[t], NULL, tile_thread, &jobs[t]) != 0) {
+    int32_t started = 1;
+    for (int32_t t = 0; t < threads; t++)
+        jobs[t] = (tile_job){&queue, t, TILE_OK};
+    for (; started < threads; started++) {
+        if (pthread_create(&handles[started], NULL, tile_thread, &jobs[started]) != 0) {
             status = TILE_E_THREAD;
+            atomic_store(&queue.next, end);
             break;
         }
-        started = t;
     }
-    if (status == TILE_OK)
-        tile_thread(&jobs[0]);
-    for (int32_t t = 1; t <= started; t++)
+    tile_thread(&jobs[0]);
+    for (int32_t t = 1; t < started; t++)
         pthread_join(handles[t], NULL);
-    for (int32_t t = 0; t < threads && status == TILE_OK; t++)
-        status = jobs[t].status;
+    for (int32_t t = 0; t < started; t++)
+        status = tile_worse(status, jobs[t].status);
     return status;
 }
 
@@ -162,17 +178,25 @@ int tile_gather(const uint8_t *image, int32_t height, int32_t width, ptrdiff_t s
 
 /* ---- stitch --------------------------------------------------------------------------------------------------- */
 
+/* Accumulators of a chunk are stored by phase: column x of the chunk at [x % ratio * stride + x / ratio].  Then every
+ * phase of every window adds up contiguous floats with constant weights: no gather, no shuffle, on any CPU. */
 typedef struct {
     tile_plan p;
     const float *const *logits; /* windows x (K, logits_h, logits_w) */
     const int32_t *tops, *lefts;
-    const float *weight_y, *weight_x; /* (window_h), (window_w), or NULL for uniform */
+    const float *weight_y; /* (window_h), or NULL for uniform */
+    const float *weight_x; /* (window_w) by phase: column u at [u % ratio * (window_w / ratio) + u / ratio]; or NULL */
     uint8_t *labels;
     ptrdiff_t labels_stride;
     float *confidence; /* or NULL */
     ptrdiff_t confidence_stride;
     unsigned char *workspace;
     size_t per_thread;
+    int32_t ratio;                  /* window_w / logits_w where that is a power of two up to TILE_MAX_RATIO, else 1 */
+    int32_t ratio_log2;
+    int32_t phase_shift[TILE_MAX_RATIO]; /* of each phase, see tile_phase_source */
+    float phase_lambda[TILE_MAX_RATIO];
+    int32_t table;                  /* 1 where it is not: columns come from the table below */
     const int32_t *index0, *index1; /* (window_w): horizontal source columns of each window column */
     const float *lambda;            /* (window_w) */
 } tile_stitch_args;
@@ -186,97 +210,57 @@ typedef struct {
     int32_t j0, j1;           /* source columns needed: j0 <= j < j1 */
 } tile_part;
 
+static size_t tile_align(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
 static size_t tile_columns_bytes(const tile_plan *p)
 {
-    return (size_t)p->window_w * (2 * sizeof(int32_t) + sizeof(float));
+    return tile_align((size_t)p->window_w * (2 * sizeof(int32_t) + 2 * sizeof(float)));
 }
 
-static size_t tile_parts_bytes(const tile_plan *p) { return ((size_t)p->windows * sizeof(tile_part) + 63) / 64 * 64; }
+static size_t tile_parts_bytes(const tile_plan *p) { return tile_align((size_t)p->windows * sizeof(tile_part)); }
 
-/* One thread's workspace: parts of the windows, v with its two edges, best, weight, label, and the accumulators. */
+/* One thread's workspace: parts of the windows; best, weight, sum, label; the accumulators; v with its two edges. */
 static size_t tile_thread_bytes(const tile_plan *p, int confidence)
 {
-    size_t planes = 3 + (confidence ? (size_t)p->classes : 1);
-    size_t floats = (size_t)p->logits_w + 2 + planes * TILE_CHUNK;
-    return (tile_parts_bytes(p) + floats * sizeof(float) + 63) / 64 * 64;
+    size_t planes = 4 + (confidence ? (size_t)p->classes : 1);
+    size_t floats = planes * TILE_CHUNK + (size_t)p->logits_w + 2 * TILE_EDGE;
+    return tile_parts_bytes(p) + tile_align(floats * sizeof(float));
 }
 
 /* Bytes of workspace that tile_stitch needs. */
 size_t tile_stitch_workspace(const tile_plan *p, int32_t confidence)
 {
-    return tile_columns_bytes(p) + 64 + (size_t)p->threads * tile_thread_bytes(p, confidence);
+    return tile_columns_bytes(p) + (size_t)p->threads * tile_thread_bytes(p, confidence);
 }
 
-/* Vertical interpolation of one class into v[j0..j1), and the edge values beside it.  Returns 1 if not finite. */
-TILE_CLONES
-static uint32_t tile_vertical(const tile_part *part, size_t offset, float *v)
+/* Vertical interpolation of one class into v[j0..j1), and the edge beside it.  Returns 1 if not finite. */
+TILE_FN uint32_t tile_vertical(const tile_part *part, size_t offset, int32_t logits_w, float *v)
 {
-    const float *r0 = part->row0 + offset, *r1 = part->row1 + offset;
-    uint32_t bad = 0;
-    for (int32_t j = part->j0; j < part->j1; j++) {
-        float value = r0[j] * part->a + r1[j] * part->b;
-        bad |= tile_not_finite(value);
-        v[j] = value;
-    }
+    uint32_t bad = tile_row_vertical(part->row0 + offset, part->row1 + offset, part->a, part->b, part->j0, part->j1, v);
+    if (part->j0 == 0)
+        v[-1] = v[0];
+    if (part->j1 == logits_w)
+        v[logits_w] = v[logits_w - 1];
     return bad;
 }
 
-/* Horizontal interpolation with a table: acc[x] (+)= v[i0] * (1 - lambda) + v[i1] * lambda, times weight_x. */
-TILE_CLONES
-static void tile_horizontal(const tile_stitch_args *s, const tile_part *part, const float *restrict v, float *restrict acc)
+/* acc += one window's part in one class: the horizontal interpolation of v. */
+TILE_FN void tile_accumulate(const tile_stitch_args *s, const tile_part *part, const float *v, int32_t stride,
+                             float *acc)
 {
-    const int32_t *restrict i0 = s->index0 + part->u0, *restrict i1 = s->index1 + part->u0;
-    const float *restrict l = s->lambda + part->u0;
-    float *restrict out = acc + part->x0;
-    int32_t n = part->x1 - part->x0;
-    if (s->weight_x) {
-        const float *restrict w = s->weight_x + part->u0;
-        for (int32_t x = 0; x < n; x++)
-            out[x] += (v[i0[x]] * (1.0f - l[x]) + v[i1[x]] * l[x]) * w[x];
-    } else {
-        for (int32_t x = 0; x < n; x++)
-            out[x] += v[i0[x]] * (1.0f - l[x]) + v[i1[x]] * l[x];
+    if (s->table) {
+        tile_row_table(v, s->index0 + part->u0, s->index1 + part->u0, s->lambda + part->u0,
+                       s->weight_x ? s->weight_x + part->u0 : NULL, part->x1 - part->x0, acc + part->x0);
+        return;
     }
-}
-
-/* The same for logits at exactly a quarter of the window and unweighted windows: four outputs share three inputs, so
- * no table and no gather.  v[-1] and v[logits_w] repeat the edge.  `acc` points at the first whole cell. */
-TILE_CLONES
-static void tile_horizontal4(const float *restrict v, float *restrict out, int32_t cells)
-{
-    for (int32_t j = 0; j < cells; j++) {
-        float a = v[j - 1], b = v[j], c = v[j + 1];
-        out[4 * j + 0] += a * 0.375f + b * 0.625f;
-        out[4 * j + 1] += a * 0.125f + b * 0.875f;
-        out[4 * j + 2] += b * 0.875f + c * 0.125f;
-        out[4 * j + 3] += b * 0.625f + c * 0.375f;
+    int32_t ratio = s->ratio, shift = s->ratio_log2, u1 = part->u0 + part->x1 - part->x0;
+    for (int32_t phase = 0; phase < ratio; phase++) {
+        int32_t begin = (part->u0 - phase + ratio - 1) >> shift, end = (u1 - phase + ratio - 1) >> shift;
+        int32_t x = (begin << shift) + phase - part->u0 + part->x0;
+        const float *w = s->weight_x ? s->weight_x + phase * (s->p.window_w >> shift) + begin : NULL;
+        tile_row_phase(v + begin + s->phase_shift[phase], s->phase_lambda[phase], w, end - begin,
+                       acc + (x & (ratio - 1)) * stride + (x >> shift));
     }
-}
-
-TILE_CLONES
-static void tile_argmax(const float *restrict acc, int32_t k, int32_t n, float *restrict best, int32_t *restrict label)
-{
-    for (int32_t x = 0; x < n; x++) {
-        int32_t wins = acc[x] > best[x]; /* strictly: the lowest class index wins a tie */
-        best[x] = wins ? acc[x] : best[x];
-        label[x] = wins ? k : label[x];
-    }
-}
-
-/* Softmax probability of the winner: 1 / sum_k exp((acc_k - best) / weight). */
-TILE_CLONES
-static void tile_confidence(const float *restrict acc, int32_t classes, const float *restrict best,
-                            const float *restrict weight, int32_t n, float *restrict out)
-{
-    for (int32_t x = 0; x < n; x++)
-        out[x] = 0.0f;
-    for (int32_t k = 0; k < classes; k++) {
-        const float *row = acc + (size_t)k * TILE_CHUNK;
-        for (int32_t x = 0; x < n; x++)
-            out[x] += tile_exp((row[x] - best[x]) / weight[x]);
-    }
-    for (int32_t x = 0; x < n; x++)
-        out[x] = 1.0f / out[x];
 }
 
 /* The windows that touch columns c0..c0+n of row y.  Returns their number. */
@@ -301,89 +285,82 @@ static int32_t tile_parts(const tile_stitch_args *s, int32_t y, int32_t c0, int3
         part->u0 = c0 + part->x0 - left;
         part->j0 = s->index0[part->u0];
         part->j1 = s->index1[part->u0 + part->x1 - part->x0 - 1] + 1;
-        if (part->j0 > 0)
-            part->j0--; /* the quarter path reads one column more on either side */
-        if (part->j1 < p->logits_w)
-            part->j1++;
     }
     return count;
 }
 
-/* Total weight of each column of the chunk.  Returns 0 when one has none. */
-static int tile_weights(const tile_stitch_args *s, int32_t n, const tile_part *parts, int32_t count, float *weight)
+/* Total weight of each column: what the windows would add up to if all their logits were one.  0 when one has none. */
+TILE_FN int tile_weights(const tile_stitch_args *s, const tile_part *parts, int32_t count, int32_t n, int32_t stride,
+                         float *v, float *weight)
 {
-    for (int32_t x = 0; x < n; x++)
+    int32_t ratio = s->ratio, all = stride * ratio, covered = 1;
+    for (int32_t x = 0; x < all; x++)
         weight[x] = 0.0f;
     for (int32_t i = 0; i < count; i++) {
-        const tile_part *part = &parts[i];
-        float wy = part->a + part->b;
-        for (int32_t x = part->x0; x < part->x1; x++)
-            weight[x] += wy * (s->weight_x ? s->weight_x[part->u0 + x - part->x0] : 1.0f);
+        for (int32_t j = parts[i].j0 - 1; j <= parts[i].j1; j++)
+            v[j] = parts[i].a + parts[i].b;
+        tile_accumulate(s, &parts[i], v, stride, weight);
     }
-    int covered = 1;
-    for (int32_t x = 0; x < n; x++)
+    for (int32_t x = n; x < all; x++) /* beyond the image, where the last phases are shorter */
+        weight[x % ratio * stride + x / ratio] = 1.0f;
+    for (int32_t x = 0; x < all; x++)
         covered &= weight[x] > 0.0f;
     return covered;
 }
 
-/* acc += one window's part in one class. */
-static void tile_accumulate(const tile_stitch_args *s, const tile_part *part, float *v, float *acc)
+/* Writes labels and confidence of n columns in their order.  from, certainty: by phase. */
+TILE_FN void tile_write(const int32_t *restrict from, const float *restrict certainty, int32_t ratio, int32_t stride,
+                        int32_t n, uint8_t *restrict labels, float *restrict confidence)
 {
-    const tile_plan *p = &s->p;
-    if (p->window_w != 4 * p->logits_w || s->weight_x) {
-        tile_horizontal(s, part, v, acc);
-        return;
+    for (int32_t phase = 0; phase < ratio; phase++) {
+        int32_t count = (n - phase + ratio - 1) / ratio;
+        for (int32_t i = 0; i < count; i++)
+            labels[i * ratio + phase] = (uint8_t)from[phase * stride + i];
+        for (int32_t i = 0; confidence && i < count; i++)
+            confidence[i * ratio + phase] = certainty[phase * stride + i];
     }
-    if (part->j0 == 0)
-        v[-1] = v[0];
-    if (part->j1 == p->logits_w)
-        v[p->logits_w] = v[p->logits_w - 1];
-    tile_part head = *part, tail = *part;
-    int32_t first = (part->u0 + 3) / 4, last = (part->u0 + part->x1 - part->x0) / 4; /* whole cells first..last */
-    if (first >= last) {
-        tile_horizontal(s, part, v, acc);
-        return;
-    }
-    head.x1 = part->x0 + 4 * first - part->u0;
-    tail.x0 = part->x0 + 4 * last - part->u0;
-    tail.u0 = 4 * last;
-    tile_horizontal(s, &head, v, acc);
-    tile_horizontal4(v + first, acc + head.x1, last - first);
-    tile_horizontal(s, &tail, v, acc);
 }
 
+/* Columns c0..c0+n of row y.  bad: set to 1 if a logit is not finite. */
+TILE_CLONES
 static int tile_stitch_chunk(const tile_stitch_args *s, int32_t y, int32_t c0, int32_t n, unsigned char *workspace,
                              uint32_t *bad)
 {
     const tile_plan *p = &s->p;
     tile_part *parts = (tile_part *)(void *)workspace;
-    float *scratch = (float *)(void *)(workspace + tile_parts_bytes(p));
-    int32_t count = tile_parts(s, y, c0, n, parts);
-    float *v = scratch + 1, *best = scratch + p->logits_w + 2, *weight = best + TILE_CHUNK;
-    int32_t *label = (int32_t *)(void *)(weight + TILE_CHUNK);
-    float *acc = weight + 2 * TILE_CHUNK;
-    if (!tile_weights(s, n, parts, count, weight))
+    float *best = (float *)(void *)(workspace + tile_parts_bytes(p)), *weight = best + TILE_CHUNK;
+    float *sum = weight + TILE_CHUNK;
+    int32_t *label = (int32_t *)(void *)(sum + TILE_CHUNK);
+    float *acc = sum + 2 * TILE_CHUNK, *v = acc + (s->confidence ? p->classes : 1) * TILE_CHUNK + TILE_EDGE;
+    int32_t count = tile_parts(s, y, c0, n, parts), stride = (n + s->ratio - 1) / s->ratio, all = stride * s->ratio;
+    if (!tile_weights(s, parts, count, n, stride, v, weight))
         return TILE_E_UNCOVERED;
     size_t plane = (size_t)p->logits_h * (size_t)p->logits_w;
-    for (int32_t k = 0; k < p->classes; k++) {
-        float *row = s->confidence ? acc + (size_t)k * TILE_CHUNK : acc;
-        memset(row, 0, (size_t)n * sizeof *row);
-        for (int32_t i = 0; i < count; i++) {
-            *bad |= tile_vertical(&parts[i], (size_t)k * plane, v);
-            tile_accumulate(s, &parts[i], v, row);
-        }
-        if (k == 0) {
-            memcpy(best, row, (size_t)n * sizeof *best);
-            memset(label, 0, (size_t)n * sizeof *label);
-        } else {
-            tile_argmax(row, k, n, best, label);
-        }
+    uint32_t found = 0;
+    for (int32_t x = 0; x < all; x++) {
+        best[x] = -INFINITY;
+        label[x] = 0;
     }
+    for (int32_t k = 0; k < p->classes; k++) {
+        float *row = s->confidence ? acc + k * TILE_CHUNK : acc;
+        for (int32_t x = 0; x < all; x++)
+            row[x] = 0.0f;
+        for (int32_t i = 0; i < count; i++) {
+            found |= tile_vertical(&parts[i], (size_t)k * plane, p->logits_w, v);
+            tile_accumulate(s, &parts[i], v, stride, row);
+        }
+        tile_row_argmax(row, k, all, best, label);
+    }
+    for (int32_t x = 0; x < all; x++)
+        found |= tile_not_finite(best[x]); /* finite logits may have a sum that is not */
+    *bad |= found;
     uint8_t *labels = s->labels + (y - p->row0) * s->labels_stride + c0;
-    for (int32_t x = 0; x < n; x++)
-        labels[x] = (uint8_t)label[x];
-    if (s->confidence)
-        tile_confidence(acc, p->classes, best, weight, n, s->confidence + (y - p->row0) * s->confidence_stride + c0);
+    float *confidence = NULL;
+    if (s->confidence) {
+        confidence = s->confidence + (y - p->row0) * s->confidence_stride + c0;
+        tile_row_confidence(acc, TILE_CHUNK, p->classes, all, best, weight, sum);
+    }
+    tile_write(label, best, s->ratio, stride, n, labels, confidence);
     return TILE_OK;
 }
 
@@ -419,14 +396,27 @@ int tile_stitch(const tile_plan *plan, const float *const *logits, const int32_t
         p.classes < 1 || p.classes > 255 || p.windows < 1 || p.row0 < 0 || p.row1 > p.height || p.row0 >= p.row1 ||
         p.threads < 1 || p.threads > TILE_MAX_THREADS || !weight_y != !weight_x)
         return TILE_E_ARGUMENT;
+    for (int32_t i = 0; i < p.windows; i++)
+        if (tops[i] < 0 || lefts[i] < 0 || tops[i] > INT32_MAX - p.window_h || lefts[i] > INT32_MAX - p.window_w)
+            return TILE_E_ARGUMENT;
+    int32_t ratio = p.window_w / p.logits_w;
+    int32_t table = p.window_w % p.logits_w != 0 || ratio > TILE_MAX_RATIO || (ratio & (ratio - 1)) != 0;
+    if (table)
+        ratio = 1;
     int32_t *index0 = (int32_t *)(void *)workspace, *index1 = index0 + p.window_w;
-    float *lambda = (float *)(void *)(index1 + p.window_w);
-    for (int32_t x = 0; x < p.window_w; x++)
+    float *lambda = (float *)(void *)(index1 + p.window_w), *by_phase = lambda + p.window_w;
+    for (int32_t x = 0; x < p.window_w; x++) {
         lambda[x] = tile_source(x, p.logits_w, p.window_w, &index0[x], &index1[x]);
-    size_t columns = (tile_columns_bytes(&p) + 63) / 64 * 64;
-    tile_stitch_args s = {p, logits, tops, lefts, weight_y, weight_x, labels, labels_stride, confidence,
-                          confidence_stride, workspace + columns, tile_thread_bytes(&p, confidence != NULL),
-                          index0, index1, lambda};
+        if (weight_x)
+            by_phase[x % ratio * (p.window_w / ratio) + x / ratio] = weight_x[x];
+    }
+    tile_stitch_args s = {p, logits, tops, lefts, weight_y, weight_x ? by_phase : NULL, labels, labels_stride,
+                          confidence, confidence_stride, workspace + tile_columns_bytes(&p),
+                          tile_thread_bytes(&p, confidence != NULL), ratio, 0, {0}, {0}, table, index0, index1, lambda};
+    while (1 << s.ratio_log2 < ratio)
+        s.ratio_log2++;
+    for (int32_t phase = 0; phase < ratio; phase++)
+        s.phase_lambda[phase] = tile_phase_source(phase, ratio, &s.phase_shift[phase]);
     return tile_parallel(tile_stitch_rows, &s, p.row0, p.row1, p.threads);
 }
 

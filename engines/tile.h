@@ -6,12 +6,18 @@
 #ifndef EDGESEG_TILE_H
 #define EDGESEG_TILE_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __CUDACC__
 #define TILE_FN static __host__ __device__ __forceinline__
+#define TILE_RESTRICT __restrict__
+#elif defined(__GNUC__) /* inlined into the functions that are compiled for several instruction sets */
+#define TILE_FN static inline __attribute__((always_inline))
+#define TILE_RESTRICT restrict
 #else
 #define TILE_FN static inline
+#define TILE_RESTRICT restrict
 #endif
 
 enum { TILE_PAD_ZERO = 0, TILE_PAD_EDGE = 1, TILE_PAD_REFLECT = 2 };
@@ -51,32 +57,45 @@ TILE_FN float tile_source(int32_t i, int32_t in, int32_t out, int32_t *i0, int32
     return lambda < 1.0f ? lambda : 1.0f;
 }
 
+/* The same for a whole `ratio` = out / in, a power of two, where it repeats: output ratio * j + phase is
+ * in[j + *shift] * (1 - lambda) + in[j + *shift + 1] * lambda, with in[-1] and in[n] repeating the edges.
+ * A power of two only: there tile_source rounds nothing, so both give the same lambda. */
+TILE_FN float tile_phase_source(int32_t phase, int32_t ratio, int32_t *shift)
+{
+    float position = ((float)phase + 0.5f) / (float)ratio - 0.5f;
+    *shift = position < 0.0f ? -1 : 0;
+    return position - (float)*shift;
+}
+
+/* Linear interpolation, along either axis; la is 1 - lambda, lb is lambda. */
+TILE_FN float tile_lerp(float a, float b, float la, float lb) { return a * la + b * lb; }
+
 typedef union {
     float value;
     int32_t integer;
     uint32_t bits;
 } tile_word;
 
-/* exp(x) for x <= 0 to about 1e-7 relative, never below exp(-87) = 1.6e-38.
- * Range reduction x = n ln2 + r with |r| <= ln2 / 2, then the Taylor polynomial of degree 7 in r.  The clamp compares
- * bits (negative floats order as unsigned integers) because compilers vectorise a minimum of integers everywhere. */
-TILE_FN float tile_exp(float x)
+/* exp(-d) for d >= 0 to 1.4 units in the last place, never below exp(-87) = 1.6e-38; exp(-87) where d is NaN or
+ * negative.  Range reduction -d = r - n ln2 with |r| <= ln2 / 2, then the minimax polynomial of degree 6 in r.  The
+ * clamp compares bits (floats of 0 and more order as integers; NaN and negative ones come above 87) because compilers
+ * vectorise a minimum of integers everywhere, and because a NaN must not reach the conversion to an integer. */
+TILE_FN float tile_exp_minus(float d)
 {
-    tile_word word = {x}, power;
-    word.bits = word.bits > 0xc2ae0000u ? 0xc2ae0000u : word.bits; /* -87.0f */
+    tile_word word = {d}, power;
+    word.bits = word.bits > 0x42ae0000u ? 0x42ae0000u : word.bits; /* 87.0f */
     float clamped = word.value;
-    int32_t n = (int32_t)(clamped * 1.44269504f - 0.5f); /* truncation rounds n + 1/2 to the nearest for x <= 0 */
+    int32_t n = (int32_t)(clamped * 1.44269504f + 0.5f); /* truncation rounds to the nearest */
     float whole = (float)n;
-    float r = (clamped - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    float p = 1.98412698e-4f;
-    p = p * r + 1.38888889e-3f;
-    p = p * r + 8.33333333e-3f;
-    p = p * r + 4.16666667e-2f;
-    p = p * r + 1.66666667e-1f;
-    p = p * r + 0.5f;
+    float r = (whole * 0.693359375f - clamped) - whole * 2.12194440e-4f; /* ln2 = 0.693359375 - 0.000212194440 */
+    float p = 1.38436048e-3f;
+    p = p * r + 8.37419555e-3f;
+    p = p * r + 4.16680053e-2f;
+    p = p * r + 1.66664302e-1f;
+    p = p * r + 4.99999940e-1f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    power.integer = (n + 127) << 23;
+    power.integer = (127 - n) << 23;
     return p * power.value;
 }
 
@@ -85,6 +104,89 @@ TILE_FN uint32_t tile_not_finite(float v)
 {
     tile_word word = {v};
     return (word.bits & 0x7f800000u) == 0x7f800000u;
+}
+
+/* ---- rows: every array holds n or more contiguous floats ------------------------------------------------------- */
+
+/* Vertical interpolation v[j] = above[j] a + below[j] b for j0 <= j < j1.  Returns 1 if one is not finite. */
+TILE_FN uint32_t tile_row_vertical(const float *above, const float *below, float a, float b, int32_t j0, int32_t j1,
+                                   float *TILE_RESTRICT v)
+{
+    uint32_t bad = 0;
+    if (b == 0.0f) { /* full-resolution logits: half the reading */
+        for (int32_t j = j0; j < j1; j++) {
+            v[j] = above[j] * a;
+            bad |= tile_not_finite(v[j]);
+        }
+    } else {
+        for (int32_t j = j0; j < j1; j++) {
+            v[j] = tile_lerp(above[j], below[j], a, b);
+            bad |= tile_not_finite(v[j]);
+        }
+    }
+    return bad;
+}
+
+/* out += one phase of a whole ratio: v[j] (1 - lambda) + v[j + 1] lambda, times w unless w is NULL. */
+TILE_FN void tile_row_phase(const float *TILE_RESTRICT v, float lambda, const float *TILE_RESTRICT w, int32_t n,
+                            float *TILE_RESTRICT out)
+{
+    float la = 1.0f - lambda;
+    if (lambda == 0.0f && w) /* full-resolution logits */
+        for (int32_t j = 0; j < n; j++)
+            out[j] += v[j] * w[j];
+    else if (lambda == 0.0f)
+        for (int32_t j = 0; j < n; j++)
+            out[j] += v[j];
+    else if (w)
+        for (int32_t j = 0; j < n; j++)
+            out[j] += tile_lerp(v[j], v[j + 1], la, lambda) * w[j];
+    else
+        for (int32_t j = 0; j < n; j++)
+            out[j] += tile_lerp(v[j], v[j + 1], la, lambda);
+}
+
+/* out += any ratio: v[i0] (1 - lambda) + v[i1] lambda through tables of n entries, times w unless w is NULL. */
+TILE_FN void tile_row_table(const float *TILE_RESTRICT v, const int32_t *TILE_RESTRICT i0,
+                            const int32_t *TILE_RESTRICT i1, const float *TILE_RESTRICT lambda,
+                            const float *TILE_RESTRICT w, int32_t n, float *TILE_RESTRICT out)
+{
+    if (w)
+        for (int32_t x = 0; x < n; x++)
+            out[x] += tile_lerp(v[i0[x]], v[i1[x]], 1.0f - lambda[x], lambda[x]) * w[x];
+    else
+        for (int32_t x = 0; x < n; x++)
+            out[x] += tile_lerp(v[i0[x]], v[i1[x]], 1.0f - lambda[x], lambda[x]);
+}
+
+/* Class k with these scores enters the running best and its label. */
+TILE_FN void tile_row_argmax(const float *TILE_RESTRICT scores, int32_t k, int32_t n, float *TILE_RESTRICT best,
+                             int32_t *TILE_RESTRICT label)
+{
+    for (int32_t x = 0; x < n; x++) {
+        float score = scores[x], old = best[x];
+        int32_t wins = -(score > old); /* strictly: the lowest class index wins a tie */
+        best[x] = score > old ? score : old;
+        label[x] = (k & wins) | (label[x] & ~wins); /* a select: GCC makes a branch of it, often mispredicted */
+    }
+}
+
+/* Softmax probability of the winner, into best: 1 / sum_k exp((best - scores_k) / weight).
+ * scores: class k at scores + k * stride.  weight is overwritten; sum is scratch. */
+TILE_FN void tile_row_confidence(const float *TILE_RESTRICT scores, size_t stride, int32_t classes, int32_t n,
+                                 float *TILE_RESTRICT best, float *TILE_RESTRICT weight, float *TILE_RESTRICT sum)
+{
+    for (int32_t x = 0; x < n; x++) {
+        weight[x] = 1.0f / weight[x];
+        sum[x] = 0.0f;
+    }
+    for (int32_t k = 0; k < classes; k++) {
+        const float *row = scores + (size_t)k * stride;
+        for (int32_t x = 0; x < n; x++)
+            sum[x] += tile_exp_minus((best[x] - row[x]) * weight[x]);
+    }
+    for (int32_t x = 0; x < n; x++)
+        best[x] = 1.0f / sum[x];
 }
 
 #endif

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
+from operator import index
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ Float32 = NDArray[np.float32]
 Weights = tuple[Float32, Float32]
 
 MAX_THREADS = 64
+MAX_PIXELS = 2**30  # of a side: sums of two still fit into the library's 32-bit integers
+MIN_WEIGHT = 1e-12  # products of two are normal float32
 _MESSAGES = {
     1: "got a size, stride or count out of range",
     2: "a pixel lies in no window; pass every window that touches the rows",
@@ -57,29 +60,28 @@ def gather(
     out: C-contiguous (3, h, w) float32 to write to.  threads: 0 means all cores of this process.
     Raises DeployError when a shape, a dtype or the place of the window is wrong.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise DeployError(f"gather: got an image {image.shape} {image.dtype}, expected (H, W, 3) uint8")
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise DeployError(f"gather: got an image {_describe(image)}, expected (H, W, 3) uint8")
     if padding not in PADDINGS:
         raise DeployError(f"gather: got padding {padding!r}, expected one of {', '.join(PADDINGS)}")
     if sorted(order) not in ([0, 1, 2],):
         raise DeployError(f"gather: got channel order {tuple(order)}, expected a permutation of (0, 1, 2)")
-    shape = (3, *window)
-    if out is None:
-        out = np.empty(shape, np.float32)
-    elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable:
-        raise DeployError(f"gather: got out {out.shape} {out.dtype}, expected C-contiguous {shape} float32")
+    top, left, height, width = _integers("gather: top, left and window", (top, left, *window), 4)
+    scale, bias = _normalisation(mean, std)
+    window, shape = (height, width), (3, height, width)
     for axis, start, size, length in (
         ("row", top, window[0], image.shape[0]),
         ("column", left, window[1], image.shape[1]),
     ):
-        if not 0 <= start < max(length, 1) or size < 1 or (start > 0 and start + size > length):
+        if not 0 <= start < length or size < 1 or (start > 0 and start + size > length):
             raise DeployError(
                 f"gather: window of {size} at {axis} {start} does not fit into {length}; "
                 "it may leave the image only where it starts at 0"
             )
-    deviation = np.asarray(std, np.float64)
-    scale = (1 / deviation).astype(np.float32)
-    bias = (-np.asarray(mean, np.float64) / deviation).astype(np.float32)
+    if out is None:
+        out = np.empty(shape, np.float32)
+    elif not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != np.float32 or not out.flags.carray:
+        raise DeployError(f"gather: got out {_describe(out)}, expected a writeable, C-contiguous {shape} float32")
     status = library().tile_gather(
         image.ctypes.data, image.shape[0], image.shape[1], *image.strides, top, left, *window,
         _floats(scale), _floats(bias), (ctypes.c_int32 * 3)(*order), PADDINGS.index(padding),
@@ -105,30 +107,36 @@ def stitch(
 
     logits: one (K, h, w) float32 C-contiguous array a window, 1 <= K <= 255.  tops, lefts: where each window lies.
     window, image_size: (height, width) in pixels.  rows: default all.
-    weights: (window_h,) and (window_w,) float32, positive, or None for the plain mean.
+    weights: (window_h,) and (window_w,) float32, 1e-12 or more, or None for the plain mean.
     labels: (r1 - r0, W) uint8 to write to.  confidence: True, or a float32 array of that shape to write to.
     Returns labels and confidence (softmax probability of the winner, or None).  The lowest class wins an exact tie.
-    Raises DeployError on wrong shapes, uncovered pixels, and NaN or infinite logits.
+    Raises DeployError on wrong shapes, uncovered pixels, and NaN or infinite logits (in which case labels that were
+    passed in have been written: below K, but without meaning).
     """
     first = _check_logits(logits, tops, lefts)
-    row0, row1 = rows or (0, image_size[0])
-    if min(image_size) < 1 or not 0 <= row0 < row1 <= image_size[0]:
+    tops, lefts = _integers("stitch: tops", tops), _integers("stitch: lefts", lefts)
+    window_h, window_w, height, width = _integers("stitch: window and image_size", (*window, *image_size), 4)
+    row0, row1 = _integers("stitch: rows", rows or (0, height), 2)
+    if min(window_h, window_w, height, width) < 1 or min(tops) < 0 or min(lefts) < 0:
+        raise DeployError(
+            f"stitch: got window {window}, image {image_size}, tops from {min(tops)} and lefts from {min(lefts)}, "
+            "expected sizes of 1 or more and places of 0 or more"
+        )
+    if not 0 <= row0 < row1 <= height:
         raise DeployError(f"stitch: got rows {row0}..{row1} of an image {image_size}, expected a part of it")
     if weights is not None:
-        _check_weights(weights, window)
-    shape = (row1 - row0, image_size[1])
+        _check_weights(weights, (window_h, window_w))
+    shape = (row1 - row0, width)
     labels = _output(labels, shape, np.uint8, "labels")
     certainty: Float32 | None = None
     if isinstance(confidence, np.ndarray):
         certainty = _output(confidence, shape, np.float32, "confidence")
     elif confidence:
         certainty = np.empty(shape, np.float32)
-    plan = _Plan(*image_size, *window, *first.shape[1:], first.shape[0], len(logits), row0, row1, _threads(threads))
-    lib = library()
-    size = lib.tile_stitch_workspace(ctypes.byref(plan), certainty is not None)
-    raw = np.empty(size + 64, np.uint8)
-    workspace = raw[-raw.ctypes.data % 64 :]
-    status = lib.tile_stitch(
+    classes, low_h, low_w = first.shape
+    plan = _Plan(height, width, window_h, window_w, low_h, low_w, classes, len(logits), row0, row1, _threads(threads))
+    workspace = _workspace(plan, certainty is not None)
+    status = library().tile_stitch(
         ctypes.byref(plan), (ctypes.c_void_p * len(logits))(*(array.ctypes.data for array in logits)),
         (ctypes.c_int32 * len(logits))(*tops), (ctypes.c_int32 * len(logits))(*lefts),
         weights[0].ctypes.data if weights else None, weights[1].ctypes.data if weights else None,
@@ -138,6 +146,13 @@ def stitch(
     )  # fmt: skip
     _check("stitch", status)
     return labels, certainty
+
+
+def _workspace(plan: _Plan, confidence: bool) -> UInt8:
+    """What the library needs, starting at a cache line."""
+    size = library().tile_stitch_workspace(ctypes.byref(plan), confidence)
+    raw = np.empty(size + 64, np.uint8)
+    return raw[-raw.ctypes.data % 64 :]
 
 
 def blend_weights(kind: str, height: int, width: int) -> Weights | None:
@@ -194,34 +209,77 @@ def library() -> ctypes.CDLL:
 
 
 def _check_logits(logits: Sequence[Float32], tops: Sequence[int], lefts: Sequence[int]) -> Float32:
-    if not logits or not len(logits) == len(tops) == len(lefts):
+    if not len(logits) or not len(logits) == len(tops) == len(lefts):
         raise DeployError(f"stitch: got {len(logits)} logits at {len(tops)} x {len(lefts)} places, expected one each")
     first = logits[0]
     for array in logits:
-        if array.ndim != 3 or array.dtype != np.float32 or not array.flags.c_contiguous or array.shape != first.shape:
+        if (
+            not isinstance(array, np.ndarray)
+            or array.dtype != np.float32
+            or array.ndim != 3
+            or array.shape != first.shape
+            or not (array.flags.c_contiguous and array.flags.aligned)
+        ):
             raise DeployError(
-                f"stitch: got logits {array.shape} {array.dtype}, expected C-contiguous (K, h, w) float32, "
-                f"all {first.shape}"
+                f"stitch: got logits {_describe(array)}, expected C-contiguous (K, h, w) float32, "
+                "the same shape for all windows"
             )
     if not 1 <= first.shape[0] <= 255 or 0 in first.shape:
         raise DeployError(f"stitch: got logits {first.shape}, expected 1 to 255 classes and at least one value")
-    if min(tops) < 0 or min(lefts) < 0:
-        raise DeployError("stitch: got a window left of or above the image, expected tops and lefts of 0 or more")
     return first
 
 
 def _check_weights(weights: Weights, window: tuple[int, int]) -> None:
     for values, size in zip(weights, window, strict=True):
-        if values.shape != (size,) or values.dtype != np.float32 or not values.flags.c_contiguous or values.min() <= 0:
-            raise DeployError(f"stitch: got weights {values.shape} {values.dtype}, expected ({size},) float32 > 0")
+        shaped = isinstance(values, np.ndarray) and values.shape == (size,) and values.dtype == np.float32
+        if not shaped or not values.flags.c_contiguous or not MIN_WEIGHT <= values.min() <= values.max() < np.inf:
+            raise DeployError(
+                f"stitch: got weights {_describe(values)}, expected ({size},) float32 > 0 (at least {MIN_WEIGHT:g})"
+            )
 
 
 def _output(array: Any, shape: tuple[int, int], dtype: type, name: str) -> Any:
     if array is None:
         return np.empty(shape, dtype)
-    if array.shape != shape or array.dtype != dtype or not array.flags.writeable or array.strides[1] != array.itemsize:
-        raise DeployError(f"stitch: got {name} {array.shape} {array.dtype}, expected {shape} {np.dtype(dtype)} in rows")
+    if (
+        not isinstance(array, np.ndarray)
+        or array.shape != shape
+        or array.dtype != dtype
+        or not (array.flags.writeable and array.flags.aligned)
+        or array.strides[1] != array.itemsize
+    ):
+        raise DeployError(
+            f"stitch: got {name} {_describe(array)}, expected a writeable {shape} {np.dtype(dtype)} array "
+            "whose rows are contiguous"
+        )
     return array
+
+
+def _normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Float32, Float32]:
+    """scale = 1 / std and bias = -mean / std, rounded once."""
+    average, deviation = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    shaped = average.shape == (3,) and deviation.shape == (3,)
+    if not shaped or not np.isfinite((average, deviation)).all() or deviation.min() <= 0:
+        raise DeployError(f"gather: got mean {mean} and std {std}, expected three numbers each, std above 0")
+    return (1 / deviation).astype(np.float32), (-average / deviation).astype(np.float32)
+
+
+def _integers(name: str, values: Sequence[int], count: int | None = None) -> list[int]:
+    """The values as Python integers: numpy's are not accepted by ctypes, and ctypes wraps what does not fit."""
+    try:
+        numbers = [index(value) for value in values]
+    except TypeError as error:
+        raise DeployError(f"{name}: got {values}, expected integers") from error
+    if len(numbers) != (count or len(numbers)) or any(abs(number) > MAX_PIXELS for number in numbers):
+        raise DeployError(f"{name}: got {numbers}, expected {count or 'any'} of them, none beyond {MAX_PIXELS}")
+    return numbers
+
+
+def _describe(array: Any) -> str:
+    if not isinstance(array, np.ndarray):
+        return f"of type {type(array).__name__}"
+    notes = "" if array.flags.c_contiguous else ", not C-contiguous"
+    return f"{array.shape} {array.dtype}{notes}{'' if array.flags.aligned else ', not aligned'}"
 
 
 def _threads(threads: int) -> int:

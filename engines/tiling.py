@@ -28,6 +28,10 @@ class Tiling:
     padding: str = "zero"
 
     def __post_init__(self) -> None:
+        for name in ("window_h", "window_w", "stride_h", "stride_w"):
+            value = getattr(self, name)
+            if type(value) is not int:
+                raise DeployError(f"tiling: got {name} {value!r}, expected a whole number of pixels")
         for axis, window, stride in (("height", self.window_h, self.stride_h), ("width", self.window_w, self.stride_w)):
             if not 1 <= stride <= window:
                 raise DeployError(
@@ -44,6 +48,8 @@ class Tiling:
 
         The last window is moved back to end at the image's edge.  An image smaller than the window gets one at 0.
         """
+        if min(height, width) < 1:
+            raise DeployError(f"tiling: got an image {height} x {width}, expected at least one pixel")
         return _axis(height, self.window_h, self.stride_h), _axis(width, self.window_w, self.stride_w)
 
     def to_json(self) -> dict[str, Any]:

@@ -43,15 +43,33 @@ def test_selftest_under_the_thread_sanitizer(tmp_path: Path) -> None:
     assert ": 0 failed" in _run(_tool("setarch"), "-R", tmp_path / "t")
 
 
-def test_selftest_as_it_is_shipped(tmp_path: Path) -> None:
-    _run(_tool("gcc"), *FLAGS, "-O3", SELFTEST, "-o", tmp_path / "selftest", "-lm")
-    assert ": 0 failed" in _run(tmp_path / "selftest")
+def _digest(output: str) -> str:
+    assert ": 0 failed" in output, output
+    return next(line for line in output.splitlines() if line.startswith("digest"))
 
 
-def test_selftest_on_emulated_arm64(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def shipped_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of the self-test's results, compiled as it is shipped: with this CPU's widest vectors."""
+    program = tmp_path_factory.mktemp("selftest") / "selftest"
+    _run(_tool("gcc"), *FLAGS, "-O3", SELFTEST, "-o", program, "-lm")
+    return _digest(_run(program))
+
+
+@pytest.mark.parametrize("flags", [["-O0"], ["-O3"], ["-O3", "-mavx2", "-mfma"]], ids=" ".join)
+def test_every_instruction_set_gives_the_same_bits(flags: list[str], shipped_digest: str, tmp_path: Path) -> None:
+    if "-mavx2" in flags and " avx2 " not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this CPU has no AVX2")
+    _run(_tool("gcc"), *FLAGS, "-DTILE_NO_CLONES", *flags, SELFTEST, "-o", tmp_path / "selftest", "-lm")
+    assert _digest(_run(tmp_path / "selftest")) == shipped_digest
+
+
+def test_selftest_on_emulated_arm64(shipped_digest: str, tmp_path: Path) -> None:
     compiler, emulator = _tool("aarch64-linux-gnu-gcc"), _tool("qemu-aarch64")
     _run(compiler, *FLAGS, "-O3", "-static", SELFTEST, "-o", tmp_path / "selftest", "-lm")
-    assert "arm64, neon: 0 failed" in _run(emulator, tmp_path / "selftest")
+    output = _run(emulator, tmp_path / "selftest")
+    assert "arm64, neon: 0 failed" in output
+    assert _digest(output) == shipped_digest
 
 
 @pytest.mark.parametrize("arch", ["sm_87", "sm_90", "sm_110", "sm_120"])
@@ -64,7 +82,13 @@ def test_the_arithmetic_compiles_as_cuda(tmp_path: Path, arch: str) -> None:
         "    int i0, i1;\n"
         "    float lambda = tile_source(3, 256, 1024, &i0, &i1);\n"
         "    out[0] = tile_normalise(in[tile_pad_index(n, 7, TILE_PAD_REFLECT)], 2.0f, lambda)\n"
-        "             + tile_exp(-1.0f) + (float)tile_not_finite(lambda) + (float)(i0 + i1);\n"
+        "             + tile_exp_minus(1.0f) + (float)tile_not_finite(lambda) + (float)(i0 + i1);\n"
+        "    out[1] = tile_lerp(out[2], out[3], 1.0f - lambda, lambda) + tile_phase_source(n, 4, &i0);\n"
+        "    i0 = (int)tile_row_vertical(out, out + 9, lambda, lambda, i0, i1, out + 18);\n"
+        "    tile_row_phase(out + 18, lambda, nullptr, n, out);\n"
+        "    tile_row_table(out + 18, &i0, &i1, out, out + 9, 1, out + 27);\n"
+        "    tile_row_argmax(out, 1, 1, out + 9, &i0);\n"
+        "    tile_row_confidence(out, 9, 3, 1, out + 36, out + 45, out + 54);\n"
         "}\n"
     )
     _run(_tool("nvcc"), "-cubin", f"-arch={arch}", "--fmad=false", "-Werror", "all-warnings", "-I", ROOT / "engines",

@@ -52,8 +52,28 @@ def test_round_trips_through_json() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(64, 64, 65, 64), (64, 64, 64, 0), (0, 64, 1, 1), (64, 64, 1, 1, "cosine"), (64, 64, 1, 1, "hann", "x")],
+    [
+        (64, 64, 65, 64),
+        (64, 64, 64, 0),
+        (0, 64, 1, 1),
+        (64, 64, 1, 1, "cosine"),
+        (64, 64, 1, 1, "hann", "x"),
+        (64.0, 64, 1, 1),
+        ("64", 64, 1, 1),
+        (True, 64, 1, 1),
+    ],
 )
 def test_impossible_tilings_are_refused(arguments: tuple) -> None:
     with pytest.raises(DeployError, match="expected"):
         Tiling(*arguments)
+
+
+@pytest.mark.parametrize("data", [{}, {"window_h": 64}, {"window_h": 1, "window_w": 1, "stride_h": 1, "steps": 1}, [1]])
+def test_json_of_another_shape_is_refused(data: object) -> None:
+    with pytest.raises(DeployError, match=r"tiling: .*build the bundle again"):
+        Tiling.from_json(data)  # type: ignore[arg-type]
+
+
+def test_an_image_has_at_least_a_pixel() -> None:
+    with pytest.raises(DeployError, match="at least one pixel"):
+        Tiling(64, 64, 48, 48).placements(0, 100)

@@ -9,6 +9,13 @@
 #include <stdlib.h>
 
 static uint32_t state = 12345;
+static uint64_t digest = 14695981039346656037u; /* of all results: the same on every CPU */
+
+static void digest_bytes(const void *bytes, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        digest = (digest ^ ((const unsigned char *)bytes)[i]) * 1099511628211u; /* FNV-1a */
+}
 
 static float uniform(void) /* -1..1 */
 {
@@ -84,6 +91,8 @@ static int check_stitch(int height, int width, int window, int stride, int low, 
     float *confidence = malloc(sizeof(float) * (size_t)(height * width));
     int bad = tile_stitch(&plan, (const float *const *)logits, tops, lefts, wy, wy, labels, width, confidence, width,
                           workspace) != TILE_OK;
+    digest_bytes(labels, (size_t)(height * width));
+    digest_bytes(confidence, sizeof(float) * (size_t)(height * width));
     for (int y = 0; y < height && !bad; y++)
         for (int x = 0; x < width && !bad; x++) {
             double best = -1e30, second = -1e30, sum = 0, weight;
@@ -142,14 +151,52 @@ static int check_gather(int height, int width, int window, int top, int left, in
     return bad;
 }
 
+/* Every float from 1e-6 to 1e3, 128 apart, then what must not reach the conversion to an integer. */
+static int check_exp(void)
+{
+    double worst = 0;
+    for (tile_word word = {1e-6f}; word.value < 1e3f; word.bits += 128) {
+        double expected = exp(-(double)(word.value < 87 ? word.value : 87.0f));
+        double unit = ldexp(1, ilogb(expected) - 23), error = fabs(tile_exp_minus(word.value) - expected) / unit;
+        worst = error > worst ? error : worst;
+    }
+    tile_word nan = {.bits = 0x7fc00000u}, infinite = {.bits = 0x7f800000u};
+    float least = tile_exp_minus(87.0f);
+    int bad = worst > 1.4 || tile_exp_minus(0.0f) != 1.0f || least <= 0 || tile_exp_minus(nan.value) != least ||
+              tile_exp_minus(infinite.value) != least || tile_exp_minus(-1.0f) != least;
+    printf("exp: at most %.2f units in the last place: %s\n", worst, bad ? "FAILED" : "ok");
+    return bad;
+}
+
+/* A power-of-two ratio repeats exactly what the general formula says, inside the edges. */
+static int check_phases(void)
+{
+    int bad = 0;
+    for (int ratio = 1; ratio <= TILE_MAX_RATIO; ratio *= 2)
+        for (int u = ratio; u < 40 * ratio; u++) {
+            int32_t i0, i1, shift;
+            float lambda = tile_source(u, 41, 41 * ratio, &i0, &i1);
+            float phase = tile_phase_source(u % ratio, ratio, &shift);
+            bad |= lambda != phase || i0 != u / ratio + shift || i1 != i0 + 1;
+        }
+    printf("phases: %s\n", bad ? "FAILED" : "ok");
+    return bad;
+}
+
 int main(void)
 {
-    int failed = 0;
+    int failed = check_exp() + check_phases();
     failed += check_stitch(70, 90, 32, 24, 8, 19, 0, 3);   /* a quarter */
     failed += check_stitch(70, 91, 32, 24, 8, 19, 1, 2);
-    failed += check_stitch(33, 600, 32, 32, 8, 3, 0, 1);   /* more than one chunk */
+    failed += check_stitch(17, 1100, 16, 12, 4, 3, 0, 1);  /* more than one chunk */
+    failed += check_stitch(17, 1100, 15, 11, 4, 3, 1, 1);
     failed += check_stitch(61, 47, 16, 5, 1, 255, 0, 2);   /* a sixteenth, many overlaps */
+    failed += check_stitch(61, 47, 32, 11, 1, 3, 1, 2);    /* a thirty-second, from a single value */
+    failed += check_stitch(70, 47, 64, 50, 1, 3, 0, 2);
     failed += check_stitch(40, 50, 17, 13, 17, 5, 0, 2);   /* full resolution */
+    failed += check_stitch(40, 50, 17, 13, 17, 5, 1, 2);
+    failed += check_stitch(40, 50, 24, 13, 12, 5, 0, 2);   /* a half */
+    failed += check_stitch(40, 50, 17, 13, 34, 5, 0, 2);   /* finer than pixels */
     failed += check_stitch(40, 50, 29, 20, 7, 5, 1, 2);    /* no whole ratio */
     failed += check_stitch(5, 70, 32, 24, 8, 4, 0, 8);     /* smaller than the window */
     failed += check_stitch(1, 1, 32, 24, 8, 4, 0, 8);
@@ -162,6 +209,7 @@ int main(void)
     }
     tile_plan plan = {10, 10, 8, 8, 2, 2, 256, 1, 0, 10, 1};
     failed += tile_stitch(&plan, NULL, NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, NULL) != TILE_E_ARGUMENT;
+    printf("digest %016llx\n", (unsigned long long)digest);
     printf("%s: %d failed\n", tile_build_info(), failed);
     return failed;
 }
