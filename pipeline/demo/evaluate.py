@@ -1,6 +1,6 @@
-"""Score a SegFormer on held-out rendered scenes, whole images, PyTorch.
+"""Score a SegFormer on held-out rendered scenes, PyTorch: whole images, or cut into windows.
 
-    python -m pipeline.demo.evaluate [MODEL] [--scenes 20] [--height 1024]
+    python -m pipeline.demo.evaluate [MODEL] [--scenes 20] [--height 1024] [--window SIDE]
 
 Seeds below 1000 are held out from training (pipeline/demo/train.py).
 """
@@ -21,7 +21,7 @@ from pipeline.checkpoints import load_model
 
 
 def score(model: nn.Module, scenes: Sequence[Scene]) -> tuple[float, dict[str, float]]:
-    """Mean IoU over the classes that occur, and IoU by class, from one histogram over all scenes (as mmsegmentation)."""
+    """Mean IoU over the classes that occur, and IoU by class; one histogram over all scenes, as in mmsegmentation."""
     count = len(CLASSES)
     confusion = np.zeros((count, count), np.int64)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
@@ -37,15 +37,26 @@ def score(model: nn.Module, scenes: Sequence[Scene]) -> tuple[float, dict[str, f
     return float(np.mean(list(ious.values()))), ious
 
 
+def windows(scene: Scene, side: int) -> list[Scene]:
+    """The scene in windows of at most side x side, without overlap, row by row."""
+    height, width = scene.labels.shape
+    corners = [(top, left) for top in range(0, height, side) for left in range(0, width, side)]
+    cuts = [(slice(top, top + side), slice(left, left + side)) for top, left in corners]
+    return [Scene(scene.image[cut], scene.labels[cut]) for cut in cuts]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--scenes", type=int, default=20)
     parser.add_argument("--height", type=int, default=1024)
+    parser.add_argument("--window", type=int, help="cut the scenes into squares of this side (a multiple of 32)")
     args = parser.parse_args()
     model = load_model(args.model).module
-    miou, ious = score(model, [render(seed, args.height, 2 * args.height) for seed in range(args.scenes)])
-    print(f"{args.scenes} scenes of {2 * args.height}x{args.height}: {100 * miou:.1f} mIoU")
+    scenes = [render(seed, args.height, 2 * args.height) for seed in range(args.scenes)]
+    cut = f" in windows of {args.window}" if args.window else ""
+    miou, ious = score(model, [part for scene in scenes for part in windows(scene, args.window or 2 * args.height)])
+    print(f"{args.scenes} scenes of {2 * args.height}x{args.height}{cut}: {100 * miou:.1f} mIoU")
     print(", ".join(f"{name} {100 * value:.1f}" for name, value in ious.items()))
 
 

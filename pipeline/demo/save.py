@@ -1,4 +1,4 @@
-"""Write a SegFormer of ours in the Hugging Face hub layout, fp16."""
+"""Write a SegFormer of ours in the Hugging Face hub layout, fp16, and read it back to train on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from calib.scenes import CLASSES, PALETTE
@@ -33,6 +33,15 @@ def save_hugging_face(model: SegFormer, folder: Path) -> None:
         "do_reduce_labels": False,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
+
+
+def load_hugging_face(model: SegFormer, folder: Path) -> None:
+    """Fill `model` from a folder that `save_hugging_face` wrote for the same configuration."""
+    state = load_file(folder / "model.safetensors")
+    # BatchNorm's step counter is not a weight: some writers leave it out.
+    own = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    filled = {key: state[_hub_key(key)].reshape(value.shape).to(value) for key, value in own.items()}
+    model.load_state_dict(model.state_dict() | filled)
 
 
 def hub_state(model: SegFormer) -> dict[str, Tensor]:

@@ -127,6 +127,51 @@ def test_the_photograph_to_verify_on_is_used(tmp_path: Path) -> None:
     assert golden.logits.shape[:2] == (2, 5)
 
 
+@pytest.mark.parametrize("decoder", ["naive", "pup", "mla"])
+@pytest.mark.parametrize("layout", ["fudan", "mmseg"])
+def test_a_published_setr_checkpoint_becomes_an_engine(tmp_path: Path, layout: str, decoder: str) -> None:
+    """From a .pth in the published layout to labels, against the functional reading of that code base."""
+    from tests.pipeline import test_setr_checkpoints as setr
+
+    state = {"fudan": setr.fudan_state, "mmseg": setr.mmseg_state}[layout](decoder)
+    reference = {"fudan": setr.fudan_reference, "mmseg": setr.mmseg_reference}[layout]
+    torch.save({"state_dict": state, "meta": {}}, tmp_path / "setr.pth")
+    _build(str(tmp_path / "setr.pth"), tmp_path / "b", tiling=Tiling(64, 64, 48, 48))
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    with open_segmenter(tmp_path / "b") as (segmenter, manifest):
+        labels = segmenter.segment(image).labels
+        mean, std = (
+            torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (manifest.spec.mean, manifest.spec.std)
+        )
+    x = (torch.from_numpy(image).permute(2, 0, 1)[None].double() - mean) / std
+    expected = reference(decoder, setr.doubled(state), x)[0]
+    top2 = expected.topk(2, dim=0).values
+    clear = (top2[0] - top2[1] >= 1e-3).numpy()
+    assert clear.mean() > 0.99
+    assert np.array_equal(labels[clear], expected.argmax(0).numpy()[clear])
+
+
+def test_a_real_onnx_labels_what_onnx_runtime_labels(shared_data: Path, tmp_path: Path) -> None:
+    """A network with logits at full resolution, on a photograph larger than the window."""
+    import onnxruntime as ort
+    from PIL import Image
+
+    tiling, path = Tiling(256, 256, 192, 192), shared_data / "onnx_cityscapes" / "edanet_cityscapes.onnx"
+    manifest, _ = _build(str(path), tmp_path / "b", tiling=tiling)
+    assert manifest.spec.classes[0] == "road"
+    assert manifest.spec.logits_stride == 1
+    with Image.open(sorted((shared_data / "camvid" / "val" / "images").iterdir())[5]) as file:
+        image = np.asarray(file.convert("RGB"))
+    with open_segmenter(tmp_path / "b") as (segmenter, _):
+        labels = segmenter.segment(image).labels
+    x = ((image / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(2, 0, 1)[None].astype(np.float32)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    tops, lefts = tiling.placements(*image.shape[:2])
+    crops = [np.ascontiguousarray(x[:, :, t : t + 256, left : left + 256]) for t in tops for left in lefts]
+    logits = np.concatenate([session.run(None, {"image": crop})[0] for crop in crops])
+    assert (labels == slide_labels(logits, tiling, image.shape[:2])).mean() > 0.9999
+
+
 def test_real_checkpoint_on_real_images(shared_data: Path, tmp_path: Path) -> None:
     """The CamVid SegFormer, built and run in windows, labels what transformers labels."""
     pytest.importorskip("transformers")

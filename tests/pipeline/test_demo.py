@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from calib.scenes import CLASSES, PALETTE, render
 from pipeline.checkpoints import load_model
 from pipeline.demo import MODEL
-from pipeline.demo.evaluate import score
-from pipeline.demo.save import hub_state, save_hugging_face
+from pipeline.demo.evaluate import score, windows
+from pipeline.demo.save import hub_state, load_hugging_face, save_hugging_face
 from pipeline.segformer import SegFormer
 from tests.models import TINY, randomise
 
@@ -61,6 +61,19 @@ def test_saving_and_loading_is_lossless_to_half_precision(tmp_path) -> None:  # 
     with torch.no_grad():
         half = model.half().float()
         np.testing.assert_allclose(load_model(str(tmp_path)).module(x), half(x), atol=1e-4)
+        again = SegFormer(config).eval()
+        load_hugging_face(again, tmp_path)
+        np.testing.assert_array_equal(again(x), half(x))
+
+
+def test_windows_cover_every_pixel_once() -> None:
+    scene = render(2, 96, 160)
+    parts = windows(scene, 64)
+    assert [part.labels.shape for part in parts] == [(64, 64), (64, 64), (64, 32), (32, 64), (32, 64), (32, 32)]
+    top = np.concatenate([part.image for part in parts[:3]], 1)
+    bottom = np.concatenate([part.image for part in parts[3:]], 1)
+    assert np.array_equal(np.concatenate([top, bottom]), scene.image)
+    assert len(windows(scene, 192)) == 1
 
 
 def test_score_is_the_intersection_over_union_of_the_whole_set() -> None:
