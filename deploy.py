@@ -40,8 +40,9 @@ def build_engine(args: argparse.Namespace) -> int:
         options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
         sample = None if args.sample is None else read_image(args.sample)
         request = BuildRequest(
-            args.model, args.output, _tiling(args), args.precision, args.backend, args.threads, options, sample, gate
-        )
+            args.model, args.output, _tiling(args), args.precision, args.backend, args.threads, options, sample, gate,
+            args.rewrites, args.time_rewrites,
+        )  # fmt: skip
         manifest = build_bundle(request, log)
     size = sum(path.stat().st_size for path in args.output.iterdir())
     log("bundle", f"{args.output}, {size / 1e6:.1f} MB; next: deploy.py run {args.output} IMAGES -o DIR")
@@ -129,6 +130,8 @@ def _build_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--std", type=_triple, metavar="R,G,B", help="on the 0..255 scale")
     verb.add_argument("--bgr", action="store_true", help="the network expects BGR; mean and std are then B,G,R")
     verb.add_argument("--sample", type=Path, metavar="IMAGE", help="verify on this photograph, not a rendered scene")
+    verb.add_argument("--no-rewrites", dest="rewrites", action="store_false", help="leave the graph as exported")
+    verb.add_argument("--time-rewrites", action="store_true", help="measure what each rewrite gains on this machine")
     verb.add_argument("--max-error", type=float, metavar="R", help="allowed |difference| over the largest logit")
     verb.add_argument("--min-agreement", type=float, metavar="P", help="required share of equal labels, 0..1")
 

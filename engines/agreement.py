@@ -50,12 +50,14 @@ class Agreement:
             return labels
         return f"max |diff| {self.max_abs:.1e} on logits up to {self.reference_max:.1f}, {labels}"
 
+    def within(self, gate: Gate) -> bool:
+        return (self.relative or 0.0) <= gate.max_relative and self.labels >= gate.min_labels
+
     def require(self, gate: Gate) -> None:
         """Raise GateError unless this stays inside `gate`."""
-        relative = self.relative or 0.0
-        if relative > gate.max_relative or self.labels < gate.min_labels:
+        if not self.within(gate):
             raise GateError(
-                f"{self.step} diverges from {self.reference}: relative difference {relative:.1e} "
+                f"{self.step} diverges from {self.reference}: relative difference {self.relative or 0.0:.1e} "
                 f"(allowed {gate.max_relative:.1e}), {100 * self.labels:.3f} % of labels equal "
                 f"(required {100 * gate.min_labels:.3f} %)"
             )

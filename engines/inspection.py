@@ -34,13 +34,27 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
         ("tiling", f"window {tiling.window_h}x{tiling.window_w}, stride {tiling.stride_h}x{tiling.stride_w}, "
                    f"{tiling.blend} blend, {tiling.padding} padding"),
         ("engine", f"{manifest.precision}, {manifest.sdk} on {manifest.device}, built {manifest.created}"),
-        ("graph", "; ".join(f"{step['rule']}: {step['count']} nodes" for step in history)),
+        *(("graph", _step(step)) for step in history),
         *((f"  {step['step']}", _verified(step)) for step in manifest.verification),
         ("files", ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())),
         ("intact", "yes, every sha256 matches"),
         ("runs here", "yes" if problem is None else f"no: {problem}; deploy.py build-engine {bundle.folder} -o NEW"),
     ]  # fmt: skip
     return result, "\n".join(f"{name:14}{text}" for name, text in rows)
+
+
+def _step(step: Any) -> str:
+    """One pass over the graph: what it changed, and what it declined and why."""
+    parts = [f"{step['count']} nodes"]
+    if step["places"]:
+        parts.append(f"{step['places']} place(s)")
+    if step["macs_saved"]:
+        parts.append(f"{step['macs_saved'] / 1e9:.2f} GMAC saved")
+    if step["ms_saved"] is not None:
+        parts.append(f"{step['ms_saved']:.1f} ms saved")
+    if step["declined"]:
+        parts.append(f"declined: {step['declined']}")
+    return f"{step['rule']}: {', '.join(parts)}"
 
 
 def _verified(step: Any) -> str:

@@ -22,6 +22,9 @@ from engines.tile import blend_weights
 from engines.tiling import Tiling
 from pipeline.export import simplify
 from pipeline.graph import OnnxGraph, run_onnx
+from pipeline.macs import count_macs
+from pipeline.rewrites import apply_rules, describe_step
+from pipeline.rewrites.timing import time_stages
 from pipeline.sources import Source, SourceOptions, load_source, summary
 
 
@@ -30,6 +33,7 @@ class BuildRequest:
     """What `build-engine` was asked for.
 
     sample: (H, W, 3) uint8 photograph to verify on; None renders a scene.  gate: None takes the precision's own.
+    rewrites: whether to make the graph cheaper.  time_rewrites: also measure what each rewrite gains on this machine.
     """
 
     model: str
@@ -41,6 +45,8 @@ class BuildRequest:
     options: SourceOptions = field(default_factory=SourceOptions)
     sample: NDArray[np.uint8] | None = None
     gate: Gate | None = None
+    rewrites: bool = True
+    time_rewrites: bool = False
 
 
 def build_bundle(request: BuildRequest, log: Log) -> Manifest:
@@ -61,6 +67,9 @@ def build_bundle(request: BuildRequest, log: Log) -> Manifest:
         program = folder / "program.pt2"
         graph, steps = to_onnx(source, inputs, reference, program, gate, log)
         _check_interface(source, graph)
+        if request.rewrites:
+            graph, rewritten = _rewrite(graph, inputs, gate, backend if request.time_rewrites else None, log)
+            steps.append(rewritten)
         golden = Golden.sample(image, reference, slide_labels(reference, tiling, image.shape[:2]), source.reference)
         golden.save(folder / GOLDEN)
         _save(graph, folder / MODEL)
@@ -94,6 +103,29 @@ def to_onnx(
         step.require(gate)
         log(step.step, f"{graph.history[-1].rule}, {graph.history[-1].count} nodes; {step}")
     return simplified, steps
+
+
+def _rewrite(
+    graph: OnnxGraph, inputs: list[Float32], gate: Gate, timer: Backend | None, log: Log
+) -> tuple[OnnxGraph, Agreement]:
+    """The same function, cheaper.  Raises GateError at the first rule after which it is not the same.
+
+    timer: the backend to measure each rule's gain with, or None.
+    """
+    logits = run_onnx(graph, inputs)
+    stages = apply_rules(graph)
+    final = stages[-1]
+    if timer is not None:
+        final = time_stages(graph, stages, timer, BuildConfig(), inputs[0])
+    agreement = compare_logits("rewrite", run_onnx(final, inputs), "the simplified graph", logits)
+    if not agreement.within(gate):
+        for stage in stages:
+            name = f"rewrite '{stage.history[-1].rule}'"
+            compare_logits(name, run_onnx(stage, inputs), "the simplified graph", logits).require(gate)
+    for step in final.history[len(graph.history) :]:
+        log("rewrite", describe_step(step))
+    log("rewrite", f"{count_macs(graph) / 1e9:.2f} -> {count_macs(final) / 1e9:.2f} GMAC a window; {agreement}")
+    return final, agreement
 
 
 def slide_labels(logits: Float32, tiling: Tiling, size: tuple[int, int]) -> NDArray[np.uint8]:

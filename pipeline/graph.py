@@ -14,11 +14,18 @@ from engines.errors import DeployError
 
 @dataclass(frozen=True)
 class Step:
-    """One pass over the graph.  count: nodes after it.  declined: the reason why it did nothing, or ``""``."""
+    """One pass over the graph.
+
+    count: nodes after it.  declined: why it left alone what it looked at, or ``""``.  places: how many it changed.
+    macs_saved: multiply-adds that one window no longer needs.  ms_saved: measured engine time of one window, or None.
+    """
 
     rule: str
     count: int
     declined: str = ""
+    places: int = 0
+    macs_saved: int = 0
+    ms_saved: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

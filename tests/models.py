@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from pipeline.segformer import SegFormer, SegFormerConfig
+from pipeline.setr import SETR, SETRConfig, mla_taps
+from pipeline.vit import ViTConfig
 
 TINY = SegFormerConfig(
     classes=5, dims=(16, 32, 48, 64), depths=(1, 1, 1, 1), heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), decoder_dim=32
@@ -27,6 +31,23 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def tiny() -> nn.Module:
     return randomise(SegFormer(TINY))
+
+
+def tiny_conv_head() -> nn.Module:
+    """With mmsegmentation's decoder."""
+    return randomise(SegFormer(replace(TINY, head="conv")))
+
+
+def tiny_pup() -> nn.Module:
+    """For windows of 64x96 pixels."""
+    vit = ViTConfig((64, 96), 64, 2, 128, (1,))
+    return randomise(SETR(SETRConfig(vit, "pup", classes=5, channels=16, stages=4, kernel=3)))
+
+
+def tiny_mla() -> nn.Module:
+    """For windows of 64x96 pixels."""
+    vit = ViTConfig((64, 96), 64, 4, 128, mla_taps(4), class_token=False)
+    return randomise(SETR(SETRConfig(vit, "mla", classes=5, channels=16, head_channels=8, upsample=4)))
 
 
 class _Dict(nn.Module):

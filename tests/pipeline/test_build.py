@@ -32,7 +32,7 @@ def _build(model: str, folder: Path, **changes):  # type: ignore[no-untyped-def]
 
 def test_every_step_is_verified_and_logged(tmp_path: Path) -> None:
     manifest, lines = _build("tests.models:tiny", tmp_path / "b")
-    assert [step["step"] for step in manifest.verification] == ["export", "simplify", "engine", "tiled mask"]
+    assert [step["step"] for step in manifest.verification] == ["export", "simplify", "rewrite", "engine", "tiled mask"]
     assert all(step["labels"] >= 0.999 for step in manifest.verification)
     assert {"load", "export", "simplify", "compile", "engine", "tiled mask"} <= {step for step, _ in lines}
     assert json.loads((tmp_path / "b" / "report.json").read_text())["history"]
