@@ -56,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
     from engines.runner import RunOptions, run_images
     from engines.segmenter import open_segmenter
 
-    paths = expand(args.inputs)
+    images = expand(args.inputs, args.output, recursive=args.recursive)
     with open_segmenter(args.bundle, args.threads) as (segmenter, _):
         options = RunOptions(args.overlay, args.confidence, args.max_pixels)
-        report = run_images(segmenter, paths, args.output, options)
+        report = run_images(segmenter, images, args.output, options)
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
     return 2 if report.failed else 0
 
@@ -142,6 +142,7 @@ def _run_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("bundle", type=Path, metavar="BUNDLE")
     verb.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder or glob")
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    verb.add_argument("--recursive", action="store_true", help="folders within folders too; DIR then mirrors them")
     verb.add_argument("--overlay", action="store_true", help="also write NAME.overlay.jpg")
     verb.add_argument("--confidence", action="store_true", help="also write NAME.confidence.png, 255 = certain")
     verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")

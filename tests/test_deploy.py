@@ -75,6 +75,20 @@ def test_unreadable_images_are_reported_at_the_end_and_the_rest_is_done(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "c.png"]
 
 
+def test_folders_within_folders_are_mirrored_and_earlier_masks_left_out(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("day/a.jpg", "night/a.jpg"):
+        (photos / place).parent.mkdir()
+        shutil.copyfile(photos / "a.jpg", photos / place)
+    for _ in range(2):  # the second time the masks of the first lie among the images
+        assert _run("run", tiny_bundle, photos, "-o", photos / "masks", "--recursive", "--overlay") == 0
+        assert "5 image(s)" in capsys.readouterr().out
+    written = {path.relative_to(photos / "masks") for path in (photos / "masks").rglob("*") if path.is_file()}
+    stems = ("a", "b", "c", "day/a", "night/a")
+    assert written == {Path(stem + suffix) for stem in stems for suffix in (".png", ".overlay.jpg")}
+
+
 def test_masks_of_the_command_line_equal_those_of_the_library(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
     from engines.images import read_image
     from engines.segmenter import open_segmenter
