@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from engines.base import get_backend
-from engines.bundle import FILES, REPORT, Bundle
+from engines.bundle import FILES, Bundle
 
 
 def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
@@ -17,7 +16,7 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
     if problem is None and (backend.version(), backend.device()) != (manifest.sdk, manifest.device):
         problem = f"built with {manifest.sdk} on {manifest.device}, this is {backend.version()} on {backend.device()}"
     sizes = {name: bundle.path(name).stat().st_size for name in FILES}
-    history = json.loads(bundle.path(REPORT).read_text())["history"]
+    history = bundle.report()["history"]
     result = {
         **manifest.to_json(),
         "sizes": sizes,
