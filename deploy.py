@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 the input is at fault (one line says how), 3 a gate failed
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import signal
 import sys
@@ -240,6 +241,8 @@ def _logger(quiet: bool) -> Callable[[str, str], None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point.  Returns the exit code; argparse itself exits with 2 on a wrong command line."""
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a file's name may be in any encoding
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill, too, leaves nothing half-written
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -52,6 +53,17 @@ def test_build_and_run_from_the_command_line(tmp_path: Path, photos: Path, capsy
     with Image.open(out / "a.png") as mask:
         assert (mask.mode, mask.size) == ("P", (200, 120))
         assert np.asarray(mask).max() < 5
+
+
+def test_a_name_in_another_encoding_is_reported(tiny_bundle: Path, tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    with open(name, "wb") as file:
+        file.write(b"no image")
+    command = [sys.executable, "deploy.py", "run", tiny_bundle, name, "-o", tmp_path / "out"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert done.stdout.startswith("skipped ")
 
 
 def test_run_reports_as_json(
