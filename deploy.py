@@ -7,8 +7,11 @@ Exit codes: 0 done, 2 the input is at fault (one line says how), 3 a gate failed
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,10 @@ from engines.errors import DeployError
 from engines.images import MAX_PIXELS, read_image
 from engines.tiling import BLENDS, PADDINGS, Tiling
 
+# What a bundle's graph was made for, and a rebuild of it cannot change.
+FIXED_IN_A_BUNDLE = ("tile", "stride", "blend", "padding", "weights", "classes", "mean", "std", "bgr", "sample",
+                     "rewrites", "time_rewrites")  # fmt: skip
+
 
 def build_engine(args: argparse.Namespace) -> int:
     """compile MODEL into a bundle for this machine, verified at every step"""
@@ -30,10 +37,12 @@ def build_engine(args: argparse.Namespace) -> int:
     )
     log = _logger(args.json)
     if is_bundle(Path(args.model)):
+        _refuse_fixed(args)
         from engines.assemble import rebuild
 
         manifest = rebuild(Path(args.model), args.output, args.backend, args.threads, gate, log)
     else:
+        _require_packages()
         from pipeline.build import BuildRequest, build_bundle
         from pipeline.sources import SourceOptions
 
@@ -57,10 +66,10 @@ def run(args: argparse.Namespace) -> int:
     from engines.runner import RunOptions, run_images
     from engines.segmenter import open_segmenter
 
-    paths = expand(args.inputs)
+    images = expand(args.inputs, args.output, recursive=args.recursive)
     with open_segmenter(args.bundle, args.threads) as (segmenter, _):
         options = RunOptions(args.overlay, args.confidence, args.max_pixels)
-        report = run_images(segmenter, paths, args.output, options)
+        report = run_images(segmenter, images, args.output, options)
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
     return 2 if report.failed else 0
 
@@ -73,10 +82,11 @@ def inspect(args: argparse.Namespace) -> int:
 
         result, text = inspect_bundle(open_bundle(path))
     else:
+        _require_packages()
         from pipeline.inspection import inspect_model
         from pipeline.sources import SourceOptions
 
-        result, text = inspect_model(args.target, (args.tile, args.tile), SourceOptions(args.weights, args.classes))
+        result, text = inspect_model(args.target, args.tile, SourceOptions(args.weights, args.classes))
     print(json.dumps(result, indent=1) if args.json else text)
     return 0
 
@@ -104,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     _run_arguments(_verb(verbs, "run", run))
     verb = _verb(verbs, "inspect", inspect)
     verb.add_argument("target", metavar="BUNDLE|MODEL")
-    verb.add_argument("--tile", type=_positive, default=1024, help="window side at which a model is looked at")
+    verb.add_argument("--tile", type=_size, default=(1024, 1024), metavar="N|HxW", help="window to look at a model at")
     _model_arguments(verb)
     _verb(verbs, "doctor", doctor)
     return parser
@@ -124,7 +134,7 @@ def _build_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--stride", type=_size, metavar="N|HxW", help="step between windows (3/4 of the window)")
     verb.add_argument("--blend", choices=BLENDS, default="uniform", help="weights of overlapping windows")
     verb.add_argument("--padding", choices=PADDINGS, default="zero", help="outside of an image smaller than the window")
-    verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--threads", type=_threads, default=0, metavar="N", help="0: all cores of this process")
     _model_arguments(verb)
     verb.add_argument("--mean", type=_triple, metavar="R,G,B", help="on the 0..255 scale")
     verb.add_argument("--std", type=_triple, metavar="R,G,B", help="on the 0..255 scale")
@@ -132,8 +142,9 @@ def _build_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--sample", type=Path, metavar="IMAGE", help="verify on this photograph, not a rendered scene")
     verb.add_argument("--no-rewrites", dest="rewrites", action="store_false", help="leave the graph as exported")
     verb.add_argument("--time-rewrites", action="store_true", help="measure what each rewrite gains on this machine")
-    verb.add_argument("--max-error", type=float, metavar="R", help="allowed |difference| over the largest logit")
-    verb.add_argument("--min-agreement", type=float, metavar="P", help="required share of equal labels, 0..1")
+    verb.add_argument("--max-error", type=_error, metavar="R", help="allowed |difference| over the largest logit")
+    verb.add_argument("--min-agreement", type=_share, metavar="P", help="required share of equal labels, 0..1")
+    verb.set_defaults(fixed={name: verb.get_default(name) for name in FIXED_IN_A_BUNDLE})
 
 
 def _model_arguments(verb: argparse.ArgumentParser) -> None:
@@ -145,9 +156,10 @@ def _run_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("bundle", type=Path, metavar="BUNDLE")
     verb.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder or glob")
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    verb.add_argument("--recursive", action="store_true", help="folders within folders too; DIR then mirrors them")
     verb.add_argument("--overlay", action="store_true", help="also write NAME.overlay.jpg")
     verb.add_argument("--confidence", action="store_true", help="also write NAME.confidence.png, 255 = certain")
-    verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--threads", type=_threads, default=0, metavar="N", help="0: all cores of this process")
     verb.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
 
 
@@ -162,6 +174,22 @@ def _verb(verbs: Any, name: str, function: Callable[[argparse.Namespace], int]) 
     return verb
 
 
+def _refuse_fixed(args: argparse.Namespace) -> None:
+    given = [f"--{name}" for name, default in args.fixed.items() if getattr(args, name) != default]
+    if given:
+        raise DeployError(
+            f"{' '.join(given)}: a bundle is rebuilt as it is; to change that, build from the model that it came from"
+        )
+
+
+def _require_packages() -> None:
+    from engines.doctor import building
+
+    finding = building()
+    if finding.status != "ok":
+        raise DeployError(f"{finding.detail}; {finding.fix}")
+
+
 def _tiling(args: argparse.Namespace) -> Tiling:
     height, width = args.tile
     stride_h, stride_w = args.stride or (max(1, 3 * height // 4), max(1, 3 * width // 4))
@@ -172,6 +200,24 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
+    return value
+
+
+def _threads(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
+def _error(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):  # NaN neither: a gate that compares with it would never fail
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _error(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 1")
     return value
 
 
@@ -199,6 +245,10 @@ def _logger(quiet: bool) -> Callable[[str, str], None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point.  Returns the exit code; argparse itself exits with 2 on a wrong command line."""
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a file's name may be in any encoding
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill, too, leaves nothing half-written
     try:
         return int(args.function(args))
     except DeployError as error:

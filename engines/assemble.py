@@ -14,7 +14,6 @@ from typing import Any
 from engines.agreement import GATES, Agreement, Gate
 from engines.base import Backend, BuildConfig, choose_backend
 from engines.bundle import ENGINE, FILES, GOLDEN, MODEL, REPORT, Manifest, file_sha256, open_bundle, seal, writing
-from engines.errors import DeployError
 from engines.golden import Golden
 from engines.spec import ModelSpec
 from engines.tiling import Tiling
@@ -55,7 +54,7 @@ def rebuild(source: Path, output: Path, backend_name: str, threads: int, gate: G
     old = bundle.manifest
     backend, why = choose_backend(old.backend if backend_name == "auto" else backend_name, old.precision)
     log("backend", f"{why}; {backend.version()} on {backend.device()}")
-    golden = Golden.load(bundle.path(GOLDEN))
+    golden, report = Golden.load(bundle.path(GOLDEN)), bundle.report()
     with writing(output) as folder:
         for name in (MODEL, GOLDEN):
             shutil.copyfile(bundle.path(name), folder / name)
@@ -63,7 +62,8 @@ def rebuild(source: Path, output: Path, backend_name: str, threads: int, gate: G
         agreements = compile_engine(
             folder, backend, config, golden, old.spec, old.tiling, gate or GATES[old.precision], log
         )
-        manifest = finish(folder, describe(old, backend, agreements), _report(bundle.path(REPORT), agreements))
+        report["rebuilt"] = [agreement.to_json() for agreement in agreements]
+        manifest = finish(folder, describe(old, backend, agreements), report)
     return manifest
 
 
@@ -78,12 +78,3 @@ def describe(manifest: Manifest, backend: Backend, agreements: Sequence[Agreemen
         verification=(*kept, *(agreement.to_json() for agreement in agreements)),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-
-
-def _report(path: Path, agreements: Sequence[Agreement]) -> dict[str, Any]:
-    try:
-        report: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise DeployError(f"bundle {path.parent}: {REPORT} is unreadable ({error}); build it again") from error
-    report["rebuilt"] = [agreement.to_json() for agreement in agreements]
-    return report

@@ -67,11 +67,22 @@ class Manifest:
             body["tiling"] = Tiling.from_json(body["tiling"])
             for key in ("input_shape", "output_shape"):
                 body[key] = tuple(int(d) for d in body[key])
-            body["verification"] = tuple(body["verification"])
+            body["verification"] = tuple(dict(step) for step in body["verification"])
             body["files"] = {str(k): str(v) for k, v in body["files"].items()}
-            return cls(**body)
+            manifest = cls(**body)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DeployError(f"manifest: {error!r} while reading it; build the bundle again") from error
+        manifest._require_one_story()
+        return manifest
+
+    def _require_one_story(self) -> None:
+        """The network's shapes, the tiling and the classes must fit together, whoever wrote the manifest."""
+        window, classes = (self.tiling.window_h, self.tiling.window_w), len(self.spec.classes)
+        if self.input_shape[2:] != window or len(self.output_shape) != 4 or self.output_shape[1] != classes:
+            raise DeployError(
+                f"manifest: got a network {self.input_shape} -> {self.output_shape} for windows {window} "
+                f"and {classes} classes, expected one size; build the bundle again"
+            )
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,17 @@ class Bundle:
 
     def path(self, name: str) -> Path:
         return self.folder / name
+
+    def report(self) -> dict[str, Any]:
+        """The build log; its ``history`` lists the passes over the graph.  Raises DeployError."""
+        try:
+            report = json.loads((self.folder / REPORT).read_text())
+            known = all(isinstance(step["rule"], str) and isinstance(step["count"], int) for step in report["history"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DeployError(f"bundle {self.folder}: {REPORT} is unreadable ({error!r}); build it again") from error
+        if not known:
+            raise DeployError(f"bundle {self.folder}: {REPORT} has no history of the graph; build it again")
+        return dict(report)
 
 
 def is_bundle(path: Path) -> bool:
@@ -151,7 +173,7 @@ def file_sha256(path: Path) -> str:
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         body = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DeployError(f"bundle {path.parent}: {MANIFEST} is unreadable ({error}); build it again") from error
     if not isinstance(body, dict) or body.pop("digest", None) != _digest(body):
         raise DeployError(f"bundle {path.parent}: {MANIFEST} has changed since it was built; build the bundle again")

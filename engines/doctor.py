@@ -35,7 +35,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    return [_machine(), _memory(), _python(), _core(), *map(_backend, BACKENDS), _building(), _compiler(), *_gpu()]
+    return [_machine(), _memory(), _python(), _core(), *map(_backend, BACKENDS), building(), _compiler(), *_gpu()]
 
 
 def _machine() -> Finding:
@@ -84,7 +84,8 @@ def _backend(name: str) -> Finding:
     return Finding(topic, "ok", f"{backend.version()} on {backend.device()}: {', '.join(precisions)}")
 
 
-def _building() -> Finding:
+def building() -> Finding:
+    """Whether everything is there that turns a model into a bundle."""
     absent = [name for name in BUILD_PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
         detail = f"{', '.join(absent)} not installed: bundles can be run and rebuilt here, not built from a checkpoint"

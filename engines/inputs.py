@@ -6,6 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import DeployError
@@ -15,7 +16,18 @@ from engines.images import SUFFIXES
 OUTPUT_SUFFIXES = (".png", ".overlay.jpg", ".confidence.png")
 
 
-def expand(inputs: Sequence[str], exclude: Path | None = None, *, recursive: bool = False) -> list[Path]:
+@dataclass(frozen=True)
+class Input:
+    """An image file, and the folder below that of the output where what is written for it goes.
+
+    folder: empty, but for an image found below an input folder: then where it lies in that folder.
+    """
+
+    path: Path
+    folder: Path = Path()
+
+
+def expand(inputs: Sequence[str], exclude: Path | None = None, *, recursive: bool = False) -> list[Input]:
     """Files as they are, folders as the images in them, globs (``**`` too) as the images that they match.
 
     In the order given, within a folder or glob in natural order (2 before 10), each file once.  Hidden files are left
@@ -23,12 +35,13 @@ def expand(inputs: Sequence[str], exclude: Path | None = None, *, recursive: boo
     the folder `exclude` (that of the output) is left out, so that masks are not segmented in their turn.
     Raises DeployError when one of the inputs yields nothing or cannot be read.
     """
-    found: dict[Path, Path] = {}
+    found: dict[Path, Input] = {}
     for text in inputs:
         try:
             matches, wanted = _matches(text, exclude, recursive)
             for match in sorted(matches, key=_natural):
-                found.setdefault(_entry(match), match)
+                folder = match.parent.relative_to(text) if Path(text).is_dir() else Path()
+                found.setdefault(_entry(match), Input(match, folder))
         except OSError as error:
             raise DeployError(f"input {text}: cannot be read: {error.strerror}") from error
         if not matches:
@@ -41,7 +54,8 @@ def _matches(text: str, exclude: Path | None, recursive: bool) -> tuple[list[Pat
     path = Path(text)
     if text and path.is_dir():
         files = _walk(path, exclude) if recursive else path.iterdir()
-        return [file for file in files if _is_image(file)], f"images ({' '.join(sorted(SUFFIXES))}) in it"
+        hint = "" if recursive else ", or --recursive for those in folders within it"
+        return [file for file in files if _is_image(file)], f"images ({' '.join(sorted(SUFFIXES))}) in it{hint}"
     if path.is_file():
         return [path], ""
     if path.exists() and text:
@@ -49,31 +63,35 @@ def _matches(text: str, exclude: Path | None, recursive: bool) -> tuple[list[Pat
     if not glob.has_magic(text):
         raise DeployError(f"input {text or repr(text)}: no such file or folder")
     outside = (Path(name) for name in glob.iglob(text, recursive=True) if not _inside(Path(name), exclude))
-    return [file for file in outside if _is_image(file)], "images that match"
+    return [file for file in outside if _is_image(file)], "images that match, outside of the output's folder"
 
 
-def output_names(paths: Sequence[Path], folder: Path) -> dict[Path, str]:
-    """The mask of ``NAME.ext`` is ``NAME.png``.
+def output_names(images: Sequence[Input], folder: Path) -> dict[Path, str]:
+    """Below `folder`, the mask of ``NAME.ext`` is ``NAME.png``; what lies deeper in an input folder stays as deep.
 
     Raises DeployError when two inputs would write the same file, or one would overwrite an input: by its mask, or by
     the overlay or confidence that go with it.  Case is ignored, as some file systems do.
     """
-    inputs = {_entry(path): path for path in paths}
+    inputs = {_entry(image.path): image.path for image in images}
     owners: dict[str, Path] = {}
-    for path in paths:
+    names: dict[Path, str] = {}
+    for image in images:
+        path = image.path
         for suffix in OUTPUT_SUFFIXES:
-            name = path.stem + suffix
+            name = str(image.folder / (path.stem + suffix))
             other = owners.setdefault(name.lower(), path)
             if other != path:
                 raise DeployError(
-                    f"inputs {other} and {path}: both would be written to {name}; run them into two folders"
+                    f"inputs {other} and {path}: both would be written to {name}; run them into two folders, "
+                    "or give the folder that holds both with --recursive"
                 )
             target = folder / name
             if _entry(target) in inputs:
                 raise DeployError(
                     f"output {target}: would overwrite the input {inputs[_entry(target)]}; choose another -o"
                 )
-    return {path: f"{path.stem}.png" for path in paths}
+        names[path] = str(image.folder / f"{path.stem}.png")
+    return names
 
 
 def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from engines.base import get_backend
-from engines.bundle import FILES, REPORT, Bundle
+from engines.bundle import FILES, Bundle
 
 
 def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
@@ -17,7 +16,7 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
     if problem is None and (backend.version(), backend.device()) != (manifest.sdk, manifest.device):
         problem = f"built with {manifest.sdk} on {manifest.device}, this is {backend.version()} on {backend.device()}"
     sizes = {name: bundle.path(name).stat().st_size for name in FILES}
-    history = json.loads(bundle.path(REPORT).read_text())["history"]
+    history = bundle.report()["history"]
     result = {
         **manifest.to_json(),
         "sizes": sizes,
@@ -46,13 +45,13 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
 def _step(step: Any) -> str:
     """One pass over the graph: what it changed, and what it declined and why."""
     parts = [f"{step['count']} nodes"]
-    if step["places"]:
+    if step.get("places"):
         parts.append(f"{step['places']} place(s)")
-    if step["macs_saved"]:
+    if step.get("macs_saved"):
         parts.append(f"{step['macs_saved'] / 1e9:.2f} GMAC saved")
-    if step["ms_saved"] is not None:
+    if step.get("ms_saved") is not None:
         parts.append(f"{step['ms_saved']:.1f} ms saved")
-    if step["declined"]:
+    if step.get("declined"):
         parts.append(f"declined: {step['declined']}")
     return f"{step['rule']}: {', '.join(parts)}"
 

@@ -44,7 +44,7 @@ class OpenVINOBackend:
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("openvino") is None:
-            return "the openvino package is not installed; pip install 'edgeseg[cpu]'"
+            return "the openvino package is not installed; pip install -c constraints.txt -e '.[cpu]'"
         return None
 
     def version(self) -> str:

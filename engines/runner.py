@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from engines.errors import DeployError
 from engines.images import MAX_PIXELS, read_image
-from engines.inputs import output_names
+from engines.inputs import Input, output_names
 from engines.masks import write_confidence, write_mask, write_overlay
 from engines.segmenter import Segmenter, Timings
 
@@ -67,19 +67,16 @@ class RunReport:
         return "\n".join(lines)
 
 
-def run_images(segmenter: Segmenter, paths: Sequence[Path], output: Path, options: RunOptions) -> RunReport:
+def run_images(segmenter: Segmenter, images: Sequence[Input], output: Path, options: RunOptions) -> RunReport:
     """Segment every image.  One that cannot be read or written is reported in `failed`; the rest are finished."""
-    names = output_names(paths, output)
+    names = output_names(images, output)
     report = RunReport()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DeployError(f"output {output}: cannot be created: {error.strerror}") from error
-    with tqdm(total=len(paths), unit="image", disable=None, leave=False) as bar:
+    _make(output)
+    with tqdm(total=len(names), unit="image", disable=None, leave=False) as bar:
         segmenter.on_window = lambda done, total: bar.set_postfix_str(f"window {done}/{total}")
-        for path in paths:
+        for path, name in names.items():
             try:
-                report.images.append(_run_one(segmenter, path, output / names[path], options))
+                report.images.append(_run_one(segmenter, path, output / name, options))
             except DeployError as error:
                 report.failed[str(path)] = str(error)
             bar.update()
@@ -94,6 +91,7 @@ def _run_one(segmenter: Segmenter, path: Path, target: Path, options: RunOptions
     mask = segmenter.segment(image, options.confidence)
     clock.lap()
     palette = segmenter.spec.palette
+    _make(target.parent)
     write_mask(target, mask.labels, palette)
     if options.overlay:
         write_overlay(target.with_suffix(".overlay.jpg"), image, mask.labels, palette)
@@ -106,6 +104,13 @@ def _run_one(segmenter: Segmenter, path: Path, target: Path, options: RunOptions
         str(path), str(target), width, height, times.windows, _shares(mask.labels, segmenter.spec.classes),
         read, 1e3 * times.gather, 1e3 * times.engine, 1e3 * times.stitch, write, clock.total(),
     )  # fmt: skip
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeployError(f"output {folder}: cannot be created: {error.strerror}") from error
 
 
 def _shares(labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:

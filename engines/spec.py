@@ -48,6 +48,8 @@ class ModelSpec:
             raise DeployError(f"model: got {count} classes, expected 1 to {MAX_CLASSES}; 255 means ignore")
         if len(self.palette) != count:
             raise DeployError(f"palette: got {len(self.palette)} colours for {count} classes, expected one for each")
+        if any(not 0 <= value <= 255 for colour in self.palette for value in colour):
+            raise DeployError("palette: got a value outside 0..255, expected [red, green, blue] of bytes")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise DeployError(f"preprocessing: got mean {self.mean}, std {self.std}, expected 3 values each, std > 0")
         if self.channel_order not in ("RGB", "BGR"):

@@ -10,6 +10,7 @@ from engines.errors import DeployError
 
 BLENDS = ("uniform", "gaussian", "hann")
 PADDINGS = ("zero", "edge", "reflect")
+MAX_WINDOW = 16384  # a side; the network's input alone is then 3.2 GB
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Tiling:
                     f"tiling: got stride {stride} for window {axis} {window}, expected 1 to {window}; "
                     "a larger stride would leave pixels that no window sees"
                 )
+            if window > MAX_WINDOW:
+                raise DeployError(f"tiling: got window {axis} {window}, expected {MAX_WINDOW} at most")
         if self.blend not in BLENDS:
             raise DeployError(f"tiling: got blend {self.blend!r}, expected one of {', '.join(BLENDS)}")
         if self.padding not in PADDINGS:

@@ -44,7 +44,7 @@ class TorchBackend:
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("torch") is None:
-            return "the torch package is not installed; pip install 'edgeseg[export]'"
+            return "the torch package is not installed; pip install -c constraints.txt -e '.[export]'"
         return None
 
     def version(self) -> str:

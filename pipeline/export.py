@@ -96,10 +96,11 @@ def _fix_input(model: onnx.ModelProto, window: tuple[int, int], path: Path) -> N
     wanted = (1, 3, *window)
     if len(dims) != 4:
         raise DeployError(f"model {path}: got an input of rank {len(dims)}, expected (N, 3, H, W)")
-    for dim, size in zip(dims, wanted, strict=True):
+    for axis, (dim, size) in enumerate(zip(dims, wanted, strict=True)):
         if dim.HasField("dim_value") and dim.dim_value != size:
             got = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
-            raise DeployError(f"model {path}: input is {got}, expected {list(wanted)}; give the matching --tile")
+            advice = "give the matching --tile" if axis > 1 else "export it for one RGB image, channels first"
+            raise DeployError(f"model {path}: input is {got}, expected {list(wanted)}; {advice}")
         dim.dim_value = size
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")  # symbolic or stale; inference fills it in

@@ -89,17 +89,19 @@ def run_onnx(graph: OnnxGraph, batches: list[Float32]) -> Float32:
     """
     import onnxruntime as ort
 
+    refusals = ort.capi.onnxruntime_pybind11_state
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors arrive as exceptions
     try:
         session = ort.InferenceSession(graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
     except (
-        ort.capi.onnxruntime_pybind11_state.Fail,
-        ort.capi.onnxruntime_pybind11_state.NotImplemented,
-        ort.capi.onnxruntime_pybind11_state.InvalidGraph,
-        ort.capi.onnxruntime_pybind11_state.InvalidArgument,
+        refusals.Fail,
+        refusals.NotImplemented,
+        refusals.InvalidGraph,
+        refusals.InvalidArgument,
+        refusals.RuntimeException,
     ) as error:
         raise DeployError(f"onnx: ONNX Runtime refuses the graph: {' '.join(str(error).split())[:300]}") from error
-    name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])

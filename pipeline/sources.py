@@ -59,8 +59,15 @@ class TorchSource:
     reference: str = "the checkpoint in PyTorch"
 
     def logits(self, windows: Sequence[Float32]) -> Float32:
-        with torch.inference_mode():
-            return np.concatenate([self.module(torch.from_numpy(window)).numpy() for window in windows])
+        """Raises DeployError where the module cannot take its window, as SegFormer one smaller than its strides."""
+        try:
+            with torch.inference_mode():
+                return np.concatenate([self.module(torch.from_numpy(window)).numpy() for window in windows])
+        except RuntimeError as error:
+            height, width = self.window
+            raise DeployError(
+                f"model: fails on a {height}x{width} window: {str(error).strip().splitlines()[0]}; give another --tile"
+            ) from error
 
     def export(self, program: Path) -> OnnxGraph:
         captured = trace(self.module, self.window)

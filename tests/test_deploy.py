@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +16,7 @@ import pytest
 from PIL import Image
 
 import deploy
+from tests.conftest import ROOT
 
 
 def _run(*argv: object) -> int:
@@ -49,6 +55,17 @@ def test_build_and_run_from_the_command_line(tmp_path: Path, photos: Path, capsy
         assert np.asarray(mask).max() < 5
 
 
+def test_a_name_in_another_encoding_is_reported(tiny_bundle: Path, tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    with open(name, "wb") as file:
+        file.write(b"no image")
+    command = [sys.executable, "deploy.py", "run", tiny_bundle, name, "-o", tmp_path / "out"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert done.stdout.startswith("skipped ")
+
+
 def test_run_reports_as_json(
     tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +90,20 @@ def test_unreadable_images_are_reported_at_the_end_and_the_rest_is_done(
     assert "broken.jpg" in text
     assert "empty.png" in text
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "c.png"]
+
+
+def test_folders_within_folders_are_mirrored_and_earlier_masks_left_out(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("day/a.jpg", "night/a.jpg"):
+        (photos / place).parent.mkdir()
+        shutil.copyfile(photos / "a.jpg", photos / place)
+    for _ in range(2):  # the second time the masks of the first lie among the images
+        assert _run("run", tiny_bundle, photos, "-o", photos / "masks", "--recursive", "--overlay") == 0
+        assert "5 image(s)" in capsys.readouterr().out
+    written = {path.relative_to(photos / "masks") for path in (photos / "masks").rglob("*") if path.is_file()}
+    stems = ("a", "b", "c", "day/a", "night/a")
+    assert written == {Path(stem + suffix) for stem in stems for suffix in (".png", ".overlay.jpg")}
 
 
 def test_masks_of_the_command_line_equal_those_of_the_library(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
@@ -105,6 +136,8 @@ def test_masks_of_the_command_line_equal_those_of_the_library(tiny_bundle: Path,
         (["build-engine", "tests.models:tiny", "-o", "{tmp}/b", "--sample", "{tmp}/none.jpg"], "none.jpg"),
         (["build-engine", "tests.models:tiny", "-o", "{tmp}/b", "--tile", "64", "--stride", "65"], "stride"),
         (["build-engine", "tests.models:tiny", "-o", "{tmp}/b", "--std", "1,0,1"], "std"),
+        (["build-engine", "demo", "-o", "{tmp}/b", "--tile", "16"], "give another --tile"),
+        (["build-engine", "{bundle}", "-o", "{tmp}/b", "--tile", "32", "--bgr"], "--tile --bgr: a bundle"),
         (["inspect", "{tmp}/empty"], "empty"),
         (["inspect", "{tmp}/none.onnx"], "none.onnx"),
     ],
@@ -128,10 +161,30 @@ def test_a_gate_that_fails_is_exit_3_and_leaves_no_bundle(tmp_path: Path, capsys
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_command_line_is_exit_2() -> None:
+@pytest.mark.parametrize(
+    "option",
+    ["--tile 0", "--tile 1x2x3", "--threads -1", "--max-error nan", "--max-error -1", "--min-agreement 2", "--std 1,2"],
+)
+def test_a_wrong_command_line_is_exit_2(option: str) -> None:
     with pytest.raises(SystemExit) as error:
-        _run("build-engine", "demo", "-o", "x", "--tile", "0")
+        _run("build-engine", "demo", "-o", "x", *option.split())
     assert error.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_build_that_is_stopped_leaves_nothing(tmp_path: Path, name: str) -> None:
+    argv = ["deploy.py", "build-engine", "tests.models:tiny", "-o", tmp_path / "b", "--tile", "64"]
+    command = [sys.executable, "-u", *argv]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("load"):
+            pass
+        assert [path.name[:3] for path in tmp_path.iterdir()] == [".b."]  # half-way
+        process.send_signal(getattr(signal, name))
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "interrupted; nothing half-written is left\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_image_bomb_is_refused_before_it_is_decoded(
@@ -189,13 +242,23 @@ def test_doctor_names_the_backends_and_the_core(capsys: pytest.CaptureFixture[st
     assert findings["backend openvino"]["status"] == "ok"
 
 
-def test_doctor_says_how_to_mend_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
-    import importlib.util
+@pytest.mark.parametrize("argv", [["build-engine", "demo", "-o", "{tmp}/b"], ["inspect", "demo"]], ids=lambda a: a[0])
+def test_a_device_without_the_packages_for_building_says_so(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "onnx" else original(n, *a))
+    assert _run(*(word.format(tmp=tmp_path) for word in argv)) == 2
+    line = _error(capsys)
+    assert "onnx not installed" in line
+    assert "pip install -c constraints.txt -e '.[export]'" in line
 
+
+def test_doctor_says_how_to_mend_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
     original = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "openvino" else original(n, *a))
     _run("doctor")
     lines = capsys.readouterr().out.splitlines()
     (index,) = [i for i, line in enumerate(lines) if "backend openvino" in line]
     assert lines[index].startswith("missing")
-    assert "pip install" in lines[index + 1]
+    assert lines[index + 1].endswith("pip install -c constraints.txt -e '.[cpu]'")

@@ -22,6 +22,9 @@ _GELU = {
     "gelu_pytorch_tanh": "tanh",
     "gelu_python_tanh": "tanh",
 }
+# Far above any SegFormer: a config must not be able to ask for more than the weights beside it could hold.
+_MOST = 1 << 16
+_MOST_BLOCKS = 1000
 # What transformers assumes for a field that config.json leaves out.
 _DEFAULTS: dict[str, list[int]] = {
     "hidden_sizes": [32, 64, 160, 256],
@@ -47,6 +50,8 @@ def config_from_json(config: Mapping[str, Any], classes: int) -> SegFormerConfig
             raise DeployError(
                 f"config.json: {field}: got {got!r}, expected {expected!r}; no published SegFormer differs"
             )
+    if sum(sizes["depths"]) > _MOST_BLOCKS:
+        raise DeployError(f"config.json: depths: got {list(sizes['depths'])}, expected {_MOST_BLOCKS} blocks at most")
     if any(dim % heads for dim, heads in zip(sizes["hidden_sizes"], sizes["num_attention_heads"], strict=True)):
         raise DeployError(
             f"config.json: num_attention_heads: got {sizes['num_attention_heads']}, expected divisors of "
@@ -118,20 +123,22 @@ def preprocessing_fields(folder: Path) -> dict[str, Any]:
 def _integers(config: Mapping[str, Any], name: str) -> tuple[int, ...]:
     values = config.get(name, _DEFAULTS[name])
     if not isinstance(values, list) or not all(_is_count(value) for value in values):
-        raise DeployError(f"config.json: {name}: got {values!r}, expected a list of positive integers")
+        raise DeployError(f"config.json: {name}: got {values!r}, expected a list of integers, 1 to {_MOST}")
     return tuple(int(value) for value in values)
 
 
 def _integer(config: Mapping[str, Any], name: str, default: int, lowest: int = 1) -> int:
     value = config.get(name, default)
     if not _is_count(value, lowest):
-        raise DeployError(f"config.json: {name}: got {value!r}, expected an integer, {lowest} or more")
+        raise DeployError(f"config.json: {name}: got {value!r}, expected an integer, {lowest} to {_MOST}")
     return int(value)
 
 
 def _is_count(value: Any, lowest: int = 1) -> bool:
     # 4.0 counts: some exporters write mlp_ratios as floats.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= lowest and value % 1 == 0
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and lowest <= value <= _MOST and value % 1 == 0
+    )
 
 
 def _class_names(names: Any) -> tuple[str, ...]:

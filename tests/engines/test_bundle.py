@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from engines.bundle import ENGINE, FILES, GOLDEN, MANIFEST, Manifest, open_bundle, writing
+from engines.bundle import ENGINE, FILES, GOLDEN, MANIFEST, REPORT, Manifest, file_sha256, open_bundle, writing
 from engines.errors import DeployError
 from engines.golden import Golden
 from engines.segmenter import open_segmenter
@@ -40,7 +43,7 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
         open_bundle(copy)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1}', '{"schema": 99}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100000, '{"schema": 1}', '{"schema": 99}'])
 def test_a_foreign_manifest_is_refused(copy: Path, text: str) -> None:
     (copy / MANIFEST).write_text(text)
     with pytest.raises(DeployError, match="manifest"):
@@ -66,13 +69,50 @@ def test_another_device_or_sdk_is_refused_with_the_command_that_rebuilds(copy: P
 def test_an_engine_that_the_sdk_cannot_read_is_an_error(copy: Path) -> None:
     from dataclasses import replace
 
-    from engines.bundle import file_sha256, seal
+    from engines.bundle import seal
 
     manifest = open_bundle(copy).manifest
     (copy / ENGINE).write_bytes(b"not an engine")
     seal(copy, replace(manifest, files={**manifest.files, ENGINE: file_sha256(copy / ENGINE)}))
     with pytest.raises(DeployError, match="cannot load the engine"), open_segmenter(copy):
         pass
+
+
+def _spoil(copy: Path, name: str, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change a JSON file of the bundle, and every digest with it."""
+    data = json.loads((copy / name).read_text())
+    edit(data)
+    (copy / name).write_text(json.dumps(data))
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["files"] |= {name: file_sha256(copy / name)} if name != MANIFEST else {}
+    del manifest["digest"]
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (copy / MANIFEST).write_text(json.dumps(manifest | {"digest": digest}))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m["tiling"].update(window_h=32, stride_h=32),
+        lambda m: m["tiling"].update(window_h=10**12),
+        lambda m: (m["spec"]["classes"].pop(), m["spec"]["palette"].pop()),
+        lambda m: m.update(input_shape=[1, 3, 64]),
+        lambda m: m.update(output_shape=[1]),
+        lambda m: m.update(verification=[1]),
+        lambda m: m["spec"]["palette"].__setitem__(0, [256, 0, 0]),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(copy: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    _spoil(copy, MANIFEST, edit)
+    with pytest.raises(DeployError, match=r"manifest|tiling|palette"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("history", [None, [1], [{}], [{"rule": "x", "count": "many"}]])
+def test_a_report_without_a_history_is_an_error(copy: Path, history: object) -> None:
+    _spoil(copy, REPORT, lambda report: report.update(history=history))
+    with pytest.raises(DeployError, match=r"report\.json"):
+        open_bundle(copy).report()
 
 
 def test_a_failed_write_leaves_what_was_there(copy: Path) -> None:

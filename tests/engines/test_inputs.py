@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import DeployError
-from engines.inputs import expand, output_names
+from engines.inputs import Input, expand, output_names
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def _names(tree: Path, *inputs: str) -> list[str]:
-    return [str(path.relative_to(tree)) for path in expand([str(tree / text) for text in inputs])]
+    return [str(image.path.relative_to(tree)) for image in expand([str(tree / text) for text in inputs])]
 
 
 def test_folders_files_and_globs(tree: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_file_named_like_a_glob_is_a_file(tree: Path) -> None:
 
 def test_folders_within_folders_only_if_asked(tree: Path) -> None:
     found = expand([str(tree)], recursive=True)
-    assert [str(path.relative_to(tree)) for path in found] == ["p/2.JPG", "p/10.jpg", "p/deep/3.png", "q/2.png"]
+    assert [str(image.path.relative_to(tree)) for image in found] == ["p/2.JPG", "p/10.jpg", "p/deep/3.png", "q/2.png"]
     with pytest.raises(DeployError, match="got nothing"):
         expand([str(tree)])
 
@@ -46,19 +46,19 @@ def test_folders_within_folders_only_if_asked(tree: Path) -> None:
 @pytest.mark.parametrize("text", ["", "**/*"])
 def test_earlier_masks_are_not_inputs(tree: Path, text: str) -> None:
     found = expand([str(tree / text)], tree / "p" / ".." / "q", recursive=True)
-    assert [path.name for path in found] == ["2.JPG", "10.jpg", "3.png"]
-    assert expand([str(tree / "q")], tree / "q", recursive=True) == [tree / "q" / "2.png"]  # asked for by name
+    assert [image.path.name for image in found] == ["2.JPG", "10.jpg", "3.png"]
+    assert expand([str(tree / "q")], tree / "q", recursive=True) == [Input(tree / "q" / "2.png")]  # asked for by name
 
 
 def test_one_file_spelled_three_ways_is_one_input(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
-    assert expand(["q/2.png", str(tree / "q" / "2.png"), "p/../q/2.png"]) == [Path("q/2.png")]
+    assert expand(["q/2.png", str(tree / "q" / "2.png"), "p/../q/2.png"]) == [Input(Path("q/2.png"))]
 
 
 @pytest.mark.parametrize("name", ["1\u00b22.jpg", "m\u00b2.jpg", "\u0663.jpg", "10.9.8.jpg", "a b\nc.jpg"])
 def test_any_name_is_sorted(tree: Path, name: str) -> None:
     (tree / "p" / name).write_bytes(b"x")
-    assert tree / "p" / name in expand([str(tree / "p")])
+    assert Input(tree / "p" / name) in expand([str(tree / "p")])
 
 
 def test_hidden_files_only_by_name(tree: Path) -> None:
@@ -91,8 +91,14 @@ def test_what_yields_nothing_is_named(tree: Path, text: str) -> None:
 
 
 def test_masks_are_named_after_their_image(tree: Path) -> None:
-    paths = expand([str(tree / "p")])
-    assert list(output_names(paths, tree / "out").values()) == ["2.png", "10.png"]
+    images = expand([str(tree / "p")])
+    assert list(output_names(images, tree / "out").values()) == ["2.png", "10.png"]
+
+
+def test_folders_within_folders_are_mirrored(tree: Path) -> None:
+    found = expand([str(tree), str(tree / "p" / "deep")], recursive=True)
+    names = output_names(found, tree / "out")  # p/2.JPG and q/2.png would share a mask otherwise
+    assert list(names.values()) == ["p/2.png", "p/10.png", "p/deep/3.png", "q/2.png"]
 
 
 def test_two_images_never_share_a_mask(tree: Path) -> None:
@@ -104,15 +110,19 @@ def test_a_mask_never_overwrites_an_input(tree: Path) -> None:
     (tree / "link").symlink_to(tree / "q")
     for folder in ("q", "p/../q", "link"):
         with pytest.raises(DeployError, match="would overwrite the input"):
-            output_names([tree / "q" / "2.png"], tree / folder)
+            output_names([Input(tree / "q" / "2.png")], tree / folder)
+
+
+def _inputs(tree: Path, *names: str) -> list[Input]:
+    return [Input(tree / name) for name in names]
 
 
 def test_overlays_and_confidences_overwrite_nothing_either(tree: Path) -> None:
     with pytest.raises(DeployError, match=r"both would be written to a\.confidence\.png"):
-        output_names([tree / "a.jpg", tree / "a.confidence.jpg"], tree / "out")
+        output_names(_inputs(tree, "a.jpg", "a.confidence.jpg"), tree / "out")
     with pytest.raises(DeployError, match="would overwrite the input"):
-        output_names([tree / "a.jpg", tree / "a.overlay.jpg"], tree)
-    assert output_names([tree / "a.b.jpg", tree / "a.c.jpg"], tree) == {
+        output_names(_inputs(tree, "a.jpg", "a.overlay.jpg"), tree)
+    assert output_names(_inputs(tree, "a.b.jpg", "a.c.jpg"), tree) == {
         tree / "a.b.jpg": "a.b.png",
         tree / "a.c.jpg": "a.c.png",
     }

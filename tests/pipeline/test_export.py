@@ -131,3 +131,12 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / "m.onnx").write_bytes(data[:length])
         with pytest.raises(DeployError):
             import_onnx(tmp_path / "m.onnx", WINDOW)
+
+
+def test_a_graph_that_fails_only_when_it_runs_is_an_error(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Gather", ["x", "index"], ["y"], axis=1)]
+    index = helper.make_tensor("index", TensorProto.INT64, [1], [7])  # of three channels
+    graph = helper.make_graph(nodes, "g", [_value("x", [1, 3, *WINDOW])], [_value("y", [1, 1, *WINDOW])], [index])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
+    with pytest.raises(DeployError, match=r"ONNX Runtime refuses the graph.*out of data bounds"):
+        run_onnx(import_onnx(tmp_path / "m.onnx", WINDOW), [_batch()])
