@@ -79,7 +79,7 @@ def evaluate(args: argparse.Namespace) -> int:
         _logger(args.json)("data set", str(dataset))
         if args.output is not None:
             make_folder(args.output)
-        result = evaluate_bundle(segmenter, manifest, args.bundle, dataset)
+        result = evaluate_bundle(segmenter, manifest, args.bundle, dataset, args.max_pixels)
     if args.output is not None:
         write_json(args.output / EVALUATE_JSON, result.to_json())
     print(json.dumps(result.to_json(), indent=1) if args.json else result)
@@ -200,6 +200,7 @@ def _evaluate_arguments(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--limit", type=_positive, metavar="N", help="score N images, spread evenly over the set")
     verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
     verb.add_argument("--fail-under", type=_share, metavar="MIOU", help="exit with 3 if lower: 0.7, or 70 for percent")
 
 

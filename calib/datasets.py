@@ -21,7 +21,7 @@ from calib.label_map import LabelMap
 from calib.layouts import Layout, Sample, find_layout
 from engines.bundle import file_sha256
 from engines.errors import DeployError
-from engines.images import read_labels
+from engines.images import MAX_PIXELS, read_labels
 from engines.palettes import DATASETS
 from engines.spec import IGNORE_LABEL, ModelSpec
 
@@ -79,14 +79,14 @@ class Dataset:
                 f"{bare[0].name}), expected a label file for each; put NAME.png into labels/ beside images/"
             )
 
-    def labels(self, sample: Sample, size: tuple[int, int] | None = None) -> UInt8:
+    def labels(self, sample: Sample, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> UInt8:
         """Labels (H, W) uint8 of one sample: 0..K-1, or 255.  size: the (H, W) they must have.
 
         Raises DeployError on an unreadable file, another size, and numbers that stand for no class.
         """
         if sample.label is None or not self.table:
             raise DeployError(f"labels of {sample.image}: got none, expected a label file, and a model's classes")
-        values = read_labels(sample.label)
+        values = read_labels(sample.label, max_pixels)
         if size is not None and values.shape != size:
             raise DeployError(
                 f"labels {sample.label}: got {values.shape[1]}x{values.shape[0]}, expected {size[1]}x{size[0]} as "
