@@ -117,6 +117,12 @@ def test_cityscapes_with_half_its_train_ids_is_read_from_the_label_ids(tmp_path:
     assert _read(dataset, 1) == [1]
 
 
+def test_cityscapes_without_labels_says_where_they_belong(tmp_path: Path) -> None:
+    dataset = open_dataset(_cityscapes(tmp_path, {}), _spec("cityscapes"))
+    with pytest.raises(DeployError, match=r"4 of 4 images have no labels .*gtFine/val/CITY/\*_gtFine_labelTrainIds"):
+        dataset.require_labels()
+
+
 @pytest.mark.parametrize("inside", ["ADEChallengeData2016", ""])
 def test_ade20k_counts_from_one(tmp_path: Path, inside: str) -> None:
     root = tmp_path / inside
@@ -164,6 +170,19 @@ def test_coco_stuff(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path, _spec("coco-stuff"))
     assert (dataset.layout.name, dataset.samples[0].image.parent.name) == ("coco-stuff", "val2017")
     assert _read(dataset, 3) == [0, 170, 255]
+
+
+def test_coco_stuff_as_published(tmp_path: Path) -> None:
+    """Some of mmsegmentation's conversion table, around each gap and at both ends."""
+    known = {0: 0, 10: 10, 12: 11, 24: 23, 26: 24, 27: 25, 30: 26, 43: 39, 45: 40, 64: 59, 66: 60, 69: 61, 71: 62,
+             81: 72, 83: 73, 89: 79, 91: 80, 181: 170, 255: 255}  # fmt: skip
+    _image(tmp_path / "images" / "val2017" / "000000000139.jpg")
+    label = _label(tmp_path / "annotations" / "val2017" / "000000000139.png", *known)
+    dataset = open_dataset(tmp_path, _spec("coco-stuff"))
+    assert _read(dataset, len(known)) == list(known.values())
+    _label(label, 11)
+    with pytest.raises(DeployError, match="got 11, which stand for none of the 171"):
+        dataset.labels(dataset.samples[0])
 
 
 def test_the_original_camvid_tree(tmp_path: Path) -> None:
@@ -215,7 +234,7 @@ def test_a_folder_of_images_is_a_set_without_labels(tmp_path: Path, folder: str)
     dataset = open_dataset(tmp_path)
     assert [sample.label for sample in dataset.samples] == [None]
     assert "1 image(s) without labels" in str(dataset)
-    with pytest.raises(DeployError, match=r"1 of 1 images have no labels \(the first is a\.jpg\).*labels/"):
+    with pytest.raises(DeployError, match=r"1 of 1 images have no labels \(the first is a\.jpg\).*labels/NAME\.png"):
         dataset.require_labels()
 
 
