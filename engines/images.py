@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from engines.errors import DeployError
+from engines.shared_pixels import SHARED_FROM, one_block, shared_pixels
 
 UInt8 = NDArray[np.uint8]
 
@@ -56,7 +57,11 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
         return np.repeat(_TO_8_BIT[values][:, :, None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # convert("RGB") alone would warn about the transparency
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    elif image.width * image.height >= SHARED_FROM:
+        return shared_pixels(image)
+    return np.asarray(image)
 
 
 def read_labels(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
@@ -136,6 +141,7 @@ def _own_terms() -> Iterator[None]:
         before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
         try:
-            yield
+            with one_block():
+                yield
         finally:
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before

@@ -127,6 +127,9 @@ static void tile_gather_row(const tile_gather_args *a, const uint8_t *row, int32
     if (a->stride_x == 3) { /* the usual HWC image: a constant stride lets the compiler use vector loads */
         for (int32_t x = 0; x < inside; x++)
             out[x] = tile_normalise(p[3 * (ptrdiff_t)x], scale, bias);
+    } else if (a->stride_x == 4) { /* Pillow's own pixels, see shared_pixels.py */
+        for (int32_t x = 0; x < inside; x++)
+            out[x] = tile_normalise(p[4 * (ptrdiff_t)x], scale, bias);
     } else {
         for (int32_t x = 0; x < inside; x++)
             out[x] = tile_normalise(p[x * a->stride_x], scale, bias);

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "calib", "engines")  # each may import itself and those to its right
 SDK_OWNER = {
     "openvino": "engines/openvino_backend.py",
-    "PIL": "engines/images.py engines/masks.py",
+    "PIL": "engines/images.py engines/masks.py engines/shared_pixels.py",
     "tensorrt": "",
     "pycuda": "",
 }
