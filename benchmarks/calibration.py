@@ -1,6 +1,6 @@
 """Range collection: windows a second, the network's share of the time, and peak memory, in a process of its own.
 
-    python benchmarks/calibration.py [--variant b2] [--tile 1024] [--windows 4] [--images 4] [--inputs-only] [--json FILE]
+    python benchmarks/calibration.py [--variant b2] [--tile 1024] [--windows 4] [--inputs-only] [--json FILE]
 
 Random-weight SegFormer on rendered scenes; `--inputs-only` leaves out the tensors that only an FP16 plan needs.  The
 peak is the whole command's, export included.  Run it with two counts of windows to see that memory does not grow.
@@ -28,10 +28,11 @@ def random_model() -> object:
 
     import torch
 
-    from pipeline.segformer import SegFormer, variant_config
+    from pipeline.segformer import VARIANTS, SegFormer, SegFormerConfig
 
+    dims, depths, decoder_dim = VARIANTS[os.environ["EDGESEG_VARIANT"]]
     torch.manual_seed(0)
-    return SegFormer(variant_config(os.environ["EDGESEG_VARIANT"], classes=19)).eval()
+    return SegFormer(SegFormerConfig(classes=19, dims=dims, depths=depths, decoder_dim=decoder_dim)).eval()
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
