@@ -156,9 +156,7 @@ def _calibrate_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL", help="as for build-engine")
     verb.add_argument("dataset", nargs="+", metavar="DATASET", help="folder with images, searched through, or images")
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="RANGES.json")
-    verb.add_argument(
-        "--method", metavar="NAME", help="max, percentile, entropy or mse: how the clipping value is chosen"
-    )
+    verb.add_argument("--method", metavar="NAME", help="max, percentile, entropy or mse (mse): how to clip")
     verb.add_argument("--percentile", type=float, metavar="P", help="for --method percentile (99.99)")
     verb.add_argument("--every", action="store_true", help="also low, high and rms of all other activations (for FP16)")
     verb.add_argument("--windows", type=_positive, default=64, metavar="N", help="at most so many, over all images")

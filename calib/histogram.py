@@ -103,7 +103,7 @@ def _entropy(histogram: Histogram) -> float:
     # Zeros (of ReLU, of padding) are exact at every scale.  Left in, their spike is worth a level of its own to the
     # divergence, and clips at an eighth of the range; pytorch-quantization levels the first bin for the same reason.
     counts[0] = min(counts[0], counts[1])
-    candidates = range(LEVELS, filled + 1, max(1, filled // 2048))
+    candidates = range(LEVELS, filled + 1, max(1, filled // 1024))
     best = min(candidates, key=lambda size: divergence(counts, size))
     return best * histogram.width
 
