@@ -115,7 +115,9 @@ def _make(folder: Path) -> None:
 
 def _shares(labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
     """Share of the image by class name, largest first, absent classes left out."""
-    counts = np.bincount(labels.ravel(), minlength=256)
+    rows = max(1, 2**20 // labels.shape[1])  # bincount makes 8 bytes of each label: a part at a time
+    parts = (labels[row : row + rows].ravel() for row in range(0, labels.shape[0], rows))
+    counts = sum((np.bincount(part, minlength=256) for part in parts), np.zeros(256, np.int64))
     order = [int(index) for index in counts.argsort()[::-1] if counts[index] and index < len(classes)]
     return {classes[index]: round(float(counts[index]) / labels.size, 6) for index in order}
 
