@@ -1,6 +1,6 @@
 """edgeseg beside its peers, from decoded pixels to the label map: one command, everybody in turns.
 
-    python -m benchmarks.peers [--models b0,b2,setr-pup] [--images 2048x1024,4096x4096] [--rounds 5] [--out DIR]
+    python -m benchmarks.peers [--models b0,b2,setr-pup] [--images 2048x1024,4096x4096:2] [--rounds 5] [--out DIR]
 
 Everybody gets the same weights, windows, images (rendered scenes) and threads, and a process of its own, of which only
 one computes at a time:
@@ -51,7 +51,7 @@ def main() -> int:
     results, runs = Results(), []
     with tempfile.TemporaryDirectory(prefix="peers.") as folder:
         root = Path(folder)
-        images = [write_image(size, root) for size in args.images]
+        images = [write_image(*size, root, args.rounds) for size in args.images]
         small = write_png(images[0], root)
         for model in (MODELS[name] for name in args.models):
             work = root / model.name
@@ -59,7 +59,7 @@ def main() -> int:
             errors = prepare(model, names, python, work, root / "calib", args.threads)
             pythons = {name: Path(sys.executable) if name.startswith("edgeseg-") else python for name in names}
             bundles = [name for name in names if name.startswith("edgeseg-") and name not in errors]
-            compete(model, names, errors, pythons, work, images, args.threads, args.rounds, results)
+            compete(model, names, errors, pythons, work, images, args.threads, results)
             for name in bundles if args.runs else ():
                 _try(notes, lambda n=name, m=model.name, w=work: runs.append(
                     startup.run(m, n.removeprefix("edgeseg-"), w / n, small, w, args.threads, args.runs)
@@ -67,7 +67,7 @@ def main() -> int:
         if args.huge:
             _try(notes, lambda: runs.extend(startup.huge(root, small, args.threads)))
     report = writer.Report(
-        tuple(results.rows), tuple(runs), args.rounds, args.threads, results.versions, results.peaks_exact, refused,
+        tuple(results.rows), tuple(runs), args.threads, results.versions, results.peaks_exact, refused,
         tuple(notes), load=load,
     )  # fmt: skip
     writer.write(report, args.out)
@@ -102,11 +102,11 @@ def prepare(model: PeerModel, names: list[str], python: Path, work: Path, calib:
     return errors
 
 
-def write_image(size: str, root: Path) -> Image:
-    """A rendered scene of WIDTHxHEIGHT pixels, held out from training (its seed is below 1000)."""
-    width, height = (int(side) for side in size.split("x"))
+def write_image(width: int, height: int, rounds: int | None, root: Path, default_rounds: int) -> Image:
+    """A rendered scene, held out from training (its seed is below 1000)."""
+    size = f"{width}x{height}"
     scene = render(1, height, width)
-    image = Image(size, root / f"{size}.npy", root / f"{size}.truth.npy")
+    image = Image(size, root / f"{size}.npy", root / f"{size}.truth.npy", rounds or default_rounds)
     np.save(image.pixels, scene.image)
     np.save(image.truth, scene.labels)
     return image
@@ -134,9 +134,9 @@ def _arguments() -> argparse.Namespace:
         prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", type=_models, default="b0,b2,setr-pup", help=f"of {', '.join(MODELS)}")
-    parser.add_argument("--images", type=_sizes, default="2048x1024,4096x4096", help="WIDTHxHEIGHT, comma between")
-    parser.add_argument("--rounds", type=_positive, default=5)
-    parser.add_argument("--out", type=Path, default=Path("out/peers"), help="peers.json, peers.md and plots go there")
+    parser.add_argument("--images", type=_sizes, default="2048x1024,4096x4096:2", help="WIDTHxHEIGHT[:ROUNDS],…")
+    parser.add_argument("--rounds", type=_positive, default=5, help="of each image that does not say its own")
+    parser.add_argument("--out", type=Path, default=Path("out/peers"), help="for peers.json, peers.md and the plots")
     parser.add_argument("--contestants", type=lambda text: text.split(","), help="such as eager,edgeseg-fp32")
     parser.add_argument("--threads", type=_positive, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--runs", type=int, default=5, help="starts of deploy.py run for each bundle; 0: none")
@@ -153,12 +153,14 @@ def _models(text: str) -> list[str]:
     return names
 
 
-def _sizes(text: str) -> list[str]:
-    sizes = text.split(",")
-    for size in sizes:
-        match = re.fullmatch(r"(\d+)x(\d+)", size)
-        if not match or min(map(int, match.groups())) < 1024:
-            raise argparse.ArgumentTypeError(f"got {size!r}, expected WIDTHxHEIGHT, 1024 or more each")
+def _sizes(text: str) -> list[tuple[int, int, int | None]]:
+    """(width, height, rounds or None) of each."""
+    sizes = []
+    for size in text.split(","):
+        match = re.fullmatch(r"(\d+)x(\d+)(?::(\d+))?", size)
+        if not match or min(int(match[1]), int(match[2])) < 1024:
+            raise argparse.ArgumentTypeError(f"got {size!r}, expected WIDTHxHEIGHT[:ROUNDS], 1024 pixels or more")
+        sizes.append((int(match[1]), int(match[2]), int(match[3]) if match[3] else None))
     return sizes
 
 

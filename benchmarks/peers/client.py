@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.contestants import tuning
 from benchmarks.peers.environment import variables
 from benchmarks.peers.models import ROOT
 
@@ -25,7 +26,7 @@ class Client:
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                cwd=ROOT, env=variables(threads),
+                cwd=ROOT, env={**variables(threads), **tuning(contestant)},
             )  # fmt: skip
         self.hello = self._receive()
         if "unavailable" in self.hello:

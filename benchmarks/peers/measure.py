@@ -19,11 +19,15 @@ from benchmarks.peers.models import PeerModel
 
 @dataclass(frozen=True)
 class Image:
-    """A rendered scene on disk.  name: WIDTHxHEIGHT.  pixels: (H, W, 3) uint8 .npy; truth: (H, W) uint8 .npy."""
+    """A rendered scene on disk.  name: WIDTHxHEIGHT.  pixels: (H, W, 3) uint8 .npy; truth: (H, W) uint8 .npy.
+
+    rounds: how often everybody segments it.
+    """
 
     name: str
     pixels: Path
     truth: Path
+    rounds: int
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,9 @@ class Results:
 
 def compete(
     model: PeerModel, names: Sequence[str], errors: dict[str, str], pythons: dict[str, Path], work: Path,
-    images: Sequence[Image], threads: int, rounds: int, results: Results,
+    images: Sequence[Image], threads: int, results: Results,
 ) -> None:  # fmt: skip
-    """Start everybody who has no error yet, then `rounds` turns on every image; appends to `results`."""
+    """Start everybody who has no error yet, then take turns on every image; appends to `results`."""
     clients: dict[str, Client] = {}
     try:
         for name in tqdm(
@@ -85,9 +89,10 @@ def compete(
             except Failed as error:
                 errors[name] = str(error)
         for image in images:
-            answers = _rounds(model, clients, errors, image, rounds)
             clear, truth = work / "clear.npy", np.load(image.truth) if model.trained else None
-            labels = _labels(clients, errors, image, work, clear)
+            clear.unlink(missing_ok=True)
+            answers = _rounds(model, clients, errors, image, clear)
+            labels = _labels(clients, errors, work)
             mask = np.load(clear) if clear.exists() else None
             for name in names:
                 row = Row(model.name, image.name, name, title(name, model), error=errors.get(name, ""))
@@ -101,20 +106,25 @@ def compete(
 
 
 def _rounds(
-    model: PeerModel, clients: dict[str, Client], errors: dict[str, str], image: Image, rounds: int
+    model: PeerModel, clients: dict[str, Client], errors: dict[str, str], image: Image, clear: Path
 ) -> dict[str, list[dict[str, Any]]]:
-    """Answers by contestant.  Who dies is moved from `clients` to `errors`."""
+    """Answers by contestant.  Who dies is moved from `clients` to `errors`.
+
+    Where the reference is sure of its labels goes to `clear`, in the last round and outside of the measurement.
+    """
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in clients}
     order = list(clients)
-    with tqdm(total=rounds * len(order), desc=f"{model.name} {image.name}", disable=None, leave=False) as bar:
-        for turn in range(rounds):
+    with tqdm(total=image.rounds * len(order), desc=f"{model.name} {image.name}", disable=None, leave=False) as bar:
+        for turn in range(image.rounds):
             # Each round starts with another one, so that nobody always runs after the same neighbour.
             shift = turn % max(len(order), 1)
             for name in order[shift:] + order[:shift]:
                 bar.set_postfix_str(name)
                 if name in clients:
                     try:
-                        answers[name].append(clients[name].ask(frame=str(image.pixels)))
+                        last = name == REFERENCE and turn == image.rounds - 1
+                        extra = {"clear": str(clear)} if last else {}
+                        answers[name].append(clients[name].ask(frame=str(image.pixels), **extra))
                     except Failed as error:
                         errors[name] = str(error)
                         del clients[name]
@@ -122,16 +132,11 @@ def _rounds(
     return answers
 
 
-def _labels(
-    clients: dict[str, Client], errors: dict[str, str], image: Image, work: Path, clear: Path
-) -> dict[str, np.ndarray]:
-    """The label maps of the last round, outside of any measurement, and the reference's clear pixels at `clear`."""
-    clear.unlink(missing_ok=True)
+def _labels(clients: dict[str, Client], errors: dict[str, str], work: Path) -> dict[str, np.ndarray]:
+    """The label maps of the last round."""
     labels = {}
     for name in list(clients):
         try:
-            if name == REFERENCE:
-                clients[name].ask(frame=str(image.pixels), clear=str(clear))
             clients[name].ask(save=str(work / "labels.npy"))
         except Failed as error:
             errors[name] = str(error)
@@ -139,7 +144,7 @@ def _labels(
             continue
         labels[name] = np.load(work / "labels.npy")
     if REFERENCE not in labels:
-        print(f"peers: no {REFERENCE} reference for {image.name}: labels are not compared", file=sys.stderr)
+        print(f"peers: no {REFERENCE} reference: labels are not compared", file=sys.stderr)
     return labels
 
 

@@ -51,13 +51,14 @@ def draw(report: Report, image: str, theme: Theme) -> Figure:
     top = total - 0.02
     for (model, rows), height in zip(panels.items(), heights, strict=True):
         bars = BAR * len(rows)
-        axes = figure.add_axes((0.32, (top - GAP + 0.18 - bars) / total, 0.665, bars / total))
+        axes = figure.add_axes((0.335, (top - GAP + 0.18 - bars) / total, 0.65, bars / total))
         _panel(axes, rows, theme)
         head = f"{MODELS[model].title}, {_size(image)}"
         figure.text(0.012, (top - 0.22) / total, head, color=theme.text, fontsize=12, weight="bold", va="center")
         top -= height
     _legend(figure, total, theme)
-    note = f"{report.day} · {report.device} · {report.threads} threads · {report.rounds} rounds, medians"
+    rounds = max(len(row.frames_ms) for rows in panels.values() for row in rows)
+    note = f"{report.day} · {report.device} · {report.threads} threads · medians of {rounds} rounds"
     figure.text(0.012, 0.13 / total, note, color=theme.faint, fontsize=8, va="center")
     return figure
 

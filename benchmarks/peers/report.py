@@ -28,7 +28,6 @@ class Report:
 
     rows: tuple[Row, ...]
     runs: tuple[RunRow, ...]
-    rounds: int
     threads: int
     versions: dict[str, str]
     peaks_exact: bool = True
@@ -52,10 +51,7 @@ class Report:
 
     def head(self) -> str:
         versions = ", ".join(f"{name} {number}" for name, number in sorted(self.versions.items()))
-        return (
-            f"{self.day}, {self.device}, {self.threads} threads, load {self.load:.1f} before; "
-            f"{self.rounds} interleaved rounds; {versions}"
-        )
+        return f"{self.day}, {self.device}, {self.threads} threads, load {self.load:.1f} before; {versions}"
 
 
 def device() -> str:
@@ -69,11 +65,13 @@ def device() -> str:
     return f"{name} ({platform.machine()}), {len(os.sched_getaffinity(0))} cores, {memory:.0f} GB"
 
 
-def groups(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+def groups(measured: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
     """(title, rows) of each model on each image, in the order they were measured."""
-    for (model, image), part in groupby(rows, key=lambda row: (row.model, row.image)):
+    for (model, image), part in groupby(measured, key=lambda row: (row.model, row.image)):
         known = MODELS[model]
-        yield f"{known.title}, {image}, windows {known.window}/{known.stride}", list(part)
+        rows = list(part)
+        rounds = max(len(row.frames_ms) for row in rows)
+        yield f"{known.title}, {image}, windows {known.window}/{known.stride}, {rounds} rounds", rows
 
 
 def ratios(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
