@@ -138,9 +138,9 @@ PEERS: dict[str, tuple[str, Callable[[PeerModel, Path, int], Segment], tuple[str
     "openvino-bf16": ("{export} in OpenVINO, bf16", in_openvino("bf16"), ("openvino",)),
 }
 
-# glibc returns every large tensor to the kernel and faults it in again for the next one.  PyTorch's tuning guide advises
-# another allocator; this setting has the same effect.  Everybody gets it but the baseline, which is what people start
-# from, and edgeseg, which is run as it ships.
+# glibc returns every large tensor to the kernel and faults it in again for the next one.  PyTorch's tuning guide
+# advises another allocator; this setting has the same effect.  Everybody gets it but the baseline, which is what people
+# start from, and edgeseg, which is run as it ships.
 KEEP_MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"}
 
 
