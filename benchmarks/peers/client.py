@@ -44,22 +44,16 @@ class Client:
         return self._receive()
 
     def close(self) -> None:
-        """Let the worker end (its standard input closes), and wait for it."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
-
-    def kill(self) -> None:
+        """End the worker; no request may be on its way."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()  # closes the pipes
 
     def _receive(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
+            self.close()
             raise Failed(f"exit {code}: {last_line(self._log.read_text()) or 'killed, out of memory?'}")
         answer: dict[str, Any] = json.loads(line)
         return answer

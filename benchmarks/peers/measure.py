@@ -102,7 +102,7 @@ def compete(
                 results.rows.append(row)
     finally:
         for client in clients.values():
-            client.kill()
+            client.close()
 
 
 def _rounds(
