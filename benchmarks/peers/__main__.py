@@ -24,7 +24,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +37,7 @@ from benchmarks.peers.environment import peers_python, variables
 from benchmarks.peers.measure import Image, Results, compete
 from benchmarks.peers.models import MODELS, ROOT, PeerModel
 from calib.scenes import render
+from engines.base import PRECISIONS
 
 
 def main() -> int:
@@ -48,10 +48,11 @@ def main() -> int:
     usable, refused = startup.precisions()
     names = [*PEERS, *(f"edgeseg-{precision}" for precision in usable)]
     names = [name for name in names if args.contestants is None or name in args.contestants]
-    results, runs = Results(), []
+    results = Results()
+    runs: list[startup.RunRow] = []
     with tempfile.TemporaryDirectory(prefix="peers.") as folder:
         root = Path(folder)
-        images = [write_image(*size, root, args.rounds) for size in args.images]
+        images = [write_image(w, h, rounds or args.rounds, root) for w, h, rounds in args.images]
         small = write_png(images[0], root)
         for model in (MODELS[name] for name in args.models):
             work = root / model.name
@@ -60,12 +61,13 @@ def main() -> int:
             pythons = {name: Path(sys.executable) if name.startswith("edgeseg-") else python for name in names}
             bundles = [name for name in names if name.startswith("edgeseg-") and name not in errors]
             compete(model, names, errors, pythons, work, images, args.threads, results)
-            for name in bundles if args.runs else ():
-                _try(notes, lambda n=name, m=model.name, w=work: runs.append(
-                    startup.run(m, n.removeprefix("edgeseg-"), w / n, small, w, args.threads, args.runs)
-                ))  # fmt: skip
+            if args.runs:
+                runs += _starts(model, bundles, work, small, args.threads, args.runs, notes)
         if args.huge:
-            _try(notes, lambda: runs.extend(startup.huge(root, small, args.threads)))
+            try:
+                runs += startup.huge(root, small, args.threads)
+            except Failed as error:
+                notes.append(f"16384x16384: {error}")
     report = writer.Report(
         tuple(results.rows), tuple(runs), args.threads, results.versions, results.peaks_exact, refused,
         tuple(notes), load=load,
@@ -82,7 +84,7 @@ def main() -> int:
 def prepare(model: PeerModel, names: list[str], python: Path, work: Path, calib: Path, threads: int) -> dict[str, str]:
     """Export the plain graph and build the bundles; why a contestant cannot start, by name."""
     errors = {}
-    command = [python, "-m", "benchmarks.peers.prepare", model.name, work]
+    command = [str(word) for word in (python, "-m", "benchmarks.peers.prepare", model.name, work)]
     for name in tqdm(["export", *names], desc=f"{model.name}: preparing", disable=None, leave=False):
         if name == "export":
             done = subprocess.run(
@@ -102,11 +104,11 @@ def prepare(model: PeerModel, names: list[str], python: Path, work: Path, calib:
     return errors
 
 
-def write_image(width: int, height: int, rounds: int | None, root: Path, default_rounds: int) -> Image:
+def write_image(width: int, height: int, rounds: int, root: Path) -> Image:
     """A rendered scene, held out from training (its seed is below 1000)."""
     size = f"{width}x{height}"
     scene = render(1, height, width)
-    image = Image(size, root / f"{size}.npy", root / f"{size}.truth.npy", rounds or default_rounds)
+    image = Image(size, root / f"{size}.npy", root / f"{size}.truth.npy", rounds)
     np.save(image.pixels, scene.image)
     np.save(image.truth, scene.labels)
     return image
@@ -121,12 +123,17 @@ def write_png(image: Image, root: Path) -> Path:
     return path
 
 
-def _try(notes: list[str], action: Callable[[], None]) -> None:
-    """What fails beside the comparison becomes a note in the report."""
-    try:
-        action()
-    except Failed as error:
-        notes.append(str(error))
+def _starts(
+    model: PeerModel, bundles: list[str], work: Path, image: Path, threads: int, runs: int, notes: list[str]
+) -> list[startup.RunRow]:
+    """`deploy.py run` with each bundle; what fails becomes a note in the report."""
+    rows = []
+    for name in bundles:
+        try:
+            rows.append(startup.run(model.name, name.removeprefix("edgeseg-"), work / name, image, work, threads, runs))
+        except Failed as error:
+            notes.append(f"{model.title}: {error}")
+    return rows
 
 
 def _arguments() -> argparse.Namespace:
@@ -137,7 +144,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=_sizes, default="2048x1024,4096x4096:2", help="WIDTHxHEIGHT[:ROUNDS],…")
     parser.add_argument("--rounds", type=_positive, default=5, help="of each image that does not say its own")
     parser.add_argument("--out", type=Path, default=Path("out/peers"), help="for peers.json, peers.md and the plots")
-    parser.add_argument("--contestants", type=lambda text: text.split(","), help="such as eager,edgeseg-fp32")
+    parser.add_argument("--contestants", type=_contestants, help="such as eager,edgeseg-fp32; everybody")
     parser.add_argument("--threads", type=_positive, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--runs", type=int, default=5, help="starts of deploy.py run for each bundle; 0: none")
     parser.add_argument("--huge", action="store_true", help="memory of deploy.py run on 16384x16384: minutes")
@@ -150,6 +157,14 @@ def _models(text: str) -> list[str]:
     unknown = [name for name in names if name not in MODELS]
     if unknown:
         raise argparse.ArgumentTypeError(f"got {', '.join(unknown)}, expected some of {', '.join(MODELS)}")
+    return names
+
+
+def _contestants(text: str) -> list[str]:
+    names, known = text.split(","), [*PEERS, *(f"edgeseg-{precision}" for precision in PRECISIONS)]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"got {', '.join(unknown)}, expected some of {', '.join(known)}")
     return names
 
 

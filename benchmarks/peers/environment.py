@@ -32,7 +32,7 @@ def peers_python(folder: Path) -> tuple[Path, str]:
     venv.create(folder, with_pip=True, clear=folder.exists())
     site = next((folder / "lib").glob("python*/site-packages"))
     (site / "project.pth").write_text(lent + "\n")
-    command = [python, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS, "-c", CONSTRAINTS]
+    command = [str(python), "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS), "-c", str(CONSTRAINTS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
