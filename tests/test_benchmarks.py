@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.peers import measure
 from benchmarks.peers import report as writer
 from benchmarks.peers.client import Client, Failed
 from benchmarks.peers.measure import Row, miou
@@ -92,6 +93,41 @@ def test_miou_ignores_255_and_absent_classes() -> None:
 def test_a_contestant_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(Failed, match=r"got no manifest\.json"):
         Client(Path(sys.executable), "edgeseg-fp32", "b0", tmp_path, 1)
+
+
+class _Fake:
+    """A contestant that answers at once; `eager` dies in the second round."""
+
+    def __init__(self, python: Path, name: str, model: str, work: Path, threads: int) -> None:
+        self.name, self.asked = name, 0
+        self.hello = {"versions": {}, "load_s": 1.0, "first_s": 2.0}
+
+    def ask(self, **request: str) -> dict[str, object]:
+        if "save" in request:
+            np.save(request["save"], np.zeros((4, 8), np.uint8))
+            return {}
+        self.asked += 1
+        if self.name == "eager" and self.asked == 2:
+            raise Failed("exit -9: killed, out of memory?")
+        return {"network_s": 0.2, "rest_s": 0.1, "peak_mb": 100.0, "peak_exact": True}
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_death_costs_only_the_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Client", _Fake)
+    np.save(tmp_path / "truth.npy", np.zeros((4, 8), np.uint8))
+    image = measure.Image("8x4", tmp_path / "pixels.npy", tmp_path / "truth.npy", 3)
+    results = measure.Results()
+    names = ["eager", "ort", "edgeseg-fp32"]
+    pythons = dict.fromkeys(names, Path(sys.executable))
+    measure.compete(MODELS["b0"], names, {"ort": "not installed"}, pythons, tmp_path, [image], 1, results)
+    eager, ort, ours = results.rows
+    assert eager.error == "exit -9: killed, out of memory?"
+    assert ort.error == "not installed"
+    assert ours.frames_ms == pytest.approx((300.0, 300.0, 300.0))
+    assert (ours.miou, ours.speedup, ours.labels_equal) == (1.0, None, None)
 
 
 def test_build_arguments_open_the_gate_only_for_random_weights(tmp_path: Path) -> None:

@@ -50,6 +50,15 @@ def main() -> int:
     names = [name for name in names if args.contestants is None or name in args.contestants]
     results = Results()
     runs: list[startup.RunRow] = []
+
+    def publish() -> writer.Report:
+        report = writer.Report(
+            tuple(results.rows), tuple(runs), args.threads, results.versions, results.peaks_exact, refused,
+            tuple(notes), load=load,
+        )  # fmt: skip
+        writer.write(report, args.out)
+        return report
+
     with tempfile.TemporaryDirectory(prefix="peers.") as folder:
         root = Path(folder)
         images = [write_image(w, h, rounds or args.rounds, root) for w, h, rounds in args.images]
@@ -63,17 +72,13 @@ def main() -> int:
             compete(model, names, errors, pythons, work, images, args.threads, results)
             if args.runs:
                 runs += _starts(model, bundles, work, small, args.threads, args.runs, notes)
+            publish()  # hours may follow, and be interrupted
         if args.huge:
             try:
                 runs += startup.huge(root, small, args.threads)
             except Failed as error:
                 notes.append(f"16384x16384: {error}")
-    report = writer.Report(
-        tuple(results.rows), tuple(runs), args.threads, results.versions, results.peaks_exact, refused,
-        tuple(notes), load=load,
-    )  # fmt: skip
-    writer.write(report, args.out)
-    print(writer.table(report))
+    print(writer.table(publish()))
     command = [python, "-m", "benchmarks.peers.plot", (args.out / "peers.json").absolute()]
     done = subprocess.run(command, cwd=ROOT, env=variables(1), capture_output=True, text=True, check=False)
     print(f"\n{args.out / 'peers.json'}\n{args.out / 'peers.md'}")

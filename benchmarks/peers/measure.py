@@ -94,10 +94,11 @@ def compete(
             answers = _rounds(model, clients, errors, image, clear)
             labels = _labels(clients, errors, work)
             mask = np.load(clear) if clear.exists() else None
+            reference = None if REFERENCE in errors else answers.get(REFERENCE)
             for name in names:
                 row = Row(model.name, image.name, name, title(name, model), error=errors.get(name, ""))
                 if name in answers and not row.error:
-                    row = _row(row, clients[name].hello, answers[name], answers.get(REFERENCE), labels, mask, truth)
+                    row = _row(row, clients[name].hello, answers[name], reference, labels, mask, truth)
                     results.peaks_exact &= all(answer["peak_exact"] for answer in answers[name])
                 results.rows.append(row)
     finally:
