@@ -9,6 +9,7 @@ one computes at a time:
 - the same with MONAI's sliding_window_inference, which averages full-size logits as mmsegmentation does;
 - torch.compile, with frozen weights; the plain graph exported to ONNX in ONNX Runtime; in OpenVINO, fp32 and bf16:
   each with a leaner stitching in PyTorch (benchmarks/slide.py);
+  all but the first keep freed memory instead of returning it to the kernel, as PyTorch's tuning guide advises;
 - edgeseg, in each precision that this machine has.
 
 Warming up (one window, with all compilation) is not part of the times but is reported.  Then `deploy.py run` is started
