@@ -27,48 +27,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.frame import Frame
+from benchmarks.slide import clear_pixels, slide
 from calib.scenes import render
 from engines.segmenter import open_segmenter
 from engines.tiling import Tiling
 from pipeline.build import BuildRequest, build_bundle
 
 WINDOW, STRIDE = 1024, 768
-MEAN = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
-STD = torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1)
-
-
-def slide(image: np.ndarray, model: Callable[[torch.Tensor], torch.Tensor], split: dict[str, float]) -> torch.Tensor:
-    """mmsegmentation's slide_inference: full-size logits of every window padded, summed and divided by a count."""
-    begin = time.perf_counter()
-    x = (torch.from_numpy(image).permute(2, 0, 1)[None].float() - MEAN) / STD
-    height, width = x.shape[2:]
-    rows = max(height - WINDOW + STRIDE - 1, 0) // STRIDE + 1
-    columns = max(width - WINDOW + STRIDE - 1, 0) // STRIDE + 1
-    total = count = None
-    split["network"] = 0.0
-    for row in range(rows):
-        for column in range(columns):
-            y2, x2 = min(row * STRIDE + WINDOW, height), min(column * STRIDE + WINDOW, width)
-            y1, x1 = max(y2 - WINDOW, 0), max(x2 - WINDOW, 0)
-            start = time.perf_counter()
-            logits = model(x[:, :, y1:y2, x1:x2].contiguous())
-            split["network"] += time.perf_counter() - start
-            logits = F.interpolate(logits, size=(y2 - y1, x2 - x1), mode="bilinear", align_corners=False)
-            if total is None:
-                total = x.new_zeros(1, logits.shape[1], height, width)
-                count = x.new_zeros(1, 1, height, width)
-            total += F.pad(logits, (x1, width - x2, y1, height - y2))
-            count[:, :, y1:y2, x1:x2] += 1
-    result = total / count
-    labels = result.argmax(1)[0].to(torch.uint8).numpy()
-    split["total"] = time.perf_counter() - begin
-    split["rest"] = split["total"] - split["network"]
-    slide.logits = result
-    return labels
 
 
 def hugging_face_model(classes: int) -> torch.nn.Module:
@@ -86,7 +55,7 @@ def hugging_face_model(classes: int) -> torch.nn.Module:
 
 
 def contestants(threads: int, folder: Path) -> tuple[dict[str, Callable], list]:
-    """name -> function(image, split) -> labels, and what must stay open."""
+    """name -> function(image, keep) -> Frame, and what must stay open."""
     import onnxruntime as ort
 
     model = hugging_face_model(19)
@@ -121,17 +90,15 @@ def contestants(threads: int, folder: Path) -> tuple[dict[str, Callable], list]:
     opened = open_segmenter(folder / "bundle", threads)
     segmenter, _ = opened.__enter__()
 
-    def edgeseg(image: np.ndarray, split: dict[str, float]) -> np.ndarray:
+    def edgeseg(image: np.ndarray, keep: bool) -> Frame:
         before = (segmenter.timings.engine, time.perf_counter())
         labels = segmenter.segment(image).labels
-        split["total"] = time.perf_counter() - before[1]
-        split["network"] = segmenter.timings.engine - before[0]
-        split["rest"] = split["total"] - split["network"]
-        return labels
+        total, network = time.perf_counter() - before[1], segmenter.timings.engine - before[0]
+        return Frame(labels, network, total - network)
 
     return {
-        "eager": lambda image, split: slide(image, eager, split),
-        "ort": lambda image, split: slide(image, in_ort, split),
+        "eager": lambda image, keep: slide(image, eager, WINDOW, STRIDE, keep=keep),
+        "ort": lambda image, keep: slide(image, in_ort, WINDOW, STRIDE),
         "edgeseg": edgeseg,
     }, [opened]
 
@@ -150,13 +117,12 @@ def main() -> None:
         labels = {}
         for round_ in range(args.rounds + 1):  # the first round warms up
             for name, runner in runners.items():
-                split: dict[str, float] = {}
-                labels[name] = runner(image, split)
+                frame = runner(image, not round_)
+                labels[name] = frame.labels
                 if round_:
-                    splits[name].append(split)
-                elif name == "eager":
-                    top2 = slide.logits.topk(2, dim=1).values[0]
-                    clear = (top2[0] - top2[1] >= 1e-4).numpy()
+                    splits[name].append({"total": frame.total, "network": frame.network, "rest": frame.rest})
+                elif frame.logits is not None:
+                    clear = clear_pixels(frame.logits)
         for context in opened:
             context.__exit__(None, None, None)
     rows = []

@@ -1,0 +1,138 @@
+"""The benchmark's writers, on recorded numbers; what it measures is measured by hand, never in the tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.peers import measure
+from benchmarks.peers import report as writer
+from benchmarks.peers.client import Client, Failed
+from benchmarks.peers.measure import Row, miou
+from benchmarks.peers.models import MODELS
+from benchmarks.peers.startup import RunRow
+from benchmarks.slide import clear_pixels, slide
+from tests.models import tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+def _row(name: str, frames: tuple[float, ...], speedup: float) -> Row:
+    median = sorted(frames)[1]
+    return Row("b0", "2048x1024", name, name, median, max(frames), 0.9 * median, 0.1 * median, speedup, 1.0, 1e-5,
+               0.78, 1500.0, 1.0, 2.0, frames)  # fmt: skip
+
+
+def _report() -> writer.Report:
+    rows = (
+        _row("eager", (8000.0, 9000.0, 1000.0), 1.0),
+        Row("b0", "2048x1024", "monai", "MONAI", error="not installed: No module named 'monai'"),
+        _row("openvino-fp32", (2000.0, 1800.0, 1900.0), 4.0),
+        _row("edgeseg-fp32", (500.0, 900.0, 1000.0), 10.0),
+    )
+    runs = (RunRow("b0", "fp32", "2048x1024", 3, 0.9, 2.0, 700.0),)
+    return writer.Report(rows, runs, 2, {"torch": "2"}, True, {"fp16": "no fp16 here"}, ("a note",), load=0.0)
+
+
+def test_reports_survive_json_and_name_everybody(tmp_path: Path) -> None:
+    report = _report()
+    writer.write(report, tmp_path)
+    assert writer.Report.load_json(tmp_path / "peers.json") == report
+    for text in (writer.table(report), (tmp_path / "peers.md").read_text()):
+        for words in ("eager", "10.00x", "not installed", "no fp16 here", "a note", "first engine call after 0.90 s"):
+            assert words in text
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    """8000/500, 9000/900, 1000/1000: their median is 10, while the ratio of the medians is 8.9."""
+    found = {(r["edgeseg"], r["peer"]): r["ratio"] for r in writer.ratios(_report().rows)}
+    assert found == {("fp32", "eager"): 10.0, ("fp32", "openvino-fp32"): 2.0}
+
+
+def test_the_plot_draws_every_theme_and_repeats_itself(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install '.[report]'")
+    writer.write(_report(), tmp_path)
+    pictures = []
+    for _ in range(2):
+        command = [sys.executable, "-m", "benchmarks.peers.plot", str(tmp_path / "peers.json")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        pictures.append([Path(line).read_bytes() for line in done.stdout.splitlines()])
+    assert len(pictures[0]) == 2
+    assert pictures[0] == pictures[1]
+
+
+def test_both_stitchings_are_one_definition() -> None:
+    """Lean or not, and with windows that snap back to the edge: the mean of the full-size logits of every window."""
+    image = np.random.default_rng(0).integers(0, 256, (150, 250, 3), np.uint8)
+    plain = slide(image, tiny(), 128, 96, keep=True)
+    lean = slide(image, tiny(), 128, 96, lean=True)
+    assert plain.logits is not None
+    assert plain.logits.shape == (1, 5, 150, 250)
+    clear = clear_pixels(plain.logits)
+    assert clear.mean() > 0.99
+    assert np.array_equal(plain.labels[clear], lean.labels[clear])
+    top = plain.logits.topk(2, dim=1).values[0]
+    assert np.array_equal(clear, (top[0] - top[1] >= 1e-4).numpy())
+    assert torch.equal(plain.logits.argmax(1)[0], torch.from_numpy(plain.labels).long())
+
+
+def test_miou_ignores_255_and_absent_classes() -> None:
+    truth = np.array([[0, 0, 1, 255]], np.uint8)
+    labels = np.array([[0, 1, 1, 3]], np.uint8)
+    assert miou(labels, truth) == pytest.approx((1 / 2 + 1 / 2) / 2)
+
+
+def test_a_contestant_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with pytest.raises(Failed, match=r"got no manifest\.json"):
+        Client(Path(sys.executable), "edgeseg-fp32", "b0", tmp_path, 1)
+
+
+class _Fake:
+    """A contestant that answers at once; `eager` dies in the second round."""
+
+    def __init__(self, python: Path, name: str, model: str, work: Path, threads: int) -> None:
+        self.name, self.asked = name, 0
+        self.hello = {"versions": {}, "load_s": 1.0, "first_s": 2.0}
+
+    def ask(self, **request: str) -> dict[str, object]:
+        if "save" in request:
+            np.save(request["save"], np.zeros((4, 8), np.uint8))
+            return {}
+        self.asked += 1
+        if self.name == "eager" and self.asked == 2:
+            raise Failed("exit -9: killed, out of memory?")
+        return {"network_s": 0.2, "rest_s": 0.1, "peak_mb": 100.0, "peak_exact": True}
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_death_costs_only_the_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Client", _Fake)
+    np.save(tmp_path / "truth.npy", np.zeros((4, 8), np.uint8))
+    image = measure.Image("8x4", tmp_path / "pixels.npy", tmp_path / "truth.npy", 3)
+    results = measure.Results()
+    names = ["eager", "ort", "edgeseg-fp32"]
+    pythons = dict.fromkeys(names, Path(sys.executable))
+    measure.compete(MODELS["b0"], names, {"ort": "not installed"}, pythons, tmp_path, [image], 1, results)
+    eager, ort, ours = results.rows
+    assert eager.error == "exit -9: killed, out of memory?"
+    assert ort.error == "not installed"
+    assert ours.frames_ms == pytest.approx((300.0, 300.0, 300.0))
+    assert (ours.miou, ours.speedup, ours.labels_equal) == (1.0, None, None)
+
+
+def test_build_arguments_open_the_gate_only_for_random_weights(tmp_path: Path) -> None:
+    words = MODELS["b2"].build_arguments("int8", tmp_path, tmp_path / "calib")
+    assert words[words.index("--calib") + 1] == str(tmp_path / "calib")
+    assert "--min-agreement" in words
+    assert "--min-agreement" not in MODELS["b0"].build_arguments("int8", tmp_path, tmp_path / "calib")
+    assert json.dumps(MODELS["b2"].build_arguments("fp32", tmp_path, tmp_path)).count("min-agreement") == 0
