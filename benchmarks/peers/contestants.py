@@ -25,10 +25,7 @@ class Unavailable(Exception):
 
 
 def eager(model: PeerModel, work: Path, threads: int) -> Segment:
-    from benchmarks.slide import slide
-
-    network = torch_module(model, work)
-    return lambda image, keep: slide(image, network, model.window, model.stride, keep=keep)
+    return _as_mmseg(model, torch_module(model, work))
 
 
 def compiled(model: PeerModel, work: Path, threads: int) -> Segment:
@@ -54,7 +51,7 @@ def in_onnxruntime(model: PeerModel, work: Path, threads: int) -> Segment:
     return _lean(model, lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]))
 
 
-def in_openvino(hint: str) -> Callable[[PeerModel, Path, int], Segment]:
+def in_openvino(hint: str, lean: bool = True) -> Callable[[PeerModel, Path, int], Segment]:
     def make(model: PeerModel, work: Path, threads: int) -> Segment:
         import openvino
         import torch
@@ -71,7 +68,7 @@ def in_openvino(hint: str) -> Callable[[PeerModel, Path, int], Segment]:
         def run(x: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(request.infer([x.numpy()], share_inputs=True, share_outputs=True)[0])
 
-        return _lean(model, run)
+        return _lean(model, run) if lean else _as_mmseg(model, run)
 
     return make
 
@@ -121,6 +118,12 @@ class EdgeSegment:
         return Frame(labels, network, total - network)
 
 
+def _as_mmseg(model: PeerModel, network: Network) -> Segment:
+    from benchmarks.slide import slide
+
+    return lambda image, keep: slide(image, network, model.window, model.stride, keep=keep)
+
+
 def _lean(model: PeerModel, network: Network) -> Segment:
     from benchmarks.slide import slide
 
@@ -134,19 +137,20 @@ PEERS: dict[str, tuple[str, Callable[[PeerModel, Path, int], Segment], tuple[str
     "monai": ("{torch} eager, MONAI inferer", in_monai, ("monai",)),
     "compile": ("{torch} + torch.compile", compiled, ()),
     "ort": ("{export} in ONNX Runtime, fp32", in_onnxruntime, ("onnxruntime",)),
+    "openvino-mmseg": ("{export} in OpenVINO, fp32, mmseg stitching", in_openvino("f32", lean=False), ("openvino",)),
     "openvino-fp32": ("{export} in OpenVINO, fp32", in_openvino("f32"), ("openvino",)),
     "openvino-bf16": ("{export} in OpenVINO, bf16", in_openvino("bf16"), ("openvino",)),
 }
 
 # glibc returns every large tensor to the kernel and faults it in again for the next one.  PyTorch's tuning guide
-# advises another allocator; this setting has the same effect.  Everybody gets it but the baseline, which is what people
-# start from, and edgeseg, which is run as it ships.
+# advises another allocator; this setting has the same effect.  Everybody gets it but those with mmsegmentation's
+# stitching, which are what people start from, and edgeseg, which is run as it ships.
 KEEP_MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"}
 
 
 def tuning(contestant: str) -> dict[str, str]:
     """Environment variables that an informed user would set for a contestant."""
-    return KEEP_MEMORY if contestant in PEERS and contestant != REFERENCE else {}
+    return KEEP_MEMORY if contestant in PEERS and contestant not in (REFERENCE, "openvino-mmseg") else {}
 
 
 def title(contestant: str, model: PeerModel) -> str:
