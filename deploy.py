@@ -80,6 +80,19 @@ def inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def bench(args: argparse.Namespace) -> int:
+    """time a bundle: the engine alone and whole frames, split into gather, engine and stitch; and its peak memory"""
+    from engines.bench import bench as measure
+    from engines.bench import write_json
+
+    image = None if args.image is None else read_image(args.image)
+    report = measure(args.bundle, image, args.size, args.rounds, args.warmup, args.threads)
+    if args.output:
+        write_json(report, args.output)
+    print(json.dumps(report.to_json(), indent=1) if args.json else report)
+    return 0
+
+
 def doctor(args: argparse.Namespace) -> int:
     """say what this machine can run, what is missing, and how to get it"""
     from engines.doctor import examine
@@ -106,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--tile", type=_positive, default=1024, help="window side at which a model is looked at")
     _model_arguments(verb)
     _verb(verbs, "doctor", doctor)
+    _bench_arguments(_verb(verbs, "bench", bench))
     return parser
 
 
@@ -148,6 +162,17 @@ def _run_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
 
 
+def _bench_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("bundle", type=Path, metavar="BUNDLE")
+    frame = verb.add_mutually_exclusive_group()
+    frame.add_argument("--image", type=Path, metavar="FILE", help="the frame to segment")
+    frame.add_argument("--size", type=_width_height, metavar="WxH", help="of a frame of noise (one window)")
+    verb.add_argument("--rounds", type=_positive, default=20, metavar="N")
+    verb.add_argument("--warmup", type=_positive, default=2, metavar="N", help="rounds before the clock runs")
+    verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the result there, as JSON")
+
+
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     pass
 
@@ -178,6 +203,14 @@ def _size(text: str) -> tuple[int, int]:
     if len(parts) > 2:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected N or HxW")
     return parts[0], parts[-1]
+
+
+def _width_height(text: str) -> tuple[int, int]:
+    """``2048x1024`` (width x height, as images are named) -> (height, width)."""
+    parts = [_positive(part) for part in text.lower().split("x")]
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected WIDTHxHEIGHT")
+    return parts[1], parts[0]
 
 
 def _triple(text: str) -> tuple[float, float, float]:
