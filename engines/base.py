@@ -63,8 +63,9 @@ class Backend(Protocol):
         """Open an engine made by `build`.  Raises DeployError when the SDK refuses it."""
 
 
-# In order of preference for `--backend auto`; torch is the reference and never chosen by itself.
-BACKENDS = ("openvino", "torch")
+# In order of preference for `--backend auto`, which never chooses a reference by itself.
+BACKENDS = ("openvino", "torch", "onnxruntime")
+REFERENCES = ("torch", "onnxruntime")  # what checkpoints and ready .onnx files are compared with
 
 
 def get_backend(name: str) -> Backend:
@@ -85,7 +86,7 @@ def choose_backend(name: str, precision: str) -> tuple[Backend, str]:
         return backend, f"{name}, as asked"
     refused = []
     for candidate in BACKENDS:
-        if candidate == "torch":
+        if candidate in REFERENCES:
             continue
         backend = get_backend(candidate)
         reason = backend.unavailable() or backend.supports(precision)

@@ -169,8 +169,8 @@ class _Served:
         begin = time.perf_counter()
         self._labels = self._segmenter.segment(self._image).labels
         total = time.perf_counter() - begin
-        parts = (total, times.gather, times.engine, times.stitch)
-        return asdict(Frame(*(1e3 * part for part in parts), times.windows))
+        frame = Frame(1e3 * total, 1e3 * times.gather, 1e3 * times.engine, 1e3 * times.stitch, times.windows)
+        return asdict(frame)
 
     def labels(self, path: str) -> dict[str, Any]:
         np.save(path, self._labels)
