@@ -64,6 +64,29 @@ def run(args: argparse.Namespace) -> int:
     return 2 if report.failed else 0
 
 
+def evaluate(args: argparse.Namespace) -> int:
+    """score a bundle on a data set: mIoU, IoU by class, pixel and mean accuracy as mmsegmentation computes them"""
+    from calib.datasets import LabelOptions, open_dataset
+    from calib.label_map import read_label_map
+    from engines.segmenter import open_segmenter
+    from pipeline.evaluate import EVALUATE_JSON, make_folder, write_json
+    from pipeline.evaluate import evaluate as evaluate_bundle
+
+    label_map = None if args.label_map is None else read_label_map(args.label_map)
+    with open_segmenter(args.bundle, args.threads) as (segmenter, manifest):
+        options = LabelOptions(tuple(args.ignore_label), args.reduce_zero_label)
+        dataset = open_dataset(args.dataset, manifest.spec, label_map, args.split, options).limited(args.limit)
+        _logger(args.json)("data set", str(dataset))
+        if args.output is not None:
+            make_folder(args.output)
+        result = evaluate_bundle(segmenter, manifest, args.bundle, dataset)
+    if args.output is not None:
+        write_json(args.output / EVALUATE_JSON, result.to_json())
+    print(json.dumps(result.to_json(), indent=1) if args.json else result)
+    result.require(args.fail_under)
+    return 0
+
+
 def inspect(args: argparse.Namespace) -> int:
     """say what a bundle or a model is, and whether a bundle is intact and fits this machine"""
     path = Path(args.target)
@@ -114,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _build_arguments(_verb(verbs, "build-engine", build_engine))
     _run_arguments(_verb(verbs, "run", run))
+    _evaluate_arguments(_verb(verbs, "evaluate", evaluate))
     verb = _verb(verbs, "inspect", inspect)
     verb.add_argument("target", metavar="BUNDLE|MODEL")
     verb.add_argument("--tile", type=_positive, default=1024, help="window side at which a model is looked at")
@@ -173,6 +197,37 @@ def _bench_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the result there, as JSON")
 
 
+def _evaluate_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("bundle", type=Path, metavar="BUNDLE")
+    verb.add_argument(
+        "dataset",
+        type=Path,
+        metavar="DATASET",
+        help="images/ beside labels/ (index PNGs), or a Cityscapes, ADE20K, PASCAL Context, COCO-Stuff or CamVid tree",
+    )
+    verb.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write DIR/evaluate.json")
+    verb.add_argument("--split", default="val", help="part of a data set that has parts")
+    verb.add_argument(
+        "--label-map", metavar="FILE.json", help="score in other classes; calib/label_map.py describes it"
+    )
+    verb.add_argument(
+        "--ignore-label",
+        type=_label,
+        action="append",
+        default=[],
+        metavar="N",
+        help="a number in the label files that is not scored, besides 255; may be given again",
+    )
+    verb.add_argument(
+        "--reduce-zero-label",
+        action=argparse.BooleanOptionalAction,
+        help="in the label files 0 is ignore and classes count from 1; else as the data set or the model says",
+    )
+    verb.add_argument("--limit", type=_positive, metavar="N", help="score N images, spread evenly over the set")
+    verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--fail-under", type=_share, metavar="MIOU", help="exit with 3 if lower: 0.7, or 70 for percent")
+
+
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     pass
 
@@ -195,6 +250,21 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
     return value
+
+
+def _label(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 255:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 0 to 255")
+    return value
+
+
+def _share(text: str) -> float:
+    """``0.7``, or ``70`` for percent.  1 is all."""
+    value = float(text)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"got {value:g}, expected 0 to 1, or up to 100 for percent")
+    return value / 100 if value > 1 else value
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -1,0 +1,202 @@
+"""`deploy.py evaluate`: score a bundle on a data set, image by image, in the windows that it will run in.
+
+Needs neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from calib.datasets import Dataset
+from engines.bundle import MANIFEST, Manifest, file_sha256
+from engines.errors import DeployError, GateError
+from engines.images import UInt8, read_image, resize_image, resize_labels
+from engines.segmenter import Segmenter, Timings
+from pipeline.metrics import Confusion, Scores
+
+EVALUATE_JSON = "evaluate.json"
+PARTS = ("gather", "engine", "stitch", "frame")
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Milliseconds an image."""
+
+    p50: float
+    p95: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds an image in each part; ``frame`` is from decoded image to labels, so their sum and what is between.
+
+    One window is run before the first image, so that what an engine does once is not in it.
+    """
+
+    images: int
+    windows: int
+    gather_ms: Percentiles
+    engine_ms: Percentiles
+    stitch_ms: Percentiles
+    frame_ms: Percentiles
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {each.p50:.1f} ({each.p95:.1f})" for name, each in self._parts())
+        return f"ms an image, p50 (p95): {parts}; {self.windows} window(s) in {self.images} image(s)"
+
+    def _parts(self) -> list[tuple[str, Percentiles]]:
+        return [(name, getattr(self, f"{name}_ms")) for name in PARTS]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Timing:
+        times = {f"{name}_ms": Percentiles(**data[f"{name}_ms"]) for name in PARTS}
+        return cls(int(data["images"]), int(data["windows"]), **times)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one bundle on one data set, with what they were measured with.
+
+    bundle, dataset, versions: descriptions with sha256 digests, as they go into evaluate.json.
+    """
+
+    scores: Scores
+    timing: Timing
+    bundle: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Scores (shares, 0..1) at the top: ``miou``, ``aacc``, ``macc``, ``classes``."""
+        rest = {"bundle": dict(self.bundle), "dataset": dict(self.dataset), "versions": dict(self.versions)}
+        return {**self.scores.to_json(), "timing": asdict(self.timing), **rest}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
+        """Inverse of `to_json`.  Raises DeployError."""
+        try:
+            timing = Timing.from_json(data["timing"])
+            return cls(Scores.from_json(data), timing, data["bundle"], data["dataset"], data["versions"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DeployError(f"{EVALUATE_JSON}: {error!r} while reading it; run evaluate again") from error
+
+    def __str__(self) -> str:
+        return f"{self.scores.table()}\n{self.timing}"
+
+    def require(self, miou: float | None) -> None:
+        """Raise GateError when the mIoU is below `miou`, 0..1; None asks for nothing."""
+        if miou is not None and self.scores.miou < miou:
+            raise GateError(
+                f"evaluate: got {100 * self.scores.miou:.2f} % mIoU, expected at least {100 * miou:g} % (--fail-under)"
+            )
+
+
+@dataclass
+class Clock:
+    """Times of every image, in milliseconds by part."""
+
+    windows: int = 0
+    parts: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PARTS})
+
+    def add(self, times: Timings, frame_s: float) -> None:
+        self.windows += times.windows
+        for name, seconds in zip(PARTS, (times.gather, times.engine, times.stitch, frame_s), strict=True):
+            self.parts[name].append(1e3 * seconds)
+
+    def timing(self) -> Timing:
+        spread = {f"{name}_ms": Percentiles(*np.percentile(self.parts[name], (50, 95)).tolist()) for name in PARTS}
+        return Timing(len(self.parts["frame"]), self.windows, **spread)
+
+
+def score(segment: Callable[[UInt8], UInt8], dataset: Dataset, model_classes: tuple[str, ...]) -> Scores:
+    """Score `segment`, a function from an image (H, W, 3) uint8 to labels (H, W) uint8, on every image of `dataset`.
+
+    A label map resizes the image first, brings the labels back to the label file's size (nearest) and translates them.
+    Raises DeployError on a missing, unreadable or impossible label, and on an unreadable image: a score over part of
+    the set would not be the set's.
+    """
+    dataset.require_labels()
+    label_map = dataset.label_map
+    table = None if label_map is None else label_map.prediction_table(model_classes)
+    size = None if label_map is None else label_map.image_size
+    confusion = Confusion(len(dataset.classes))
+    for sample in tqdm(dataset.samples, unit="image", disable=None, leave=False):
+        image = read_image(sample.image)
+        truth = dataset.labels(sample, image.shape[:2])
+        predicted = resize_labels(segment(image if size is None else resize_image(image, size)), truth.shape)
+        confusion.update(truth, predicted if table is None else np.take(table, predicted))
+    return confusion.scores(dataset.classes)
+
+
+def evaluate(segmenter: Segmenter, manifest: Manifest, folder: Path, dataset: Dataset) -> Evaluation:
+    """Score the bundle at `folder`, opened as `segmenter`.  Raises DeployError as `score` does."""
+    clock = Clock()
+    segmenter.session.run(np.zeros(manifest.input_shape, np.float32))
+
+    def timed(image: UInt8) -> UInt8:
+        segmenter.timings = Timings()
+        begin = time.perf_counter()
+        labels = segmenter.segment(image).labels
+        clock.add(segmenter.timings, time.perf_counter() - begin)
+        return labels
+
+    scores = score(timed, dataset, manifest.spec.classes)
+    return Evaluation(scores, clock.timing(), _bundle(manifest, folder), dataset.to_json(), _versions(manifest))
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder for results, before hours of work rather than after.  Raises DeployError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeployError(f"output {path}: cannot be created: {error.strerror}") from error
+
+
+def write_json(path: Path, body: Mapping[str, Any]) -> None:
+    """Write `body`, whole or not at all.  Raises DeployError."""
+    temporary = path.parent / f".edgeseg-{secrets.token_hex(8)}"
+    try:
+        temporary.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DeployError(f"output {path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _bundle(manifest: Manifest, folder: Path) -> dict[str, Any]:
+    spec = manifest.spec
+    return {
+        "path": str(folder),
+        "model": f"{spec.architecture} {spec.variant}".strip(),
+        "source_sha256": spec.source_sha256,
+        "precision": manifest.precision,
+        "backend": manifest.backend,
+        "sdk": manifest.sdk,
+        "device": manifest.device,
+        "tiling": manifest.tiling.to_json(),
+        "files": {**manifest.files, MANIFEST: file_sha256(folder / MANIFEST)},
+    }
+
+
+def _versions(manifest: Manifest) -> dict[str, str]:
+    try:
+        own = version("edgeseg")
+    except PackageNotFoundError:
+        own = "not installed, run from its source"
+    packages = {name: version(name) for name in ("numpy", "pillow")}
+    return {"edgeseg": own, "python": platform.python_version(), **packages, "sdk": manifest.sdk}
