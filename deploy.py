@@ -16,7 +16,7 @@ from typing import Any
 from engines.agreement import GATES, Gate
 from engines.base import BACKENDS, PRECISIONS
 from engines.bundle import is_bundle, open_bundle
-from engines.errors import DeployError
+from engines.errors import DeployError, GateError
 from engines.images import MAX_PIXELS, read_image
 from engines.tiling import BLENDS, PADDINGS, Tiling
 
@@ -103,6 +103,33 @@ def inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def compare(args: argparse.Namespace) -> int:
+    """build MODEL in several precisions, measure them side by side on a data set, and say which one to ship"""
+    from calib.datasets import LabelOptions
+    from calib.label_map import read_label_map
+    from pipeline.build import BuildRequest
+    from pipeline.compare.judge import Limits
+    from pipeline.compare.run import CompareRequest
+    from pipeline.compare.run import compare as compare_precisions
+    from pipeline.compare.table import terminal
+    from pipeline.sources import SourceOptions
+
+    options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
+    build = BuildRequest(
+        args.model, args.output, _tiling(args), backend=args.backend, threads=args.threads, options=options
+    )
+    request = CompareRequest(
+        build, args.data, args.precisions, Limits(args.max_drop, args.min_agreement, args.fail_under or None),
+        args.rounds, args.limit, None if args.label_map is None else read_label_map(args.label_map),
+        LabelOptions(tuple(args.ignore_label), args.reduce_zero_label), args.split,
+    )  # fmt: skip
+    log = _logger(args.json)
+    comparison = compare_precisions(request, log)
+    print(json.dumps(comparison.to_json(), indent=1) if args.json else f"\n{terminal(comparison)}")
+    log("written", f"{args.output}/compare.html, .json, .md, .png, .svg; bundles beside them")
+    return 0 if comparison.passed or args.fail_under is None else GateError.exit_code
+
+
 def bench(args: argparse.Namespace) -> int:
     """time a bundle: the engine alone and whole frames, split into gather, engine and stitch; and its peak memory"""
     from engines.bench import bench as measure
@@ -143,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--tile", type=_positive, default=1024, help="window side at which a model is looked at")
     _model_arguments(verb)
     _verb(verbs, "doctor", doctor)
+    _compare_arguments(_verb(verbs, "compare", compare))
     _bench_arguments(_verb(verbs, "bench", bench))
     return parser
 
@@ -156,6 +184,13 @@ def _build_arguments(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to write")
     verb.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    _engine_arguments(verb)
+    verb.add_argument("--sample", type=Path, metavar="IMAGE", help="verify on this photograph, not a rendered scene")
+    verb.add_argument("--max-error", type=float, metavar="R", help="allowed |difference| over the largest logit")
+    verb.add_argument("--min-agreement", type=float, metavar="P", help="required share of equal labels, 0..1")
+
+
+def _engine_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
     verb.add_argument("--tile", type=_size, default=(1024, 1024), metavar="N|HxW", help="window (1024)")
     verb.add_argument("--stride", type=_size, metavar="N|HxW", help="step between windows (3/4 of the window)")
@@ -166,9 +201,6 @@ def _build_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--mean", type=_triple, metavar="R,G,B", help="on the 0..255 scale")
     verb.add_argument("--std", type=_triple, metavar="R,G,B", help="on the 0..255 scale")
     verb.add_argument("--bgr", action="store_true", help="the network expects BGR; mean and std are then B,G,R")
-    verb.add_argument("--sample", type=Path, metavar="IMAGE", help="verify on this photograph, not a rendered scene")
-    verb.add_argument("--max-error", type=float, metavar="R", help="allowed |difference| over the largest logit")
-    verb.add_argument("--min-agreement", type=float, metavar="P", help="required share of equal labels, 0..1")
 
 
 def _model_arguments(verb: argparse.ArgumentParser) -> None:
@@ -184,6 +216,23 @@ def _run_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--confidence", action="store_true", help="also write NAME.confidence.png, 255 = certain")
     verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
     verb.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
+
+
+def _compare_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", metavar="MODEL", help="as build-engine takes it")
+    verb.add_argument(
+        "--data", type=Path, required=True, metavar="DATASET", help="as for evaluate, or unlabelled images"
+    )
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    verb.add_argument("--precisions", type=_words, default=PRECISIONS, metavar="P,P", help="what to build")
+    _engine_arguments(verb)
+    _data_arguments(verb)
+    verb.add_argument("--rounds", type=_positive, default=20, metavar="N", help="timed frames of every engine")
+    verb.add_argument("--max-drop", type=float, default=0.5, metavar="POINTS", help="of mIoU that a precision may lose")
+    verb.add_argument("--min-agreement", type=float, metavar="P", help="share of labels that must be the reference's, "
+                      "0..1 (0.99 where there are no labels to compute a drop from)")  # fmt: skip
+    verb.add_argument("--fail-under", type=_share, nargs="?", const=0.0, metavar="MIOU", help="exit with 3 unless "
+                      "every precision passes, and reaches this mIoU if given: 0.7, or 70 for percent")  # fmt: skip
 
 
 def _bench_arguments(verb: argparse.ArgumentParser) -> None:
@@ -206,6 +255,12 @@ def _evaluate_arguments(verb: argparse.ArgumentParser) -> None:
         help="images/ beside labels/ (index PNGs), or a Cityscapes, ADE20K, PASCAL Context, COCO-Stuff or CamVid tree",
     )
     verb.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write DIR/evaluate.json")
+    _data_arguments(verb)
+    verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--fail-under", type=_share, metavar="MIOU", help="exit with 3 if lower: 0.7, or 70 for percent")
+
+
+def _data_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--split", default="val", help="part of a data set that has parts")
     verb.add_argument(
         "--label-map", metavar="FILE.json", help="score in other classes; calib/label_map.py describes it"
@@ -224,8 +279,6 @@ def _evaluate_arguments(verb: argparse.ArgumentParser) -> None:
         help="in the label files 0 is ignore and classes count from 1; else as the data set or the model says",
     )
     verb.add_argument("--limit", type=_positive, metavar="N", help="score N images, spread evenly over the set")
-    verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
-    verb.add_argument("--fail-under", type=_share, metavar="MIOU", help="exit with 3 if lower: 0.7, or 70 for percent")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -273,6 +326,10 @@ def _size(text: str) -> tuple[int, int]:
     if len(parts) > 2:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected N or HxW")
     return parts[0], parts[-1]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _width_height(text: str) -> tuple[int, int]:
