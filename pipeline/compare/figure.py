@@ -119,8 +119,9 @@ def _classes(axes: Axes, comparison: Comparison, theme: Theme) -> None:
         )
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
+    gains = [value for each in changes.values() for value in each.values()]
     reach = max([0.1, *(worst[name] for name in names)]) * 1.15
-    axes.set_xlim(-reach, reach if comparison.labelled else 0.08 * reach)
+    axes.set_xlim(-reach, max(0.08 * reach, 1.3 * max([0.0, *gains])))
     axes.grid(True, axis="x", color=theme.line, lw=0.6, alpha=0.7)
     axes.tick_params(axis="y", length=0)
     if rows:

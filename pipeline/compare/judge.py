@@ -82,14 +82,14 @@ def verdict(comparison: Comparison) -> Comparison:
 def _describe(row: Row, reference: Row) -> str:
     assert row.agreement is not None
     lost = drop(reference, row)
-    change = "" if lost is None else f", mIoU {-lost:+.2f} points"
+    change = "" if lost is None else f", mIoU {0.0 - round(lost, 2):+.2f} points"
     kept = f"{100 * row.agreement.labels:.2f} % of labels kept{change}"
     return f"{_ms(row):.0f} ms a frame, {row.speedup:.1f}x {_BASELINES.get(reference.backend, reference.name)}, {kept}"
 
 
 def _against(row: Row, best: Row) -> str:
     if not row.measured:
-        return f"{row.precision} could not be measured"
+        return f"{row.precision} could not be built or run"
     ratio = _ms(row) / _ms(best)
     if not row.passed:
         speed = f"would be {1 / ratio:.2f}x as fast" if ratio < 1 else "is no faster either"

@@ -71,7 +71,7 @@ def _key_figures(comparison: Comparison, row: Row) -> list[tuple[str, str]]:
     ]
     lost = drop(comparison.reference, row)
     if lost is not None and row.miou is not None:
-        shown.append((f"{100 * row.miou:.2f} %", f"mIoU, {-lost:+.2f} points"))
+        shown.append((f"{100 * row.miou:.2f} %", f"mIoU, {0.0 - round(lost, 2):+.2f} points"))
     return shown
 
 

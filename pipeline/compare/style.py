@@ -10,7 +10,7 @@ CSS = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--ground);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
  "DejaVu Sans",sans-serif}
-main{max-width:1180px;margin:0 auto;padding:clamp(12px,3vw,32px);display:grid;gap:20px;
+main{max-width:1280px;margin:0 auto;padding:clamp(12px,3vw,32px);display:grid;gap:20px;
  grid-template-columns:minmax(0,1fr)}
 header,section{background:var(--paper);border:1px solid var(--line);border-radius:14px;padding:clamp(16px,2.5vw,28px)}
 h1{margin:0;font-size:14px;font-weight:600;color:var(--muted);overflow-wrap:anywhere}
@@ -27,14 +27,13 @@ p{margin:0 0 12px}
 .why{margin:0;overflow-wrap:anywhere}
 .scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14px}
-th,td{padding:8px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
+th,td{padding:8px 9px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 tr:last-child>*{border-bottom:0}
 thead th{color:var(--muted);font-weight:500;font-size:12.5px;vertical-align:bottom;white-space:normal;line-height:1.25}
 th:first-child{text-align:left;position:sticky;left:0;background:var(--paper);font-weight:600}
-td:nth-child(2),thead th:nth-child(2){text-align:left}
-#classes td:nth-child(2),#classes thead th:nth-child(2),#split td:nth-child(2),#split thead th:nth-child(2),
-.build td:nth-child(2),.build thead th:nth-child(2){text-align:right}
-td.text,.build thead th:last-child{text-align:left}
+td:nth-child(-n+3),thead th:nth-child(-n+3){text-align:left}
+#classes td,#classes th+th,#split td,#split th+th,.build td,.build th+th{text-align:right}
+.build td.text,.build thead th:last-child{text-align:left}
 i{display:inline-block;width:10px;height:10px;border-radius:3px;background:var(--row);margin-right:8px}
 .badge{font-weight:600;font-size:12.5px;color:var(--muted)}
 .badge.pass,td.good{color:var(--good)}

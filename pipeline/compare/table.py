@@ -13,8 +13,8 @@ CHANGES_SHOWN = 6
 
 def terminal(comparison: Comparison) -> str:
     """At most WIDTH columns: the table, what changed most by class, why a row fails, and the verdict."""
-    table = _table(comparison, _TERMINAL)
-    widths = [max(len(line[column]) for line in table) for column in range(len(_TERMINAL))]
+    table = _fitting(comparison)
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     padded = ([_aligned(cell, widths[k], k) for k, cell in enumerate(line)] for line in table)
     lines = ["  ".join(line).rstrip() for line in padded]
     lines.insert(1, "-" * max(map(len, lines)))
@@ -111,9 +111,22 @@ def _changes(comparison: Comparison, row: Row) -> str:
     return f"{what}: {', '.join(f'{name} {value:+.2f}' for name, value in most)}" if most else ""
 
 
+def _fitting(comparison: Comparison) -> list[list[str]]:
+    """The terminal's table without the columns that are too much for WIDTH; compare.md has them all."""
+    columns = list(_TERMINAL)
+    for title in ("", "seams", "MB", "RAM", "edges", "ran in"):
+        columns = [column for column in columns if column[0] != title or not title]
+        table = _table(comparison, columns)
+        if sum(max(map(len, cells)) for cells in zip(*table, strict=True)) + 2 * (len(columns) - 1) <= WIDTH:
+            break
+    return table
+
+
 def _table(comparison: Comparison, columns: Sequence[_Column]) -> list[list[str]]:
-    kept = [(title, text) for title, text in columns]
-    return [[title for title, _ in kept], *([text(comparison, row) for _, text in kept] for row in comparison.rows)]
+    return [
+        [title for title, _ in columns],
+        *([text(comparison, row) for _, text in columns] for row in comparison.rows),
+    ]
 
 
 _Column = tuple[str, Callable[[Comparison, Row], str]]
@@ -134,11 +147,11 @@ def _sentence(text: str) -> str:
 
 
 def _percent(share: float | None, digits: int = 2) -> str:
-    return "-" if share is None else f"{100 * share:.{digits}f}"
+    return "-" if share is None else "100" if share == 1 else f"{100 * share:.{digits}f}"
 
 
 def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.2f}"
+    return "-" if value is None else f"{value + 0.0:+.2f}" if abs(value) >= 0.005 else "0.00"
 
 
 def _mega(count: int | None) -> str:
@@ -153,12 +166,12 @@ def _times(row: Row, part: str, gap: str = "/") -> str:
 
 
 def _ms(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+    return f"{value / 1000:.1f}s" if value >= 10_000 else f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def _loss(comparison: Comparison, row: Row) -> str:
     lost = drop(comparison.reference, row)
-    return "-" if lost is None or row.reference else f"{-lost:+.2f}"
+    return "-" if lost is None or row.reference else _signed(-lost)
 
 
 def _agreement(row: Row, band: str) -> str:
@@ -171,7 +184,7 @@ _TERMINAL: list[_Column] = [
     ("MB", lambda c, r: _mega(r.bytes)),
     ("mIoU", lambda c, r: _percent(r.miou)),
     ("change", _loss),
-    ("labels", lambda c, r: _agreement(r, "labels")),
+    ("kept", lambda c, r: _agreement(r, "labels")),
     ("edges", lambda c, r: _agreement(r, "edges")),
     ("seams", lambda c, r: _agreement(r, "seams")),
     ("engine ms", lambda c, r: _times(r, "engine")),
@@ -182,6 +195,7 @@ _TERMINAL: list[_Column] = [
 ]
 _MARKDOWN: list[_Column] = [
     ("precision", lambda c, r: r.name),
+    ("result", lambda c, r: result(r)),
     ("ran in", lambda c, r: executed(r) or "-"),
     ("engine MB", lambda c, r: _mega(r.bytes)),
     ("mIoU %", lambda c, r: _percent(r.miou)),
@@ -193,7 +207,6 @@ _MARKDOWN: list[_Column] = [
     ("frame ms", lambda c, r: _times(r, "frame", " / ")),
     ("speed-up", lambda c, r: "-" if r.speedup is None else f"{r.speedup:.2f}x"),
     ("peak MB", lambda c, r: "-" if r.peak_bytes is None else f"{r.peak_bytes / 1e6:.0f}"),
-    ("result", lambda c, r: result(r)),
 ]
 _SPLIT: list[_Column] = [
     ("precision", lambda c, r: r.name),
