@@ -16,13 +16,20 @@ BUDGET = 256 << 20  # bytes of activations held at once
 
 
 def extremes(graph: OnnxGraph, windows: Sequence[Float32]) -> Mapping[str, tuple[float, float]]:
-    """(low, high) of the input and of every float output of a node.  NaN and infinities are reported as they are."""
+    """(low, high) of the input and of every float output of a node, over all windows.
+
+    Each tensor is reduced inside the graph, so a run holds no more than an ordinary one.
+    """
+    shown = view(graph.model)
+    names = [n for node in shown.nodes for n in node.output if n and shown.is_float(n)]
+    session = open_onnx(_with_reductions(graph.model, names))
+    source = shown.inputs[0]
     result: dict[str, tuple[float, float]] = {}
-    inputs = view(graph.model).inputs
     for window in windows:
-        _widen(result, inputs[0], window)
-        for name, value in tensors(graph, window):
-            _widen(result, name, value)
+        _widen(result, source, float(window.min()), float(window.max()))
+        values = [float(value) for value in session.run(None, {source: window})]
+        for name, low, high in zip(names, values[::2], values[1::2], strict=True):
+            _widen(result, name, low, high)
     return result
 
 
@@ -35,11 +42,22 @@ def tensors(graph: OnnxGraph, window: Float32, only: set[str] | None = None) -> 
         yield from zip(chunk, session.run(list(chunk), {session.get_inputs()[0].name: window}), strict=True)
 
 
-def _widen(result: dict[str, tuple[float, float]], name: str, value: Any) -> None:
-    low, high = float(np.min(value)), float(np.max(value))
-    if name in result:
-        low, high = float(np.minimum(low, result[name][0])), float(np.maximum(high, result[name][1]))
-    result[name] = (low, high)
+def _widen(result: dict[str, tuple[float, float]], name: str, low: float, high: float) -> None:
+    before = result.get(name, (low, high))
+    result[name] = (min(before[0], low), max(before[1], high))
+
+
+def _with_reductions(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """The same graph, whose outputs are the minimum and the maximum of each tensor, as scalars."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    for index, name in enumerate(names):
+        for op in ("ReduceMin", "ReduceMax"):
+            scalar = f"{op}_{index}"
+            copy.graph.node.append(onnx.helper.make_node(op, [name], [scalar], keepdims=0))
+            copy.graph.output.append(onnx.helper.make_tensor_value_info(scalar, onnx.TensorProto.FLOAT, []))
+    return copy
 
 
 def _chunks(names: list[str], shown: GraphView) -> Iterator[list[str]]:
