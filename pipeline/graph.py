@@ -76,7 +76,14 @@ def _shape(value: onnx.ValueInfoProto, role: str) -> tuple[int, int, int, int]:
 
 
 def run_onnx(graph: OnnxGraph, batches: list[Float32]) -> Float32:
-    """Logits (M, K, h, w) of M inputs (1, 3, H, W), by ONNX Runtime on the CPU without its graph optimisations.
+    """Logits (M, K, h, w) of M inputs (1, 3, H, W), by ONNX Runtime on the CPU without its graph optimisations."""
+    session = open_onnx(graph.model)
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
+
+
+def open_onnx(model: onnx.ModelProto) -> Any:
+    """An ONNX Runtime session on the CPU.  Raises DeployError when it refuses the graph.
 
     Optimisations are off so that what is verified is the graph as written, not a graph that ORT rewrote.
     """
@@ -86,7 +93,7 @@ def run_onnx(graph: OnnxGraph, batches: list[Float32]) -> Float32:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     try:
-        session = ort.InferenceSession(graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except (
         ort.capi.onnxruntime_pybind11_state.Fail,
         ort.capi.onnxruntime_pybind11_state.NotImplemented,
@@ -94,5 +101,3 @@ def run_onnx(graph: OnnxGraph, batches: list[Float32]) -> Float32:
         ort.capi.onnxruntime_pybind11_state.InvalidArgument,
     ) as error:
         raise DeployError(f"onnx: ONNX Runtime refuses the graph: {' '.join(str(error).split())[:300]}") from error
-    name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
