@@ -79,7 +79,7 @@ def evaluate(args: argparse.Namespace) -> int:
         _logger(args.json)("data set", str(dataset))
         if args.output is not None:
             make_folder(args.output)
-        result = evaluate_bundle(segmenter, manifest, args.bundle, dataset)
+        result = evaluate_bundle(segmenter, manifest, args.bundle, dataset, args.max_pixels)
     if args.output is not None:
         write_json(args.output / EVALUATE_JSON, result.to_json())
     print(json.dumps(result.to_json(), indent=1) if args.json else result)
@@ -121,7 +121,7 @@ def compare(args: argparse.Namespace) -> int:
     request = CompareRequest(
         build, args.data, args.precisions, Limits(args.max_drop, args.min_agreement, args.fail_under or None),
         args.rounds, args.limit, None if args.label_map is None else read_label_map(args.label_map),
-        LabelOptions(tuple(args.ignore_label), args.reduce_zero_label), args.split,
+        LabelOptions(tuple(args.ignore_label), args.reduce_zero_label), args.split, args.max_pixels,
     )  # fmt: skip
     log = _logger(args.json)
     comparison = compare_precisions(request, log)
@@ -279,6 +279,7 @@ def _data_arguments(verb: argparse.ArgumentParser) -> None:
         help="in the label files 0 is ignore and classes count from 1; else as the data set or the model says",
     )
     verb.add_argument("--limit", type=_positive, metavar="N", help="score N images, spread evenly over the set")
+    verb.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

@@ -21,7 +21,7 @@ from calib.label_map import LabelMap
 from calib.layouts import Layout, Sample, find_layout
 from engines.bundle import file_sha256
 from engines.errors import DeployError
-from engines.images import read_labels
+from engines.images import MAX_PIXELS, read_labels
 from engines.palettes import DATASETS
 from engines.spec import IGNORE_LABEL, ModelSpec
 
@@ -30,6 +30,7 @@ _UNKNOWN = -1
 
 # Cityscapes' own table: id of each train id (cityscapesscripts, helpers/labels.py); all others are ignored.
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+_COCO_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)  # of the 182 ids of COCO-Stuff, those that never occur
 _CAMVID_VOID = 11
 
 
@@ -76,17 +77,17 @@ class Dataset:
         if bare:
             raise DeployError(
                 f"data set {self.layout.root}: {len(bare)} of {len(self.samples)} images have no labels (the first is "
-                f"{bare[0].name}), expected a label file for each; put NAME.png into labels/ beside images/"
+                f"{bare[0].name}), expected a label file for each: {self.layout.wanted}"
             )
 
-    def labels(self, sample: Sample, size: tuple[int, int] | None = None) -> UInt8:
+    def labels(self, sample: Sample, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> UInt8:
         """Labels (H, W) uint8 of one sample: 0..K-1, or 255.  size: the (H, W) they must have.
 
         Raises DeployError on an unreadable file, another size, and numbers that stand for no class.
         """
         if sample.label is None or not self.table:
             raise DeployError(f"labels of {sample.image}: got none, expected a label file, and a model's classes")
-        values = read_labels(sample.label)
+        values = read_labels(sample.label, max_pixels)
         if size is not None and values.shape != size:
             raise DeployError(
                 f"labels {sample.label}: got {values.shape[1]}x{values.shape[0]}, expected {size[1]}x{size[0]} as "
@@ -175,9 +176,9 @@ def _table(
     elif layout.name == "plain" and spec.reduce_zero_label and label_map is None:
         encoding = "reduce zero"
     if options.reduce_zero is not None:
-        if encoding == "labelIds":
+        if encoding in ("labelIds", "coco ids"):
             raise DeployError(
-                f"data set {layout.root}: got labelIds of Cityscapes, which have a table of their own; "
+                f"data set {layout.root}: got the ids of {layout.name}, which have a table of their own; "
                 "leave out --reduce-zero-label and --no-reduce-zero-label"
             )
         encoding = "reduce zero" if options.reduce_zero else "as is"
@@ -211,6 +212,12 @@ def _decode(encoding: str) -> tuple[NDArray[np.int16], str]:
         own[list(_CITYSCAPES_IDS)] = np.arange(len(_CITYSCAPES_IDS))
         own[IGNORE_LABEL] = IGNORE_LABEL
         return own, "labelIds, translated to train ids"
+    if encoding == "coco ids":
+        own = np.full(256, _UNKNOWN, np.int16)
+        used = np.setdiff1d(numbers[:182], _COCO_GAPS)
+        own[used] = np.arange(len(used))
+        own[IGNORE_LABEL] = IGNORE_LABEL
+        return own, "published ids, translated to train ids"
     if encoding == "reduce zero":
         return np.where(numbers == 0, IGNORE_LABEL, np.where(numbers == IGNORE_LABEL, 255, numbers - 1)), (
             "class numbers from 1 (0 is ignore)"

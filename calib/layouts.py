@@ -3,7 +3,7 @@
 cityscapes      leftImg8bit/SPLIT/CITY/*_leftImg8bit.png, gtFine/SPLIT/CITY/*_gtFine_labelTrainIds.png or labelIds
 ade20k          images/validation/ADE_*.jpg, annotations/validation/*.png: 0 is ignore, the classes are 1..150
 pascal-context  JPEGImages, SegmentationClassContext, ImageSets/SegmentationContext/val.txt: 0 is background
-coco-stuff      images/val2017, annotations/val2017/*_labelTrainIds.png
+coco-stuff      images/val2017, annotations/val2017/*_labelTrainIds.png, or the files as they are published
 camvid          val and valannot: 11 is void
 plain           images and labels (or annotations, masks; img_dir and ann_dir), split or not, or a tree for each split
 unlabelled      a folder of images
@@ -38,8 +38,9 @@ class Sample:
 class Layout:
     """What was found.
 
-    encoding: how the numbers in the files are meant: ``as is``, ``labelIds`` (Cityscapes), ``reduce zero`` (0 is
-    ignore, the rest minus one) or ``pascal`` (``reduce zero`` for 59 classes).
+    encoding: how the numbers in the files are meant: ``as is``, ``labelIds`` (Cityscapes), ``coco ids`` (COCO-Stuff as
+    published), ``reduce zero`` (0 is ignore, the rest minus one) or ``pascal`` (``reduce zero`` for 59 classes).
+    wanted: where a label file is looked for, for people.
     counts: numbers of classes that a model for this data set may have; () for any.  void: numbers to ignore.
     """
 
@@ -50,6 +51,7 @@ class Layout:
     encoding: str = "as is"
     counts: tuple[int, ...] = ()
     void: tuple[int, ...] = ()
+    wanted: str = "labels/NAME.png beside images/"
 
 
 def find_layout(path: Path, split: str) -> Layout:
@@ -83,11 +85,22 @@ def _cityscapes(path: Path, split: str) -> Layout | None:
     images = [file for file in _images(_part(folder, split), recursive=True) if file.stem.endswith("_leftImg8bit")]
     if not images:
         raise DeployError(f"data set {path}: got no *_leftImg8bit images in {folder.name}/{split}, expected CITY/*.png")
-    # All of one kind: converting half of a set is an accident, and mixing the kinds would hide it.
-    kinds = {kind: [_gt_fine(path, image, kind) for image in images] for kind in ("labelTrainIds", "labelIds")}
-    kind = "labelTrainIds" if all(kinds["labelTrainIds"]) or not any(kinds["labelIds"]) else "labelIds"
-    samples = tuple(map(Sample, images, kinds[kind]))
-    return Layout("cityscapes", path, split, samples, "as is" if kind == "labelTrainIds" else kind, (19,))
+    samples, encoding = _complete(
+        (tuple(Sample(image, _gt_fine(path, image, kind)) for image in images), encoding)
+        for kind, encoding in (("labelTrainIds", "as is"), ("labelIds", "labelIds"))
+    )
+    wanted = f"gtFine/{split}/CITY/*_gtFine_labelTrainIds.png or *_gtFine_labelIds.png"
+    return Layout("cityscapes", path, split, samples, encoding, (19,), wanted=wanted)
+
+
+def _complete(candidates: Iterable[tuple[tuple[Sample, ...], str]]) -> tuple[tuple[Sample, ...], str]:
+    """The first that labels every image, otherwise the one that labels most.
+
+    All labels are of one kind: converting half of a set is an accident, and mixing the kinds would hide it.
+    """
+    found = list(candidates)
+    labelled = [sum(sample.label is not None for sample in samples) for samples, _ in found]
+    return found[labelled.index(max(labelled))]
 
 
 def _gt_fine(root: Path, image: Path, kind: str) -> Path | None:
@@ -111,7 +124,9 @@ def _pascal_context(path: Path, split: str) -> Layout | None:
         raise DeployError(f"data set {root}: {listing.name} names {absent[0] if absent else 'no image'}; complete it")
     labels = [root / "SegmentationClassContext" / f"{name}.png" for name in names]
     samples = tuple(Sample(i, label if label.is_file() else None) for i, label in zip(images, labels, strict=True))
-    return Layout("pascal-context", root, split, samples, "pascal", (59, 60))
+    return Layout(
+        "pascal-context", root, split, samples, "pascal", (59, 60), wanted="SegmentationClassContext/NAME.png"
+    )
 
 
 def _ade20k(path: Path, split: str) -> Layout | None:
@@ -121,20 +136,27 @@ def _ade20k(path: Path, split: str) -> Layout | None:
     if root.name != "ADEChallengeData2016" and not any((root / "images").glob("*/ADE_*")):
         return None
     samples = _paired(_part(root / "images", split), _part(root / "annotations", split))
-    return Layout("ade20k", root, split, samples, "reduce zero", (150,))
+    wanted = "annotations/validation/NAME.png"
+    return Layout("ade20k", root, split, samples, "reduce zero", (150,), wanted=wanted)
 
 
 def _coco_stuff(path: Path, split: str) -> Layout | None:
-    if not any((path / "annotations").glob("*/*_labelTrainIds.png")):
+    if not any((path / "annotations").glob("*2017/*.png")):
         return None
-    samples = _paired(_part(path / "images", split), _part(path / "annotations", split), "_labelTrainIds")
-    return Layout("coco-stuff", path, split, samples, counts=(171,))
+    images, labels = _part(path / "images", split), _part(path / "annotations", split)
+    samples, encoding = _complete(
+        (_paired(images, labels, suffix), encoding)
+        for suffix, encoding in (("_labelTrainIds", "as is"), ("", "coco ids"))
+    )
+    wanted = f"annotations/{labels.name}/NAME_labelTrainIds.png or NAME.png"
+    return Layout("coco-stuff", path, split, samples, encoding, (171,), wanted=wanted)
 
 
 def _camvid(path: Path, split: str) -> Layout | None:
     if not ((path / split).is_dir() and (path / f"{split}annot").is_dir()):
         return None
-    return Layout("camvid", path, split, _paired(path / split, path / f"{split}annot"), void=(11,))
+    samples = _paired(path / split, path / f"{split}annot")
+    return Layout("camvid", path, split, samples, void=(11,), wanted=f"{split}annot/NAME.png")
 
 
 def _plain(path: Path, split: str) -> Layout | None:

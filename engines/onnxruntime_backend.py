@@ -19,6 +19,7 @@ import numpy as np
 
 from engines.base import BuildConfig, Float32, Session
 from engines.errors import DeployError
+from engines.layers import Layer
 
 
 class OnnxRuntimeSession:
@@ -54,6 +55,12 @@ class OnnxRuntimeBackend:
 
     def supports(self, precision: str) -> str | None:
         return None if precision == "fp32" else f"the reference computes in fp32 only, not {precision}"
+
+    def remark(self, precision: str) -> str | None:
+        return None
+
+    def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
+        raise DeployError("backend onnxruntime: it is the fp32 reference and is not profiled; use --backend openvino")
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
         # The graph itself: ONNX Runtime compiles when it loads.  Opened once, so that a build says what is refused.

@@ -25,7 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.base import REFERENCES, BuildConfig, get_backend
+from engines.bundle import ENGINE, Manifest
 from engines.errors import DeployError
+from engines.layers import executed
 from engines.segmenter import Segmenter, Timings, open_segmenter
 
 UInt8 = NDArray[np.uint8]
@@ -107,6 +110,14 @@ class Worker:
         """The most memory that the process has held so far: Python, SDK, engine, image and labels."""
         return int(self._ask("memory")["peak"])
 
+    def executed(self) -> dict[str, float]:
+        """Share of the layers' time by the type they really run in, largest first; empty where the SDK cannot tell.
+
+        Profiles a second copy of the engine, so ask for the peak of memory before.
+        """
+        shares: dict[str, float] = self._ask("executed")["shares"]
+        return shares
+
     def close(self) -> None:
         """End the process, if it has not ended, and remove its files."""
         with suppress(OSError):  # it may have died with bytes unread
@@ -155,8 +166,9 @@ class Worker:
 class _Served:
     """The worker's side: one segmenter and the image it works on."""
 
-    def __init__(self, segmenter: Segmenter) -> None:
+    def __init__(self, segmenter: Segmenter, bundle: Path, manifest: Manifest, threads: int) -> None:
         self._segmenter = segmenter
+        self._bundle, self._manifest, self._threads = bundle, manifest, threads
         self._image: UInt8 = np.zeros((1, 1, 3), np.uint8)
         self._labels: UInt8 = np.zeros((1, 1), np.uint8)
 
@@ -181,6 +193,15 @@ class _Served:
         begin = time.perf_counter()
         self._segmenter.session.run(window)
         return {"ms": 1e3 * (time.perf_counter() - begin)}
+
+    def executed(self) -> dict[str, Any]:
+        manifest = self._manifest
+        if manifest.backend in REFERENCES:  # they compute in fp32 alone, and keep no account of layers
+            return {"shares": {"fp32": 1.0}}
+        window = self._segmenter.first_window(self._image)
+        config = BuildConfig(manifest.precision, self._threads)
+        blob = (self._bundle / ENGINE).read_bytes()
+        return {"shares": executed(get_backend(manifest.backend).layers(blob, config, window))}
 
     def memory(self) -> dict[str, Any]:
         return {"peak": _peak_bytes()}
@@ -210,7 +231,7 @@ def main(argv: list[str]) -> int:
             load_ms = 1e3 * (time.perf_counter() - begin)
             opened = Opened(manifest.precision, manifest.backend, manifest.sdk, manifest.device, in_force, load_ms)
             print(json.dumps(asdict(opened)), file=answers)
-            served = _Served(segmenter)
+            served = _Served(segmenter, Path(argv[0]), manifest, threads)
             for line in sys.stdin:
                 command = json.loads(line)
                 print(json.dumps(getattr(served, command.pop("do"))(**command)), file=answers)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from calib.datasets import Dataset
 from engines.bundle import MANIFEST, Manifest, file_sha256
 from engines.errors import DeployError, GateError
-from engines.images import UInt8, read_image, resize_image, resize_labels
+from engines.images import MAX_PIXELS, UInt8, read_image, resize_image, resize_labels
 from engines.segmenter import Segmenter, Timings
 from pipeline.metrics import Confusion, Scores
 
@@ -121,7 +121,9 @@ class Clock:
         return Timing(len(self.parts["frame"]), self.windows, **spread)
 
 
-def score(segment: Callable[[UInt8], UInt8], dataset: Dataset, model_classes: tuple[str, ...]) -> Scores:
+def score(
+    segment: Callable[[UInt8], UInt8], dataset: Dataset, model_classes: tuple[str, ...], max_pixels: int = MAX_PIXELS
+) -> Scores:
     """Score `segment`, a function from an image (H, W, 3) uint8 to labels (H, W) uint8, on every image of `dataset`.
 
     A label map resizes the image first, brings the labels back to the label file's size (nearest) and translates them.
@@ -134,14 +136,16 @@ def score(segment: Callable[[UInt8], UInt8], dataset: Dataset, model_classes: tu
     size = None if label_map is None else label_map.image_size
     confusion = Confusion(len(dataset.classes))
     for sample in tqdm(dataset.samples, unit="image", disable=None, leave=False):
-        image = read_image(sample.image)
-        truth = dataset.labels(sample, image.shape[:2])
+        image = read_image(sample.image, max_pixels)
+        truth = dataset.labels(sample, image.shape[:2], max_pixels)
         predicted = resize_labels(segment(image if size is None else resize_image(image, size)), truth.shape)
         confusion.update(truth, predicted if table is None else np.take(table, predicted))
     return confusion.scores(dataset.classes)
 
 
-def evaluate(segmenter: Segmenter, manifest: Manifest, folder: Path, dataset: Dataset) -> Evaluation:
+def evaluate(
+    segmenter: Segmenter, manifest: Manifest, folder: Path, dataset: Dataset, max_pixels: int = MAX_PIXELS
+) -> Evaluation:
     """Score the bundle at `folder`, opened as `segmenter`.  Raises DeployError as `score` does."""
     clock = Clock()
     segmenter.session.run(np.zeros(manifest.input_shape, np.float32))
@@ -153,7 +157,7 @@ def evaluate(segmenter: Segmenter, manifest: Manifest, folder: Path, dataset: Da
         clock.add(segmenter.timings, time.perf_counter() - begin)
         return labels
 
-    scores = score(timed, dataset, manifest.spec.classes)
+    scores = score(timed, dataset, manifest.spec.classes, max_pixels)
     return Evaluation(scores, clock.timing(), _bundle(manifest, folder), dataset.to_json(), _versions(manifest))
 
 

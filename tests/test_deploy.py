@@ -87,6 +87,89 @@ def test_masks_of_the_command_line_equal_those_of_the_library(tiny_bundle: Path,
                 assert np.array_equal(np.asarray(mask), labels)
 
 
+@pytest.fixture
+def labelled(photos: Path, tmp_path: Path) -> Path:
+    """The photos with labels 0..4, and one label to ignore."""
+    root = tmp_path / "set"
+    (root / "labels").mkdir(parents=True)
+    photos.rename(root / "images")
+    rng = np.random.default_rng(1)
+    for path in (root / "images").iterdir():
+        with Image.open(path) as image:
+            labels = rng.integers(0, 5, image.size[::-1], np.uint8)
+        labels[0, 0] = 255
+        Image.fromarray(labels).save(root / "labels" / f"{path.stem}.png")
+    return root
+
+
+def test_evaluate_prints_a_table_or_json_and_writes_it(
+    tiny_bundle: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("evaluate", tiny_bundle, labelled, "-o", tmp_path / "out") == 0
+    text = capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "evaluate.json").read_text())
+    assert "3 image(s); labels class numbers from 0" in text
+    assert f"pixel accuracy {100 * written['aacc']:.2f} %" in text
+    assert _run("evaluate", tiny_bundle, labelled, "--json", "--limit", 2, "--threads", 1) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["dataset"]["images"] == 2
+    assert [each["name"] for each in printed["classes"]] == [f"class_{index}" for index in range(5)]
+
+
+def test_evaluate_below_the_limit_is_exit_3_with_its_result_written(
+    tiny_bundle: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("evaluate", tiny_bundle, labelled, "-o", tmp_path / "out", "--fail-under", "0.9") == 3
+    assert "expected at least 90 % (--fail-under)" in _error(capsys)
+    assert json.loads((tmp_path / "out" / "evaluate.json").read_text())["miou"] < 0.9
+    assert _run("evaluate", tiny_bundle, labelled, "--fail-under", "90") == 3
+    assert _run("evaluate", tiny_bundle, labelled, "--fail-under", "0.001") == 0
+    for value in ("-1", "101", "nan"):
+        with pytest.raises(SystemExit) as error:
+            _run("evaluate", tiny_bundle, labelled, "--fail-under", value)
+        assert error.value.code == 2
+
+
+def _spoil_size(root: Path) -> None:
+    Image.fromarray(np.zeros((10, 10), np.uint8)).save(root / "labels" / "b.png")
+
+
+def _spoil_ids(root: Path) -> None:
+    Image.fromarray(np.full((64, 96), 9, np.uint8)).save(root / "labels" / "b.png")
+
+
+def _spoil_image(root: Path) -> None:
+    data = (root / "images" / "a.jpg").read_bytes()
+    (root / "images" / "a.jpg").write_bytes(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "message"),
+    [
+        (lambda root: (root / "labels" / "c.png").unlink(), [], "1 of 3 images have no labels"),
+        (lambda root: shutil.rmtree(root / "labels"), [], "3 of 3 images have no labels"),
+        (lambda root: shutil.rmtree(root), [], "nothing there"),
+        (lambda root: (root / "labels" / "a.png").write_bytes(b""), [], "a.png: an empty file"),
+        (_spoil_size, [], "b.png: got 10x10, expected 96x64"),
+        (_spoil_ids, [], "b.png: got 9, which stand for none of the 5 classes"),
+        (_spoil_image, [], "a.jpg: damaged"),
+        (lambda root: None, ["--split", "test", "--ignore-label", 4, "--label-map", "none"], "label map none"),
+        (lambda root: None, ["--label-map", "cityscapes_to_camvid"], "expected a class of the model"),
+        (lambda root: None, [word for k in range(5) for word in ("--ignore-label", k)], "no labelled pixel"),
+        (lambda root: None, ["-o", "{root}/images/a.jpg"], "cannot be created"),
+        (lambda root: None, ["--max-pixels", 10000], "more than 10000 pixels"),
+    ],
+)
+def test_evaluate_refuses_what_it_cannot_score(  # type: ignore[no-untyped-def]
+    spoil, options: list[object], message: str, tiny_bundle: Path, labelled: Path, tmp_path: Path, capsys
+) -> None:
+    spoil(labelled)
+    words = [str(word).format(root=labelled) for word in options]
+    assert _run("evaluate", tiny_bundle, labelled, *([] if "-o" in words else ["-o", tmp_path / "out"]), *words) == 2
+    assert message in _error(capsys)
+    assert not list((tmp_path / "out").iterdir() if (tmp_path / "out").exists() else [])
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -105,6 +188,9 @@ def test_masks_of_the_command_line_equal_those_of_the_library(tiny_bundle: Path,
         (["build-engine", "tests.models:tiny", "-o", "{tmp}/b", "--sample", "{tmp}/none.jpg"], "none.jpg"),
         (["build-engine", "tests.models:tiny", "-o", "{tmp}/b", "--tile", "64", "--stride", "65"], "stride"),
         (["build-engine", "tests.models:tiny", "-o", "{tmp}/b", "--std", "1,0,1"], "std"),
+        (["evaluate", "{tmp}/empty", "{photos}"], "expected a folder made by build-engine"),
+        (["evaluate", "{bundle}", "{tmp}/empty"], "got no images"),
+        (["evaluate", "{bundle}", "{photos}"], "no labels"),
         (["inspect", "{tmp}/empty"], "empty"),
         (["inspect", "{tmp}/none.onnx"], "none.onnx"),
     ],

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from calib.datasets import Dataset
 from calib.label_map import LabelMap
 from engines.errors import DeployError
-from engines.images import read_image, resize_image, resize_labels
+from engines.images import MAX_PIXELS, read_image, resize_image, resize_labels
 from engines.spec import ModelSpec
 
 UInt8 = NDArray[np.uint8]
@@ -31,7 +31,8 @@ class Frames:
     Raises DeployError when some images have labels and others do not: an mIoU of a part would pass for that of all.
     """
 
-    def __init__(self, dataset: Dataset, spec: ModelSpec) -> None:
+    def __init__(self, dataset: Dataset, spec: ModelSpec, max_pixels: int = MAX_PIXELS) -> None:
+        self._max_pixels = max_pixels
         self._dataset = dataset
         self._map = dataset.label_map or LabelMap()
         self.labelled = any(sample.label is not None for sample in dataset.samples)
@@ -45,7 +46,7 @@ class Frames:
 
     def __getitem__(self, index: int) -> Frame:
         sample = self._dataset.samples[index]
-        image = read_image(sample.image)
+        image = read_image(sample.image, self._max_pixels)
         truth = self._dataset.labels(sample, image.shape[:2]) if self.labelled else None
         if self._map.image_size is not None:
             image = resize_image(image, self._map.image_size)

@@ -37,11 +37,15 @@ SETTLE_S = 0.02
 
 @dataclass(frozen=True)
 class Measured:
-    """One bundle: what its worker loaded and measured.  scores: None without labels.  worst: the worst images."""
+    """One bundle: what its worker loaded and measured.  scores: None without labels.  worst: the worst images.
+
+    executed: share of the layers' time by the type they really ran in; empty where the SDK cannot tell.
+    """
 
     opened: Opened
     scores: Scores | None
     agreement: Agreement
+    executed: Mapping[str, float]
     timing: Timing
     peak_bytes: int
     worst: tuple[Picture, ...]
@@ -83,14 +87,23 @@ def measure(
         _timing(lanes, reference, frames, sizes, rounds, failed)
         results: dict[str, Measured | str] = dict(failed)
         for name, lane in lanes.items():
-            size, windows = sizes[0][1], lane.times[0].windows
-            stats = {part: Stats.of([getattr(t, f"{part}_ms") for t in lane.times]) for part in ("frame", *PARTS)}
-            timing = Timing(**stats, windows=windows, size=size)
-            scores = lane.confusion.scores(frames.classes) if lane.confusion else None
-            results[name] = Measured(
-                lane.worker.opened, scores, lane.tally.result(), timing, lane.worker.peak_bytes(), lane.worst.pictures()
-            )
+            try:
+                results[name] = _measured(lane, sizes[0][1], frames.classes)
+            except DeployError as error:
+                _unless_reference(name, reference, error)
+                results[name] = str(error)
     return {name: results[name] for name in (reference, *others)}
+
+
+def _measured(lane: _Lane, size: tuple[int, int], classes: tuple[str, ...]) -> Measured:
+    worker, times = lane.worker, lane.times
+    stats = {part: Stats.of([getattr(frame, f"{part}_ms") for frame in times]) for part in ("frame", *PARTS)}
+    timing = Timing(**stats, windows=times[0].windows, size=size)
+    scores = lane.confusion.scores(classes) if lane.confusion else None
+    peak = worker.peak_bytes()  # before `executed`, which loads the engine once more
+    return Measured(
+        worker.opened, scores, lane.tally.result(), worker.executed(), timing, peak, lane.worst.pictures()
+    )  # fmt: skip
 
 
 def _accuracy(

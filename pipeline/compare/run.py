@@ -15,6 +15,7 @@ from calib.label_map import LabelMap
 from engines.bench import settings
 from engines.bundle import ENGINE, MANIFEST, Manifest, file_sha256, writing
 from engines.errors import DeployError
+from engines.images import MAX_PIXELS
 from pipeline.build import BuildRequest, build_bundle
 from pipeline.compare.figure import require_matplotlib
 from pipeline.compare.frames import Frames
@@ -46,6 +47,7 @@ class CompareRequest:
     label_map: LabelMap | None = None
     label_options: LabelOptions = field(default_factory=LabelOptions)
     split: str = "val"
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if not self.precisions or len(set(self.precisions)) < len(self.precisions):
@@ -63,7 +65,7 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         spec = load_source(build.model, (build.tiling.window_h, build.tiling.window_w), build.options).spec
         dataset = open_dataset(request.data, spec, request.label_map, request.split, request.label_options)
         dataset = dataset.limited(request.limit)
-        frames = Frames(dataset, spec)
+        frames = Frames(dataset, spec, request.max_pixels)
         limits = request.limits.for_data(frames.labelled)
         log("data", str(dataset))
         rows = {"reference": _reference(request, folder, log)}
@@ -137,13 +139,9 @@ class _Steps:
 def _described(row: Row, bundle: Path, manifest: Manifest, steps: _Steps) -> Row:
     return replace(
         row, folder=bundle.name, backend=manifest.backend, sdk=manifest.sdk, device=manifest.device,
-        manifest_sha256=file_sha256(bundle / MANIFEST), executed=_executed(manifest),
+        manifest_sha256=file_sha256(bundle / MANIFEST), 
         bytes=(bundle / ENGINE).stat().st_size, verification=manifest.verification, log=tuple(steps.lines),
     )  # fmt: skip
-
-
-def _executed(manifest: Manifest) -> dict[str, float]:
-    return {"fp32": 1.0} if manifest.precision == "fp32" else {}
 
 
 def _judged(rows: dict[str, Row], results: dict[str, Measured | str], limits: Limits) -> tuple[Row, ...]:
@@ -165,7 +163,7 @@ def _filled(row: Row, result: Measured | str | None) -> Row:
         miou=None if scores is None else scores.miou,
         pixel_accuracy=None if scores is None else scores.aacc,
         class_iou=None if scores is None else tuple(each.iou for each in scores.classes),
-        agreement=result.agreement, timing=result.timing, peak_bytes=result.peak_bytes, load_ms=result.opened.load_ms,
+        agreement=result.agreement, executed=result.executed, timing=result.timing, peak_bytes=result.peak_bytes, load_ms=result.opened.load_ms,
     )  # fmt: skip
 
 
