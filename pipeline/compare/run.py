@@ -139,8 +139,7 @@ class _Steps:
 def _described(row: Row, bundle: Path, manifest: Manifest, steps: _Steps) -> Row:
     return replace(
         row, folder=bundle.name, backend=manifest.backend, sdk=manifest.sdk, device=manifest.device,
-        manifest_sha256=file_sha256(bundle / MANIFEST), 
-        bytes=(bundle / ENGINE).stat().st_size, verification=manifest.verification, log=tuple(steps.lines),
+        manifest_sha256=file_sha256(bundle / MANIFEST), bytes=(bundle / ENGINE).stat().st_size, verification=manifest.verification, log=tuple(steps.lines),
     )  # fmt: skip
 
 
@@ -163,7 +162,8 @@ def _filled(row: Row, result: Measured | str | None) -> Row:
         miou=None if scores is None else scores.miou,
         pixel_accuracy=None if scores is None else scores.aacc,
         class_iou=None if scores is None else tuple(each.iou for each in scores.classes),
-        agreement=result.agreement, executed=result.executed, timing=result.timing, peak_bytes=result.peak_bytes, load_ms=result.opened.load_ms,
+        agreement=result.agreement, executed=result.executed, timing=result.timing,
+        peak_bytes=result.peak_bytes, load_ms=result.opened.load_ms,
     )  # fmt: skip
 
 
