@@ -41,7 +41,7 @@ class Stats:
         return cls(p50, p95, p99, float(np.mean(samples)), float(np.min(samples)), len(samples))
 
     def to_json(self) -> dict[str, float]:
-        return {key: round(value, 4) for key, value in asdict(self).items()}
+        return asdict(self)
 
 
 @dataclass(frozen=True)

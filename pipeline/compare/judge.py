@@ -92,8 +92,8 @@ def _against(row: Row, best: Row) -> str:
         return f"{row.precision} could not be built or run"
     ratio = _ms(row) / _ms(best)
     if not row.passed:
-        speed = f"would be {1 / ratio:.2f}x as fast" if ratio < 1 else "is no faster either"
-        return f"{row.precision} fails ({', '.join(row.reasons)}) and {speed}"
+        speed = f", though {1 / ratio:.2f}x as fast" if ratio < 1 else " and is no faster either"
+        return f"{row.precision} fails ({', '.join(row.reasons)}){speed}"
     if ratio <= SAME_SPEED:
         return f"{row.precision} is as fast and keeps fewer labels"
     plain = f"plain {best.precision} beats it" if row.precision == "int8" else f"is slower than {best.precision}"

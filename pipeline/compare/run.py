@@ -139,7 +139,8 @@ class _Steps:
 def _described(row: Row, bundle: Path, manifest: Manifest, steps: _Steps) -> Row:
     return replace(
         row, folder=bundle.name, backend=manifest.backend, sdk=manifest.sdk, device=manifest.device,
-        manifest_sha256=file_sha256(bundle / MANIFEST), bytes=(bundle / ENGINE).stat().st_size, verification=manifest.verification, log=tuple(steps.lines),
+        manifest_sha256=file_sha256(bundle / MANIFEST), bytes=(bundle / ENGINE).stat().st_size,
+        verification=manifest.verification, log=tuple(steps.lines),
     )  # fmt: skip
 
 
