@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.agreement import GATES, Gate
 from engines.base import BACKENDS, PRECISIONS
@@ -19,6 +19,9 @@ from engines.bundle import is_bundle, open_bundle
 from engines.errors import DeployError, GateError
 from engines.images import MAX_PIXELS, read_image
 from engines.tiling import BLENDS, PADDINGS, Tiling
+
+if TYPE_CHECKING:
+    from pipeline.precision.lower import LowerOptions
 
 
 def build_engine(args: argparse.Namespace) -> int:
@@ -34,14 +37,16 @@ def build_engine(args: argparse.Namespace) -> int:
 
         manifest = rebuild(Path(args.model), args.output, args.backend, args.threads, gate, log)
     else:
+        from calib.ranges import Ranges
         from pipeline.build import BuildRequest, build_bundle
         from pipeline.sources import SourceOptions
 
         options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
         sample = None if args.sample is None else read_image(args.sample)
         request = BuildRequest(
-            args.model, args.output, _tiling(args), args.precision, args.backend, args.threads, options, sample, gate
-        )
+            args.model, args.output, _tiling(args), args.precision, args.backend, args.threads, options, sample, gate,
+            None if args.calib is None else Ranges.load(args.calib), _lowering(args),
+        )  # fmt: skip
         manifest = build_bundle(request, log)
     size = sum(path.stat().st_size for path in args.output.iterdir())
     log("bundle", f"{args.output}, {size / 1e6:.1f} MB; next: deploy.py run {args.output} IMAGES -o DIR")
@@ -91,9 +96,11 @@ def inspect(args: argparse.Namespace) -> int:
     """say what a bundle or a model is, and whether a bundle is intact and fits this machine"""
     path = Path(args.target)
     if is_bundle(path) or (path.is_dir() and not (path / "config.json").exists()):
-        from engines.inspection import inspect_bundle
+        from engines.inspection import inspect_bundle, inspect_layers
 
         result, text = inspect_bundle(open_bundle(path))
+        if args.layers:
+            result["layers"], text = inspect_layers(open_bundle(path))
     else:
         from pipeline.inspection import inspect_model
         from pipeline.sources import SourceOptions
@@ -168,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "inspect", inspect)
     verb.add_argument("target", metavar="BUNDLE|MODEL")
     verb.add_argument("--tile", type=_positive, default=1024, help="window side at which a model is looked at")
+    verb.add_argument("--layers", action="store_true", help="list what each layer of a bundle really runs in here")
     _model_arguments(verb)
     _verb(verbs, "doctor", doctor)
     _compare_arguments(_verb(verbs, "compare", compare))
@@ -184,6 +192,11 @@ def _build_arguments(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to write")
     verb.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    verb.add_argument("--calib", type=Path, metavar="RANGES.json", help="measured ranges, for int8")
+    verb.add_argument("--rest", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="what int8 leaves")
+    verb.add_argument("--no-islands", action="store_true", help="no FP32 islands in fp16 and bf16; the gate decides")
+    verb.add_argument("--no-smooth", action="store_true", help="int8 without SmoothQuant rescaling")
+    verb.add_argument("--no-bias-correction", action="store_true", help="int8 without bias correction")
     _engine_arguments(verb)
     verb.add_argument("--sample", type=Path, metavar="IMAGE", help="verify on this photograph, not a rendered scene")
     verb.add_argument("--max-error", type=float, metavar="R", help="allowed |difference| over the largest logit")
@@ -291,6 +304,15 @@ def _verb(verbs: Any, name: str, function: Callable[[argparse.Namespace], int]) 
     verb.add_argument("--json", action="store_true", help="print the result as JSON")
     verb.set_defaults(function=function)
     return verb
+
+
+def _lowering(args: argparse.Namespace) -> LowerOptions:
+    from engines.base import choose_backend
+    from pipeline.build import rest_of
+    from pipeline.precision.lower import LowerOptions
+
+    rest = rest_of(choose_backend(args.backend, args.precision)[0]) if args.rest == "auto" else args.rest
+    return LowerOptions(not args.no_islands, not args.no_smooth, not args.no_bias_correction, rest)
 
 
 def _tiling(args: argparse.Namespace) -> Tiling:

@@ -15,7 +15,8 @@ from engines.agreement import GATES, Agreement, Gate
 from engines.base import Backend, BuildConfig, choose_backend
 from engines.bundle import ENGINE, FILES, GOLDEN, MODEL, REPORT, Manifest, file_sha256, open_bundle, seal, writing
 from engines.errors import DeployError
-from engines.golden import Golden
+from engines.golden import Golden, windows_of
+from engines.layers import executed
 from engines.spec import ModelSpec
 from engines.tiling import Tiling
 
@@ -35,6 +36,12 @@ def compile_engine(
         agreements = golden.verify(session, spec, tiling, gate)
     for agreement in agreements:
         log(agreement.step, str(agreement))
+    if config.precision != "fp32":
+        window = windows_of(golden.image, spec, tiling)[0]
+        shares = executed(backend.layers(blob, config, window, runs=1))
+        text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
+        remark = backend.remark(config.precision)
+        log("executed", f"{text} of the layer time{f'; {remark}' if remark else ''}")
     return agreements
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,24 +13,17 @@ from engines.base import Float32
 from pipeline.graph import OnnxGraph, open_onnx
 from pipeline.precision.view import GraphView, view
 
-BUDGET = 256 << 20  # bytes of activations held at once
+BUDGET = 512 << 20  # bytes of activations held at once
 
 
 def extremes(graph: OnnxGraph, windows: Sequence[Float32]) -> Mapping[str, tuple[float, float]]:
-    """(low, high) of the input and of every float output of a node, over all windows.
-
-    Each tensor is reduced inside the graph, so a run holds no more than an ordinary one.
-    """
-    shown = view(graph.model)
-    names = [n for node in shown.nodes for n in node.output if n and shown.is_float(n)]
-    session = open_onnx(_with_reductions(graph.model, names))
-    source = shown.inputs[0]
+    """(low, high) of the input and of every float output of a node, over all windows."""
+    source = view(graph.model).inputs[0]
     result: dict[str, tuple[float, float]] = {}
     for window in windows:
-        _widen(result, source, float(window.min()), float(window.max()))
-        values = [float(value) for value in session.run(None, {source: window})]
-        for name, low, high in zip(names, values[::2], values[1::2], strict=True):
-            _widen(result, name, low, high)
+        for name, value in chain([(source, window)], tensors(graph, window)):
+            low, high = result.get(name, (np.inf, -np.inf))
+            result[name] = (min(low, float(value.min())), max(high, float(value.max())))
     return result
 
 
@@ -40,24 +34,6 @@ def tensors(graph: OnnxGraph, window: Float32, only: set[str] | None = None) -> 
     for chunk in _chunks(names, shown):
         session = open_onnx(_with_outputs(graph.model, chunk))
         yield from zip(chunk, session.run(list(chunk), {session.get_inputs()[0].name: window}), strict=True)
-
-
-def _widen(result: dict[str, tuple[float, float]], name: str, low: float, high: float) -> None:
-    before = result.get(name, (low, high))
-    result[name] = (min(before[0], low), max(before[1], high))
-
-
-def _with_reductions(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """The same graph, whose outputs are the minimum and the maximum of each tensor, as scalars."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.output[:]
-    for index, name in enumerate(names):
-        for op in ("ReduceMin", "ReduceMax"):
-            scalar = f"{op}_{index}"
-            copy.graph.node.append(onnx.helper.make_node(op, [name], [scalar], keepdims=0))
-            copy.graph.output.append(onnx.helper.make_tensor_value_info(scalar, onnx.TensorProto.FLOAT, []))
-    return copy
 
 
 def _chunks(names: list[str], shown: GraphView) -> Iterator[list[str]]:

@@ -16,16 +16,18 @@ from onnx import TensorProto, helper, numpy_helper
 from engines.errors import DeployError
 from pipeline.graph import OnnxGraph
 from pipeline.precision.plan import PrecisionPlan
-from pipeline.precision.types import FLOATS, OPSET_QDQ, OPSETS, Float, allowed, schema_of, variables
+from pipeline.precision.types import FLOATS, OPSET_QDQ, OPSET_QDQ_FP32, OPSETS, Float, allowed, schema_of, variables
 from pipeline.precision.view import GraphView, constants_to_initializers, fresh, names_of, view
 
 
-def prepare(graph: OnnxGraph, target: str) -> OnnxGraph:
-    """The graph at an opset that can be typed in `target`, with constants as initializers; plans are made on this."""
-    model = constants_to_initializers(graph.model)
-    has_qdq = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    needed = 0 if target == "fp32" else max(OPSETS[target], OPSET_QDQ if has_qdq else 0)
-    return graph.then(at_opset(model, needed), f"opset for {target}")
+def prepare(graph: OnnxGraph, target: str, qdq: bool = False) -> OnnxGraph:
+    """The graph at an opset that can be typed in `target`, with constants as initializers; plans are made on this.
+
+    qdq: whether QuantizeLinear will be added, with scales in `target`.
+    """
+    needed = max(OPSETS.get(target, 0), (OPSET_QDQ if target != "fp32" else OPSET_QDQ_FP32) if qdq else 0)
+    model = at_opset(constants_to_initializers(graph.model), needed)
+    return graph.then(model, f"prepared for {target}")
 
 
 def at_opset(model: onnx.ModelProto, needed: int) -> onnx.ModelProto:

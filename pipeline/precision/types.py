@@ -33,6 +33,7 @@ FLOATS = {
 # The first opset whose operators can all be typed: Conv takes bfloat16 since 22, Q/DQ a half-precision scale since 19.
 OPSETS = {"bf16": 22, "fp16": 13}
 OPSET_QDQ = 21
+OPSET_QDQ_FP32 = 13  # per-channel DequantizeLinear
 
 
 def schema_of(node: onnx.NodeProto, opset: int) -> onnx.defs.OpSchema | None:
