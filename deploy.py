@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,26 @@ def evaluate(args: argparse.Namespace) -> int:
         write_json(args.output / EVALUATE_JSON, result.to_json())
     print(json.dumps(result.to_json(), indent=1) if args.json else result)
     result.require(args.fail_under)
+    return 0
+
+
+def calibrate(args: argparse.Namespace) -> int:
+    """measure the ranges of a model's activations on photographs, for lowering it to INT8 or FP16"""
+    from pipeline.calibrate import CalibrateRequest
+    from pipeline.calibrate import calibrate as measure
+    from pipeline.sources import SourceOptions
+
+    options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
+    request = CalibrateRequest(
+        args.model, args.dataset, args.output, _tiling(args), windows=args.windows, seed=args.seed,
+        threads=args.threads, options=options, max_pixels=args.max_pixels,
+        **{name: getattr(args, name) for name in ("method", "percentile") if getattr(args, name) is not None},
+    )  # fmt: skip
+    ranges, effort = measure(request, _logger(args.json))
+    if args.json:
+        report = {key: value for key, value in ranges.to_json().items() if key != "tensors"}
+        report |= {"output": str(args.output), "tensors": len(ranges.tensors), "effort": asdict(effort)}
+        print(json.dumps(report, indent=1))
     return 0
 
 
@@ -172,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     _build_arguments(_verb(verbs, "build-engine", build_engine))
     _run_arguments(_verb(verbs, "run", run))
     _evaluate_arguments(_verb(verbs, "evaluate", evaluate))
+    _calibrate_arguments(_verb(verbs, "calibrate", calibrate))
     verb = _verb(verbs, "inspect", inspect)
     verb.add_argument("target", metavar="BUNDLE|MODEL")
     verb.add_argument("--tile", type=_positive, default=1024, help="window side at which a model is looked at")
@@ -205,12 +227,38 @@ def _build_arguments(verb: argparse.ArgumentParser) -> None:
 
 def _engine_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
-    verb.add_argument("--tile", type=_size, default=(1024, 1024), metavar="N|HxW", help="window (1024)")
-    verb.add_argument("--stride", type=_size, metavar="N|HxW", help="step between windows (3/4 of the window)")
+    _window_arguments(verb)
     verb.add_argument("--blend", choices=BLENDS, default="uniform", help="weights of overlapping windows")
-    verb.add_argument("--padding", choices=PADDINGS, default="zero", help="outside of an image smaller than the window")
     verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
     _model_arguments(verb)
+    _preprocessing_arguments(verb)
+
+
+def _calibrate_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.set_defaults(blend="uniform")  # ranges do not depend on it
+    verb.add_argument("model", metavar="MODEL", help="as for build-engine")
+    verb.add_argument("dataset", nargs="+", metavar="DATASET", help="folder with images, searched through, or images")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="RANGES.json")
+    verb.add_argument(
+        "--method", metavar="NAME", help="max, percentile, entropy or mse: how the clipping value is chosen"
+    )
+    verb.add_argument("--percentile", type=float, metavar="P", help="for --method percentile (99.99)")
+    verb.add_argument("--windows", type=_positive, default=64, metavar="N", help="at most so many, over all images")
+    verb.add_argument("--seed", type=int, default=0, help="which windows are drawn")
+    verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
+    _window_arguments(verb)
+    _model_arguments(verb)
+    _preprocessing_arguments(verb)
+
+
+def _window_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--tile", type=_size, default=(1024, 1024), metavar="N|HxW", help="window (1024)")
+    verb.add_argument("--stride", type=_size, metavar="N|HxW", help="step between windows (3/4 of the window)")
+    verb.add_argument("--padding", choices=PADDINGS, default="zero", help="outside of an image smaller than the window")
+
+
+def _preprocessing_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--mean", type=_triple, metavar="R,G,B", help="on the 0..255 scale")
     verb.add_argument("--std", type=_triple, metavar="R,G,B", help="on the 0..255 scale")
     verb.add_argument("--bgr", action="store_true", help="the network expects BGR; mean and std are then B,G,R")

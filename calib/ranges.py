@@ -54,7 +54,8 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class Ranges:
-    """tensors: by ONNX tensor name.  method: max, percentile:99.99, entropy or mse.
+    """tensors: by ONNX tensor name.  method: max, percentile:99.99, entropy or mse; it gave the amax of the tensors
+    that enter Linear and Conv layers, whereas that of all others is the largest |x| seen.
 
     images, windows: how many were looked at.  dataset_sha256, graph_sha256: what they were made from.
     Raises DeployError on numbers that no calibration could have given.
@@ -178,14 +179,14 @@ def _tensor_from_json(data: Any, where: str) -> TensorRange:
     if not isinstance(data, dict):
         raise DeployError(f"{where}: got {data!r}, expected an object with {', '.join(_SCALARS)}")
     _same_fields({name: 0 for name in data if name not in _CHANNELS}, set(_SCALARS), where)
-    scalars = {name: _number(data[name], f"{where}: {name}") for name in _SCALARS}
-    channels: dict[str, tuple[float, ...]] = {}
+    amax, low, high, rms = (_number(data[name], f"{where}: {name}") for name in _SCALARS)
+    channels: dict[str, tuple[float, ...] | None] = dict.fromkeys(_CHANNELS)
     for name in _CHANNELS:
         if name in data:
             if not isinstance(data[name], list):
                 raise DeployError(f"{where}: got {name} {data[name]!r}, expected a list of numbers")
             channels[name] = tuple(_number(value, f"{where}: {name}") for value in data[name])
-    return TensorRange(**scalars, **channels)
+    return TensorRange(amax, low, high, rms, channels["channel_amax"], channels["channel_mean"])
 
 
 def _number(value: Any, where: str) -> float:

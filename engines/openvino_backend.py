@@ -10,7 +10,7 @@ import importlib.util
 import io
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -140,6 +140,31 @@ def _import(blob: bytes, config: BuildConfig, extra: dict[str, Any] | None = Non
 
 def _text(value: Any) -> str:
     return str(getattr(value, "value", value))
+
+
+@contextmanager
+def observing(model: bytes, names: Sequence[str], config: BuildConfig) -> Iterator[Callable[[Float32], list[Float32]]]:
+    """Compile a serialised ONNX `model` whose outputs are `names`; yields a function from windows to all of them.
+
+    Computes in float32.  The arrays live in the request and are overwritten by the next call.
+    """
+    ov = _openvino()
+    try:
+        core = ov.Core()
+        compiled = core.compile_model(core.read_model(model), "CPU", _properties(config))
+    except RuntimeError as error:
+        raise DeployError(
+            f"openvino: cannot compile the graph with {len(names)} outputs: {_one_line(error)}"
+        ) from error
+    if len(compiled.outputs) != len(names):
+        raise DeployError(f"openvino: got {len(compiled.outputs)} outputs, expected {len(names)}; report this model")
+    request = compiled.create_infer_request()
+
+    def run(windows: Float32) -> list[Float32]:
+        result = request.infer([windows], share_inputs=True, share_outputs=True)
+        return [result[index] for index in range(len(names))]
+
+    yield run
 
 
 def _openvino() -> ModuleType:

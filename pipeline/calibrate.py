@@ -1,0 +1,110 @@
+"""`deploy.py calibrate`: a model and a folder of photographs become the ranges that a lowering needs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from calib.histogram import METHODS, check_percentile
+from calib.ranges import Ranges
+from calib.windows import CalibrationSet, draw_windows
+from engines.assemble import Log
+from engines.errors import DeployError
+from engines.images import MAX_PIXELS
+from engines.tiling import Tiling
+from pipeline.export import simplify
+from pipeline.fingerprint import graph_sha256
+from pipeline.graph import OnnxGraph
+from pipeline.observe import Effort, collect, quantizable_tensors, with_moved
+from pipeline.sources import Source, SourceOptions, load_source, summary
+
+DEFAULT_METHOD = "percentile"
+DEFAULT_PERCENTILE = 99.99
+DEFAULT_WINDOWS = 64
+
+
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """What `calibrate` was asked for.  dataset: folders or images.  percentile: used by that method alone.
+
+    every: also low, high and rms of all other activations, as the FP16 planner wants them.
+    """
+
+    model: str
+    dataset: Sequence[str]
+    output: Path
+    tiling: Tiling
+    method: str = DEFAULT_METHOD
+    percentile: float = DEFAULT_PERCENTILE
+    windows: int = DEFAULT_WINDOWS
+    seed: int = 0
+    every: bool = True
+    threads: int = 0
+    options: SourceOptions = field(default_factory=SourceOptions)
+    max_pixels: int = MAX_PIXELS
+
+
+def calibrate(request: CalibrateRequest, log: Log) -> tuple[Ranges, Effort]:
+    """Collect ranges and write them to `request.output`, whole or not at all.  Raises DeployError.
+
+    While it runs, its state lies beside the output; interrupted, the same call continues from there.
+    """
+    _check(request)
+    tiling = request.tiling
+    chosen = draw_windows(request.dataset, tiling, request.windows, request.seed, request.max_pixels)
+    log("dataset", f"{len(chosen.paths)} image(s), sha256 {chosen.sha256[:12]}")
+    log("windows", f"{len(chosen.places)} from {chosen.images} image(s), seed {request.seed}")
+    for note in chosen.notes:
+        log("warning", note)
+    source = load_source(request.model, (tiling.window_h, tiling.window_w), request.options)
+    log("load", summary(source.spec))
+    graph = graph_of(source)
+    effort = Effort()
+    ranges = collect_ranges(graph, chosen, source, request, log, effort)
+    ranges.save(request.output)
+    seconds = effort.network + effort.statistics
+    log(
+        "collect",
+        f"{len(ranges.tensors)} tensors by {ranges.method}, {effort.passes} pass(es) over the windows; "
+        f"{seconds:.1f} s, {100 * effort.network / max(seconds, 1e-9):.0f} % of it the network",
+    )
+    log("ranges", f"{request.output}, graph {ranges.graph_sha256[:12]}")
+    return ranges, effort
+
+
+def graph_of(source: Source) -> OnnxGraph:
+    """The graph whose tensors are measured: what `pipeline.build.to_onnx` ends with, without its verification."""
+    with tempfile.TemporaryDirectory() as folder:
+        return simplify(source.export(Path(folder) / "program.pt2"))
+
+
+def collect_ranges(
+    graph: OnnxGraph, chosen: CalibrationSet, source: Source, request: CalibrateRequest, log: Log, effort: Effort
+) -> Ranges:
+    observed = quantizable_tensors(graph, every=request.every)
+    if not any(item.histogram for item in observed):
+        raise DeployError("calibration: got a graph without any Linear or Conv of float32 and constant weights")
+    state = request.output.with_name(f".{request.output.name}.partial.npz")
+    collector = collect(
+        graph, chosen, source.spec, request.tiling, observed, state=state, threads=request.threads, log=log,
+        effort=effort,
+    )  # fmt: skip
+    tensors = collector.ranges(request.method, request.percentile)
+    method = f"percentile:{request.percentile:g}" if request.method == "percentile" else request.method
+    return Ranges(
+        with_moved(graph, tensors) if request.every else tensors, method, chosen.images, len(chosen.places),
+        request.seed, chosen.sha256, graph_sha256(graph.model),
+    )  # fmt: skip
+
+
+def _check(request: CalibrateRequest) -> None:
+    """What can be refused before the long work."""
+    if request.method not in METHODS:
+        raise DeployError(f"--method: got {request.method!r}, expected one of {', '.join(METHODS)}")
+    check_percentile(request.percentile)
+    if request.seed < 0:
+        raise DeployError(f"--seed: got {request.seed}, expected 0 or more")
+    if request.output.is_dir() or not request.output.parent.is_dir():
+        raise DeployError(f"output {request.output}: expected a file to write in a folder that exists")
