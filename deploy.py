@@ -146,9 +146,10 @@ def compare(args: argparse.Namespace) -> int:
     build = BuildRequest(
         args.model, args.output, _tiling(args), backend=args.backend, threads=args.threads, options=options
     )
+    limits = Limits(args.max_drop, args.min_agreement, args.fail_under or None)
     request = CompareRequest(
-        build, args.data, args.precisions, Limits(args.max_drop, args.min_agreement, args.fail_under or None),
-        args.rounds, args.limit, None if args.label_map is None else read_label_map(args.label_map),
+        build, args.data, args.precisions, args.calib, limits, args.rounds, args.limit,
+        None if args.label_map is None else read_label_map(args.label_map),
         LabelOptions(tuple(args.ignore_label), args.reduce_zero_label), args.split, args.max_pixels,
     )  # fmt: skip
     log = _logger(args.json)
@@ -286,6 +287,7 @@ def _compare_arguments(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
     verb.add_argument("--precisions", type=_words, default=PRECISIONS, metavar="P,P", help="what to build")
+    verb.add_argument("--calib", type=Path, metavar="DATASET|RANGES.json", help="photographs, or ranges, for int8")
     _engine_arguments(verb)
     _data_arguments(verb)
     verb.add_argument("--rounds", type=_positive, default=20, metavar="N", help="timed frames of every engine")

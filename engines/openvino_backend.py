@@ -151,7 +151,7 @@ def observing(model: bytes, names: Sequence[str], config: BuildConfig) -> Iterat
     ov = _openvino()
     try:
         core = ov.Core()
-        compiled = core.compile_model(core.read_model(model), "CPU", _properties(config))
+        compiled = core.compile_model(core.read_model(model), "CPU", _properties(config, "f32"))
     except RuntimeError as error:
         raise DeployError(
             f"openvino: cannot compile the graph with {len(names)} outputs: {_one_line(error)}"

@@ -12,21 +12,24 @@ from typing import Any
 
 from calib.datasets import LabelOptions, open_dataset
 from calib.label_map import LabelMap
+from calib.ranges import Ranges
 from engines.bench import settings
 from engines.bundle import ENGINE, MANIFEST, Manifest, file_sha256, writing
 from engines.errors import DeployError
 from engines.images import MAX_PIXELS
 from pipeline.build import BuildRequest, build_bundle
+from pipeline.calibrate import CalibrateRequest, calibrate
 from pipeline.compare.figure import require_matplotlib
 from pipeline.compare.frames import Frames
 from pipeline.compare.judge import Limits, judge, verdict
 from pipeline.compare.measure import Measured, measure
 from pipeline.compare.rows import Comparison, Row
-from pipeline.compare.write import FILES, JSON, write
+from pipeline.compare.write import FILES, JSON, RANGES, write
 from pipeline.sources import load_source
 
 Log = Callable[[str, str], None]
 
+QUANTISED = {"int8", "auto"}  # what needs ranges
 _PACKAGES = ("edgeseg", "numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt")
 
 
@@ -35,12 +38,14 @@ class CompareRequest:
     """What `compare` was asked for.
 
     build: the model, tiling, backend and threads of every build; its precision is set for each, its output is the
-    folder of the comparison.  limit: number of images, None for all.
+    folder of the comparison.  calib: photographs or measured ranges for INT8, or None.  limit: number of images,
+    None for all.
     """
 
     build: BuildRequest
     data: Path
     precisions: tuple[str, ...]
+    calib: Path | None = None
     limits: Limits = field(default_factory=Limits)
     rounds: int = 20
     limit: int | None = None
@@ -68,6 +73,7 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         frames = Frames(dataset, spec, request.max_pixels)
         limits = request.limits.for_data(frames.labelled)
         log("data", str(dataset))
+        request = replace(request, build=replace(build, ranges=_ranges(request, folder, log)))
         rows = {"reference": _reference(request, folder, log)}
         for precision in request.precisions:
             rows[precision] = _candidate(request, folder, precision, log)
@@ -101,11 +107,26 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def _ranges(request: CompareRequest, folder: Path, log: Log) -> Ranges | None:
+    """For INT8: read, or collected here and kept beside the bundles.  Raises DeployError."""
+    if request.calib is None or not QUANTISED & set(request.precisions):
+        return None
+    if request.calib.is_file():
+        return Ranges.load(request.calib)
+    build = request.build
+    wanted = CalibrateRequest(
+        build.model, [str(request.calib)], folder / RANGES, build.tiling, threads=build.threads, options=build.options,
+        max_pixels=request.max_pixels,
+    )  # fmt: skip
+    ranges, _ = calibrate(wanted, _Steps("calibrate", log))
+    return ranges
+
+
 def _reference(request: CompareRequest, folder: Path, log: Log) -> Row:
     """The model as it comes, in PyTorch, or for an .onnx, which has no module, in ONNX Runtime.  Raises DeployError."""
     backend = "onnxruntime" if request.build.model.endswith(".onnx") else "torch"
     steps = _Steps(backend, log)
-    build = replace(request.build, output=folder / backend, precision="fp32", backend=backend, gate=None)
+    build = replace(request.build, output=folder / backend, precision="fp32", backend=backend, ranges=None)
     manifest = build_bundle(build, steps)
     row = Row(build.model, "fp32", backend, reference=True)
     return _described(row, build.output, manifest, steps)

@@ -13,11 +13,12 @@ from pipeline.compare.table import markdown
 from pipeline.compare.worst import Picture
 
 JSON = "compare.json"
-FILES = (JSON, "compare.md", "compare.png", "compare.svg", "compare.html")
+RANGES = "ranges.json"  # where the ranges for INT8 were collected here
+FILES = (JSON, RANGES, "compare.md", "compare.png", "compare.svg", "compare.html")
 
 
 def write(folder: Path, comparison: Comparison, pictures: Mapping[str, tuple[Picture, ...]]) -> None:
-    """Write FILES.  pictures: the worst images by the row's name."""
+    """Write FILES but RANGES.  pictures: the worst images by the row's name."""
     (folder / JSON).write_text(json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n")
     (folder / "compare.md").write_text(markdown(comparison))
     for kind in ("png", "svg"):
