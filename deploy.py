@@ -293,7 +293,7 @@ def _compare_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--rounds", type=_positive, default=20, metavar="N", help="timed frames of every engine")
     verb.add_argument("--max-drop", type=float, default=0.5, metavar="POINTS", help="of mIoU that a precision may lose")
     verb.add_argument("--min-agreement", type=float, metavar="P", help="share of labels that must be the reference's, "
-                      "0..1 (0.99 where there are no labels to compute a drop from)")  # fmt: skip
+                      "0..1 (0.95, or 0.99 where there are no labels to score)")  # fmt: skip
     verb.add_argument("--fail-under", type=_share, nargs="?", const=0.0, metavar="MIOU", help="exit with 3 unless "
                       "every precision passes, and reaches this mIoU if given: 0.7, or 70 for percent")  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import Any
 from calib.datasets import LabelOptions, open_dataset
 from calib.label_map import LabelMap
 from calib.ranges import Ranges
+from engines.base import PRECISIONS, choose_backend
 from engines.bench import settings
 from engines.bundle import ENGINE, MANIFEST, Manifest, file_sha256, writing
 from engines.errors import DeployError
@@ -55,8 +56,11 @@ class CompareRequest:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if not self.precisions or len(set(self.precisions)) < len(self.precisions):
-            raise DeployError(f"--precisions: got {','.join(self.precisions)!r}, expected one or more, each once")
+        known = set(self.precisions) <= set(PRECISIONS)
+        if not self.precisions or not known or len(set(self.precisions)) < len(self.precisions):
+            raise DeployError(
+                f"--precisions: got {','.join(self.precisions)!r}, expected some of {','.join(PRECISIONS)}, each once"
+            )
 
 
 def compare(request: CompareRequest, log: Log) -> Comparison:
@@ -138,6 +142,7 @@ def _candidate(request: CompareRequest, folder: Path, precision: str, log: Log) 
     build = replace(request.build, output=folder / precision, precision=precision)
     row = Row(build.model, precision, build.backend)
     try:
+        row = replace(row, backend=choose_backend(build.backend, precision)[0].name)
         manifest = build_bundle(build, steps)
     except DeployError as error:
         steps("failed", str(error))
