@@ -41,6 +41,11 @@ class Frames:
         self.classes = dataset.classes if self.labelled else ()
         self._table = self._map.prediction_table(spec.classes) if self.labelled else None
 
+    def check_labels(self) -> None:
+        """Read every label file, so that a bad one is found before hours of building.  Raises DeployError."""
+        for sample in self._dataset.samples if self.labelled else ():
+            self._dataset.labels(sample)
+
     def __len__(self) -> int:
         return len(self._dataset.samples)
 

@@ -76,6 +76,7 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         dataset = dataset.limited(request.limit)
         frames = Frames(dataset, spec, request.max_pixels)
         limits = request.limits.for_data(frames.labelled)
+        frames.check_labels()
         log("data", str(dataset))
         request = replace(request, build=replace(build, ranges=_ranges(request, folder, log)))
         rows = {"reference": _reference(request, folder, log)}
