@@ -40,7 +40,7 @@ def picture(comparison: Comparison, kind: str, theme: Theme = LIGHT) -> bytes:
 def trade_off(comparison: Comparison, theme: Theme) -> bytes:
     """The left panel alone, as PNG."""
     with _style(theme):
-        figure = _figure(7.2, 4.8)
+        figure = _figure(6.4, 4.5)
         _trade(figure.subplots(), comparison, theme)
         return _bytes(figure, "png")
 
@@ -49,7 +49,7 @@ def class_panel(comparison: Comparison, theme: Theme) -> bytes:
     """The right panel alone, as PNG, as high as its classes need."""
     shown = min(CLASSES_SHOWN, max(len(class_changes(comparison, row)) for row in comparison.rows))
     with _style(theme):
-        figure = _figure(7.2, max(3.2, 1.6 + 0.3 * shown))
+        figure = _figure(6.4, max(3.2, 1.6 + 0.3 * shown))
         _classes(figure.subplots(), comparison, theme)
         return _bytes(figure, "png")
 

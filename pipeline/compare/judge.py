@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engines.errors import DeployError
-from pipeline.compare.rows import Comparison, Row, drop
+from pipeline.compare.rows import Comparison, Row, drop, percent
 
 # Medians closer than this are one: repeated runs on an idle machine differ by as much.
 SAME_SPEED = 1.03
@@ -84,7 +84,7 @@ def _describe(row: Row, reference: Row) -> str:
     assert row.agreement is not None
     lost = drop(reference, row)
     change = "" if lost is None else f", mIoU {0.0 - round(lost, 2):+.2f} points"
-    kept = f"{100 * row.agreement.labels:.2f} % of labels kept{change}"
+    kept = f"{percent(row.agreement.labels)} % of labels kept{change}"
     return f"{_ms(row):.0f} ms a frame, {row.speedup:.1f}x {_BASELINES.get(reference.backend, reference.name)}, {kept}"
 
 

@@ -8,7 +8,7 @@ from html import escape
 
 from engines.masks import jpeg_bytes
 from pipeline.compare.figure import class_panel, trade_off
-from pipeline.compare.rows import Comparison, Row, drop
+from pipeline.compare.rows import Comparison, Row, drop, percent
 from pipeline.compare.style import CSS
 from pipeline.compare.table import cells, class_table, executed, result, split_cells
 from pipeline.compare.theme import DARK, LIGHT, colour
@@ -67,7 +67,7 @@ def _key_figures(comparison: Comparison, row: Row) -> list[tuple[str, str]]:
     shown = [
         (f"{row.timing.frame.p50:.3g} ms", "a frame, median"),
         (f"{row.speedup:.1f}x", f"as fast as {baseline}"),
-        (f"{100 * row.agreement.labels:.2f} %", "of labels kept"),
+        (f"{percent(row.agreement.labels)} %", "of labels kept"),
     ]
     lost = drop(comparison.reference, row)
     if lost is not None and row.miou is not None:
@@ -146,7 +146,7 @@ def _worst(comparison: Comparison, pictures: Mapping[str, Sequence[Picture]]) ->
 
 
 def _strip(picture: Picture, row: Row, reference: Row) -> str:
-    share = f"{100 * picture.share:.2f} % of labels kept"
+    share = f"{percent(picture.share)} % of labels kept"
     parts = {
         "image": picture.image,
         f"{reference.name}, the reference": picture.reference,

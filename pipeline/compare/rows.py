@@ -166,6 +166,13 @@ def drop(reference: Row, row: Row) -> float | None:
     return 100 * (reference.miou - row.miou)
 
 
+def percent(share: float | None) -> str:
+    """Two digits, and 100 only for all: what rounds to it without being it is ``>99.99``."""
+    if share is None or share == 1:
+        return "-" if share is None else "100"
+    return ">99.99" if share >= 0.99995 else f"{100 * share:.2f}"
+
+
 def class_changes(comparison: Comparison, row: Row) -> list[tuple[str, float]]:
     """(class, points of IoU gained or lost against the reference), the worst first.
 

@@ -20,7 +20,7 @@ p{margin:0 0 12px}
 .ship{font-size:clamp(26px,5vw,40px);font-weight:700;line-height:1.15;margin:4px 0 18px;letter-spacing:-.02em}
 .ship b{color:var(--row)}
 .ship.none{color:var(--bad)}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:10px;margin-bottom:16px}
+.figures{display:grid;grid-template-columns:repeat(4,minmax(0,1fr));gap:10px;margin-bottom:16px}
 .figures div{background:var(--ground);border-radius:10px;padding:12px 14px}
 .figures b{display:block;font-size:22px;letter-spacing:-.01em;font-variant-numeric:tabular-nums}
 .figures span,.why{color:var(--muted)}
@@ -48,7 +48,7 @@ img{display:block;width:100%;height:auto}
 .strip p{margin:0 0 6px;color:var(--muted);overflow-wrap:anywhere}
 .strip b{color:var(--ink);font-weight:600;margin-right:6px}
 .four{display:grid;grid-template-columns:repeat(4,minmax(0,1fr));gap:8px}
-@media (max-width:720px){.four{grid-template-columns:repeat(2,minmax(0,1fr))}}
+@media (max-width:720px){.four,.figures{grid-template-columns:repeat(2,minmax(0,1fr))}}
 figure{margin:0}
 figure img{border-radius:8px;background:var(--ground)}
 figcaption{font-size:12px;color:var(--muted);padding:4px 2px}

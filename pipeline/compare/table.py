@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 
-from pipeline.compare.rows import PARTS, Comparison, Row, class_changes, drop
+from pipeline.compare.rows import PARTS, Comparison, Row, class_changes, drop, percent
 
 WIDTH = 120
 CHANGES_SHOWN = 6
@@ -146,10 +146,6 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _percent(share: float | None, digits: int = 2) -> str:
-    return "-" if share is None else "100" if share == 1 else f"{100 * share:.{digits}f}"
-
-
 def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value + 0.0:+.2f}" if abs(value) >= 0.005 else "0.00"
 
@@ -175,14 +171,14 @@ def _loss(comparison: Comparison, row: Row) -> str:
 
 
 def _agreement(row: Row, band: str) -> str:
-    return "-" if row.agreement is None else _percent(getattr(row.agreement, band))
+    return "-" if row.agreement is None else percent(getattr(row.agreement, band))
 
 
 _TERMINAL: list[_Column] = [
     ("precision", lambda c, r: r.name),
     ("ran in", lambda c, r: executed(r) or "-"),
     ("MB", lambda c, r: _mega(r.bytes)),
-    ("mIoU", lambda c, r: _percent(r.miou)),
+    ("mIoU", lambda c, r: percent(r.miou)),
     ("change", _loss),
     ("kept", lambda c, r: _agreement(r, "labels")),
     ("edges", lambda c, r: _agreement(r, "edges")),
@@ -198,7 +194,7 @@ _MARKDOWN: list[_Column] = [
     ("result", lambda c, r: result(r)),
     ("ran in", lambda c, r: executed(r) or "-"),
     ("engine MB", lambda c, r: _mega(r.bytes)),
-    ("mIoU %", lambda c, r: _percent(r.miou)),
+    ("mIoU %", lambda c, r: percent(r.miou)),
     ("change", _loss),
     ("labels kept %", lambda c, r: _agreement(r, "labels")),
     ("at class edges %", lambda c, r: _agreement(r, "edges")),

@@ -63,10 +63,14 @@ class Worst:
 
 
 def _difference(image: UInt8, differs: NDArray[np.bool_]) -> UInt8:
-    """The image, grey and pale, with a mark on every small pixel that covers at least one difference."""
+    """The image, grey and pale, with a mark of 3 x 3 small pixels wherever a small pixel covers a difference."""
     small = shrink(image, WIDTH).astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     pale = np.repeat((150 + 0.38 * small)[..., None], 3, axis=2).astype(np.uint8)
     height, width = pale.shape[:2]
     rows, columns = np.nonzero(differs)
-    pale[rows * height // differs.shape[0], columns * width // differs.shape[1]] = MARK
+    marks = np.zeros((height + 2, width + 2), bool)
+    rows, columns = rows * height // differs.shape[0], columns * width // differs.shape[1]
+    for y, x in np.ndindex(3, 3):
+        marks[rows + y, columns + x] = True
+    pale[marks[1:-1, 1:-1]] = MARK
     return pale
