@@ -105,7 +105,14 @@ class OpenVINOBackend:
             kind = info.get("layerType", "")
             if kind not in ("Input", "Const", "Output", ""):
                 name = op.get_friendly_name()
-                rows.append((name, kind, _PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"]), sums.get(name, 0.0)))
+                rows.append(
+                    (
+                        name,
+                        kind,
+                        _PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"]),
+                        sums.get(name, 0.0),
+                    )
+                )
         return from_microseconds(rows)
 
     def _capabilities(self) -> list[str]:

@@ -46,4 +46,3 @@ def emulate(graph: OnnxGraph) -> OnnxGraph:
             value = numpy_helper.to_array(initializer).astype("float32")
             initializer.CopyFrom(numpy_helper.from_array(value, initializer.name))
     return graph.then(model, "every tensor rounded to its type")
-

@@ -27,7 +27,9 @@ STATISTICS = {
     "LpNormalization": "norm",
     "Softmax": "sum of exponentials",
     "LogSoftmax": "sum of exponentials",
-    **{f"Reduce{kind}": "reduction" for kind in ("Mean", "Sum", "L1", "L2", "SumSquare", "LogSum", "LogSumExp", "Prod")},
+    **{
+        f"Reduce{kind}": "reduction" for kind in ("Mean", "Sum", "L1", "L2", "SumSquare", "LogSum", "LogSumExp", "Prod")
+    },
     "CumSum": "running sum",
 }
 _LINEAR = ("Conv", "ConvTranspose", "MatMul", "Gemm")
@@ -101,7 +103,9 @@ def _out_of_range(
         if not name or not shown.is_float(name):
             continue
         if name not in ranges:
-            raise DeployError(f"ranges: got none for tensor {name!r}, expected every tensor of the graph; measure again")
+            raise DeployError(
+                f"ranges: got none for tensor {name!r}, expected every tensor of the graph; measure again"
+            )
         peak = max(abs(value) for value in ranges[name])
         if not peak <= kind.largest / margin:
             return f"{name} reaches {peak:.4g}, {kind.name} holds {kind.largest:.5g} (margin {margin:g})"

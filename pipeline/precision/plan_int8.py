@@ -30,7 +30,9 @@ class Int8Options:
     skip: Collection[str] = ()
 
 
-def plan_int8(shown: GraphView, ranges: Ranges, rest: str = "fp32", options: Int8Options = Int8Options()) -> PrecisionPlan:  # noqa: B008, E501
+def plan_int8(
+    shown: GraphView, ranges: Ranges, rest: str = "fp32", options: Int8Options = Int8Options()
+) -> PrecisionPlan:  # noqa: B008, E501
     """One entry for every Conv, MatMul and Gemm: ``int8``, or `rest` with the reason.
 
     Raises DeployError when none of their inputs has a range: the ranges are those of another model.
@@ -44,7 +46,9 @@ def plan_int8(shown: GraphView, ranges: Ranges, rest: str = "fp32", options: Int
         )
     for node in candidates:
         reason = _declined(shown, node, ranges, classifier, options)
-        plans.append(NodePlan(node.output[0], node.op_type, rest if reason else "int8", reason or _numbers(node, ranges)))
+        plans.append(
+            NodePlan(node.output[0], node.op_type, rest if reason else "int8", reason or _numbers(node, ranges))
+        )
     return PrecisionPlan("int8", tuple(plans))
 
 
