@@ -91,7 +91,9 @@ class OpenVINOBackend:
         yield OpenVINOSession(_import(blob, config))
 
     def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
-        """What the plugin made of the graph, in order of execution: mean times over `runs` runs, the first not counted."""
+        """What the plugin made of the graph, in order of execution: mean times over `runs` runs, the first not
+        counted.
+        """
         compiled = _import(blob, config, {"PERF_COUNT": True})
         request = compiled.create_infer_request()
         sums: dict[str, float] = {}

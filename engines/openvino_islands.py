@@ -1,10 +1,10 @@
 """From a strongly typed graph to what OpenVINO's CPU plugin runs fast and still as written.
 
 The plugin honours a graph typed in bfloat16 to the letter, but then finds neither its fused attention nor its INT8
-rewrites, both of which it matches in float32 (2026.4: SegFormer-B0 1.7 times slower, Q/DQ with bfloat16 scales refused).  So the graph
-is handed over in float32 with INFERENCE_PRECISION_HINT at its half type, and every node that the graph types as float32 is
-marked with the runtime attribute that forbids the conversion.  Such attributes are objects that only the IR reader
-makes, hence the detour over IR.
+rewrites, both of which it matches in float32 (2026.4: SegFormer-B0 1.7 times slower, Q/DQ with bfloat16 scales
+refused).  So the graph is handed over in float32 with INFERENCE_PRECISION_HINT at its half type, and every node that
+the graph types as float32 is marked with the runtime attribute that forbids the conversion.  Such attributes are
+objects that only the IR reader makes, hence the detour over IR.
 
 Gets the openvino module as an argument: only the backend imports it.
 """
@@ -67,7 +67,8 @@ def _hold_quantisation_behind_concat(ov: ModuleType, model: Any) -> None:
     """Put Maximum(x, lowest) between a Concat and the FakeQuantize that reads it.
 
     OpenVINO 2026.4 moves the FakeQuantize before the Concat, and a convolution that reads the uint8 Concat is then
-    computed wrongly (by 10 to 16 % in a three-node graph).  The Maximum changes no value and ends up in the quantising kernel.
+    computed wrongly (by 10 to 16 % in a three-node graph).  The Maximum changes no value and ends up in the quantising
+    kernel.
     """
     for op in model.get_ordered_ops():
         if op.get_type_name() != "FakeQuantize":

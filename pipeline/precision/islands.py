@@ -47,7 +47,7 @@ def plan_float(
     shown: GraphView,
     target: str,
     ranges: Mapping[str, tuple[float, float]],
-    options: IslandOptions = IslandOptions(),  # noqa: B008 - frozen
+    options: IslandOptions = IslandOptions(),
 ) -> PrecisionPlan:
     """ranges: (low, high) of every float tensor that a node makes, and of the input.
 
@@ -136,9 +136,10 @@ def _statistics(shown: GraphView, node: onnx.NodeProto, kind: Float, ranges: Map
     name = node.input[0]
     peak = max(abs(value) for value in ranges.get(name, (0.0, 0.0)))
     if node.op_type == "LayerNormalization":
-        square = peak * peak
-        verdict = "beyond" if square > kind.largest else "within"
-        return f"{text}; |x| up to {peak:.4g}, squares up to {square:.4g}, {verdict} {kind.name}"
+        count = shown.shapes[name][-1] if shown.shapes.get(name) else 1
+        bound = count * peak * peak
+        verdict = "beyond" if bound > kind.largest else "within"
+        return f"{text}; |x| up to {peak:.4g}, sum of {count} squares up to {bound:.4g}, {verdict} {kind.name}"
     return f"{text}; |x| up to {peak:.4g}"
 
 

@@ -1,7 +1,7 @@
 """Write an INT8 plan into the graph as explicit Q/DQ, in the form that TensorRT and OpenVINO fuse.
 
-Activations: one QuantizeLinear/DequantizeLinear pair per tensor, shared by all quantised readers, directly at their input:
-with a Transpose between the pair and a convolution OpenVINO 2026.4 computes something else, and bytes moved
+Activations: one QuantizeLinear/DequantizeLinear pair per tensor, shared by all quantised readers, directly at their
+input: with a Transpose between the pair and a convolution OpenVINO 2026.4 computes something else, and bytes moved
 instead of floats gained nothing measurable.  Weights: int8 constants with one scale per output channel and a
 DequantizeLinear.  Biases, and everything else, stay as they are.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from calib.ranges import Ranges
@@ -101,7 +102,7 @@ class _Writer:
             self.zero = self._store("int8_zero", np.zeros((), np.int8))
         return self.zero
 
-    def _store(self, name: str, value: np.ndarray) -> str:  # type: ignore[type-arg]
+    def _store(self, name: str, value: NDArray[np.generic]) -> str:
         label = fresh(self.taken, name)
         self.initializers.append(numpy_helper.from_array(value, label))
         return label
