@@ -91,7 +91,9 @@ class OpenVINOBackend:
         yield OpenVINOSession(_import(blob, config))
 
     def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
-        """What the plugin made of the graph, in order of execution: mean times over `runs` runs, the first not counted."""
+        """What the plugin made of the graph, in order of execution: mean times over `runs` runs, the first not
+        counted.
+        """
         compiled = _import(blob, config, {"PERF_COUNT": True})
         request = compiled.create_infer_request()
         sums: dict[str, float] = {}
@@ -105,7 +107,14 @@ class OpenVINOBackend:
             kind = info.get("layerType", "")
             if kind not in ("Input", "Const", "Output", ""):
                 name = op.get_friendly_name()
-                rows.append((name, kind, _PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"]), sums.get(name, 0.0)))
+                rows.append(
+                    (
+                        name,
+                        kind,
+                        _PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"]),
+                        sums.get(name, 0.0),
+                    )
+                )
         return from_microseconds(rows)
 
     def _capabilities(self) -> list[str]:

@@ -61,7 +61,9 @@ class TorchBackend:
         return None
 
     def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
-        raise DeployError("backend torch: it runs eagerly in fp32 and keeps no account of layers; use --backend openvino")
+        raise DeployError(
+            "backend torch: it runs eagerly in fp32 and keeps no account of layers; use --backend openvino"
+        )
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
         if config.program is None:

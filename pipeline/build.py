@@ -27,7 +27,6 @@ from pipeline.precision.interim import ranges_from_windows
 from pipeline.precision.lower import LowerOptions, lower
 from pipeline.sources import Source, SourceOptions, load_source, summary
 
-
 SCENES = 8  # rendered to calibrate the demo model
 
 

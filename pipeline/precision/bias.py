@@ -1,8 +1,8 @@
 """Bias correction: take back the mean error that rounding the weights makes.
 
-Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, arXiv 1906.04721, section
-4.2: E[x W] - E[x Wq] = E[x](W - Wq) is added to the bias; E[x] per input channel comes from calibration.
-For a convolution the mean of a channel stands for every tap, so zero padding at the border is neglected.
+Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, arXiv 1906.04721,
+section 4.2: E[x W] - E[x Wq] = E[x](W - Wq) is added to the bias; E[x] per input channel comes from calibration. For a
+convolution the mean of a channel stands for every tap, so zero padding at the border is neglected.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Correction:
 def correct_bias(
     graph: OnnxGraph, plan: PrecisionPlan, ranges: Ranges, stored: str = "fp32"
 ) -> tuple[OnnxGraph, tuple[Correction, ...]]:
-    """The float graph with corrected biases; `lower_int8` with the same `plan` and `stored` makes the error they cancel."""
+    """The float graph with corrected biases; `lower_int8` with the same `plan` and `stored` makes the error they
+    cancel.
+    """
     shown = view(graph.model)
     taken = names_of(graph.model)
     model = onnx.ModelProto()

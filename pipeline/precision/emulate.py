@@ -1,8 +1,8 @@
 """Run a lowered graph with every tensor really rounded to its type, on a CPU that has no such arithmetic.
 
-ONNX Runtime's CPU provider cannot be asked to run a typed FP16 graph for this: where it has no half kernel it computes in
-float32 and drops the casts between neighbouring nodes even with all optimisations off (300 * 300 / 300 comes out
-as 300, not as infinity).  OpenVINO computes such graphs in fp32 or bf16 as well.  So the typed graph is rewritten into a
+ONNX Runtime's CPU provider cannot be asked to run a typed FP16 graph for this: where it has no half kernel it computes
+in float32 and drops the casts between neighbouring nodes even with all optimisations off (300 * 300 / 300 comes out as
+300, not as infinity).  OpenVINO computes such graphs in fp32 or bf16 as well.  So the typed graph is rewritten into a
 float32 one, with a Cast to the type and back after every tensor of that type; explicit pairs are kept and do round.
 Inside a node everything is float32, as in the accumulators of the hardware that the graph is meant for.
 """
@@ -46,4 +46,3 @@ def emulate(graph: OnnxGraph) -> OnnxGraph:
             value = numpy_helper.to_array(initializer).astype("float32")
             initializer.CopyFrom(numpy_helper.from_array(value, initializer.name))
     return graph.then(model, "every tensor rounded to its type")
-

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calib.ranges import Ranges, TensorRange
 from engines.base import Float32
@@ -36,7 +37,7 @@ class _Sums:
     def __init__(self) -> None:
         self.low, self.high, self.squares, self.count = np.inf, -np.inf, 0.0, 0
         self.peak: Float32 | None = None
-        self.mean: list[np.ndarray] = []  # type: ignore[type-arg]
+        self.mean: list[NDArray[np.float64]] = []
 
     def add(self, value: Float32, axis: int) -> None:
         others = tuple(i for i in range(value.ndim) if i != axis % value.ndim)

@@ -27,7 +27,9 @@ STATISTICS = {
     "LpNormalization": "norm",
     "Softmax": "sum of exponentials",
     "LogSoftmax": "sum of exponentials",
-    **{f"Reduce{kind}": "reduction" for kind in ("Mean", "Sum", "L1", "L2", "SumSquare", "LogSum", "LogSumExp", "Prod")},
+    **{
+        f"Reduce{kind}": "reduction" for kind in ("Mean", "Sum", "L1", "L2", "SumSquare", "LogSum", "LogSumExp", "Prod")
+    },
     "CumSum": "running sum",
 }
 _LINEAR = ("Conv", "ConvTranspose", "MatMul", "Gemm")
@@ -45,7 +47,7 @@ def plan_float(
     shown: GraphView,
     target: str,
     ranges: Mapping[str, tuple[float, float]],
-    options: IslandOptions = IslandOptions(),  # noqa: B008 - frozen
+    options: IslandOptions = IslandOptions(),
 ) -> PrecisionPlan:
     """ranges: (low, high) of every float tensor that a node makes, and of the input.
 
@@ -101,7 +103,9 @@ def _out_of_range(
         if not name or not shown.is_float(name):
             continue
         if name not in ranges:
-            raise DeployError(f"ranges: got none for tensor {name!r}, expected every tensor of the graph; measure again")
+            raise DeployError(
+                f"ranges: got none for tensor {name!r}, expected every tensor of the graph; measure again"
+            )
         peak = max(abs(value) for value in ranges[name])
         if not peak <= kind.largest / margin:
             return f"{name} reaches {peak:.4g}, {kind.name} holds {kind.largest:.5g} (margin {margin:g})"
@@ -132,9 +136,10 @@ def _statistics(shown: GraphView, node: onnx.NodeProto, kind: Float, ranges: Map
     name = node.input[0]
     peak = max(abs(value) for value in ranges.get(name, (0.0, 0.0)))
     if node.op_type == "LayerNormalization":
-        square = peak * peak
-        verdict = "beyond" if square > kind.largest else "within"
-        return f"{text}; |x| up to {peak:.4g}, squares up to {square:.4g}, {verdict} {kind.name}"
+        count = shown.shapes[name][-1] if shown.shapes.get(name) else 1
+        bound = count * peak * peak
+        verdict = "beyond" if bound > kind.largest else "within"
+        return f"{text}; |x| up to {peak:.4g}, sum of {count} squares up to {bound:.4g}, {verdict} {kind.name}"
     return f"{text}; |x| up to {peak:.4g}"
 
 

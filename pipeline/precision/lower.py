@@ -51,7 +51,7 @@ class Lowered:
 
 def lower(
     graph: OnnxGraph, precision: str, windows: Sequence[Float32], reference: Float32, gate: Gate, log: Log,
-    ranges: Ranges | None = None, options: LowerOptions = LowerOptions(),  # noqa: B008 - frozen
+    ranges: Ranges | None = None, options: LowerOptions = LowerOptions(),
 ) -> Lowered:  # fmt: skip
     """Plan, lower and verify.  reference: the FP32 logits (M, K, h, w) for the M `windows`.
 

@@ -38,7 +38,9 @@ def at_opset(model: onnx.ModelProto, needed: int) -> onnx.ModelProto:
     try:
         return onnx.version_converter.convert_version(model, needed)
     except (onnx.version_converter.ConvertError, RuntimeError) as error:
-        raise DeployError(f"precision: cannot bring the graph to opset {needed}: {error}; export it at {needed}") from error
+        raise DeployError(
+            f"precision: cannot bring the graph to opset {needed}: {error}; export it at {needed}"
+        ) from error
 
 
 def lower_float(graph: OnnxGraph, plan: PrecisionPlan) -> OnnxGraph:
@@ -149,4 +151,6 @@ def _check_typed(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         for name in node.output:
             if name and name not in known:
-                raise DeployError(f"precision: tensor {name!r} of {node.op_type} has no type; report this with the model")
+                raise DeployError(
+                    f"precision: tensor {name!r} of {node.op_type} has no type; report this with the model"
+                )

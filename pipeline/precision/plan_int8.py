@@ -1,7 +1,7 @@
 """Which convolutions and linear layers are quantised to INT8, and why each of the others is not.
 
-The rules are those under which TensorRT has fast INT8 kernels (notes of NVIDIA's Model-Optimizer): inputs and weights of
-Conv and of products with a constant, no product of two activations (attention), no GEMV, no narrow layers, no
+The rules are those under which TensorRT has fast INT8 kernels (notes of NVIDIA's Model-Optimizer): inputs and weights
+of Conv and of products with a constant, no product of two activations (attention), no GEMV, no narrow layers, no
 classifier; depthwise convolutions on request only, since they are bound by memory and rarely gain.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from calib.ranges import Ranges
 from engines.errors import DeployError
@@ -24,13 +25,15 @@ NARROW = 16
 
 @dataclass(frozen=True)
 class Int8Options:
-    """depthwise: quantise depthwise convolutions too.  skip: first outputs of nodes that stay out, whatever they are."""
+    """depthwise: quantise depthwise convolutions too.  skip: first outputs of nodes that stay out."""
 
     depthwise: bool = False
     skip: Collection[str] = ()
 
 
-def plan_int8(shown: GraphView, ranges: Ranges, rest: str = "fp32", options: Int8Options = Int8Options()) -> PrecisionPlan:  # noqa: B008, E501
+def plan_int8(
+    shown: GraphView, ranges: Ranges, rest: str = "fp32", options: Int8Options = Int8Options()
+) -> PrecisionPlan:
     """One entry for every Conv, MatMul and Gemm: ``int8``, or `rest` with the reason.
 
     Raises DeployError when none of their inputs has a range: the ranges are those of another model.
@@ -44,7 +47,9 @@ def plan_int8(shown: GraphView, ranges: Ranges, rest: str = "fp32", options: Int
         )
     for node in candidates:
         reason = _declined(shown, node, ranges, classifier, options)
-        plans.append(NodePlan(node.output[0], node.op_type, rest if reason else "int8", reason or _numbers(node, ranges)))
+        plans.append(
+            NodePlan(node.output[0], node.op_type, rest if reason else "int8", reason or _numbers(node, ranges))
+        )
     return PrecisionPlan("int8", tuple(plans))
 
 
@@ -71,7 +76,7 @@ def _declined(
     return shape or _range(node.input[0], ranges)
 
 
-def _conv_shape(node: onnx.NodeProto, weight: np.ndarray, options: Int8Options) -> str:  # type: ignore[type-arg]
+def _conv_shape(node: onnx.NodeProto, weight: NDArray[np.generic], options: Int8Options) -> str:
     group = int(str(attribute(node, "group", 1)))
     outputs, per_group, kernel = weight.shape[0], weight.shape[1], weight.shape[2:]
     inputs = per_group * group
@@ -87,7 +92,7 @@ def _conv_shape(node: onnx.NodeProto, weight: np.ndarray, options: Int8Options) 
     return ""
 
 
-def _product_shape(shown: GraphView, node: onnx.NodeProto, weight: np.ndarray) -> str:  # type: ignore[type-arg]
+def _product_shape(shown: GraphView, node: onnx.NodeProto, weight: NDArray[np.generic]) -> str:
     if weight.ndim != 2:
         return f"the constant has rank {weight.ndim}, expected a matrix"
     if node.op_type == "Gemm" and attribute(node, "transA", 0):

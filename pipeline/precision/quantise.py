@@ -25,7 +25,8 @@ def scale_from_amax(amax: F32 | float, stored: str = "fp32") -> F32:
     below = rounded.astype(np.float32) < exact
     # The next larger half: positive floats are ordered as their bit patterns are.
     bits = rounded.view(np.uint16) + below.astype(np.uint16)
-    return bits.view(kind.dtype).astype(np.float32)
+    result: F32 = bits.view(kind.dtype).astype(np.float32)
+    return result
 
 
 def weight_scales(weight: F32, axis: int, stored: str = "fp32") -> F32:
@@ -36,7 +37,8 @@ def weight_scales(weight: F32, axis: int, stored: str = "fp32") -> F32:
 
 def quantise(value: F32, scale: F32, axis: int | None = None) -> Int8:
     """value / scale, rounded to even and clipped to [-128, 127]."""
-    return np.clip(np.rint(value / _along(scale, axis, value.ndim)), -128, 127).astype(np.int8)
+    result: Int8 = np.clip(np.rint(value / _along(scale, axis, value.ndim)), -128, 127).astype(np.int8)
+    return result
 
 
 def dequantise(value: Int8, scale: F32, axis: int | None = None) -> F32:

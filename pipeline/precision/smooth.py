@@ -1,8 +1,8 @@
 """SmoothQuant: move the outliers of LayerNorm outputs into the weights that read them, before quantisation.
 
 Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", ICML 2023,
-arXiv 2211.10438, eq. 3-4: X W = (X / s)(s W) with s_j = max|X_j|^a / max|W_j|^(1-a).  Exact in real arithmetic: 1/s is folded
-into LayerNorm's scale and bias, s into the input channels of *every* layer that reads the output, also through
+arXiv 2211.10438, eq. 3-4: X W = (X / s)(s W) with s_j = max|X_j|^a / max|W_j|^(1-a).  Exact in real arithmetic: 1/s is
+folded into LayerNorm's scale and bias, s into the input channels of *every* layer that reads the output, also through
 Transpose and Reshape.  Declined where anything else reads it.
 """
 

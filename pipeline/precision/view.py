@@ -52,7 +52,9 @@ def view(model: onnx.ModelProto) -> GraphView:
     """Raises DeployError on control flow, whose tensors have no one type, and on shapes that do not fit."""
     graph = model.graph
     for node in graph.node:
-        if any(attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute):
+        if any(
+            attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute
+        ):
             raise DeployError(
                 f"precision: got a {node.op_type} node ({node.name or node.output[0]}), expected a graph without "
                 "control flow; export the model with fixed shapes"
