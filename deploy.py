@@ -102,7 +102,7 @@ def calibrate(args: argparse.Namespace) -> int:
     options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
     request = CalibrateRequest(
         args.model, args.dataset, args.output, _tiling(args), windows=args.windows, seed=args.seed,
-        threads=args.threads, options=options, max_pixels=args.max_pixels,
+        every=args.every, threads=args.threads, options=options, max_pixels=args.max_pixels,
         **{name: getattr(args, name) for name in ("method", "percentile") if getattr(args, name) is not None},
     )  # fmt: skip
     ranges, effort = measure(request, _logger(args.json))
@@ -240,10 +240,9 @@ def _calibrate_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL", help="as for build-engine")
     verb.add_argument("dataset", nargs="+", metavar="DATASET", help="folder with images, searched through, or images")
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="RANGES.json")
-    verb.add_argument(
-        "--method", metavar="NAME", help="max, percentile, entropy or mse: how the clipping value is chosen"
-    )
+    verb.add_argument("--method", metavar="NAME", help="max, percentile, entropy or mse (mse): how to clip")
     verb.add_argument("--percentile", type=float, metavar="P", help="for --method percentile (99.99)")
+    verb.add_argument("--every", action="store_true", help="also low, high and rms of all other activations (for FP16)")
     verb.add_argument("--windows", type=_positive, default=64, metavar="N", help="at most so many, over all images")
     verb.add_argument("--seed", type=int, default=0, help="which windows are drawn")
     verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")

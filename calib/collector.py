@@ -163,7 +163,7 @@ class Collector:
     def resume(self, path: Path) -> str | None:
         """Continue from a state that `save` wrote.  Returns None, or why it cannot be continued (nothing changes)."""
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 if str(data["identity"]) != self._identity:
                     return "it is of another model, data set, seed or number of windows"
                 states = [

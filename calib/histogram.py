@@ -100,7 +100,10 @@ def _entropy(histogram: Histogram) -> float:
     if filled <= LEVELS:
         return filled * histogram.width
     counts = histogram.counts[:filled].astype(np.float64)
-    candidates = range(LEVELS, filled + 1, max(1, filled // 2048))
+    # Zeros (of ReLU, of padding) are exact at every scale.  Left in, their spike is worth a level of its own to the
+    # divergence, and clips at an eighth of the range; pytorch-quantization levels the first bin for the same reason.
+    counts[0] = min(counts[0], counts[1])
+    candidates = range(LEVELS, filled + 1, max(1, filled // 1024))
     best = min(candidates, key=lambda size: divergence(counts, size))
     return best * histogram.width
 

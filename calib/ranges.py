@@ -133,7 +133,7 @@ class Ranges:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise DeployError(f"ranges {path}: cannot be read: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter from absurd nesting
             raise DeployError(f"ranges {path}: not JSON ({error}); undo the edit or run calibrate again") from error
         return cls.from_json(data, f"ranges {path}")
 

@@ -75,7 +75,7 @@ def draw_windows(
 
     The windows are those of the runtime's grid.  Images take turns in a random order, each giving one of its windows
     that was not drawn yet, until `count` are drawn or all windows of all images are.  Deterministic for a seed.
-    Raises DeployError on an empty or unreadable folder and on a damaged image.
+    Raises DeployError on an empty or unreadable folder, on a damaged image, and when every image is of one colour.
     """
     if count < 1:
         raise DeployError(f"--windows: got {count}, expected 1 or more")
@@ -84,15 +84,25 @@ def draw_windows(
     rng = np.random.default_rng([seed, 0xCA11B])
     turns = [paths[index] for index in rng.permutation(len(paths))]
     left: dict[Path, list[tuple[int, int]]] = {}
+    flat: list[Path] = []
     drawn: list[Place] = []
     with tqdm(total=count, desc="windows", unit="window", disable=None, leave=False) as bar:
         while turns and len(drawn) < count:
             for path in turns[: count - len(drawn)]:
                 if path not in left:
-                    left[path] = _grid(path, tiling, rng, max_pixels)
+                    image = read_image(path, max_pixels)
+                    left[path] = _grid(image, tiling, rng)
+                    flat += [path] if (image == image[0, 0]).all() else []
                 drawn.append(Place(path, *left[path].pop()))
                 bar.update()
             turns = [path for path in turns if path not in left or left[path]]
+    if flat:
+        if len(flat) == len(left):
+            raise DeployError(
+                f"calibration: got {len(flat)} image(s) of one colour, such as {flat[0].name}, expected photographs of "
+                "what the model will see; ranges of constant images would clip everything else"
+            )
+        notes.append(f"{len(flat)} image(s) of one colour, such as {flat[0].name}, say little about ranges")
     rank = {path: index for index, path in enumerate(paths)}
     drawn.sort(key=lambda place: (rank[place.image], place.top, place.left))
     if len(paths) == 1:
@@ -119,9 +129,9 @@ def _images(inputs: Sequence[str]) -> tuple[dict[Path, str], list[str]]:
     return names, notes
 
 
-def _grid(path: Path, tiling: Tiling, rng: np.random.Generator, max_pixels: int) -> list[tuple[int, int]]:
+def _grid(image: NDArray[np.uint8], tiling: Tiling, rng: np.random.Generator) -> list[tuple[int, int]]:
     """The places of the runtime's windows on an image, shuffled."""
-    tops, lefts = tiling.placements(*read_image(path, max_pixels).shape[:2])
+    tops, lefts = tiling.placements(*image.shape[:2])
     places = [(top, left) for top in tops for left in lefts]
     return [places[index] for index in rng.permutation(len(places))]
 
