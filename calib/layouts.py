@@ -135,8 +135,9 @@ def _ade20k(path: Path, split: str) -> Layout | None:
         return None
     if root.name != "ADEChallengeData2016" and not any((root / "images").glob("*/ADE_*")):
         return None
-    samples = _paired(_part(root / "images", split), _part(root / "annotations", split))
-    wanted = "annotations/validation/NAME.png"
+    labels = _part(root / "annotations", split)
+    samples = _paired(_part(root / "images", split), labels)
+    wanted = f"annotations/{labels.name}/NAME.png"
     return Layout("ade20k", root, split, samples, "reduce zero", (150,), wanted=wanted)
 
 
