@@ -21,9 +21,8 @@ SECTIONS = ["table", "picture", "classes", "worst", "split", "builds", "setup"]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 # Runs in a copy of the page, at the end: what the browser made of it, as JSON in the DOM.
-PROBE = """<script>addEventListener("load", async () => {
+PROBE = """<script>addEventListener("load", () => {
   const images = [...document.images];
-  await Promise.all(images.map(image => image.decode().catch(() => 0)));
   const box = element => { const r = element.getBoundingClientRect(); return [r.width, r.height]; };
   const out = document.createElement("pre");
   out.id = "probe";
