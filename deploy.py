@@ -14,12 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines import arguments
 from engines.agreement import GATES, Gate
-from engines.base import BACKENDS, PRECISIONS
 from engines.bundle import is_bundle, open_bundle
 from engines.errors import DeployError, GateError
-from engines.images import MAX_PIXELS, read_image
-from engines.tiling import BLENDS, PADDINGS, Tiling
+from engines.images import read_image
 
 if TYPE_CHECKING:
     from pipeline.precision.lower import LowerOptions
@@ -45,8 +44,8 @@ def build_engine(args: argparse.Namespace) -> int:
         options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
         sample = None if args.sample is None else read_image(args.sample)
         request = BuildRequest(
-            args.model, args.output, _tiling(args), args.precision, args.backend, args.threads, options, sample, gate,
-            None if args.calib is None else Ranges.load(args.calib), _lowering(args),
+            args.model, args.output, arguments.tiling(args), args.precision, args.backend, args.threads, options,
+            sample, gate, None if args.calib is None else Ranges.load(args.calib), _lowering(args),
         )  # fmt: skip
         manifest = build_bundle(request, log)
     size = sum(path.stat().st_size for path in args.output.iterdir())
@@ -101,7 +100,7 @@ def calibrate(args: argparse.Namespace) -> int:
 
     options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
     request = CalibrateRequest(
-        args.model, args.dataset, args.output, _tiling(args), windows=args.windows, seed=args.seed,
+        args.model, args.dataset, args.output, arguments.tiling(args), windows=args.windows, seed=args.seed,
         every=args.every, threads=args.threads, options=options, max_pixels=args.max_pixels,
         **{name: getattr(args, name) for name in ("method", "percentile") if getattr(args, name) is not None},
     )  # fmt: skip
@@ -144,7 +143,7 @@ def compare(args: argparse.Namespace) -> int:
 
     options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
     build = BuildRequest(
-        args.model, args.output, _tiling(args), backend=args.backend, threads=args.threads, options=options
+        args.model, args.output, arguments.tiling(args), backend=args.backend, threads=args.threads, options=options
     )
     limits = Limits(args.max_drop, args.min_agreement, args.fail_under or None)
     request = CompareRequest(
@@ -191,157 +190,19 @@ def doctor(args: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deploy.py", description=__doc__, formatter_class=_Help)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    _build_arguments(_verb(verbs, "build-engine", build_engine))
-    _run_arguments(_verb(verbs, "run", run))
-    _evaluate_arguments(_verb(verbs, "evaluate", evaluate))
-    _calibrate_arguments(_verb(verbs, "calibrate", calibrate))
+    arguments.build_arguments(_verb(verbs, "build-engine", build_engine))
+    arguments.run_arguments(_verb(verbs, "run", run))
+    arguments.evaluate_arguments(_verb(verbs, "evaluate", evaluate))
+    arguments.calibrate_arguments(_verb(verbs, "calibrate", calibrate))
     verb = _verb(verbs, "inspect", inspect)
     verb.add_argument("target", metavar="BUNDLE|MODEL")
-    verb.add_argument("--tile", type=_positive, default=1024, help="window side at which a model is looked at")
+    verb.add_argument("--tile", type=arguments.positive, default=1024, help="window side at which a model is looked at")
     verb.add_argument("--layers", action="store_true", help="list what each layer of a bundle really runs in here")
-    _model_arguments(verb)
+    arguments.model_arguments(verb)
     _verb(verbs, "doctor", doctor)
-    _compare_arguments(_verb(verbs, "compare", compare))
-    _bench_arguments(_verb(verbs, "bench", bench))
+    arguments.compare_arguments(_verb(verbs, "compare", compare))
+    arguments.bench_arguments(_verb(verbs, "bench", bench))
     return parser
-
-
-def _build_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "model",
-        metavar="MODEL",
-        help="Hugging Face folder, .pth (NVlabs, mmsegmentation, fudan-zvg SETR), .onnx, package.module:function, "
-        "'demo', or a bundle to rebuild for this machine",
-    )
-    verb.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to write")
-    verb.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    verb.add_argument("--calib", type=Path, metavar="RANGES.json", help="measured ranges, for int8")
-    verb.add_argument("--rest", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="what int8 leaves")
-    verb.add_argument("--no-islands", action="store_true", help="no FP32 islands in fp16 and bf16; the gate decides")
-    verb.add_argument("--no-smooth", action="store_true", help="int8 without SmoothQuant rescaling")
-    verb.add_argument("--no-bias-correction", action="store_true", help="int8 without bias correction")
-    _engine_arguments(verb)
-    verb.add_argument("--sample", type=Path, metavar="IMAGE", help="verify on this photograph, not a rendered scene")
-    verb.add_argument("--max-error", type=float, metavar="R", help="allowed |difference| over the largest logit")
-    verb.add_argument("--min-agreement", type=float, metavar="P", help="required share of equal labels, 0..1")
-
-
-def _engine_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
-    _window_arguments(verb)
-    verb.add_argument("--blend", choices=BLENDS, default="uniform", help="weights of overlapping windows")
-    verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
-    _model_arguments(verb)
-    _preprocessing_arguments(verb)
-
-
-def _calibrate_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.set_defaults(blend="uniform")  # ranges do not depend on it
-    verb.add_argument("model", metavar="MODEL", help="as for build-engine")
-    verb.add_argument("dataset", nargs="+", metavar="DATASET", help="folder with images, searched through, or images")
-    verb.add_argument("-o", "--output", type=Path, required=True, metavar="RANGES.json")
-    verb.add_argument("--method", metavar="NAME", help="max, percentile, entropy or mse (mse): how to clip")
-    verb.add_argument("--percentile", type=float, metavar="P", help="for --method percentile (99.99)")
-    verb.add_argument("--every", action="store_true", help="also low, high and rms of all other activations (for FP16)")
-    verb.add_argument("--windows", type=_positive, default=64, metavar="N", help="at most so many, over all images")
-    verb.add_argument("--seed", type=int, default=0, help="which windows are drawn")
-    verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
-    verb.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
-    _window_arguments(verb)
-    _model_arguments(verb)
-    _preprocessing_arguments(verb)
-
-
-def _window_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--tile", type=_size, default=(1024, 1024), metavar="N|HxW", help="window (1024)")
-    verb.add_argument("--stride", type=_size, metavar="N|HxW", help="step between windows (3/4 of the window)")
-    verb.add_argument("--padding", choices=PADDINGS, default="zero", help="outside of an image smaller than the window")
-
-
-def _preprocessing_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--mean", type=_triple, metavar="R,G,B", help="on the 0..255 scale")
-    verb.add_argument("--std", type=_triple, metavar="R,G,B", help="on the 0..255 scale")
-    verb.add_argument("--bgr", action="store_true", help="the network expects BGR; mean and std are then B,G,R")
-
-
-def _model_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--weights", type=Path, metavar="FILE", help="state dict for package.module:function")
-    verb.add_argument("--classes", metavar="NAME|FILE", help="a data set's classes, or a file with one name a line")
-
-
-def _run_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("bundle", type=Path, metavar="BUNDLE")
-    verb.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder or glob")
-    verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    verb.add_argument("--overlay", action="store_true", help="also write NAME.overlay.jpg")
-    verb.add_argument("--confidence", action="store_true", help="also write NAME.confidence.png, 255 = certain")
-    verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
-    verb.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
-
-
-def _compare_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("model", metavar="MODEL", help="as build-engine takes it")
-    verb.add_argument(
-        "--data", type=Path, required=True, metavar="DATASET", help="as for evaluate, or unlabelled images"
-    )
-    verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
-    verb.add_argument("--precisions", type=_words, default=PRECISIONS, metavar="P,P", help="what to build")
-    verb.add_argument("--calib", type=Path, metavar="DATASET|RANGES.json", help="photographs, or ranges, for int8")
-    _engine_arguments(verb)
-    _data_arguments(verb)
-    verb.add_argument("--rounds", type=_positive, default=20, metavar="N", help="timed frames of every engine")
-    verb.add_argument("--max-drop", type=float, default=0.5, metavar="POINTS", help="of mIoU that a precision may lose")
-    verb.add_argument("--min-agreement", type=float, metavar="P", help="share of labels that must be the reference's, "
-                      "0..1 (0.95, or 0.99 where there are no labels to score)")  # fmt: skip
-    verb.add_argument("--fail-under", type=_share, nargs="?", const=0.0, metavar="MIOU", help="exit with 3 unless "
-                      "every precision passes, and reaches this mIoU if given: 0.7, or 70 for percent")  # fmt: skip
-
-
-def _bench_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("bundle", type=Path, metavar="BUNDLE")
-    frame = verb.add_mutually_exclusive_group()
-    frame.add_argument("--image", type=Path, metavar="FILE", help="the frame to segment")
-    frame.add_argument("--size", type=_width_height, metavar="WxH", help="of a frame of noise (one window)")
-    verb.add_argument("--rounds", type=_positive, default=20, metavar="N")
-    verb.add_argument("--warmup", type=_positive, default=2, metavar="N", help="rounds before the clock runs")
-    verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
-    verb.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the result there, as JSON")
-
-
-def _evaluate_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("bundle", type=Path, metavar="BUNDLE")
-    verb.add_argument(
-        "dataset",
-        type=Path,
-        metavar="DATASET",
-        help="images/ beside labels/ (index PNGs), or a Cityscapes, ADE20K, PASCAL Context, COCO-Stuff or CamVid tree",
-    )
-    verb.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write DIR/evaluate.json")
-    _data_arguments(verb)
-    verb.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores of this process")
-    verb.add_argument("--fail-under", type=_share, metavar="MIOU", help="exit with 3 if lower: 0.7, or 70 for percent")
-
-
-def _data_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--split", default="val", help="part of a data set that has parts")
-    verb.add_argument(
-        "--label-map", metavar="FILE.json", help="score in other classes; calib/label_map.py describes it"
-    )
-    verb.add_argument(
-        "--ignore-label",
-        type=_label,
-        action="append",
-        default=[],
-        metavar="N",
-        help="a number in the label files that is not scored, besides 255; may be given again",
-    )
-    verb.add_argument(
-        "--reduce-zero-label",
-        action=argparse.BooleanOptionalAction,
-        help="in the label files 0 is ignore and classes count from 1; else as the data set or the model says",
-    )
-    verb.add_argument("--limit", type=_positive, metavar="N", help="score N images, spread evenly over the set")
-    verb.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -362,61 +223,6 @@ def _lowering(args: argparse.Namespace) -> LowerOptions:
 
     rest = rest_of(choose_backend(args.backend, args.precision)[0]) if args.rest == "auto" else args.rest
     return LowerOptions(not args.no_islands, not args.no_smooth, not args.no_bias_correction, rest)
-
-
-def _tiling(args: argparse.Namespace) -> Tiling:
-    height, width = args.tile
-    stride_h, stride_w = args.stride or (max(1, 3 * height // 4), max(1, 3 * width // 4))
-    return Tiling(height, width, stride_h, stride_w, args.blend, args.padding)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
-    return value
-
-
-def _label(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 255:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 0 to 255")
-    return value
-
-
-def _share(text: str) -> float:
-    """``0.7``, or ``70`` for percent.  1 is all."""
-    value = float(text)
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"got {value:g}, expected 0 to 1, or up to 100 for percent")
-    return value / 100 if value > 1 else value
-
-
-def _size(text: str) -> tuple[int, int]:
-    """``1024`` or ``512x1024`` (height x width)."""
-    parts = [_positive(part) for part in text.lower().split("x")]
-    if len(parts) > 2:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected N or HxW")
-    return parts[0], parts[-1]
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _width_height(text: str) -> tuple[int, int]:
-    """``2048x1024`` (width x height, as images are named) -> (height, width)."""
-    parts = [_positive(part) for part in text.lower().split("x")]
-    if len(parts) != 2:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected WIDTHxHEIGHT")
-    return parts[1], parts[0]
-
-
-def _triple(text: str) -> tuple[float, float, float]:
-    values = [float(part) for part in text.split(",")]
-    if len(values) != 3:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected three numbers such as 123.7,116.3,103.5")
-    return values[0], values[1], values[2]
 
 
 def _logger(quiet: bool) -> Callable[[str, str], None]:

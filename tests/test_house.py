@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "calib", "engines")  # each may import itself and those to its right
 SDK_OWNER = {
     "openvino": "engines/openvino_backend.py",
+    "matplotlib": "pipeline/compare/figure.py",
     "PIL": "engines/images.py engines/masks.py",
     "tensorrt": "",
     "pycuda": "",
