@@ -223,7 +223,9 @@ def test_smoothing_is_exact_algebra_and_helps() -> None:
     smoothed, moved, report = smooth(graph, plan, ranges)
     assert [r.declined for r in report] == [""]
     assert report[0].after < report[0].before / 2
-    exact = [ReferenceEvaluator(_double(g.model)).run(None, {"image": x.astype(np.float64)})[0] for g in (graph, smoothed)]
+    exact = [
+        ReferenceEvaluator(_double(g.model)).run(None, {"image": x.astype(np.float64)})[0] for g in (graph, smoothed)
+    ]
     assert exact[0].dtype == np.float64
     np.testing.assert_allclose(exact[1], exact[0], rtol=0, atol=2e-6 * np.abs(exact[0]).max())  # float32 constants
     measured = ranges_from_windows(smoothed, [x])
