@@ -21,9 +21,9 @@ class Layer:
 
 
 def from_microseconds(rows: Iterable[tuple[str, str, str, float]]) -> list[Layer]:
-    """(name, type, precision, microseconds) -> layers; those that took no time are left out."""
-    timed = [row for row in rows if row[3] > 0]
-    total = sum(row[3] for row in timed)
+    """(name, type, precision, microseconds) -> layers."""
+    timed = list(rows)
+    total = sum(row[3] for row in timed) or 1.0
     return [Layer(name, kind, precision, time / total) for name, kind, precision, time in timed]
 
 

@@ -100,13 +100,15 @@ class OpenVINOBackend:
         for run in range(runs + 1):
             request.infer([window])
             for item in request.get_profiling_info() if run else ():
+                if str(item.status).endswith("NOT_RUN") or str(item.status).endswith("OPTIMIZED_OUT"):
+                    continue
                 sums[item.node_name] = sums.get(item.node_name, 0.0) + item.real_time.total_seconds() * 1e6 / runs
         rows = []
         for op in compiled.get_runtime_model().get_ordered_ops():
             info = {key: _text(value) for key, value in op.get_rt_info().items()}
             kind = info.get("layerType", "")
-            if kind not in ("Input", "Const", "Output", ""):
-                name = op.get_friendly_name()
+            name = op.get_friendly_name()
+            if name in sums and kind not in ("Input", "Const", "Output", ""):
                 rows.append(
                     (
                         name,

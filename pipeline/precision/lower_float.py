@@ -127,7 +127,8 @@ class _Writer:
             value: NDArray[np.generic] = self.shown.constants[name]
             label = name
             if wanted != TensorProto.FLOAT:
-                value = value.astype(self.target.dtype)
+                with np.errstate(over="ignore"):  # without islands: the gate sees the infinity
+                    value = value.astype(self.target.dtype)
                 label = fresh(self.taken, f"{name}__{self.target.name}")
             self.constants[key] = label
             self.initializers.append(numpy_helper.from_array(value, label))
