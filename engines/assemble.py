@@ -14,7 +14,8 @@ from typing import Any
 from engines.agreement import GATES, Agreement, Gate
 from engines.base import Backend, BuildConfig, choose_backend
 from engines.bundle import ENGINE, FILES, GOLDEN, MODEL, REPORT, Manifest, file_sha256, open_bundle, seal, writing
-from engines.golden import Golden
+from engines.golden import Golden, windows_of
+from engines.layers import executed
 from engines.spec import ModelSpec
 from engines.tiling import Tiling
 
@@ -34,6 +35,12 @@ def compile_engine(
         agreements = golden.verify(session, spec, tiling, gate)
     for agreement in agreements:
         log(agreement.step, str(agreement))
+    if config.precision != "fp32":
+        window = windows_of(golden.image, spec, tiling)[0]
+        shares = executed(backend.layers(blob, config, window, runs=1))
+        text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
+        remark = backend.remark(config.precision)
+        log("executed", f"{text} of the layer time{f'; {remark}' if remark else ''}")
     return agreements
 
 
@@ -45,9 +52,13 @@ def finish(folder: Path, manifest: Manifest, report: dict[str, Any]) -> Manifest
     return sealed
 
 
-def rebuild(source: Path, output: Path, backend_name: str, threads: int, gate: Gate | None, log: Log) -> Manifest:
+def rebuild(
+    source: Path, output: Path, backend_name: str, threads: int, max_relative: float | None, min_labels: float | None,
+    log: Log,
+) -> Manifest:  # fmt: skip
     """Compile a bundle's own graph for this device; `output` may be the same folder.  Needs neither torch nor onnx.
 
+    max_relative, min_labels: in place of what the gate of the bundle's precision has; None keeps it.
     Raises DeployError or GateError; then nothing is written or replaced.
     """
     bundle = open_bundle(source)
@@ -59,9 +70,8 @@ def rebuild(source: Path, output: Path, backend_name: str, threads: int, gate: G
         for name in (MODEL, GOLDEN):
             shutil.copyfile(bundle.path(name), folder / name)
         config = BuildConfig(old.precision, threads)
-        agreements = compile_engine(
-            folder, backend, config, golden, old.spec, old.tiling, gate or GATES[old.precision], log
-        )
+        gate = GATES[old.precision].but(max_relative, min_labels)
+        agreements = compile_engine(folder, backend, config, golden, old.spec, old.tiling, gate, log)
         report["rebuilt"] = [agreement.to_json() for agreement in agreements]
         manifest = finish(folder, describe(old, backend, agreements), report)
     return manifest

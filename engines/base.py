@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import DeployError
+from engines.layers import Layer
 
 Float32 = NDArray[np.float32]
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,25 @@ class Backend(Protocol):
     def supports(self, precision: str) -> str | None:
         """None when the precision can be built here, otherwise the reason why not."""
 
+    def remark(self, precision: str) -> str | None:
+        """None when `precision` is computed here as its name says, otherwise what is different, in words."""
+
     def build(self, model: Path, config: BuildConfig) -> bytes:
         """Compile the ONNX file `model` (static shapes).  Raises DeployError naming what was refused."""
 
     def load(self, blob: bytes, config: BuildConfig) -> AbstractContextManager[Session]:
         """Open an engine made by `build`.  Raises DeployError when the SDK refuses it."""
 
+    def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
+        """What the engine's layers really run in on this device, with their share of the time.
 
-# In order of preference for `--backend auto`; torch is the reference and never chosen by itself.
-BACKENDS = ("openvino", "torch")
+        window: (1, 3, H, W) float32.  Raises DeployError when the SDK cannot tell.
+        """
+
+
+# In order of preference for `--backend auto`, which never chooses a reference by itself.
+BACKENDS = ("openvino", "torch", "onnxruntime")
+REFERENCES = ("torch", "onnxruntime")  # what checkpoints and ready .onnx files are compared with
 
 
 def get_backend(name: str) -> Backend:
@@ -85,7 +96,7 @@ def choose_backend(name: str, precision: str) -> tuple[Backend, str]:
         return backend, f"{name}, as asked"
     refused = []
     for candidate in BACKENDS:
-        if candidate == "torch":
+        if candidate in REFERENCES:
             continue
         backend = get_backend(candidate)
         reason = backend.unavailable() or backend.supports(precision)

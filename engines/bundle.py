@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,12 +135,12 @@ def check_target(folder: Path) -> None:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[Path]:
+def writing(folder: Path, check: Callable[[Path], None] = check_target) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends without an error, and vanishes otherwise.
 
-    A bundle that was at `folder` before is replaced only then.
+    What was at `folder` before is replaced only then.  check: raises DeployError when that must not be replaced.
     """
-    check_target(folder)
+    check(folder)
     parent = folder.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from engines import tile
 from engines.base import BACKENDS, PRECISIONS, get_backend
+from engines.bench import cpu_name
 from engines.errors import DeployError
 
 BUILD_PACKAGES = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "safetensors")
@@ -40,7 +41,7 @@ def examine() -> list[Finding]:
 
 def _machine() -> Finding:
     cores = len(os.sched_getaffinity(0))
-    return Finding("machine", "ok", f"{platform.machine()}, {_cpu_name()}, {cores} core(s), {platform.system()}")
+    return Finding("machine", "ok", f"{platform.machine()}, {cpu_name()}, {cores} core(s), {platform.system()}")
 
 
 def _memory() -> Finding:
@@ -108,12 +109,3 @@ def _gpu() -> list[Finding]:
     if Path("/proc/driver/nvidia/version").exists():
         return [Finding("gpu", "note", "an NVIDIA GPU is present; this version runs on the CPU only")]
     return []
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown CPU"
-    names = [line.split(":", 1)[1].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
-    return names[0] if names else "unknown CPU"

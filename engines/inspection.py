@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.base import get_backend
-from engines.bundle import FILES, Bundle
+from engines.base import BuildConfig, get_backend
+from engines.bundle import ENGINE, FILES, GOLDEN, Bundle
+from engines.errors import DeployError
+from engines.golden import Golden, windows_of
+from engines.layers import table
 
 
 def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
@@ -54,6 +57,21 @@ def _step(step: Any) -> str:
     if step.get("declined"):
         parts.append(f"declined: {step['declined']}")
     return f"{step['rule']}: {', '.join(parts)}"
+
+
+def inspect_layers(bundle: Bundle) -> tuple[list[dict[str, Any]], str]:
+    """What the engine's layers really run in on this device, as JSON and as text; timed on the bundle's own window.
+
+    Raises DeployError where the engine cannot be loaded.
+    """
+    manifest = bundle.manifest
+    backend = get_backend(manifest.backend)
+    reason = backend.unavailable()
+    if reason:
+        raise DeployError(f"bundle {bundle.folder}: it needs {manifest.backend}, and {reason}")
+    window = windows_of(Golden.load(bundle.path(GOLDEN)).image, manifest.spec, manifest.tiling)[0]
+    layers = backend.layers(bundle.path(ENGINE).read_bytes(), BuildConfig(manifest.precision), window)
+    return [layer.to_json() for layer in layers], table(layers, manifest.precision)
 
 
 def _verified(step: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 from collections.abc import Sequence
@@ -73,6 +74,21 @@ def overlay(image: UInt8, labels: UInt8, palette: Sequence[RGB], alpha: float = 
     if ignored.any():
         mixed[ignored] = image[ignored]
     return mixed
+
+
+def shrink(image: UInt8, width: int) -> UInt8:
+    """(h, w, 3) uint8: `image` (H, W, 3) uint8 resized to `width` columns, averaging; as it is where not wider."""
+    if image.shape[1] <= width:
+        return image.copy()
+    size = (width, max(1, round(image.shape[0] * width / image.shape[1])))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
+def jpeg_bytes(image: UInt8, quality: int = 85) -> bytes:
+    """`image` (H, W, 3) uint8 RGB as a JPEG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()
 
 
 def _table(palette: Sequence[RGB]) -> UInt8:

@@ -1,6 +1,7 @@
 """OpenVINO on the CPU: the embedded default, x86-64 and ARM64.
 
-The only file that imports openvino.
+The only file that imports openvino.  What a graph says is what runs: see openvino_islands.py for how, and `layers` for
+the plugin's own account of it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import numpy as np
 
 from engines.base import BuildConfig, Float32, Session
 from engines.errors import DeployError
+from engines.layers import Layer, from_microseconds
+from engines.openvino_islands import half_type, with_marks
 
 
 class OpenVINOSession:
@@ -57,25 +60,97 @@ class OpenVINOBackend:
         return f"cpu {platform.machine()} {'+'.join(sorted(str(c) for c in capabilities))}"
 
     def supports(self, precision: str) -> str | None:
-        return None if precision == "fp32" else f"precision {precision} is not supported yet; use --precision fp32"
+        if precision != "bf16" or "BF16" in self._capabilities():
+            return None
+        return "this CPU has no BF16 arithmetic (AVX512_BF16, AMX or ARM BF16); use --precision fp32 or int8"
+
+    def remark(self, precision: str) -> str | None:
+        """What is not as `precision` suggests on this CPU, in words, or None."""
+        if precision == "fp16" and "FP16" not in self._capabilities():
+            return "weights and constants rounded to FP16, computed in FP32: this CPU has no FP16 arithmetic"
+        if precision == "int8" and "INT8" not in self._capabilities():
+            return "this CPU has no INT8 dot product; expect no gain"
+        return None
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
         ov = _openvino()
         try:
-            compiled = ov.Core().compile_model(model, "CPU", _properties(config))
+            graph = ov.Core().read_model(model)
+            hint = self._hint(half_type(graph))
+            if hint == "f32" and config.precision in ("fp32", "fp16"):
+                compiled = ov.Core().compile_model(graph, "CPU", _properties(config, hint))
+            else:
+                compiled = ov.Core().compile_model(with_marks(ov, graph), "CPU", _properties(config, hint))
         except RuntimeError as error:
             raise DeployError(f"openvino: cannot compile {model.name}: {_one_line(error)}") from error
         blob: bytes = compiled.export_model().getvalue()
-        return blob
+        return _HEADER + hint.encode() + b"\n" + blob
 
     @contextmanager
     def load(self, blob: bytes, config: BuildConfig) -> Iterator[Session]:
-        ov = _openvino()
-        try:
-            compiled = ov.Core().import_model(io.BytesIO(blob), "CPU", _properties(config))
-        except RuntimeError as error:
-            raise DeployError(f"openvino: cannot load the engine: {_one_line(error)}; build it again") from error
-        yield OpenVINOSession(compiled)
+        yield OpenVINOSession(_import(blob, config))
+
+    def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
+        """What the plugin made of the graph, in order of execution: mean times over `runs` runs, the first not
+        counted.
+        """
+        compiled = _import(blob, config, {"PERF_COUNT": True})
+        request = compiled.create_infer_request()
+        sums: dict[str, float] = {}
+        for run in range(runs + 1):
+            request.infer([window])
+            for item in request.get_profiling_info() if run else ():
+                if str(item.status).endswith("NOT_RUN") or str(item.status).endswith("OPTIMIZED_OUT"):
+                    continue
+                sums[item.node_name] = sums.get(item.node_name, 0.0) + item.real_time.total_seconds() * 1e6 / runs
+        rows = []
+        for op in compiled.get_runtime_model().get_ordered_ops():
+            info = {key: _text(value) for key, value in op.get_rt_info().items()}
+            kind = info.get("layerType", "")
+            name = op.get_friendly_name()
+            if name in sums and kind not in ("Input", "Const", "Output", ""):
+                rows.append(
+                    (
+                        name,
+                        kind,
+                        _PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"]),
+                        sums.get(name, 0.0),
+                    )
+                )
+        return from_microseconds(rows)
+
+    def _capabilities(self) -> list[str]:
+        return [str(c) for c in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+
+    def _hint(self, half: str | None) -> str:
+        """f16 is asked for only where it is native: elsewhere the plugin would take bf16, which is coarser."""
+        if half == "bf16" and "BF16" not in self._capabilities():
+            raise DeployError(
+                "openvino: the graph computes in BF16, which this CPU does not have; build from the checkpoint with "
+                "--precision fp32 or int8"
+            )
+        return half if half is not None and _CAPABILITY[half] in self._capabilities() else "f32"
+
+
+_CAPABILITY = {"bf16": "BF16", "f16": "FP16"}
+_HEADER = b"edgeseg openvino "  # then the precision hint, a newline, and OpenVINO's own blob
+_PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+
+
+def _import(blob: bytes, config: BuildConfig, extra: dict[str, Any] | None = None) -> Any:
+    # The blob holds a graph, not code: kernels are made when it is loaded, so the hint must be the one of the build.
+    header, _, body = blob.partition(b"\n")
+    if not header.startswith(_HEADER):
+        raise DeployError("openvino: this is not an engine made by this version; build it again")
+    hint = header[len(_HEADER) :].decode("ascii", "replace")
+    try:
+        return _openvino().Core().import_model(io.BytesIO(body), "CPU", {**_properties(config, hint), **(extra or {})})
+    except RuntimeError as error:
+        raise DeployError(f"openvino: cannot load the engine: {_one_line(error)}; build it again") from error
+
+
+def _text(value: Any) -> str:
+    return str(getattr(value, "value", value))
 
 
 @contextmanager
@@ -87,7 +162,7 @@ def observing(model: bytes, names: Sequence[str], config: BuildConfig) -> Iterat
     ov = _openvino()
     try:
         core = ov.Core()
-        compiled = core.compile_model(core.read_model(model), "CPU", _properties(config))
+        compiled = core.compile_model(core.read_model(model), "CPU", _properties(config, "f32"))
     except RuntimeError as error:
         raise DeployError(
             f"openvino: cannot compile the graph with {len(names)} outputs: {_one_line(error)}"
@@ -110,10 +185,10 @@ def _openvino() -> ModuleType:
     return module
 
 
-def _properties(config: BuildConfig) -> dict[str, Any]:
+def _properties(config: BuildConfig, hint: str) -> dict[str, Any]:
     # Without the hint OpenVINO silently computes in bf16 on CPUs that have it.
     return {
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": config.threads or len(os.sched_getaffinity(0)),
     }

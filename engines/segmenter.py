@@ -86,6 +86,12 @@ class Segmenter:
         _check_image(image)
         yield from self._bands(image, None, True if confidence else None)
 
+    def first_window(self, image: UInt8) -> Float32:
+        """The engine's input (1, 3, h, w) for the top left window of `image`; overwritten by the next call."""
+        _check_image(image)
+        self._gather(image, 0, 0)
+        return self._batch
+
     def _bands(self, image: UInt8, labels: UInt8 | None, confidence: Float32 | bool | None) -> Iterator[Band]:
         height, width = image.shape[:2]
         tops, lefts = self.tiling.placements(height, width)
@@ -106,16 +112,19 @@ class Segmenter:
 
     def _run(self, image: UInt8, top: int, left: int) -> Float32:
         begin = time.perf_counter()
-        tile.gather(
-            image, top, left, self._size, self.spec.mean, self.spec.std,
-            order=self._order, padding=self.tiling.padding, out=self._batch[0], threads=self.threads,
-        )  # fmt: skip
+        self._gather(image, top, left)
         gathered = time.perf_counter()
         logits: Float32 = self.session.run(self._batch)[0].copy()  # the session may reuse its output
         self.timings.gather += gathered - begin
         self.timings.engine += time.perf_counter() - gathered
         self.timings.windows += 1
         return logits
+
+    def _gather(self, image: UInt8, top: int, left: int) -> None:
+        tile.gather(
+            image, top, left, self._size, self.spec.mean, self.spec.std,
+            order=self._order, padding=self.tiling.padding, out=self._batch[0], threads=self.threads,
+        )  # fmt: skip
 
     def _stitch(
         self,

@@ -19,6 +19,7 @@ import numpy as np
 
 from engines.base import BuildConfig, Float32, Session
 from engines.errors import DeployError
+from engines.layers import Layer
 
 
 class TorchSession:
@@ -55,6 +56,14 @@ class TorchBackend:
 
     def supports(self, precision: str) -> str | None:
         return None if precision == "fp32" else f"the reference computes in fp32 only, not {precision}"
+
+    def remark(self, precision: str) -> str | None:
+        return None
+
+    def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
+        raise DeployError(
+            "backend torch: it runs eagerly in fp32 and keeps no account of layers; use --backend openvino"
+        )
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
         if config.program is None:

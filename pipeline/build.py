@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from calib.ranges import Ranges
 from calib.scenes import render
 from engines.agreement import GATES, Agreement, Gate, compare_logits
 from engines.assemble import Log, compile_engine, describe, finish
@@ -23,9 +24,13 @@ from engines.tiling import Tiling
 from pipeline.export import simplify
 from pipeline.graph import OnnxGraph, run_onnx
 from pipeline.macs import count_macs
+from pipeline.precision.interim import ranges_from_windows
+from pipeline.precision.lower import LowerOptions, lower
 from pipeline.rewrites import apply_rules, describe_step
 from pipeline.rewrites.timing import time_stages
 from pipeline.sources import Source, SourceOptions, load_source, summary
+
+SCENES = 8  # rendered to calibrate the demo model
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class BuildRequest:
     gate: Gate | None = None
     rewrites: bool = True
     time_rewrites: bool = False
+    ranges: Ranges | None = None
+    lowering: LowerOptions | None = None
 
 
 def build_bundle(request: BuildRequest, log: Log) -> Manifest:
@@ -65,11 +72,17 @@ def build_bundle(request: BuildRequest, log: Log) -> Manifest:
         inputs = windows_of(image, source.spec, tiling)
         reference = source.logits(inputs)
         program = folder / "program.pt2"
-        graph, steps = to_onnx(source, inputs, reference, program, gate, log)
+        exact = GATES["fp32"] if request.gate is None else gate
+        graph, steps = to_onnx(source, inputs, reference, program, exact, log)
         _check_interface(source, graph)
         if request.rewrites:
-            graph, rewritten = _rewrite(graph, inputs, gate, backend if request.time_rewrites else None, log)
+            graph, rewritten = _rewrite(graph, inputs, exact, backend if request.time_rewrites else None, log)
             steps.append(rewritten)
+        ranges = request.ranges or _own_ranges(request, source, graph, log)
+        options = request.lowering or LowerOptions(rest=rest_of(backend))
+        lowered = lower(graph, request.precision, inputs, reference, gate, log, ranges, options)
+        graph = lowered.graph
+        steps.extend(lowered.agreements)
         golden = Golden.sample(image, reference, slide_labels(reference, tiling, image.shape[:2]), source.reference)
         golden.save(folder / GOLDEN)
         _save(graph, folder / MODEL)
@@ -77,9 +90,28 @@ def build_bundle(request: BuildRequest, log: Log) -> Manifest:
         proof = compile_engine(folder, backend, config, golden, source.spec, tiling, gate, log)
         program.unlink(missing_ok=True)
         draft = _draft(request, source, backend, graph, steps)
-        report = {"history": [step.to_json() for step in graph.history], "gate": asdict(gate)}
+        report = {"history": [step.to_json() for step in graph.history], "gate": asdict(gate), **lowered.report}
         manifest = finish(folder, describe(draft, backend, proof), report)
     return manifest
+
+
+def rest_of(backend: Backend) -> str:
+    """What an INT8 graph computes everything else in: a half type that this device computes natively, or fp32."""
+    native = (p for p in ("bf16", "fp16") if backend.supports(p) is None and backend.remark(p) is None)
+    return next(native, "fp32")
+
+
+def _own_ranges(request: BuildRequest, source: Source, graph: OnnxGraph, log: Log) -> Ranges | None:
+    if request.precision != "int8":
+        return None
+    if request.model != "demo":
+        raise DeployError("precision int8: got no calibration, expected measured ranges; give --calib RANGES.json")
+    size = (request.tiling.window_h, request.tiling.window_w)
+    square = replace(request.tiling, stride_h=size[0], stride_w=size[1])
+    windows = [windows_of(render(seed, *size).image, source.spec, square)[0] for seed in range(1, 1 + SCENES)]
+    ranges = ranges_from_windows(graph, windows)
+    log("calibrate", f"{len(ranges.tensors)} tensors, maximum over {SCENES} rendered scenes")
+    return ranges
 
 
 def sample_image(image: NDArray[np.uint8] | None, tiling: Tiling) -> NDArray[np.uint8]:

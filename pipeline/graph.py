@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -85,23 +87,40 @@ def _shape(value: onnx.ValueInfoProto, role: str) -> tuple[int, int, int, int]:
 def run_onnx(graph: OnnxGraph, batches: list[Float32]) -> Float32:
     """Logits (M, K, h, w) of M inputs (1, 3, H, W), by ONNX Runtime on the CPU without its graph optimisations.
 
+    Raises DeployError when it cannot run the graph.
+    """
+    session = open_onnx(graph.model)
+    name = session.get_inputs()[0].name
+    with _refusals():
+        return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
+
+
+def open_onnx(model: onnx.ModelProto) -> Any:
+    """An ONNX Runtime session on the CPU.  Raises DeployError when it refuses the graph.
+
     Optimisations are off so that what is verified is the graph as written, not a graph that ORT rewrote.
     """
     import onnxruntime as ort
 
-    refusals = ort.capi.onnxruntime_pybind11_state
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # its errors arrive as exceptions
+    with _refusals():
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    import onnxruntime as ort
+
+    kinds = ort.capi.onnxruntime_pybind11_state
     try:
-        session = ort.InferenceSession(graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
+        yield
     except (
-        refusals.Fail,
-        refusals.NotImplemented,
-        refusals.InvalidGraph,
-        refusals.InvalidArgument,
-        refusals.RuntimeException,
+        kinds.Fail,
+        kinds.NotImplemented,
+        kinds.InvalidGraph,
+        kinds.InvalidArgument,
+        kinds.RuntimeException,
     ) as error:
         raise DeployError(f"onnx: ONNX Runtime refuses the graph: {' '.join(str(error).split())[:300]}") from error

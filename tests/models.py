@@ -93,3 +93,23 @@ def data_dependent() -> nn.Module:
 def other() -> nn.Module:
     """The same architecture with other weights."""
     return randomise(SegFormer(TINY), seed=1)
+
+
+def overflow() -> nn.Module:
+    """`tiny` with activations beyond 1e5 inside one block, and the same answer: what FP16 cannot hold."""
+    model = randomise(SegFormer(TINY))
+    ffn = model.stages[1].blocks[0].ffn  # type: ignore[union-attr,index]
+    with torch.no_grad():
+        for parameter in (ffn.fc1.weight, ffn.fc1.bias):
+            parameter.mul_(2.0**16)
+        ffn.dwconv.weight.abs_()  # GELU is then linear or zero at these magnitudes, and fc2 undoes the scale
+        ffn.fc2.weight.mul_(2.0**-16)
+    return model
+
+
+def tiny_setr() -> nn.Module:
+    """A two-layer SETR Naive for windows of 64 x 64."""
+    from pipeline.setr import SETR, SETRConfig
+    from pipeline.vit import ViTConfig
+
+    return randomise(SETR(SETRConfig(ViTConfig((64, 64), 128, 2, 256, (1,)), "naive")))

@@ -1,0 +1,250 @@
+"""The options of every verb, and the words that they are written in; deploy.py has the verbs themselves.
+
+Needs argparse and this package alone: `run` on a device parses without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from engines.base import BACKENDS, PRECISIONS
+from engines.images import MAX_PIXELS
+from engines.tiling import BLENDS, PADDINGS, Tiling
+
+# What a bundle's graph was made for, and a rebuild of it cannot change.
+FIXED_IN_A_BUNDLE = (
+    "precision", "tile", "stride", "blend", "padding", "weights", "classes", "mean", "std", "bgr", "sample", "rewrites",
+    "time_rewrites", "calib", "rest", "no_islands", "no_smooth", "no_bias_correction",
+)  # fmt: skip
+
+
+def build_arguments(verb: argparse.ArgumentParser) -> None:
+    """Of `build-engine`."""
+    verb.add_argument(
+        "model",
+        metavar="MODEL",
+        help="Hugging Face folder, .pth (NVlabs, mmsegmentation, fudan-zvg SETR), .onnx, package.module:function, "
+        "'demo', or a bundle to rebuild for this machine",
+    )
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to write")
+    verb.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    verb.add_argument("--calib", type=Path, metavar="RANGES.json", help="measured ranges, for int8")
+    verb.add_argument("--rest", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="what int8 leaves")
+    verb.add_argument("--no-islands", action="store_true", help="no FP32 islands in fp16 and bf16; the gate decides")
+    verb.add_argument("--no-smooth", action="store_true", help="int8 without SmoothQuant rescaling")
+    verb.add_argument("--no-bias-correction", action="store_true", help="int8 without bias correction")
+    engine_arguments(verb)
+    verb.add_argument("--sample", type=Path, metavar="IMAGE", help="verify on this photograph, not a rendered scene")
+    rewrite_argument(verb)
+    verb.add_argument("--time-rewrites", action="store_true", help="measure what each rewrite gains on this machine")
+    verb.add_argument("--max-error", type=error, metavar="R", help="allowed |difference| over the largest logit")
+    verb.add_argument("--min-agreement", type=share, metavar="P", help="required share of equal labels, 0..1")
+    verb.set_defaults(fixed={name: verb.get_default(name) for name in FIXED_IN_A_BUNDLE})
+
+
+def rewrite_argument(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--no-rewrites", dest="rewrites", action="store_false", help="leave the graph as exported")
+
+
+def calibrate_arguments(verb: argparse.ArgumentParser) -> None:
+    """Of `calibrate`."""
+    verb.set_defaults(blend="uniform")  # ranges do not depend on it
+    verb.add_argument("model", metavar="MODEL", help="as for build-engine")
+    verb.add_argument("dataset", nargs="+", metavar="DATASET", help="folder with images, searched through, or images")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="RANGES.json")
+    verb.add_argument("--method", metavar="NAME", help="max, percentile, entropy or mse (mse): how to clip")
+    verb.add_argument("--percentile", type=float, metavar="P", help="for --method percentile (99.99)")
+    verb.add_argument("--every", action="store_true", help="also low, high and rms of all other activations (for FP16)")
+    verb.add_argument("--windows", type=positive, default=64, metavar="N", help="at most so many, over all images")
+    verb.add_argument("--seed", type=int, default=0, help="which windows are drawn")
+    verb.add_argument("--threads", type=threads, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
+    rewrite_argument(verb)
+    window_arguments(verb)
+    model_arguments(verb)
+    preprocessing_arguments(verb)
+
+
+def run_arguments(verb: argparse.ArgumentParser) -> None:
+    """Of `run`."""
+    verb.add_argument("bundle", type=Path, metavar="BUNDLE")
+    verb.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder or glob")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    verb.add_argument("--recursive", action="store_true", help="folders within folders too; DIR then mirrors them")
+    verb.add_argument("--overlay", action="store_true", help="also write NAME.overlay.jpg")
+    verb.add_argument("--confidence", action="store_true", help="also write NAME.confidence.png, 255 = certain")
+    verb.add_argument("--threads", type=threads, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
+
+
+def compare_arguments(verb: argparse.ArgumentParser) -> None:
+    """Of `compare`."""
+    verb.add_argument("model", metavar="MODEL", help="as build-engine takes it")
+    verb.add_argument(
+        "--data", type=Path, required=True, metavar="DATASET", help="as for evaluate, or unlabelled images"
+    )
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    verb.add_argument("--precisions", type=words, default=PRECISIONS, metavar="P,P", help="what to build")
+    verb.add_argument("--calib", type=Path, metavar="DATASET|RANGES.json", help="photographs, or ranges, for int8")
+    engine_arguments(verb)
+    data_arguments(verb)
+    verb.add_argument("--rounds", type=positive, default=20, metavar="N", help="timed frames of every engine")
+    verb.add_argument("--max-drop", type=error, default=0.5, metavar="POINTS", help="of mIoU that a precision may lose")
+    verb.add_argument("--min-agreement", type=share, metavar="P", help="share of labels that must be the reference's, "
+                      "0..1 (0.95, or 0.99 where there are no labels to score)")  # fmt: skip
+    verb.add_argument("--fail-under", type=percent, nargs="?", const=0.0, metavar="MIOU", help="exit with 3 unless "
+                      "every precision passes, and reaches this mIoU if given: 0.7, or 70 for percent")  # fmt: skip
+
+
+def bench_arguments(verb: argparse.ArgumentParser) -> None:
+    """Of `bench`."""
+    verb.add_argument("bundle", type=Path, metavar="BUNDLE")
+    frame = verb.add_mutually_exclusive_group()
+    frame.add_argument("--image", type=Path, metavar="FILE", help="the frame to segment")
+    frame.add_argument("--size", type=width_height, metavar="WxH", help="of a frame of noise (one window)")
+    verb.add_argument("--rounds", type=positive, default=20, metavar="N")
+    verb.add_argument("--warmup", type=positive, default=2, metavar="N", help="rounds before the clock runs")
+    verb.add_argument("--threads", type=threads, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the result there, as JSON")
+
+
+def evaluate_arguments(verb: argparse.ArgumentParser) -> None:
+    """Of `evaluate`."""
+    verb.add_argument("bundle", type=Path, metavar="BUNDLE")
+    verb.add_argument(
+        "dataset",
+        type=Path,
+        metavar="DATASET",
+        help="images/ beside labels/ (index PNGs), or a Cityscapes, ADE20K, PASCAL Context, COCO-Stuff or CamVid tree",
+    )
+    verb.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write DIR/evaluate.json")
+    data_arguments(verb)
+    verb.add_argument("--threads", type=threads, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--fail-under", type=percent, metavar="MIOU", help="exit with 3 if lower: 0.7, or 70")
+
+
+def engine_arguments(verb: argparse.ArgumentParser) -> None:
+    """The engine, its windows, and the model."""
+    verb.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
+    window_arguments(verb)
+    verb.add_argument("--blend", choices=BLENDS, default="uniform", help="weights of overlapping windows")
+    verb.add_argument("--threads", type=threads, default=0, metavar="N", help="0: all cores of this process")
+    model_arguments(verb)
+    preprocessing_arguments(verb)
+
+
+def window_arguments(verb: argparse.ArgumentParser) -> None:
+    """Where windows lie."""
+    verb.add_argument("--tile", type=size, default=(1024, 1024), metavar="N|HxW", help="window (1024)")
+    verb.add_argument("--stride", type=size, metavar="N|HxW", help="step between windows (3/4 of the window)")
+    verb.add_argument("--padding", choices=PADDINGS, default="zero", help="outside of an image smaller than the window")
+
+
+def preprocessing_arguments(verb: argparse.ArgumentParser) -> None:
+    """What the network expects of its input."""
+    verb.add_argument("--mean", type=triple, metavar="R,G,B", help="on the 0..255 scale")
+    verb.add_argument("--std", type=triple, metavar="R,G,B", help="on the 0..255 scale")
+    verb.add_argument("--bgr", action="store_true", help="the network expects BGR; mean and std are then B,G,R")
+
+
+def model_arguments(verb: argparse.ArgumentParser) -> None:
+    """What a checkpoint may not say of itself."""
+    verb.add_argument("--weights", type=Path, metavar="FILE", help="state dict for package.module:function")
+    verb.add_argument("--classes", metavar="NAME|FILE", help="a data set's classes, or a file with one name a line")
+
+
+def data_arguments(verb: argparse.ArgumentParser) -> None:
+    """How a data set is read."""
+    verb.add_argument("--split", default="val", help="part of a data set that has parts")
+    verb.add_argument(
+        "--label-map", metavar="FILE.json", help="score in other classes; calib/label_map.py describes it"
+    )
+    verb.add_argument(
+        "--ignore-label",
+        type=label,
+        action="append",
+        default=[],
+        metavar="N",
+        help="a number in the label files that is not scored, besides 255; may be given again",
+    )
+    verb.add_argument(
+        "--reduce-zero-label",
+        action=argparse.BooleanOptionalAction,
+        help="in the label files 0 is ignore and classes count from 1; else as the data set or the model says",
+    )
+    verb.add_argument("--limit", type=positive, metavar="N", help="score N images, spread evenly over the set")
+    verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
+
+
+def tiling(args: argparse.Namespace) -> Tiling:
+    height, width = args.tile
+    stride_h, stride_w = args.stride or (max(1, 3 * height // 4), max(1, 3 * width // 4))
+    return Tiling(height, width, stride_h, stride_w, args.blend, args.padding)
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
+    return value
+
+
+def threads(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
+def error(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):  # NaN neither: a gate that compares with it would never fail
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more")
+    return value
+
+
+def share(text: str) -> float:
+    value = error(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 1")
+    return value
+
+
+def label(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 255:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 0 to 255")
+    return value
+
+
+def percent(text: str) -> float:
+    """``0.7``, or ``70`` for percent.  1 is all."""
+    value = float(text)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"got {value:g}, expected 0 to 1, or up to 100 for percent")
+    return value / 100 if value > 1 else value
+
+
+def size(text: str) -> tuple[int, int]:
+    """``1024`` or ``512x1024`` (height x width)."""
+    parts = [positive(part) for part in text.lower().split("x")]
+    if len(parts) > 2:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected N or HxW")
+    return parts[0], parts[-1]
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def width_height(text: str) -> tuple[int, int]:
+    """``2048x1024`` (width x height, as images are named) -> (height, width)."""
+    parts = [positive(part) for part in text.lower().split("x")]
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected WIDTHxHEIGHT")
+    return parts[1], parts[0]
+
+
+def triple(text: str) -> tuple[float, float, float]:
+    values = [float(part) for part in text.split(",")]
+    if len(values) != 3:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected three numbers such as 123.7,116.3,103.5")
+    return values[0], values[1], values[2]

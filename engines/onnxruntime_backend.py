@@ -1,0 +1,96 @@
+"""ONNX Runtime on the CPU: the reference and baseline for models that come as .onnx, as torch is for checkpoints.
+
+The only file in this package that imports onnxruntime.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from engines.base import BuildConfig, Float32, Session
+from engines.errors import DeployError
+from engines.layers import Layer
+
+
+class OnnxRuntimeSession:
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        (entry,) = session.get_inputs()
+        self._name = entry.name
+        self._shape = tuple(entry.shape)
+
+    def run(self, windows: Float32) -> Float32:
+        if windows.shape != self._shape or windows.dtype != np.float32:
+            raise DeployError(
+                f"engine input: got {windows.shape} {windows.dtype}, expected {self._shape} float32; "
+                "run with the tile size that the bundle was built with"
+            )
+        logits: Float32 = self._session.run(None, {self._name: windows})[0]
+        return logits
+
+
+class OnnxRuntimeBackend:
+    name = "onnxruntime"
+
+    def unavailable(self) -> str | None:
+        if importlib.util.find_spec("onnxruntime") is None:
+            return "the onnxruntime package is not installed; pip install 'edgeseg[export]'"
+        return None
+
+    def version(self) -> str:
+        return f"onnxruntime {importlib.metadata.version('onnxruntime').split('+')[0]}"
+
+    def device(self) -> str:
+        return f"cpu {platform.machine()}"
+
+    def supports(self, precision: str) -> str | None:
+        return None if precision == "fp32" else f"the reference computes in fp32 only, not {precision}"
+
+    def remark(self, precision: str) -> str | None:
+        return None
+
+    def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
+        raise DeployError("backend onnxruntime: it is the fp32 reference and is not profiled; use --backend openvino")
+
+    def build(self, model: Path, config: BuildConfig) -> bytes:
+        # The graph itself: ONNX Runtime compiles when it loads.  Opened once, so that a build says what is refused.
+        blob = model.read_bytes()
+        _open(blob, config)
+        return blob
+
+    @contextmanager
+    def load(self, blob: bytes, config: BuildConfig) -> Iterator[Session]:
+        yield OnnxRuntimeSession(_open(blob, config))
+
+
+def _open(blob: bytes, config: BuildConfig) -> Any:
+    ort = _onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = config.threads or len(os.sched_getaffinity(0))
+    options.log_severity_level = 3
+    state = ort.capi.onnxruntime_pybind11_state
+    refusals = (state.Fail, state.NotImplemented, state.InvalidGraph, state.InvalidArgument, state.InvalidProtobuf)
+    try:
+        return ort.InferenceSession(blob, options, providers=["CPUExecutionProvider"])
+    except refusals as error:
+        raise DeployError(f"onnxruntime: cannot load the graph: {' '.join(str(error).split())[:300]}") from error
+
+
+def _onnxruntime() -> ModuleType:
+    import onnxruntime
+
+    module: ModuleType = onnxruntime
+    return module
+
+
+backend = OnnxRuntimeBackend()

@@ -1,0 +1,105 @@
+"""From a strongly typed graph to what OpenVINO's CPU plugin runs fast and still as written.
+
+The plugin honours a graph typed in bfloat16 to the letter, but then finds neither its fused attention nor its INT8
+rewrites, both of which it matches in float32 (2026.4: SegFormer-B0 1.7 times slower, Q/DQ with bfloat16 scales
+refused).  So the graph is handed over in float32 with INFERENCE_PRECISION_HINT at its half type, and every node that
+the graph types as float32 is marked with the runtime attribute that forbids the conversion.  Such attributes are
+objects that only the IR reader makes, hence the detour over IR.
+
+Gets the openvino module as an argument: only the backend imports it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+HALVES = {"bf16": "bf16", "f16": "f16"}
+_NOT_COMPUTED = {"Constant", "Parameter", "Result", "Convert", "ShapeOf"}
+
+
+def half_type(model: Any) -> str | None:
+    """``bf16`` or ``f16`` when the graph computes in it somewhere, else None."""
+    found = {_type(op) for op in model.get_ordered_ops() if op.get_type_name() not in _NOT_COMPUTED}
+    return next((half for half in HALVES if half in found), None)
+
+
+def with_marks(ov: ModuleType, model: Any) -> Any:
+    """`model` in float32, its float32 nodes marked to stay so under any precision hint."""
+    islands = {
+        op.get_friendly_name()
+        for op in model.get_ordered_ops()
+        if op.get_type_name() not in _NOT_COMPUTED and _type(op) == "f32"
+    }
+    _to_float32(ov, model)
+    _hold_quantisation_behind_concat(ov, model)
+    with tempfile.TemporaryDirectory() as folder:
+        xml, weights = Path(folder) / "model.xml", Path(folder) / "model.bin"
+        ov.serialize(model, xml, weights)
+        tree = ET.parse(xml)  # noqa: S314 - written by OpenVINO a moment ago
+        for layer in tree.iterfind("layers/layer"):
+            if layer.get("name") in islands and layer.get("type") not in _NOT_COMPUTED:
+                _mark(layer)
+        tree.write(xml)
+        # Reading from memory: the weights must outlive the folder.
+        return ov.Core().read_model(xml.read_bytes(), ov.Tensor(np.fromfile(weights, np.uint8)))
+
+
+def _to_float32(ov: ModuleType, model: Any) -> None:
+    for op in model.get_ordered_ops():
+        kind = op.get_type_name()
+        if kind == "Constant" and _type(op) in HALVES:
+            value = ov.opset13.constant(op.get_data(dtype=np.float32), name=op.get_friendly_name())
+            _replace(op.output(0), value.output(0))
+        elif kind == "Convert" and _float(op.input(0).get_element_type()) and _float(op.output(0).get_element_type()):
+            _replace(op.output(0), op.input_value(0))
+        elif kind == "Convert" and _type(op) in HALVES:
+            op.set_destination_type(ov.Type.f32)
+    model.validate_nodes_and_infer_types()
+
+
+def _hold_quantisation_behind_concat(ov: ModuleType, model: Any) -> None:
+    """Put Maximum(x, lowest) between a Concat and the FakeQuantize that reads it.
+
+    OpenVINO 2026.4 moves the FakeQuantize before the Concat, and a convolution that reads the uint8 Concat is then
+    computed wrongly (by 10 to 16 % in a three-node graph).  The Maximum changes no value and ends up in the quantising
+    kernel.
+    """
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "FakeQuantize":
+            continue
+        source = op.input_value(0)
+        behind = source.get_node()
+        if behind.get_type_name() == "Relu":
+            behind = behind.input_value(0).get_node()
+        if behind.get_type_name() == "Concat":
+            held = ov.opset13.maximum(source, ov.opset13.constant(np.float32(np.finfo(np.float32).min)))
+            op.input(0).replace_source_output(held.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _mark(layer: ET.Element) -> None:
+    info = layer.find("rt_info")
+    if info is None:
+        info = ET.Element("rt_info")
+        layer.insert(1 if layer.find("data") is not None else 0, info)
+    ET.SubElement(info, "attribute", name="precise", version="0")  # until 2026.1
+    ET.SubElement(info, "attribute", name="DisablePrecisionConversion", version="0", value="f32:bf16,f16")
+
+
+def _replace(old: Any, new: Any) -> None:
+    for target in old.get_target_inputs():
+        target.replace_source_output(new)
+
+
+def _type(op: Any) -> str:
+    return str(op.get_output_element_type(0).get_type_name()) if op.get_output_size() else ""
+
+
+def _float(kind: Any) -> bool:
+    return kind.get_type_name() in ("f32", *HALVES)

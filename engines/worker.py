@@ -1,0 +1,245 @@
+"""One bundle in a process of its own, so that its peak memory and its threads are its own.
+
+The parent sends commands as JSON lines on stdin and gets one JSON line back for each; images and label maps travel as
+.npy files.  Needs what running a bundle needs and nothing else.
+
+    python -m engines.worker BUNDLE THREADS
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.base import REFERENCES, BuildConfig, get_backend
+from engines.bundle import ENGINE, Manifest
+from engines.errors import DeployError
+from engines.layers import executed
+from engines.segmenter import Segmenter, Timings, open_segmenter
+
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image, from decoded pixels to its label map, in milliseconds.  windows: how often the engine ran."""
+
+    frame_ms: float
+    gather_ms: float
+    engine_ms: float
+    stitch_ms: float
+    windows: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the worker loaded.  load_ms: reading, checking and loading the bundle.  threads: of engine and stitching."""
+
+    precision: str
+    backend: str
+    sdk: str
+    device: str
+    threads: int
+    load_ms: float
+
+
+class Worker:
+    """The parent's side.  Raises DeployError with the worker's own message; ends the process when closed."""
+
+    def __init__(self, bundle: Path, threads: int = 0) -> None:
+        self._bundle = bundle
+        self._folder = tempfile.TemporaryDirectory(prefix="edgeseg-worker-")
+        self._stderr = (Path(self._folder.name) / "stderr").open("w+")
+        root = str(Path(__file__).parent.parent)
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(  # noqa: S603  our own interpreter and module
+            [sys.executable, "-m", "engines.worker", str(bundle.absolute()), str(threads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+        try:
+            self.opened = Opened(**self._answer())
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def put(self, image: UInt8) -> None:
+        """Set the image (H, W, 3) uint8 RGB that `frame` and `engine` work on."""
+        path = Path(self._folder.name) / "image.npy"
+        np.save(path, image)
+        self._ask("put", path=str(path))
+
+    def frame(self) -> Frame:
+        """Segment the image once and time it."""
+        return Frame(**self._ask("frame"))
+
+    def labels(self) -> UInt8:
+        """The label map (H, W) uint8 of the last `frame`."""
+        path = Path(self._folder.name) / "labels.npy"
+        self._ask("labels", path=str(path))
+        labels: UInt8 = np.load(path)
+        return labels
+
+    def engine(self) -> float:
+        """Milliseconds of one run of the engine alone, on the first window of the image."""
+        return float(self._ask("engine")["ms"])
+
+    def peak_bytes(self) -> int:
+        """The most memory that the process has held so far: Python, SDK, engine, image and labels."""
+        return int(self._ask("memory")["peak"])
+
+    def executed(self) -> dict[str, float]:
+        """Share of the layers' time by the type they really run in, largest first; empty where the SDK cannot tell.
+
+        Profiles a second copy of the engine, so ask for the peak of memory before.
+        """
+        shares: dict[str, float] = self._ask("executed")["shares"]
+        return shares
+
+    def close(self) -> None:
+        """End the process, if it has not ended, and remove its files."""
+        with suppress(OSError):  # it may have died with bytes unread
+            if self._process.stdin:
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+        self._stderr.close()
+        self._folder.cleanup()
+
+    def _ask(self, command: str, **values: Any) -> dict[str, Any]:
+        try:
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps({"do": command, **values}) + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._died() from error
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._died()
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise DeployError(answer["error"])
+        return answer
+
+    def _died(self) -> DeployError:
+        code = self._process.wait()
+        self._stderr.seek(0)
+        lines = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        hint = "; it may have run out of memory" if code == -9 else ""
+        return DeployError(
+            f"bundle {self._bundle}: its process ended ({how}){hint} {lines[-1] if lines else ''}".strip()
+        )
+
+
+class _Served:
+    """The worker's side: one segmenter and the image it works on."""
+
+    def __init__(self, segmenter: Segmenter, bundle: Path, manifest: Manifest, threads: int) -> None:
+        self._segmenter = segmenter
+        self._bundle, self._manifest, self._threads = bundle, manifest, threads
+        self._image: UInt8 = np.zeros((1, 1, 3), np.uint8)
+        self._labels: UInt8 = np.zeros((1, 1), np.uint8)
+
+    def put(self, path: str) -> dict[str, Any]:
+        self._image = np.load(path)
+        return {}
+
+    def frame(self) -> dict[str, Any]:
+        self._segmenter.timings = times = Timings()
+        begin = time.perf_counter()
+        self._labels = self._segmenter.segment(self._image).labels
+        total = time.perf_counter() - begin
+        frame = Frame(1e3 * total, 1e3 * times.gather, 1e3 * times.engine, 1e3 * times.stitch, times.windows)
+        return asdict(frame)
+
+    def labels(self, path: str) -> dict[str, Any]:
+        np.save(path, self._labels)
+        return {}
+
+    def engine(self) -> dict[str, Any]:
+        window = self._segmenter.first_window(self._image)
+        begin = time.perf_counter()
+        self._segmenter.session.run(window)
+        return {"ms": 1e3 * (time.perf_counter() - begin)}
+
+    def executed(self) -> dict[str, Any]:
+        manifest = self._manifest
+        if manifest.backend in REFERENCES:  # they compute in fp32 alone, and keep no account of layers
+            return {"shares": {"fp32": 1.0}}
+        window = self._segmenter.first_window(self._image)
+        config = BuildConfig(manifest.precision, self._threads)
+        blob = (self._bundle / ENGINE).read_bytes()
+        return {"shares": executed(get_backend(manifest.backend).layers(blob, config, window))}
+
+    def memory(self) -> dict[str, Any]:
+        return {"peak": _peak_bytes()}
+
+
+def _peak_bytes() -> int:
+    # Not ru_maxrss where there is a choice: Linux carries it over from the parent through exec.
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return 1024 * int(found[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def main(argv: list[str]) -> int:
+    """Serve one bundle until stdin ends."""
+    # SDKs print to stdout at will; the answers keep the original to themselves.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    threads = int(argv[1])
+    begin = time.perf_counter()
+    try:
+        with open_segmenter(Path(argv[0]), threads) as (segmenter, manifest):
+            in_force = threads or len(os.sched_getaffinity(0))
+            load_ms = 1e3 * (time.perf_counter() - begin)
+            opened = Opened(manifest.precision, manifest.backend, manifest.sdk, manifest.device, in_force, load_ms)
+            print(json.dumps(asdict(opened)), file=answers)
+            served = _Served(segmenter, Path(argv[0]), manifest, threads)
+            for line in sys.stdin:
+                command = json.loads(line)
+                print(json.dumps(getattr(served, command.pop("do"))(**command)), file=answers)
+    except DeployError as error:
+        print(json.dumps({"error": str(error)}), file=answers)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""`deploy.py compare`: every precision of a model built, measured side by side and judged."""

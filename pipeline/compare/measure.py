@@ -1,0 +1,163 @@
+"""All bundles side by side: each in a process of its own, fed the same frames in turn.
+
+Every frame goes through every engine before the next is read, so nothing is kept of a frame but counts (and small
+pictures of the worst ones), and a slow minute of the machine falls on all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from engines.bench import Stats
+from engines.errors import DeployError
+from engines.spec import ModelSpec
+from engines.tiling import Tiling
+from engines.worker import Frame, Opened, Worker
+from pipeline.compare.agreement import Agreement, Tally
+from pipeline.compare.frames import Frames
+from pipeline.compare.rows import PARTS, Timing
+from pipeline.compare.worst import Picture, Worst
+from pipeline.metrics import Confusion, Scores
+
+UInt8 = NDArray[np.uint8]
+Log = Callable[[str, str], None]
+
+# Threads of the engine that ran before may still be spinning when it answers.
+SETTLE_S = 0.02
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One bundle: what its worker loaded and measured.  scores: None without labels.  worst: the worst images.
+
+    executed: share of the layers' time by the type they really ran in; empty where the SDK cannot tell.
+    """
+
+    opened: Opened
+    scores: Scores | None
+    agreement: Agreement
+    executed: Mapping[str, float]
+    timing: Timing
+    peak_bytes: int
+    worst: tuple[Picture, ...]
+
+
+@dataclass
+class _Lane:
+    """One worker and what is counted for it."""
+
+    worker: Worker
+    tally: Tally
+    worst: Worst
+    confusion: Confusion | None
+    times: list[Frame] = field(default_factory=list)
+
+
+def measure(
+    bundles: Mapping[str, Path], frames: Frames, spec: ModelSpec, tiling: Tiling, rounds: int, threads: int
+) -> dict[str, Measured | str]:
+    """Run every bundle over `frames` for its labels, then `rounds` times for its time.
+
+    The first bundle is the reference.  Returns by name what was measured, or why that failed; an error of the
+    reference, or of the data, is raised as DeployError.
+    """
+    reference, *others = bundles
+    failed: dict[str, str] = {}
+    with ExitStack() as stack:
+        lanes: dict[str, _Lane] = {}
+        for name, bundle in bundles.items():
+            try:
+                worker = stack.enter_context(Worker(bundle, threads))
+            except DeployError as error:
+                _unless_reference(name, reference, error)
+                failed[name] = str(error)
+                continue
+            confusion = Confusion(len(frames.classes)) if frames.labelled else None
+            lanes[name] = _Lane(worker, Tally(len(spec.classes), tiling), Worst(spec.palette), confusion)
+        sizes = _accuracy(lanes, reference, frames, failed)
+        _timing(lanes, reference, frames, sizes, rounds, failed)
+        results: dict[str, Measured | str] = dict(failed)
+        for name, lane in lanes.items():
+            try:
+                results[name] = _measured(lane, sizes[0][1], frames.classes)
+            except DeployError as error:
+                _unless_reference(name, reference, error)
+                results[name] = str(error)
+    return {name: results[name] for name in (reference, *others)}
+
+
+def _measured(lane: _Lane, size: tuple[int, int], classes: tuple[str, ...]) -> Measured:
+    worker, times = lane.worker, lane.times
+    stats = {part: Stats.of([getattr(frame, f"{part}_ms") for frame in times]) for part in ("frame", *PARTS)}
+    timing = Timing(**stats, windows=times[0].windows, size=size)
+    scores = lane.confusion.scores(classes) if lane.confusion else None
+    peak = worker.peak_bytes()  # before `executed`, which loads the engine once more
+    return Measured(
+        worker.opened, scores, lane.tally.result(), worker.executed(), timing, peak, lane.worst.pictures()
+    )  # fmt: skip
+
+
+def _accuracy(
+    lanes: dict[str, _Lane], reference: str, frames: Frames, failed: dict[str, str]
+) -> list[tuple[int, tuple[int, int]]]:
+    """Label every frame with every engine and count.  Returns (index, size) of the frames of the commonest size."""
+    sizes: list[tuple[int, tuple[int, int]]] = []
+    for index in tqdm(range(len(frames)), desc="accuracy", unit="image", disable=None, leave=False):
+        frame = frames[index]
+        sizes.append((index, (frame.image.shape[0], frame.image.shape[1])))
+        expected = _labels(lanes[reference].worker, frame.image)
+        for name in list(lanes):
+            lane = lanes[name]
+            try:
+                labels = expected if name == reference else _labels(lane.worker, frame.image)
+            except DeployError as error:
+                failed[name] = f"{frame.name}: {error}"
+                del lanes[name]
+                continue
+            share = lane.tally.add(expected, labels)
+            if name != reference:
+                lane.worst.offer(frame.name, share, frame.image, expected, labels)
+            if lane.confusion is not None and frame.truth is not None:
+                lane.confusion.update(frame.truth, frames.predicted(labels, frame.truth.shape))
+    (commonest, _), *_ = Counter(size for _, size in sizes).most_common(1)
+    return [entry for entry in sizes if entry[1] == commonest]
+
+
+def _timing(
+    lanes: dict[str, _Lane], reference: str, frames: Frames, sizes: list[tuple[int, tuple[int, int]]], rounds: int,
+    failed: dict[str, str],
+) -> None:  # fmt: skip
+    """Time every engine on the same frames, in an order that turns by one from round to round."""
+    for turn in tqdm(range(rounds), desc="timing", unit="round", disable=None, leave=False):
+        image = frames[sizes[turn % len(sizes)][0]].image
+        names = list(lanes)
+        for name in (names[(turn + k) % len(names)] for k in range(len(names))):
+            lane = lanes[name]
+            try:
+                lane.worker.put(image)
+                time.sleep(SETTLE_S)
+                lane.times.append(lane.worker.frame())
+            except DeployError as error:
+                _unless_reference(name, reference, error)
+                failed[name] = str(error)
+                del lanes[name]
+
+
+def _labels(worker: Worker, image: UInt8) -> UInt8:
+    worker.put(image)
+    worker.frame()
+    return worker.labels()
+
+
+def _unless_reference(name: str, reference: str, error: DeployError) -> None:
+    if name == reference:
+        raise error

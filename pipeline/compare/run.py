@@ -1,0 +1,209 @@
+"""`deploy.py compare`: build every precision, measure them side by side, judge, and write the report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from calib.datasets import LabelOptions, open_dataset
+from calib.label_map import LabelMap
+from calib.ranges import Ranges
+from engines.base import PRECISIONS, choose_backend
+from engines.bench import settings
+from engines.bundle import ENGINE, MANIFEST, Manifest, file_sha256, writing
+from engines.errors import DeployError
+from engines.images import MAX_PIXELS
+from pipeline.build import BuildRequest, build_bundle
+from pipeline.calibrate import CalibrateRequest, calibrate
+from pipeline.compare.figure import require_matplotlib
+from pipeline.compare.frames import Frames
+from pipeline.compare.judge import Limits, judge, verdict
+from pipeline.compare.measure import Measured, measure
+from pipeline.compare.rows import Comparison, Row
+from pipeline.compare.write import FILES, JSON, RANGES, write
+from pipeline.sources import load_source
+
+Log = Callable[[str, str], None]
+
+QUANTISED = {"int8", "auto"}  # what needs ranges
+_PACKAGES = ("edgeseg", "numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt")
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """What `compare` was asked for.
+
+    build: the model, tiling, backend and threads of every build; its precision is set for each, its output is the
+    folder of the comparison.  calib: photographs or measured ranges for INT8, or None.  limit: number of images,
+    None for all.
+    """
+
+    build: BuildRequest
+    data: Path
+    precisions: tuple[str, ...]
+    calib: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    rounds: int = 20
+    limit: int | None = None
+    label_map: LabelMap | None = None
+    label_options: LabelOptions = field(default_factory=LabelOptions)
+    split: str = "val"
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        known = set(self.precisions) <= set(PRECISIONS)
+        if not self.precisions or not known or len(set(self.precisions)) < len(self.precisions):
+            raise DeployError(
+                f"--precisions: got {','.join(self.precisions)!r}, expected some of {','.join(PRECISIONS)}, each once"
+            )
+
+
+def compare(request: CompareRequest, log: Log) -> Comparison:
+    """Build, measure, judge and write.  A precision that cannot be built or run becomes a row that says why.
+
+    Raises DeployError when the model, the data or the reference is at fault; then nothing is written or replaced.
+    """
+    require_matplotlib()
+    build = request.build
+    with writing(build.output, check_folder) as folder:
+        spec = load_source(build.model, (build.tiling.window_h, build.tiling.window_w), build.options).spec
+        dataset = open_dataset(request.data, spec, request.label_map, request.split, request.label_options)
+        dataset = dataset.limited(request.limit)
+        frames = Frames(dataset, spec, request.max_pixels)
+        limits = request.limits.for_data(frames.labelled)
+        frames.check_labels()
+        log("data", str(dataset))
+        request = replace(request, build=replace(build, ranges=_ranges(request, folder, log)))
+        rows = {"reference": _reference(request, folder, log)}
+        for precision in request.precisions:
+            rows[precision] = _candidate(request, folder, precision, log)
+        bundles = {name: folder / row.folder for name, row in rows.items() if row.folder}
+        log("measure", f"{len(bundles)} bundles over {len(frames)} image(s), then {request.rounds} timed rounds")
+        results = measure(bundles, frames, spec, build.tiling, request.rounds, build.threads)
+        comparison = Comparison(
+            build.model, spec.source_sha256, spec.classes, frames.classes, build.tiling.to_json(), dataset.to_json(),
+            limits.to_json(), request.rounds, settings(), _versions(), _now(), _judged(rows, results, limits),
+        )  # fmt: skip
+        comparison = verdict(comparison)
+        pictures = {rows[name].name: result.worst for name, result in results.items() if isinstance(result, Measured)}
+        write(folder, comparison, pictures)
+    return comparison
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a place that holds anything but an earlier comparison."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / JSON).is_file():
+        raise DeployError(f"output {folder}: exists and is not a comparison, and is left alone; give another -o")
+    try:
+        written = {row["folder"] for row in json.loads((folder / JSON).read_text())["rows"]} | set(FILES)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeployError(f"output {folder}: its {JSON} is not a comparison's; give another -o") from error
+    strange = sorted(path.name for path in folder.iterdir() if path.name not in written)
+    if strange:
+        raise DeployError(
+            f"output {folder}: holds {strange[0]}, which no comparison wrote; move it, or give another -o"
+        )
+
+
+def _ranges(request: CompareRequest, folder: Path, log: Log) -> Ranges | None:
+    """For INT8: read, or collected here and kept beside the bundles.  Raises DeployError."""
+    if request.calib is None or not QUANTISED & set(request.precisions):
+        return None
+    if request.calib.is_file():
+        return Ranges.load(request.calib)
+    build = request.build
+    wanted = CalibrateRequest(
+        build.model, [str(request.calib)], folder / RANGES, build.tiling, threads=build.threads, options=build.options,
+        max_pixels=request.max_pixels,
+    )  # fmt: skip
+    ranges, _ = calibrate(wanted, _Steps("calibrate", log))
+    return ranges
+
+
+def _reference(request: CompareRequest, folder: Path, log: Log) -> Row:
+    """The model as it comes, in PyTorch, or for an .onnx, which has no module, in ONNX Runtime.  Raises DeployError."""
+    backend = "onnxruntime" if request.build.model.endswith(".onnx") else "torch"
+    steps = _Steps(backend, log)
+    build = replace(request.build, output=folder / backend, precision="fp32", backend=backend, ranges=None)
+    manifest = build_bundle(build, steps)
+    row = Row(build.model, "fp32", backend, reference=True)
+    return _described(row, build.output, manifest, steps)
+
+
+def _candidate(request: CompareRequest, folder: Path, precision: str, log: Log) -> Row:
+    """Build one precision.  A refusal or a failed gate becomes the row's reason, in the builder's own words."""
+    steps = _Steps(precision, log)
+    build = replace(request.build, output=folder / precision, precision=precision)
+    row = Row(build.model, precision, build.backend)
+    try:
+        row = replace(row, backend=choose_backend(build.backend, precision)[0].name)
+        manifest = build_bundle(build, steps)
+    except DeployError as error:
+        steps("failed", str(error))
+        return replace(row, reasons=(str(error),), log=tuple(steps.lines))
+    return _described(row, build.output, manifest, steps)
+
+
+class _Steps:
+    """Keeps the log of one build, and passes it on under the row's name."""
+
+    def __init__(self, name: str, log: Log) -> None:
+        self._name, self._log = name, log
+        self.lines: list[tuple[str, str]] = []
+
+    def __call__(self, step: str, text: str) -> None:
+        self.lines.append((step, text))
+        self._log(self._name, f"{step:11} {text}")
+
+
+def _described(row: Row, bundle: Path, manifest: Manifest, steps: _Steps) -> Row:
+    return replace(
+        row, folder=bundle.name, backend=manifest.backend, sdk=manifest.sdk, device=manifest.device,
+        manifest_sha256=file_sha256(bundle / MANIFEST), bytes=(bundle / ENGINE).stat().st_size,
+        verification=manifest.verification, log=tuple(steps.lines),
+    )  # fmt: skip
+
+
+def _judged(rows: dict[str, Row], results: dict[str, Measured | str], limits: Limits) -> tuple[Row, ...]:
+    base, *rest = (_filled(row, results.get(name)) for name, row in rows.items())
+    assert base.timing is not None  # an error of the reference has ended the comparison
+    slow = base.timing.frame.p50
+    rest = [row if row.timing is None else replace(row, speedup=slow / row.timing.frame.p50) for row in rest]
+    return (replace(base, speedup=1.0, passed=True), *(judge(row, base, limits) for row in rest))
+
+
+def _filled(row: Row, result: Measured | str | None) -> Row:
+    if result is None:
+        return row
+    if isinstance(result, str):
+        return replace(row, reasons=(result,))
+    scores = result.scores
+    return replace(
+        row,
+        miou=None if scores is None else scores.miou,
+        pixel_accuracy=None if scores is None else scores.aacc,
+        class_iou=None if scores is None else tuple(each.iou for each in scores.classes),
+        agreement=result.agreement, executed=result.executed, timing=result.timing,
+        peak_bytes=result.peak_bytes, load_ms=result.opened.load_ms,
+    )  # fmt: skip
+
+
+def _versions() -> dict[str, Any]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,120 @@
+"""Which convolutions and linear layers are quantised to INT8, and why each of the others is not.
+
+The rules are those under which TensorRT has fast INT8 kernels (notes of NVIDIA's Model-Optimizer): inputs and weights
+of Conv and of products with a constant, no product of two activations (attention), no GEMV, no narrow layers, no
+classifier; depthwise convolutions on request only, since they are bound by memory and rarely gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calib.ranges import Ranges
+from engines.errors import DeployError
+from pipeline.precision.islands import classifier_of
+from pipeline.precision.plan import NodePlan, PrecisionPlan
+from pipeline.precision.view import GraphView, attribute
+
+NARROW = 16
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """depthwise: quantise depthwise convolutions too.  skip: first outputs of nodes that stay out."""
+
+    depthwise: bool = False
+    skip: Collection[str] = ()
+
+
+def plan_int8(
+    shown: GraphView, ranges: Ranges, rest: str = "fp32", options: Int8Options = Int8Options()
+) -> PrecisionPlan:
+    """One entry for every Conv, MatMul and Gemm: ``int8``, or `rest` with the reason.
+
+    Raises DeployError when none of their inputs has a range: the ranges are those of another model.
+    """
+    plans = []
+    classifier = classifier_of(shown)
+    candidates = [node for node in shown.nodes if node.op_type in ("Conv", "MatMul", "Gemm")]
+    if candidates and not any(node.input[0] in ranges.tensors for node in candidates):
+        raise DeployError(
+            f"ranges: got {len(ranges.tensors)} tensors, none of them is one of this model's; calibrate this model"
+        )
+    for node in candidates:
+        reason = _declined(shown, node, ranges, classifier, options)
+        plans.append(
+            NodePlan(node.output[0], node.op_type, rest if reason else "int8", reason or _numbers(node, ranges))
+        )
+    return PrecisionPlan("int8", tuple(plans))
+
+
+def weight_axis(node: onnx.NodeProto) -> int:
+    """Axis of the output channels in the constant operand."""
+    if node.op_type == "Conv":
+        return 0
+    return 0 if node.op_type == "Gemm" and attribute(node, "transB", 0) else -1
+
+
+def _declined(
+    shown: GraphView, node: onnx.NodeProto, ranges: Ranges, classifier: Collection[str], options: Int8Options
+) -> str:
+    weight = shown.constants.get(node.input[1])
+    if weight is None:
+        return "both operands are activations: attention products stay in higher precision"
+    if node.input[0] in shown.constants:
+        return "the constant is the first operand"
+    if node.output[0] in options.skip:
+        return "left out as asked"
+    if node.output[0] in classifier:
+        return "makes the logits"
+    shape = _conv_shape(node, weight, options) if node.op_type == "Conv" else _product_shape(shown, node, weight)
+    return shape or _range(node.input[0], ranges)
+
+
+def _conv_shape(node: onnx.NodeProto, weight: NDArray[np.generic], options: Int8Options) -> str:
+    group = int(str(attribute(node, "group", 1)))
+    outputs, per_group, kernel = weight.shape[0], weight.shape[1], weight.shape[2:]
+    inputs = per_group * group
+    if group > 1 and per_group == 1:
+        if not options.depthwise:
+            return f"depthwise over {inputs} channels: bound by memory, not quantised unless asked"
+        return "" if outputs % 8 == 0 else f"depthwise over {outputs} channels, not a multiple of 8"
+    if group > 1 and per_group < NARROW and not (outputs % 8 == 0 and min(kernel) >= 3):
+        return f"grouped with {per_group} channels a group and kernel {kernel}: no INT8 kernel gains there"
+    for role, count in (("input", inputs), ("output", outputs)):
+        if count < NARROW and count % 8:
+            return f"{count} {role} channels: fewer than {NARROW} and not a multiple of 8"
+    return ""
+
+
+def _product_shape(shown: GraphView, node: onnx.NodeProto, weight: NDArray[np.generic]) -> str:
+    if weight.ndim != 2:
+        return f"the constant has rank {weight.ndim}, expected a matrix"
+    if node.op_type == "Gemm" and attribute(node, "transA", 0):
+        return "Gemm with a transposed activation"
+    inner, outer = weight.shape[::-1] if weight_axis(node) == 0 else weight.shape
+    if min(inner, outer) < NARROW:
+        return f"{inner}x{outer} weights: narrower than {NARROW}"
+    if int(np.prod(shown.shapes[node.output[0]][:-1], dtype=np.int64)) == 1:
+        return "a matrix-vector product: bound by memory"
+    return ""
+
+
+def _range(name: str, ranges: Ranges) -> str:
+    measured = ranges.tensors.get(name)
+    if measured is None:
+        return f"no measured range for its input {name}"
+    if not np.isfinite(measured.amax):
+        return f"its input {name} has the range {measured.amax}"
+    if measured.amax <= 0:
+        return f"its input {name} was zero in every window: a scale would be a guess"
+    return ""
+
+
+def _numbers(node: onnx.NodeProto, ranges: Ranges) -> str:
+    return f"input {node.input[0]} within {ranges.tensors[node.input[0]].amax:.4g}"

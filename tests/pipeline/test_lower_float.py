@@ -1,0 +1,178 @@
+"""FP16 and BF16 with FP32 islands: typed throughout, rounded for real, and caught when it overflows."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from engines.agreement import GATES, Gate, compare_logits
+from engines.errors import DeployError, GateError
+from pipeline.graph import OnnxGraph, run_onnx
+from pipeline.precision.emulate import emulate
+from pipeline.precision.extremes import extremes
+from pipeline.precision.islands import plan_float
+from pipeline.precision.lower import LowerOptions, lower
+from pipeline.precision.lower_float import lower_float, prepare
+from pipeline.precision.plan import PrecisionPlan
+from pipeline.precision.view import view
+from tests.pipeline.lowering import exported, graph_of, types
+
+HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+
+def _silent(step: str, text: str) -> None: ...
+
+
+def _lowered(model: str, side: int, target: str) -> tuple[OnnxGraph, PrecisionPlan]:
+    graph, windows, _ = exported(model, side)
+    origin = prepare(graph, target)
+    plan = plan_float(view(origin.model), target, extremes(origin, windows))
+    return lower_float(origin, plan), plan
+
+
+@pytest.mark.parametrize("target", ["fp16", "bf16"])
+def test_every_tensor_has_the_type_that_the_plan_says(target: str) -> None:
+    lowered, plan = _lowered("tests.models:tiny", 64, target)
+    onnx.checker.check_model(lowered.model, full_check=True)
+    found = types(lowered)
+    assert found["image"] == found["logits"] == TensorProto.FLOAT
+    for node in lowered.model.graph.node:
+        planned = plan.precision(node.output[0])
+        if planned is None:
+            continue
+        wanted = TensorProto.FLOAT if planned == "fp32" else HALF[target]
+        floats = [n for n in (*node.input, *node.output) if found.get(n) in (TensorProto.FLOAT, *HALF.values())]
+        assert {found[n] for n in floats} == {wanted}, node
+    assert {p.op for p in plan.islands} == {"LayerNormalization", "Softmax", "Conv"}
+    assert [p.output for p in plan.islands if p.op == "Conv"] == ["logits"]
+    assert all(p.reason for p in plan.islands)
+
+
+@pytest.mark.parametrize("target", ["fp16", "bf16"])
+def test_no_cast_is_superfluous(target: str) -> None:
+    """No tensor is cast twice to a type, none back to what it came from, and none that nobody reads."""
+    lowered, _ = _lowered("tests.models:tiny", 64, target)
+    nodes = lowered.model.graph.node
+    casts = [n for n in nodes if n.op_type == "Cast"]
+    made_by_cast = {n.output[0] for n in casts}
+    assert len({(n.input[0], n.attribute[0].i) for n in casts}) == len(casts)
+    assert not [n for n in casts if n.input[0] in made_by_cast]
+    read = {name for n in nodes for name in n.input} | {"logits"}
+    assert made_by_cast <= read
+
+
+@pytest.mark.parametrize("target", ["fp16", "bf16"])
+@pytest.mark.parametrize(("model", "side"), [("demo", 128), ("tests.models:tiny_setr", 64)])
+def test_rounded_graphs_agree_with_fp32(model: str, side: int, target: str) -> None:
+    """At most 16 units in the last place of the largest logit after some 200 roundings."""
+    _, windows, reference = exported(model, side)
+    lowered, _ = _lowered(model, side, target)
+    got = compare_logits(target, run_onnx(emulate(lowered), list(windows)), "fp32", reference)
+    assert got.relative is not None
+    assert got.relative < 16 * {"fp16": 2**-11, "bf16": 2**-8}[target]
+    assert got.mean_abs is not None
+    assert got.mean_abs > 0  # it did round
+
+
+def test_onnx_runtime_accepts_the_typed_fp16_graph() -> None:
+    _, windows, reference = exported("demo", 128)
+    lowered, _ = _lowered("demo", 128, "fp16")
+    got = compare_logits("fp16", run_onnx(lowered, list(windows)), "fp32", reference)
+    assert got.relative is not None
+    assert got.relative < 16 * 2**-11
+
+
+@pytest.mark.parametrize(("target", "dtype"), [("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)])
+def test_emulation_rounds_after_each_node(target: str, dtype: type) -> None:
+    """Against numpy, with an overflow that ONNX Runtime's own FP16 execution hides."""
+    nodes = [
+        helper.make_node("Mul", ["image", "k"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Mul", ["b", "i"], ["c"]),
+        helper.make_node("Add", ["c", "c"], ["logits"]),
+    ]
+    constants = {"k": np.float32([[[[300.3]]]]), "i": np.float32([[[[1 / 300.3]]]])}
+    graph = prepare(graph_of(nodes, constants, (1, 3, 2, 2), (1, 3, 2, 2)), target)
+    x = np.linspace(0.1, 300, 12, dtype=np.float32).reshape(1, 3, 2, 2)
+    plan = plan_float(view(graph.model), target, extremes(graph, [x])).with_everything()
+    got = run_onnx(emulate(lower_float(graph, plan)), [x])
+    half = [value.astype(dtype).astype(np.float32) for value in (x, constants["k"], constants["i"])]
+    with np.errstate(over="ignore"):
+        product = np.maximum((half[0] * half[1]).astype(dtype).astype(np.float32), 0)
+        back = (product * half[2]).astype(dtype).astype(np.float32)
+        expected = (back + back).astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(got, expected)
+    assert np.isinf(got).any() == (target == "fp16")
+
+
+def test_planted_overflow_comes_out_right_with_islands() -> None:
+    graph, windows, reference = exported("tests.models:overflow", 64)
+    result = lower(graph, "fp16", windows, reference, GATES["fp16"], _silent)
+    reasons = [n["reason"] for n in result.report["plan"]["nodes"] if "fp16 holds 65504" in n["reason"]]
+    assert any("reaches" in reason for reason in reasons)
+    assert result.agreements[0].labels > 0.998
+
+
+def test_planted_overflow_is_caught_without_islands() -> None:
+    """The gate names the very tensor that overflows; BF16, which has the range, passes without islands."""
+    graph, windows, reference = exported("tests.models:overflow", 64)
+    options = LowerOptions(islands=False)
+    with pytest.raises(GateError, match=r"first divergence: .* becomes infinite") as error:
+        lower(graph, "fp16", windows, reference, GATES["fp16"], _silent, options=options)
+    named = str(error.value).split("first divergence: ")[1].split(" ")[0]
+    ranges = extremes(graph, windows[:1])
+    order = list(ranges)
+    first = next(name for name in order if max(map(abs, ranges[name])) > 65504)
+    assert named == first
+    random_weights = Gate(GATES["bf16"].max_relative, 0.97)  # near ties everywhere
+    lower(graph, "bf16", windows, reference, random_weights, _silent, options=options)
+
+
+def _one(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], peak: float = 1.0, target: str = "fp16"):  # type: ignore[no-untyped-def]
+    graph = prepare(graph_of(nodes, constants, (1, 3, 4, 4), (1, 3, 4, 4)), target)
+    x = np.full((1, 3, 4, 4), peak, np.float32)
+    return plan_float(view(graph.model), target, extremes(graph, [x]))
+
+
+def test_each_reason_for_an_island() -> None:
+    def add(value: float) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+        nodes = [helper.make_node("Add", ["image", "c"], ["a"]), helper.make_node("Conv", ["a", "w"], ["logits"])]
+        return nodes, {"c": np.float32(value), "w": np.eye(3, dtype=np.float32)[:, :, None, None]}
+
+    assert _one(*add(1.0)).precision("a") == "fp16"
+    assert "underflow" in _one(*add(1e-7)).nodes[0].reason
+    large = [helper.make_node("Mul", ["image", "c"], ["a"]), helper.make_node("Conv", ["a", "w"], ["logits"])]
+    assert "constant c holds 1e+05" in _one(large, add(1e5)[1], peak=1e-3).nodes[0].reason
+    assert "reaches 2e+04, fp16 holds 65504 (margin 4)" in _one(*add(1.0), peak=2e4).nodes[0].reason
+    assert _one(*add(1.0), peak=1.6e4).precision("a") == "fp16"
+    assert _one(*add(1e5), target="bf16").precision("a") == "bf16"
+    tiny = [helper.make_node("Mul", ["image", "image"], ["a"]), helper.make_node("Conv", ["a", "w"], ["logits"])]
+    assert "below the smallest normal fp16" in _one(tiny, {"w": add(1)[1]["w"]}, peak=1e-3).nodes[0].reason
+    unknown = [helper.make_node("Celu", ["image"], ["d"]), helper.make_node("Add", ["d", "z"], ["logits"])]
+    assert "ONNX defines no bf16 Celu" in _one(unknown, {"z": np.float32(0)}, target="bf16").nodes[0].reason
+
+
+def test_a_missing_range_is_an_error_not_a_guess() -> None:
+    graph = prepare(exported("tests.models:tiny", 64)[0], "fp16")
+    with pytest.raises(DeployError, match="got none for tensor 'image'"):
+        plan_float(view(graph.model), "fp16", {})
+
+
+def test_a_plan_survives_json() -> None:
+    _, plan = _lowered("tests.models:tiny", 64, "fp16")
+    assert PrecisionPlan.from_json(plan.to_json()) == plan
+    with pytest.raises(DeployError, match="precision plan"):
+        PrecisionPlan.from_json({"target": "fp16"})
+
+
+def test_control_flow_is_refused() -> None:
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["image"], ["o"])], "b", [], [helper.make_tensor_value_info("o", 1, [1, 3, 4, 4])]
+    )
+    node = helper.make_node("If", ["c"], ["logits"], then_branch=branch, else_branch=branch)
+    graph = graph_of([node], {"c": np.array(True)}, (1, 3, 4, 4), (1, 3, 4, 4))
+    with pytest.raises(DeployError, match="got a If node"):
+        view(graph.model)
