@@ -141,7 +141,7 @@ def _import(blob: bytes, config: BuildConfig, extra: dict[str, Any] | None = Non
     # The blob holds a graph, not code: kernels are made when it is loaded, so the hint must be the one of the build.
     header, _, body = blob.partition(b"\n")
     if not header.startswith(_HEADER):
-        raise DeployError("openvino: this is not an engine made by this version; build it again")
+        raise DeployError("openvino: cannot load the engine: not one of this version; build it again")
     hint = header[len(_HEADER) :].decode("ascii", "replace")
     try:
         return _openvino().Core().import_model(io.BytesIO(body), "CPU", {**_properties(config, hint), **(extra or {})})
