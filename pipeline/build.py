@@ -66,7 +66,9 @@ def build_bundle(request: BuildRequest, log: Log) -> Manifest:
         inputs = windows_of(image, source.spec, tiling)
         reference = source.logits(inputs)
         program = folder / "program.pt2"
-        graph, steps = to_onnx(source, inputs, reference, program, GATES["fp32"] if request.gate is None else gate, log)
+        graph, steps = to_onnx(
+            source, inputs, reference, program, gate if request.precision == "fp32" else GATES["fp32"], log
+        )
         _check_interface(source, graph)
         ranges = request.ranges or _own_ranges(request, source, graph, log)
         options = request.lowering or LowerOptions(rest=rest_of(backend))
