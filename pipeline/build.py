@@ -72,7 +72,7 @@ def build_bundle(request: BuildRequest, log: Log) -> Manifest:
         inputs = windows_of(image, source.spec, tiling)
         reference = source.logits(inputs)
         program = folder / "program.pt2"
-        exact = GATES["fp32"] if request.gate is None else gate
+        exact = gate if request.precision == "fp32" else GATES["fp32"]
         graph, steps = to_onnx(source, inputs, reference, program, exact, log)
         _check_interface(source, graph)
         if request.rewrites:
