@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import arguments
-from engines.agreement import GATES
 from engines.bundle import is_bundle, open_bundle
 from engines.errors import DeployError, GateError
 from engines.images import read_image
 
 if TYPE_CHECKING:
-    from pipeline.precision.lower import LowerOptions
+    from calib.datasets import LabelOptions
+    from pipeline.auto import Budget
 
 
 def build_engine(args: argparse.Namespace) -> int:
@@ -41,14 +41,18 @@ def build_engine(args: argparse.Namespace) -> int:
         _require_packages()
         from calib.ranges import Ranges
         from pipeline.build import BuildRequest, build_bundle
+        from pipeline.precision.lower import LowerOptions
         from pipeline.sources import SourceOptions
 
         options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
         sample = None if args.sample is None else read_image(args.sample)
         request = BuildRequest(
             args.model, args.output, arguments.tiling(args), args.precision, args.backend, args.threads, options,
-            sample, GATES[args.precision].but(args.max_error, args.min_agreement), args.rewrites, args.time_rewrites,
-            None if args.calib is None else Ranges.load(args.calib), _lowering(args),
+            sample, args.max_error, args.min_agreement, args.rewrites, args.time_rewrites,
+            Ranges.load(args.calib) if _is_ranges(args.calib) else None,
+            () if args.calib is None or _is_ranges(args.calib) else (str(args.calib),),
+            LowerOptions(not args.no_islands, not args.no_smooth, not args.no_bias_correction, args.rest),
+            _budget(args),
         )  # fmt: skip
         manifest = build_bundle(request, log)
     size = sum(path.stat().st_size for path in args.output.iterdir())
@@ -74,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """score a bundle on a data set: mIoU, IoU by class, pixel and mean accuracy as mmsegmentation computes them"""
-    from calib.datasets import LabelOptions, open_dataset
+    from calib.datasets import open_dataset
     from calib.label_map import read_label_map
     from engines.segmenter import open_segmenter
     from pipeline.evaluate import EVALUATE_JSON, make_folder, write_json
@@ -82,8 +86,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     label_map = None if args.label_map is None else read_label_map(args.label_map)
     with open_segmenter(args.bundle, args.threads) as (segmenter, manifest):
-        options = LabelOptions(tuple(args.ignore_label), args.reduce_zero_label)
-        dataset = open_dataset(args.dataset, manifest.spec, label_map, args.split, options).limited(args.limit)
+        dataset = open_dataset(args.dataset, manifest.spec, label_map, args.split, _labels(args)).limited(args.limit)
         _logger(args.json)("data set", str(dataset))
         if args.output is not None:
             make_folder(args.output)
@@ -138,7 +141,6 @@ def inspect(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> int:
     """build MODEL in several precisions, measure them side by side on a data set, and say which one to ship"""
     _require_packages()
-    from calib.datasets import LabelOptions
     from calib.label_map import read_label_map
     from pipeline.build import BuildRequest
     from pipeline.compare.judge import Limits
@@ -155,7 +157,7 @@ def compare(args: argparse.Namespace) -> int:
     request = CompareRequest(
         build, args.data, args.precisions, args.calib, limits, args.rounds, args.limit,
         None if args.label_map is None else read_label_map(args.label_map),
-        LabelOptions(tuple(args.ignore_label), args.reduce_zero_label), args.split, args.max_pixels,
+        _labels(args), args.split, args.max_pixels,
     )  # fmt: skip
     log = _logger(args.json)
     comparison = compare_precisions(request, log)
@@ -240,13 +242,29 @@ def _require_packages() -> None:
         raise DeployError(f"{finding.detail}; {finding.fix}")
 
 
-def _lowering(args: argparse.Namespace) -> LowerOptions:
-    from engines.base import choose_backend
-    from pipeline.build import rest_of
-    from pipeline.precision.lower import LowerOptions
+def _is_ranges(path: Path | None) -> bool:
+    return path is not None and path.suffix.lower() == ".json"
 
-    rest = rest_of(choose_backend(args.backend, args.precision)[0]) if args.rest == "auto" else args.rest
-    return LowerOptions(not args.no_islands, not args.no_smooth, not args.no_bias_correction, rest)
+
+def _budget(args: argparse.Namespace) -> Budget:
+    """Of `--precision auto`: what it may lose, and on which data set."""
+    from calib.datasets import open_dataset
+    from calib.label_map import read_label_map
+    from pipeline.auto import Budget
+
+    if args.eval is None:
+        return Budget(args.max_drop)
+    label_map = None if args.label_map is None else read_label_map(args.label_map)
+    return Budget(
+        args.max_drop,
+        lambda spec: open_dataset(args.eval, spec, label_map, args.split, _labels(args)).limited(args.limit),
+    )
+
+
+def _labels(args: argparse.Namespace) -> LabelOptions:
+    from calib.datasets import LabelOptions
+
+    return LabelOptions(tuple(args.ignore_label), args.reduce_zero_label)
 
 
 def _logger(quiet: bool) -> Callable[[str, str], None]:

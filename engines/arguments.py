@@ -15,7 +15,7 @@ from engines.tiling import BLENDS, PADDINGS, Tiling
 # What a bundle's graph was made for, and a rebuild of it cannot change.
 FIXED_IN_A_BUNDLE = (
     "precision", "tile", "stride", "blend", "padding", "weights", "classes", "mean", "std", "bgr", "sample", "rewrites",
-    "time_rewrites", "calib", "rest", "no_islands", "no_smooth", "no_bias_correction",
+    "time_rewrites", "calib", "rest", "no_islands", "no_smooth", "no_bias_correction", "eval", "max_drop",
 )  # fmt: skip
 
 
@@ -28,8 +28,12 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
         "'demo', or a bundle to rebuild for this machine",
     )
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to write")
-    verb.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    verb.add_argument("--calib", type=Path, metavar="RANGES.json", help="measured ranges, for int8")
+    verb.add_argument("--precision", choices=(*PRECISIONS, "auto"), default="fp32", help="auto: the fastest in budget")
+    verb.add_argument("--calib", type=Path, metavar="DATASET|RANGES.json", help="photographs, or ranges, for int8")
+    verb.add_argument("--max-drop", type=error, default=0.5, metavar="POINTS", help="that auto may lose: of mIoU on "
+                      "--eval, or percent of labels that change")  # fmt: skip
+    verb.add_argument("--eval", type=Path, metavar="DATASET", help="labelled images that auto scores every plan on")
+    data_arguments(verb)
     verb.add_argument("--rest", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="what int8 leaves")
     verb.add_argument("--no-islands", action="store_true", help="no FP32 islands in fp16 and bf16; the gate decides")
     verb.add_argument("--no-smooth", action="store_true", help="int8 without SmoothQuant rescaling")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +21,25 @@ from engines.errors import DeployError
 from engines.golden import Golden, windows_of
 from engines.tile import blend_weights
 from engines.tiling import Tiling
+from pipeline.auto import Budget
 from pipeline.export import simplify
 from pipeline.graph import OnnxGraph, run_onnx
+from pipeline.lowering import lower_as_asked
 from pipeline.macs import count_macs
-from pipeline.precision.interim import ranges_from_windows
-from pipeline.precision.lower import LowerOptions, lower
+from pipeline.precision.lower import LowerOptions
 from pipeline.rewrites import apply_rules, describe_step
 from pipeline.rewrites.timing import time_stages
 from pipeline.sources import Source, SourceOptions, load_source, summary
-
-SCENES = 8  # rendered to calibrate the demo model
 
 
 @dataclass(frozen=True)
 class BuildRequest:
     """What `build-engine` was asked for.
 
-    sample: (H, W, 3) uint8 photograph to verify on; None renders a scene.  gate: None takes the precision's own.
+    precision: one of PRECISIONS, or ``auto``.  sample: (H, W, 3) uint8 photograph to verify on; None renders a scene.
+    max_error, min_agreement: in place of what the precision's gate has (see Gate); None keeps it.
     rewrites: whether to make the graph cheaper.  time_rewrites: also measure what each rewrite gains on this machine.
+    ranges: measured before; or photographs: folders or images to measure on now.  budget: for ``auto``.
     """
 
     model: str
@@ -49,11 +50,17 @@ class BuildRequest:
     threads: int = 0
     options: SourceOptions = field(default_factory=SourceOptions)
     sample: NDArray[np.uint8] | None = None
-    gate: Gate | None = None
+    max_error: float | None = None
+    min_agreement: float | None = None
     rewrites: bool = True
     time_rewrites: bool = False
     ranges: Ranges | None = None
-    lowering: LowerOptions | None = None
+    photographs: tuple[str, ...] = ()
+    lowering: LowerOptions = field(default_factory=LowerOptions)
+    budget: Budget = field(default_factory=Budget)
+
+    def gate(self, precision: str) -> Gate:
+        return GATES[precision].but(self.max_error, self.min_agreement)
 
 
 def build_bundle(request: BuildRequest, log: Log) -> Manifest:
@@ -61,9 +68,8 @@ def build_bundle(request: BuildRequest, log: Log) -> Manifest:
 
     log: called with (step, what happened) as each step ends.
     """
-    backend, why = choose_backend(request.backend, request.precision)
+    backend, why = choose_backend(request.backend, "fp32" if request.precision == "auto" else request.precision)
     log("backend", f"{why}; {backend.version()} on {backend.device()}")
-    gate = request.gate or GATES[request.precision]
     tiling = request.tiling
     with writing(request.output) as folder:
         source = load_source(request.model, (tiling.window_h, tiling.window_w), request.options)
@@ -72,46 +78,25 @@ def build_bundle(request: BuildRequest, log: Log) -> Manifest:
         inputs = windows_of(image, source.spec, tiling)
         reference = source.logits(inputs)
         program = folder / "program.pt2"
-        exact = gate if request.precision == "fp32" else GATES["fp32"]
+        exact = request.gate("fp32") if request.precision == "fp32" else GATES["fp32"]
         graph, steps = to_onnx(source, inputs, reference, program, exact, log)
         _check_interface(source, graph)
         if request.rewrites:
             graph, rewritten = _rewrite(graph, inputs, exact, backend if request.time_rewrites else None, log)
             steps.append(rewritten)
-        ranges = request.ranges or _own_ranges(request, source, graph, log)
-        options = request.lowering or LowerOptions(rest=rest_of(backend))
-        lowered = lower(graph, request.precision, inputs, reference, gate, log, ranges, options)
-        graph = lowered.graph
+        precision, lowered = lower_as_asked(request, source, backend, graph, inputs, reference, log)
+        gate, graph = request.gate(precision), lowered.graph
         steps.extend(lowered.agreements)
         golden = Golden.sample(image, reference, slide_labels(reference, tiling, image.shape[:2]), source.reference)
         golden.save(folder / GOLDEN)
         _save(graph, folder / MODEL)
-        config = BuildConfig(request.precision, request.threads, program if program.exists() else None)
+        config = BuildConfig(precision, request.threads, program if program.exists() else None)
         proof = compile_engine(folder, backend, config, golden, source.spec, tiling, gate, log)
         program.unlink(missing_ok=True)
-        draft = _draft(request, source, backend, graph, steps)
+        draft = _draft(request, precision, source, backend, graph, steps)
         report = {"history": [step.to_json() for step in graph.history], "gate": asdict(gate), **lowered.report}
         manifest = finish(folder, describe(draft, backend, proof), report)
     return manifest
-
-
-def rest_of(backend: Backend) -> str:
-    """What an INT8 graph computes everything else in: a half type that this device computes natively, or fp32."""
-    native = (p for p in ("bf16", "fp16") if backend.supports(p) is None and backend.remark(p) is None)
-    return next(native, "fp32")
-
-
-def _own_ranges(request: BuildRequest, source: Source, graph: OnnxGraph, log: Log) -> Ranges | None:
-    if request.precision != "int8":
-        return None
-    if request.model != "demo":
-        raise DeployError("precision int8: got no calibration, expected measured ranges; give --calib RANGES.json")
-    size = (request.tiling.window_h, request.tiling.window_w)
-    square = replace(request.tiling, stride_h=size[0], stride_w=size[1])
-    windows = [windows_of(render(seed, *size).image, source.spec, square)[0] for seed in range(1, 1 + SCENES)]
-    ranges = ranges_from_windows(graph, windows)
-    log("calibrate", f"{len(ranges.tensors)} tensors, maximum over {SCENES} rendered scenes")
-    return ranges
 
 
 def sample_image(image: NDArray[np.uint8] | None, tiling: Tiling) -> NDArray[np.uint8]:
@@ -193,10 +178,10 @@ def _check_interface(source: Source, graph: OnnxGraph) -> None:
 
 
 def _draft(
-    request: BuildRequest, source: Source, backend: Backend, graph: OnnxGraph, steps: list[Agreement]
+    request: BuildRequest, precision: str, source: Source, backend: Backend, graph: OnnxGraph, steps: list[Agreement]
 ) -> Manifest:
     return Manifest(
-        spec=source.spec, tiling=request.tiling, precision=request.precision,
+        spec=source.spec, tiling=request.tiling, precision=precision,
         backend=backend.name, sdk=backend.version(), device=backend.device(),
         input_shape=graph.input_shape, output_shape=graph.output_shape,
         verification=tuple(step.to_json() for step in steps), created="", files={},

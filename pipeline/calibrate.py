@@ -14,6 +14,7 @@ from calib.windows import CalibrationSet, draw_windows
 from engines.assemble import Log
 from engines.errors import DeployError
 from engines.images import MAX_PIXELS
+from engines.spec import ModelSpec
 from engines.tiling import Tiling
 from pipeline.export import simplify
 from pipeline.fingerprint import graph_sha256
@@ -59,26 +60,24 @@ def calibrate(request: CalibrateRequest, log: Log) -> tuple[Ranges, Effort]:
     While it runs, its state lies beside the output; interrupted, the same call continues from there.
     """
     _check(request)
-    tiling = request.tiling
-    chosen = draw_windows(request.dataset, tiling, request.windows, request.seed, request.max_pixels)
+    chosen = draw(request, log)
+    source = load_source(request.model, (request.tiling.window_h, request.tiling.window_w), request.options)
+    log("load", summary(source.spec))
+    effort = Effort()
+    ranges = collect_ranges(graph_of(source, request.rewrites), chosen, source.spec, request, log, effort)
+    ranges.save(request.output)
+    log("ranges", f"{request.output}, graph {ranges.graph_sha256[:12]}")
+    return ranges, effort
+
+
+def draw(request: CalibrateRequest, log: Log) -> CalibrationSet:
+    """The windows that `request` asks for."""
+    chosen = draw_windows(request.dataset, request.tiling, request.windows, request.seed, request.max_pixels)
     log("dataset", f"{len(chosen.paths)} image(s), sha256 {chosen.sha256[:12]}")
     log("windows", f"{len(chosen.places)} from {chosen.images} image(s), seed {request.seed}")
     for note in chosen.notes:
         log("warning", note)
-    source = load_source(request.model, (tiling.window_h, tiling.window_w), request.options)
-    log("load", summary(source.spec))
-    graph = graph_of(source, request.rewrites)
-    effort = Effort()
-    ranges = collect_ranges(graph, chosen, source, request, log, effort)
-    ranges.save(request.output)
-    seconds = effort.network + effort.statistics
-    log(
-        "collect",
-        f"{len(ranges.tensors)} tensors by {ranges.method}, {effort.passes} pass(es) over the windows; "
-        f"{seconds:.1f} s, {100 * effort.network / max(seconds, 1e-9):.0f} % of it the network",
-    )
-    log("ranges", f"{request.output}, graph {ranges.graph_sha256[:12]}")
-    return ranges, effort
+    return chosen
 
 
 def graph_of(source: Source, rewrites: bool = True) -> OnnxGraph:
@@ -89,8 +88,9 @@ def graph_of(source: Source, rewrites: bool = True) -> OnnxGraph:
 
 
 def collect_ranges(
-    graph: OnnxGraph, chosen: CalibrationSet, source: Source, request: CalibrateRequest, log: Log, effort: Effort
+    graph: OnnxGraph, chosen: CalibrationSet, spec: ModelSpec, request: CalibrateRequest, log: Log, effort: Effort
 ) -> Ranges:
+    """Run the windows through the graph and measure what its layers read; state lies beside `request.output`."""
     observed = quantizable_tensors(graph, every=request.every)
     if not any(item.histogram for item in observed):
         raise DeployError("calibration: got a graph without any Linear or Conv of float32 and constant weights")
@@ -99,10 +99,16 @@ def collect_ranges(
         observed.append(Observed(logits, histogram=False))
     state = request.output.with_name(f".{request.output.name}.partial.npz")
     collector = collect(
-        graph, chosen, source.spec, request.tiling, observed, state=state, threads=request.threads, log=log,
+        graph, chosen, spec, request.tiling, observed, state=state, threads=request.threads, log=log,
         effort=effort,
     )  # fmt: skip
     tensors = collector.ranges(request.method, request.percentile)
+    seconds = effort.network + effort.statistics
+    log(
+        "collect",
+        f"{len(tensors)} tensors by {request.method}, {effort.passes} pass(es) over the windows; "
+        f"{seconds:.1f} s, {100 * effort.network / max(seconds, 1e-9):.0f} % of it the network",
+    )
     method = f"percentile:{request.percentile:g}" if request.method == "percentile" else request.method
     return Ranges(
         with_moved(graph, tensors) if request.every else tensors, method, chosen.images, len(chosen.places),

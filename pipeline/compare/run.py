@@ -56,10 +56,11 @@ class CompareRequest:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        known = set(self.precisions) <= set(PRECISIONS)
+        known = set(self.precisions) <= {*PRECISIONS, "auto"}
         if not self.precisions or not known or len(set(self.precisions)) < len(self.precisions):
             raise DeployError(
-                f"--precisions: got {','.join(self.precisions)!r}, expected some of {','.join(PRECISIONS)}, each once"
+                f"--precisions: got {','.join(self.precisions)!r}, expected some of {','.join(PRECISIONS)} and auto, "
+                "each once"
             )
 
 
@@ -78,7 +79,9 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         limits = request.limits.for_data(frames.labelled)
         frames.check_labels()
         log("data", str(dataset))
-        request = replace(request, build=replace(build, ranges=_ranges(request, folder, log)))
+        photographs = (str(request.calib),) if request.calib is not None and request.calib.is_dir() else ()
+        measured = replace(build, ranges=_ranges(request, folder, log), photographs=photographs)
+        request = replace(request, build=measured)
         rows = {"reference": _reference(request, folder, log)}
         for precision in request.precisions:
             rows[precision] = _candidate(request, folder, precision, log)
@@ -131,7 +134,7 @@ def _reference(request: CompareRequest, folder: Path, log: Log) -> Row:
     """The model as it comes, in PyTorch, or for an .onnx, which has no module, in ONNX Runtime.  Raises DeployError."""
     backend = "onnxruntime" if request.build.model.endswith(".onnx") else "torch"
     steps = _Steps(backend, log)
-    build = replace(request.build, output=folder / backend, precision="fp32", backend=backend, ranges=None)
+    build = replace(request.build, output=folder / backend, precision="fp32", backend=backend)
     manifest = build_bundle(build, steps)
     row = Row(build.model, "fp32", backend, reference=True)
     return _described(row, build.output, manifest, steps)
@@ -143,7 +146,7 @@ def _candidate(request: CompareRequest, folder: Path, precision: str, log: Log) 
     build = replace(request.build, output=folder / precision, precision=precision)
     row = Row(build.model, precision, build.backend)
     try:
-        row = replace(row, backend=choose_backend(build.backend, precision)[0].name)
+        row = replace(row, backend=choose_backend(build.backend, "fp32" if precision == "auto" else precision)[0].name)
         manifest = build_bundle(build, steps)
     except DeployError as error:
         steps("failed", str(error))

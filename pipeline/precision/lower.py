@@ -29,13 +29,13 @@ Log = Callable[[str, str], None]
 class LowerOptions:
     """islands, smooth, bias: False switches the FP32 islands, SmoothQuant or bias correction off.
 
-    rest: what an INT8 graph computes everything else in: fp32, fp16 or bf16.
+    rest: what an INT8 graph computes everything else in: fp32, fp16 or bf16; builds replace ``auto`` by what is native.
     """
 
     islands: bool = True
     smooth: bool = True
     bias: bool = True
-    rest: str = "fp32"
+    rest: str = "auto"
     island: IslandOptions = field(default_factory=IslandOptions)
     int8: Int8Options = field(default_factory=Int8Options)
 

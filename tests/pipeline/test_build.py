@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from engines.agreement import Gate
 from engines.assemble import rebuild
 from engines.base import get_backend
 from engines.bundle import GOLDEN, open_bundle
@@ -93,7 +92,7 @@ def test_an_engine_that_computes_something_else_is_not_shipped(tmp_path: Path, m
 
 def test_the_gate_can_be_tightened_until_it_closes(tmp_path: Path) -> None:
     with pytest.raises(GateError, match="allowed"):
-        _build("tests.models:tiny", tmp_path / "b", gate=Gate(0.0, 1.0))
+        _build("tests.models:tiny", tmp_path / "b", max_error=0.0, min_agreement=1.0)
     assert not (tmp_path / "b").exists()
 
 

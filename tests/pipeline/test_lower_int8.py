@@ -15,7 +15,6 @@ from pipeline.graph import OnnxGraph, run_onnx
 from pipeline.precision.bias import correct_bias
 from pipeline.precision.emulate import emulate
 from pipeline.precision.extremes import tensors
-from pipeline.precision.interim import ranges_from_windows
 from pipeline.precision.lower import LowerOptions, lower, prepare_int8
 from pipeline.precision.lower_int8 import lower_int8
 from pipeline.precision.plan import NodePlan, PrecisionPlan
@@ -24,6 +23,7 @@ from pipeline.precision.quantise import scale_from_amax
 from pipeline.precision.smooth import smooth
 from pipeline.precision.view import view
 from tests.pipeline.lowering import exported, graph_of, types
+from tests.pipeline.max_ranges import ranges_from_windows
 
 
 def _ranges(**amax: float) -> Ranges:

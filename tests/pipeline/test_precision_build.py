@@ -15,8 +15,9 @@ from engines.base import BuildConfig, get_backend
 from engines.bundle import ENGINE, MODEL, REPORT, open_bundle
 from engines.inspection import inspect_layers
 from engines.layers import executed
-from pipeline.precision.interim import ranges_from_windows
+from pipeline.rewrites import apply_rules
 from tests.pipeline.lowering import exported
+from tests.pipeline.max_ranges import ranges_from_windows
 
 HAS_BF16 = get_backend("openvino").supports("bf16") is None
 needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this CPU has no BF16 arithmetic")
@@ -106,9 +107,9 @@ def test_an_overflow_fails_the_gate_and_leaves_nothing(tmp_path: Path, capsys: p
 
 def test_int8_needs_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _build(tmp_path / "b", "--precision", "int8", model="tests.models:tiny", side=64) == 2
-    assert "give --calib RANGES.json" in capsys.readouterr().err
+    assert "expected photographs or measured ranges; give --calib" in capsys.readouterr().err
     graph, windows, _ = exported("tests.models:tiny", 64)
-    ranges_from_windows(graph, windows).save(tmp_path / "ranges.json")
+    ranges_from_windows(apply_rules(graph)[-1], windows).save(tmp_path / "ranges.json")
     command = ("--precision", "int8", "--calib", str(tmp_path / "ranges.json"), "--min-agreement", "0.9")
     assert _build(tmp_path / "b", *command, model="tests.models:tiny", side=64) == 0
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from calib.ranges import Ranges, TensorRange
 from engines.base import Float32
+from pipeline.fingerprint import graph_sha256
 from pipeline.graph import OnnxGraph
 from pipeline.precision.extremes import tensors
 from pipeline.precision.view import view
@@ -29,8 +30,7 @@ def ranges_from_windows(graph: OnnxGraph, windows: Sequence[Float32]) -> Ranges:
             stats.setdefault(name, _Sums()).add(value, axes[name])
     digest = hashlib.sha256(b"".join(window.tobytes() for window in windows)).hexdigest()
     measured = {name: sums.range() for name, sums in stats.items() if sums.peak is not None and sums.peak.max() > 0}
-    graph_digest = hashlib.sha256(graph.model.SerializeToString(deterministic=True)).hexdigest()
-    return Ranges(measured, "max", len(windows), len(windows), 0, digest, graph_digest)
+    return Ranges(measured, "max", len(windows), len(windows), 0, digest, graph_sha256(graph.model))
 
 
 class _Sums:

@@ -1,0 +1,49 @@
+"""What `--precision auto` measures on: windows and, where there are labels, a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from calib.datasets import Dataset
+from engines.base import Float32, Session
+from engines.segmenter import Segmenter
+from engines.spec import ModelSpec
+from engines.tiling import Tiling
+from pipeline.evaluate import score
+from pipeline.precision.search import Score
+
+HELD_OUT = 4  # windows
+HELD_OUT_SEED = 2**31 - 1  # draws other windows than a calibration does
+
+
+@dataclass(frozen=True)
+class Budget:
+    """max_drop: points that may be lost: of mIoU on `dataset`, else percent of the labels of the held-out windows.
+
+    dataset: from the model's spec, because label ids are matched to its classes; None where nothing is labelled.
+    """
+
+    max_drop: float = 0.5
+    dataset: Callable[[ModelSpec], Dataset] | None = None
+
+
+def scorer(budget: Budget, spec: ModelSpec, tiling: Tiling, windows: Sequence[Float32], reference: Float32) -> Score:
+    """mIoU in percent on the budget's data set, or percent of labels equal to the fp32 `reference` on `windows`."""
+    if budget.dataset is not None:
+        dataset = budget.dataset(spec)
+
+        def miou(session: Session) -> float:
+            segmenter = Segmenter(session, spec, tiling)
+            return 100 * score(lambda image: segmenter.segment(image).labels, dataset, spec.classes).miou
+
+        return miou
+    wanted = reference.argmax(1)
+
+    def agreement(session: Session) -> float:
+        equal = [session.run(window).argmax(1)[0] == labels for window, labels in zip(windows, wanted, strict=True)]
+        return 100 * float(np.mean(equal))
+
+    return agreement

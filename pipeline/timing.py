@@ -1,0 +1,40 @@
+"""Engines timed side by side, so that a busy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+
+from engines.base import Backend, BuildConfig, Float32, Session
+from pipeline.graph import OnnxGraph
+
+ROUNDS = 5
+
+
+@contextmanager
+def compiled(graph: OnnxGraph, backend: Backend, config: BuildConfig) -> Iterator[Session]:
+    """An engine of `graph` for the time being.  Raises DeployError."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        onnx.save(graph.model, path)
+        blob = backend.build(path, config)
+    with backend.load(blob, config) as session:
+        yield session
+
+
+def median_ms(sessions: Sequence[Session], window: Float32, rounds: int = ROUNDS) -> list[float]:
+    """Milliseconds that each session takes for one window (1, 3, H, W): medians, one warm-up, rounds interleaved."""
+    times: list[list[float]] = [[] for _ in sessions]
+    for round_ in range(rounds + 1):
+        for session, measured in zip(sessions, times, strict=True):
+            begin = time.perf_counter()
+            session.run(window)
+            if round_:
+                measured.append(1e3 * (time.perf_counter() - begin))
+    return [statistics.median(measured) for measured in times]
