@@ -42,6 +42,7 @@ def build_engine(args: argparse.Namespace) -> int:
         from calib.ranges import Ranges
         from pipeline.build import BuildRequest, build_bundle
         from pipeline.precision.lower import LowerOptions
+        from pipeline.precision.plan_int8 import Int8Options
         from pipeline.sources import SourceOptions
 
         options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
@@ -51,7 +52,10 @@ def build_engine(args: argparse.Namespace) -> int:
             sample, args.max_error, args.min_agreement, args.rewrites, args.time_rewrites,
             Ranges.load(args.calib) if _is_ranges(args.calib) else None,
             () if args.calib is None or _is_ranges(args.calib) else (str(args.calib),),
-            LowerOptions(not args.no_islands, not args.no_smooth, not args.no_bias_correction, args.rest),
+            LowerOptions(
+                not args.no_islands, not args.no_smooth, not args.no_bias_correction, args.rest,
+                int8=Int8Options(args.depthwise),
+            ),
             _budget(args),
         )  # fmt: skip
         manifest = build_bundle(request, log)

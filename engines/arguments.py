@@ -15,7 +15,7 @@ from engines.tiling import BLENDS, PADDINGS, Tiling
 # What a bundle's graph was made for, and a rebuild of it cannot change.
 FIXED_IN_A_BUNDLE = (
     "precision", "tile", "stride", "blend", "padding", "weights", "classes", "mean", "std", "bgr", "sample", "rewrites",
-    "time_rewrites", "calib", "rest", "no_islands", "no_smooth", "no_bias_correction", "eval", "max_drop",
+    "time_rewrites", "calib", "rest", "no_islands", "no_smooth", "no_bias_correction", "depthwise", "eval", "max_drop",
 )  # fmt: skip
 
 
@@ -35,6 +35,9 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--eval", type=Path, metavar="DATASET", help="labelled images that auto scores every plan on")
     data_arguments(verb)
     verb.add_argument("--rest", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="what int8 leaves")
+    verb.add_argument(
+        "--depthwise", action="store_true", help="depthwise convolutions in int8 too; measure whether it pays"
+    )
     verb.add_argument("--no-islands", action="store_true", help="no FP32 islands in fp16 and bf16; the gate decides")
     verb.add_argument("--no-smooth", action="store_true", help="int8 without SmoothQuant rescaling")
     verb.add_argument("--no-bias-correction", action="store_true", help="int8 without bias correction")

@@ -19,11 +19,13 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
     if problem is None and (backend.version(), backend.device()) != (manifest.sdk, manifest.device):
         problem = f"built with {manifest.sdk} on {manifest.device}, this is {backend.version()} on {backend.device()}"
     sizes = {name: bundle.path(name).stat().st_size for name in FILES}
-    history = bundle.report()["history"]
+    report = bundle.report()
+    history = report["history"]
     result = {
         **manifest.to_json(),
         "sizes": sizes,
         "history": history,
+        "calibration": report.get("calibration"),
         "runs_here": problem is None,
         "problem": problem,
     }
@@ -37,12 +39,21 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
                    f"{tiling.blend} blend, {tiling.padding} padding"),
         ("engine", f"{manifest.precision}, {manifest.sdk} on {manifest.device}, built {manifest.created}"),
         *(("graph", _step(step)) for step in history),
+        *_calibration(report.get("calibration")),
         *((f"  {step['step']}", _verified(step)) for step in manifest.verification),
         ("files", ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())),
         ("intact", "yes, every sha256 matches"),
         ("runs here", "yes" if problem is None else f"no: {problem}; deploy.py build-engine {bundle.folder} -o NEW"),
     ]  # fmt: skip
     return result, "\n".join(f"{name:14}{text}" for name, text in rows)
+
+
+def _calibration(made: Any) -> list[tuple[str, str]]:
+    """What the ranges of an INT8 graph were measured on."""
+    if not isinstance(made, dict):
+        return []
+    text = f"{made.get('method')} over {made.get('windows')} window(s) of {made.get('images')} image(s)"
+    return [("calibration", f"{text}, seed {made.get('seed')}, set sha256 {str(made.get('dataset_sha256'))[:12]}")]
 
 
 def _step(step: Any) -> str:
