@@ -86,7 +86,8 @@ class OpenVINOBackend:
 
     def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
         """What the plugin made of the graph, in order of execution: mean times over `runs` runs, the first not
-        counted.
+        counted.  The plugin's clock counts whole microseconds and reports 0 as not run: a layer quicker than that is
+        listed one time and not the next.
         """
         compiled = _import(blob, config, {"PERF_COUNT": True})
         request = compiled.create_infer_request()

@@ -16,6 +16,7 @@ from pipeline.fingerprint import graph_sha256
 from pipeline.observe import quantizable_tensors
 from pipeline.sources import SourceOptions, load_source
 
+pytestmark = pytest.mark.usefixtures("exports_once")
 TINY = ("tests.models:tiny", "--tile", "64x96", "--stride", "48x64")
 
 

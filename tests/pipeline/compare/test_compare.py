@@ -23,6 +23,7 @@ from pipeline.build import build_bundle
 from pipeline.compare import run
 from pipeline.compare.rows import read
 
+pytestmark = pytest.mark.usefixtures("exports_once")
 # One thread: the model is so small that more would only wait for each other.
 TILING = ["--tile", "64x96", "--stride", "48x64", "--threads", "1"]
 SIZES = {"a": (64, 96), "b": (90, 150), "c": (90, 150)}
@@ -55,7 +56,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(exports_once: None, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison of fp32, of a "fp16" that is made from other weights, and of int8, which has no calibration."""
     folder = tmp_path_factory.mktemp("compare") / "out"
 
