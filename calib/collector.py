@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from calib.histogram import BINS, Histogram, threshold
 from calib.ranges import TensorRange
 from engines.base import Float32
 from engines.errors import DeployError
+from engines.files import replacing
 
 BLOCK = 1 << 16  # values looked at together: a quarter megabyte, which stays in the cache between passes
 _FLOAT32_TINY = float(np.finfo(np.float32).tiny)
@@ -150,15 +150,8 @@ class Collector:
         arrays = {"identity": np.array(self._identity), "done": np.array(self.done)}
         for index, item in enumerate(self.statistics.values()):
             arrays |= {f"{index}.{key}": value for key, value in item.to_arrays().items()}
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]  # a key of ours is never allow_pickle
-            partial.replace(path)
-        except OSError as error:
-            raise DeployError(f"calibration state {path}: cannot be written: {error.strerror}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path, "calibration state") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # a key of ours is never allow_pickle
 
     def resume(self, path: Path) -> str | None:
         """Continue from a state that `save` wrote.  Returns None, or why it cannot be continued (nothing changes)."""

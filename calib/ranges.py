@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError
+from engines.files import replacing
 
 SCHEMA = 1
 KIND = "edgeseg ranges"
@@ -113,14 +113,8 @@ class Ranges:
             channels = [f",\n   {json.dumps(key)}: {json.dumps(value.pop(key))}" for key in _CHANNELS if key in value]
             blocks.append(f"  {json.dumps(name)}: {json.dumps(value)[:-1]}{''.join(channels)}}}")
         text = "\n".join(["{", *lines, ' "tensors": {', ",\n".join(blocks), " }", "}", ""])
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            raise DeployError(f"ranges {path}: cannot be written: {error.strerror}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path, "ranges") as file:
+            file.write(text.encode())
 
     @classmethod
     def load(cls, path: Path) -> Ranges:

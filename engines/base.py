@@ -73,6 +73,15 @@ class Backend(Protocol):
         """
 
 
+def check_windows(windows: Float32, shape: tuple[int, ...]) -> None:
+    """Raises DeployError unless `windows` are float32 of `shape`, the one that an engine was built for."""
+    if windows.shape != shape or windows.dtype != np.float32:
+        raise DeployError(
+            f"engine input: got {windows.shape} {windows.dtype}, expected {shape} float32; "
+            "run with the tile size that the bundle was built with"
+        )
+
+
 # In order of preference for `--backend auto`, which never chooses a reference by itself.
 BACKENDS = ("openvino", "torch", "onnxruntime")
 REFERENCES = ("torch", "onnxruntime")  # what checkpoints and ready .onnx files are compared with

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engines import tile
+from engines import files, tile
 from engines.bundle import MANIFEST, file_sha256, open_bundle
 from engines.errors import DeployError
 from engines.worker import Worker
@@ -146,12 +145,7 @@ def cpu_name() -> str:
 
 def write_json(report: BenchReport, path: Path) -> None:
     """Write the report to `path`, whole or not at all.  Raises DeployError."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DeployError(f"output {path}: cannot be written: {error.strerror}") from error
+    files.write_json(path, report.to_json())
 
 
 def _governor() -> str:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engines.errors import DeployError
+from engines.files import replacing
 from engines.spec import IGNORE_LABEL, RGB
 
 UInt8 = NDArray[np.uint8]
@@ -99,14 +97,5 @@ def _table(palette: Sequence[RGB]) -> UInt8:
 
 
 def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
-    # A short name, whatever the length of the target's; open() rather than tempfile, whose files are private.
-    temporary = path.parent / f".edgeseg-{secrets.token_hex(8)}"
-    try:
-        with open(temporary, "xb") as file:
-            image.save(file, kind, **options)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DeployError(f"output {path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # after the replacement it is gone; otherwise the first error is the one to report
-            temporary.unlink()
+    with replacing(path) as file:
+        image.save(file, kind, **options)

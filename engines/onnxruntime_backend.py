@@ -8,18 +8,16 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
-from engines.base import BuildConfig, Float32, Session
+from engines.base import BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
 from engines.layers import Layer
+from engines.reference import Reference
 
 
 class OnnxRuntimeSession:
@@ -30,16 +28,12 @@ class OnnxRuntimeSession:
         self._shape = tuple(entry.shape)
 
     def run(self, windows: Float32) -> Float32:
-        if windows.shape != self._shape or windows.dtype != np.float32:
-            raise DeployError(
-                f"engine input: got {windows.shape} {windows.dtype}, expected {self._shape} float32; "
-                "run with the tile size that the bundle was built with"
-            )
+        check_windows(windows, self._shape)
         logits: Float32 = self._session.run(None, {self._name: windows})[0]
         return logits
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Reference):
     name = "onnxruntime"
 
     def unavailable(self) -> str | None:
@@ -49,15 +43,6 @@ class OnnxRuntimeBackend:
 
     def version(self) -> str:
         return f"onnxruntime {importlib.metadata.version('onnxruntime').split('+')[0]}"
-
-    def device(self) -> str:
-        return f"cpu {platform.machine()}"
-
-    def supports(self, precision: str) -> str | None:
-        return None if precision == "fp32" else f"the reference computes in fp32 only, not {precision}"
-
-    def remark(self, precision: str) -> str | None:
-        return None
 
     def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
         raise DeployError("backend onnxruntime: it is the fp32 reference and is not profiled; use --backend openvino")

@@ -16,9 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
-from engines.base import BuildConfig, Float32, Session
+from engines.base import BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
 from engines.layers import Layer, from_microseconds
 from engines.openvino_islands import half_type, with_marks
@@ -32,11 +30,7 @@ class OpenVINOSession:
         self._shape = tuple(int(d) for d in compiled.input(0).shape)
 
     def run(self, windows: Float32) -> Float32:
-        if windows.shape != self._shape or windows.dtype != np.float32:
-            raise DeployError(
-                f"engine input: got {windows.shape} {windows.dtype}, expected {self._shape} float32; "
-                "run with the tile size that the bundle was built with"
-            )
+        check_windows(windows, self._shape)
         result = self._request.infer([windows], share_inputs=True, share_outputs=True)
         logits: Float32 = result[0]
         return logits
@@ -92,7 +86,8 @@ class OpenVINOBackend:
 
     def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
         """What the plugin made of the graph, in order of execution: mean times over `runs` runs, the first not
-        counted.
+        counted.  The plugin's clock counts whole microseconds and reports 0 as not run: a layer quicker than that is
+        listed one time and not the next.
         """
         compiled = _import(blob, config, {"PERF_COUNT": True})
         request = compiled.create_infer_request()

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engines.errors import DeployError
+from engines.files import make_folder
 from engines.images import MAX_PIXELS, read_image
 from engines.inputs import Input, output_names
 from engines.masks import write_confidence, write_mask, write_overlay
@@ -71,7 +72,7 @@ def run_images(segmenter: Segmenter, images: Sequence[Input], output: Path, opti
     """Segment every image.  One that cannot be read or written is reported in `failed`; the rest are finished."""
     names = output_names(images, output)
     report = RunReport()
-    _make(output)
+    make_folder(output)
     with tqdm(total=len(names), unit="image", disable=None, leave=False) as bar:
         segmenter.on_window = lambda done, total: bar.set_postfix_str(f"window {done}/{total}")
         for path, name in names.items():
@@ -91,7 +92,7 @@ def _run_one(segmenter: Segmenter, path: Path, target: Path, options: RunOptions
     mask = segmenter.segment(image, options.confidence)
     clock.lap()
     palette = segmenter.spec.palette
-    _make(target.parent)
+    make_folder(target.parent)
     write_mask(target, mask.labels, palette)
     if options.overlay:
         write_overlay(target.with_suffix(".overlay.jpg"), image, mask.labels, palette)
@@ -104,13 +105,6 @@ def _run_one(segmenter: Segmenter, path: Path, target: Path, options: RunOptions
         str(path), str(target), width, height, times.windows, _shares(mask.labels, segmenter.spec.classes),
         read, 1e3 * times.gather, 1e3 * times.engine, 1e3 * times.stitch, write, clock.total(),
     )  # fmt: skip
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DeployError(f"output {folder}: cannot be created: {error.strerror}") from error
 
 
 def _shares(labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:

@@ -8,18 +8,16 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import io
-import platform
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from engines.base import BuildConfig, Float32, Session
+from engines.base import BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
 from engines.layers import Layer
+from engines.reference import Reference
 
 
 class TorchSession:
@@ -30,17 +28,13 @@ class TorchSession:
     def run(self, windows: Float32) -> Float32:
         import torch
 
-        if windows.shape != self._shape or windows.dtype != np.float32:
-            raise DeployError(
-                f"engine input: got {windows.shape} {windows.dtype}, expected {self._shape} float32; "
-                "run with the tile size that the bundle was built with"
-            )
+        check_windows(windows, self._shape)
         with torch.inference_mode():
             logits: Float32 = self._module(torch.from_numpy(windows)).numpy()
         return logits
 
 
-class TorchBackend:
+class TorchBackend(Reference):
     name = "torch"
 
     def unavailable(self) -> str | None:
@@ -50,15 +44,6 @@ class TorchBackend:
 
     def version(self) -> str:
         return f"torch {importlib.metadata.version('torch').split('+')[0]}"
-
-    def device(self) -> str:
-        return f"cpu {platform.machine()}"
-
-    def supports(self, precision: str) -> str | None:
-        return None if precision == "fp32" else f"the reference computes in fp32 only, not {precision}"
-
-    def remark(self, precision: str) -> str | None:
-        return None
 
     def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
         raise DeployError(

@@ -5,13 +5,9 @@ Needs neither torch nor onnx.
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import secrets
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +19,8 @@ from tqdm import tqdm
 from calib.datasets import Dataset
 from engines.bundle import MANIFEST, Manifest, file_sha256
 from engines.errors import DeployError, GateError
+from engines.files import make_folder as make_folder
+from engines.files import write_json as write_json
 from engines.images import MAX_PIXELS, UInt8, read_image, resize_image, resize_labels
 from engines.segmenter import Segmenter, Timings
 from pipeline.metrics import Confusion, Scores
@@ -159,27 +157,6 @@ def evaluate(
 
     scores = score(timed, dataset, manifest.spec.classes, max_pixels)
     return Evaluation(scores, clock.timing(), _bundle(manifest, folder), dataset.to_json(), _versions(manifest))
-
-
-def make_folder(path: Path) -> None:
-    """Make the folder for results, before hours of work rather than after.  Raises DeployError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DeployError(f"output {path}: cannot be created: {error.strerror}") from error
-
-
-def write_json(path: Path, body: Mapping[str, Any]) -> None:
-    """Write `body`, whole or not at all.  Raises DeployError."""
-    temporary = path.parent / f".edgeseg-{secrets.token_hex(8)}"
-    try:
-        temporary.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DeployError(f"output {path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _bundle(manifest: Manifest, folder: Path) -> dict[str, Any]:

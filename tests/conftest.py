@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -32,3 +36,33 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     request = BuildRequest("tests.models:tiny", folder, Tiling(64, 96, 48, 64), backend="openvino")
     build_bundle(request, lambda step, text: None)
     return folder
+
+
+@pytest.fixture(scope="module")
+def exports_once() -> Iterator[None]:
+    """In the modules that ask for it, a model that was exported at a window is not exported there again.
+
+    For tests that build the same small model many times and look at something else.  Every module makes its first
+    export itself; the models are told apart by their structure, weights and window.
+    """
+    from pipeline.graph import OnnxGraph
+    from pipeline.sources import TorchSource
+
+    made: dict[str, tuple[OnnxGraph, bytes]] = {}
+    real = TorchSource.export
+
+    def export(self: TorchSource, program: Path) -> OnnxGraph:
+        weights = (array.numpy().tobytes() for array in self.module.state_dict().values())
+        key = hashlib.sha256(repr((self.module, self.window)).encode() + b"".join(weights)).hexdigest()
+        if key not in made:
+            graph = real(self, program)
+            made[key] = graph, program.read_bytes()
+        graph, content = made[key]
+        program.write_bytes(content)
+        model = onnx.ModelProto()
+        model.CopyFrom(graph.model)
+        return replace(graph, model=model)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TorchSource, "export", export)
+        yield

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.without import deploy_without
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "calib", "engines")  # each may import itself and those to its right
@@ -74,21 +74,11 @@ def test_files_stay_short(path: Path) -> None:
 
 def test_run_imports_neither_torch_nor_onnx(tiny_bundle: Path, tmp_path: Path) -> None:
     """`run` on a machine without torch and onnx: importing either raises, and the masks are still written."""
-    blocker = (
-        "import sys\n"
-        "class Block:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in {'torch', 'onnx', 'onnxruntime', 'pipeline', 'calib'}:\n"
-        "            raise AssertionError(f'run imported {name}')\n"
-        "sys.meta_path.insert(0, Block())\n"
-        "import deploy\n"
-        "sys.exit(deploy.main(sys.argv[1:]))\n"
-    )
     from PIL import Image
 
     Image.new("RGB", (200, 100), (90, 120, 30)).save(tmp_path / "a.jpg")
     argv = ["run", str(tiny_bundle), str(tmp_path / "a.jpg"), "-o", str(tmp_path / "out"), "--overlay", "--confidence"]
-    done = subprocess.run([sys.executable, "-c", blocker, *argv], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = deploy_without({"torch", "onnx", "onnxruntime", "pipeline", "calib"}, argv)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.confidence.png", "a.overlay.jpg", "a.png"]
 

@@ -17,6 +17,7 @@ from benchmarks.peers.contestants import REFERENCE
 from benchmarks.peers.measure import Row
 from benchmarks.peers.models import MODELS
 from benchmarks.peers.startup import RunRow
+from engines.files import make_folder, replacing, write_json
 
 
 @dataclass(frozen=True)
@@ -186,12 +187,7 @@ def markdown(report: Report) -> str:
 
 def write(report: Report, folder: Path) -> None:
     """peers.json and peers.md in `folder`, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "peers.json", json.dumps(report.to_json(), indent=1) + "\n")
-    _replace(folder / "peers.md", markdown(report))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(f"{path.suffix}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    make_folder(folder)
+    write_json(folder / "peers.json", report.to_json())
+    with replacing(folder / "peers.md") as file:
+        file.write(markdown(report).encode())

@@ -16,6 +16,7 @@ from pipeline.fingerprint import graph_sha256
 from pipeline.observe import quantizable_tensors
 from pipeline.sources import SourceOptions, load_source
 
+pytestmark = pytest.mark.usefixtures("exports_once")
 TINY = ("tests.models:tiny", "--tile", "64x96", "--stride", "48x64")
 
 
@@ -37,14 +38,14 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_demo_on_rendered_scenes(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "ranges.json"
-    argv = ("demo", scenes, "-o", output, "--tile", 256, "--windows", 4, "--method", "mse")
+    argv = ("demo", scenes, "-o", output, "--tile", 128, "--windows", 4, "--method", "mse")
     assert _run(*argv, "--json") == 0
     captured = capsys.readouterr()
     report, ranges = json.loads(captured.out), Ranges.load(output)
     assert "3 file(s) outside of the data set's image folders left out" in captured.err
     assert (report["method"], report["images"], report["windows"]) == ("mse", 3, 4)
     assert report["tensors"] == len(ranges.tensors)
-    graph = graph_of(load_source("demo", (256, 256), SourceOptions()))
+    graph = graph_of(load_source("demo", (128, 128), SourceOptions()))
     ranges.require(graph_sha256(graph.model), [item.name for item in quantizable_tensors(graph)])
     assert all(0 < tensor.amax <= max(-tensor.low, tensor.high) for tensor in ranges.tensors.values())
     assert [name for name, tensor in ranges.tensors.items() if not tensor.channel_amax] == ["logits"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +23,8 @@ from pipeline.build import BuildRequest, build_bundle
 from pipeline.evaluate import Evaluation, evaluate, score, write_json
 from pipeline.metrics import Scores
 from pipeline.sources import SourceOptions
+from tests.without import deploy_without
 
-ROOT = Path(__file__).parents[2]
 SIZES = {"a": (64, 96), "b": (150, 200), "c": (40, 50)}
 
 
@@ -138,23 +136,12 @@ def test_fail_under_is_a_gate(tiny_bundle: Path, tree: Path) -> None:
 
 def test_evaluate_imports_neither_torch_nor_onnx(tiny_bundle: Path, tree: Path, tmp_path: Path) -> None:
     """On a device without them: importing either raises, and the score is still written."""
-    blocker = (
-        "import sys\n"
-        "class Block:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in {'torch', 'onnx', 'onnxruntime', 'onnxsim', 'scipy', 'sklearn'}:\n"
-        "            raise AssertionError(f'evaluate imported {name}')\n"
-        "sys.meta_path.insert(0, Block())\n"
-        "import deploy\n"
-        "sys.exit(deploy.main(sys.argv[1:]))\n"
-    )
+    packages = {"torch", "onnx", "onnxruntime", "onnxsim", "scipy", "sklearn"}
     argv = ["evaluate", str(tiny_bundle), str(tree), "-o", str(tmp_path / "out"), "--label-map", "cityscapes_to_camvid"]
-    done = subprocess.run([sys.executable, "-c", blocker, *argv], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = deploy_without(packages, argv)
     assert done.returncode == 2, done.stderr  # a model of five other classes
     assert "'road' in \"prediction\", expected a class of the model" in done.stderr
-    done = subprocess.run(
-        [sys.executable, "-c", blocker, *argv[:-2]], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = deploy_without(packages, argv[:-2])
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluate.json"]
 

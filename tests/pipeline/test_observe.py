@@ -132,11 +132,25 @@ class _Stop(KeyboardInterrupt):
     pass
 
 
+@pytest.fixture(scope="module")
+def whole(
+    graph: OnnxGraph, source: Source, chosen: CalibrationSet, tmp_path_factory: pytest.TempPathFactory
+) -> Collector:
+    """Every activation in several passes, without an interruption."""
+    state = tmp_path_factory.mktemp("whole") / ".ranges.npz"
+    observed = quantizable_tensors(graph, every=True)
+    collector = collect(graph, chosen, source.spec, TILING, observed, state=state, budget=800_000, save_every_s=0)
+    assert not state.exists()
+    assert len(collector.done) > 1
+    return collector
+
+
 @pytest.mark.parametrize("after", [1, 4, 7])
 def test_interrupted_and_continued_is_bit_identical(
     graph: OnnxGraph,
     source: Source,
     chosen: CalibrationSet,
+    whole: Collector,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     after: int,
@@ -150,9 +164,6 @@ def test_interrupted_and_continued_is_bit_identical(
             log=lambda step, text: lines.append(f"{step} {text}"),
         )  # fmt: skip
 
-    whole = run()
-    assert not state.exists()
-    assert len(whole.done) > 1
     update, count = Collector.update, 0
 
     def interrupted(self: Collector, tensors: dict[str, np.ndarray], image: str) -> None:

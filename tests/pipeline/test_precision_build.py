@@ -19,6 +19,7 @@ from pipeline.rewrites import apply_rules
 from tests.pipeline.lowering import exported
 from tests.pipeline.max_ranges import ranges_from_windows
 
+pytestmark = pytest.mark.usefixtures("exports_once")
 HAS_BF16 = get_backend("openvino").supports("bf16") is None
 needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this CPU has no BF16 arithmetic")
 
@@ -29,7 +30,7 @@ def _build(folder: Path, *more: str, model: str = "demo", side: int = 128) -> in
 
 
 @pytest.fixture(scope="module")
-def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8_bundle(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("int8") / "b"
     assert _build(folder, "--precision", "int8") == 0
     return folder
@@ -64,7 +65,18 @@ def test_the_bundle_carries_the_lowered_graph_and_rebuilds_from_it(int8_bundle: 
     assert {"QuantizeLinear", "DequantizeLinear"} <= {n.op_type for n in model.graph.node}
     manifest = rebuild(int8_bundle, tmp_path / "again", "auto", 1, None, None, lambda step, text: None)
     assert manifest.precision == "int8"
-    assert _layers(tmp_path / "again") == _layers(int8_bundle)
+    # What takes less than a microsecond is reported as not run: anything but the products may come and go.
+    products = [
+        {key: count for key, count in _layers(folder).items() if key[0] in ("FullyConnected", "Convolution")}
+        for folder in (tmp_path / "again", int8_bundle)
+    ]
+    assert products[0] == products[1]
+    layers = [inspect_layers(open_bundle(folder))[0] for folder in (tmp_path / "again", int8_bundle)]
+    again, first = ({each["name"]: (each["type"], each["precision"]) for each in some} for some in layers)
+    assert set(again.values()) == set(first.values())
+    both = again.keys() & first.keys()  # what is fused gets a new number as its name
+    assert len(both) > 0.5 * len(first)
+    assert {name: again[name] for name in both} == {name: first[name] for name in both}
     steps = [s["step"] for s in manifest.verification]
     assert steps == ["export", "simplify", "rewrite", "int8", "engine", "tiled mask"]
 

@@ -23,6 +23,7 @@ from pipeline.build import build_bundle
 from pipeline.compare import run
 from pipeline.compare.rows import read
 
+pytestmark = pytest.mark.usefixtures("exports_once")
 # One thread: the model is so small that more would only wait for each other.
 TILING = ["--tile", "64x96", "--stride", "48x64", "--threads", "1"]
 SIZES = {"a": (64, 96), "b": (90, 150), "c": (90, 150)}
@@ -55,7 +56,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(exports_once: None, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison of fp32, of a "fp16" that is made from other weights, and of int8, which has no calibration."""
     folder = tmp_path_factory.mktemp("compare") / "out"
 
@@ -197,7 +198,6 @@ def test_an_earlier_comparison_is_replaced_by_a_complete_one_only(
         (["--data", "{tree}", "-o", "{tree}/images/a.png"], "not a comparison"),
         (["--data", "{tree}", "-o", "{tmp}/out", "--precisions", "fp32,fp8"], "fp8"),
         (["--data", "{tree}", "-o", "{tmp}/out", "--precisions", "fp32,fp32"], "each once"),
-        (["--data", "{tree}", "-o", "{tmp}/out", "--max-drop", "-1"], "--max-drop"),
         (["--data", "{tree}", "-o", "{tmp}/out", "--label-map", "{tmp}/none.json"], "none.json"),
         (["--data", "{tree}", "-o", "{tmp}/out", "--precisions", "int8", "--calib", "{tmp}/empty"], "empty"),
     ],
@@ -218,3 +218,17 @@ def test_bad_input_is_one_line_and_exit_2(
     assert _compare("tests.models:tiny", *TILING, "--rounds", 1, *filled) == 2
     assert message in _error(capsys)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "option", ["--max-drop -1", "--max-drop nan", "--min-agreement 2", "--fail-under 101", "--rounds 0"]
+)
+def test_a_limit_that_can_be_no_limit_is_a_wrong_command_line(
+    option: str, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        _compare("tests.models:tiny", "--data", tree, "-o", tmp_path / "out", *option.split())
+    assert error.value.code == 2
+    name, value = option.split()
+    assert f"argument {name}: got {value}, expected" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
