@@ -84,8 +84,9 @@ def evaluate(args: argparse.Namespace) -> int:
     """score a bundle on a data set: mIoU, IoU by class, pixel and mean accuracy as mmsegmentation computes them"""
     from calib.datasets import open_dataset
     from calib.label_map import read_label_map
+    from engines.files import make_folder, write_json
     from engines.segmenter import open_segmenter
-    from pipeline.evaluate import EVALUATE_JSON, make_folder, write_json
+    from pipeline.evaluate import EVALUATE_JSON
     from pipeline.evaluate import evaluate as evaluate_bundle
 
     label_map = None if args.label_map is None else read_label_map(args.label_map)
@@ -173,12 +174,12 @@ def compare(args: argparse.Namespace) -> int:
 def bench(args: argparse.Namespace) -> int:
     """time a bundle: the engine alone and whole frames, split into gather, engine and stitch; and its peak memory"""
     from engines.bench import bench as measure
-    from engines.bench import write_json
+    from engines.files import write_json
 
     image = None if args.image is None else read_image(args.image)
     report = measure(args.bundle, image, args.size, args.rounds, args.warmup, args.threads)
     if args.output:
-        write_json(report, args.output)
+        write_json(args.output, report.to_json())
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
     return 0
 

@@ -30,7 +30,7 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to write")
     verb.add_argument("--precision", choices=(*PRECISIONS, "auto"), default="fp32", help="auto: the fastest in budget")
     verb.add_argument("--calib", type=Path, metavar="DATASET|RANGES.json", help="photographs, or ranges, for int8")
-    verb.add_argument("--max-drop", type=error, default=0.5, metavar="POINTS", help="that auto may lose: of mIoU on "
+    verb.add_argument("--max-drop", type=number, default=0.5, metavar="POINTS", help="that auto may lose: of mIoU on "
                       "--eval, or percent of labels that change")  # fmt: skip
     verb.add_argument("--eval", type=Path, metavar="DATASET", help="labelled images that auto scores every plan on")
     data_arguments(verb)
@@ -45,7 +45,7 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--sample", type=Path, metavar="IMAGE", help="verify on this photograph, not a rendered scene")
     rewrite_argument(verb)
     verb.add_argument("--time-rewrites", action="store_true", help="measure what each rewrite gains on this machine")
-    verb.add_argument("--max-error", type=error, metavar="R", help="allowed |difference| over the largest logit")
+    verb.add_argument("--max-error", type=number, metavar="R", help="allowed |difference| over the largest logit")
     verb.add_argument("--min-agreement", type=share, metavar="P", help="required share of equal labels, 0..1")
     verb.set_defaults(fixed={name: verb.get_default(name) for name in FIXED_IN_A_BUNDLE})
 
@@ -97,7 +97,9 @@ def compare_arguments(verb: argparse.ArgumentParser) -> None:
     engine_arguments(verb)
     data_arguments(verb)
     verb.add_argument("--rounds", type=positive, default=20, metavar="N", help="timed frames of every engine")
-    verb.add_argument("--max-drop", type=error, default=0.5, metavar="POINTS", help="of mIoU that a precision may lose")
+    verb.add_argument(
+        "--max-drop", type=number, default=0.5, metavar="POINTS", help="of mIoU that a precision may lose"
+    )
     verb.add_argument("--min-agreement", type=share, metavar="P", help="share of labels that must be the reference's, "
                       "0..1 (0.95, or 0.99 where there are no labels to score)")  # fmt: skip
     verb.add_argument("--fail-under", type=percent, nargs="?", const=0.0, metavar="MIOU", help="exit with 3 unless "
@@ -201,7 +203,7 @@ def threads(text: str) -> int:
     return 0 if text == "0" else positive(text)
 
 
-def error(text: str) -> float:
+def number(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):  # NaN neither: a gate that compares with it would never fail
         raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more")
@@ -209,7 +211,7 @@ def error(text: str) -> float:
 
 
 def share(text: str) -> float:
-    value = error(text)
+    value = number(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 1")
     return value

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engines import files, tile
+from engines import tile
 from engines.bundle import MANIFEST, file_sha256, open_bundle
 from engines.errors import DeployError
 from engines.worker import Worker
@@ -141,11 +141,6 @@ def cpu_name() -> str:
         return "unknown CPU"
     names = [line.split(":", 1)[1].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
     return names[0] if names else "unknown CPU"
-
-
-def write_json(report: BenchReport, path: Path) -> None:
-    """Write the report to `path`, whole or not at all.  Raises DeployError."""
-    files.write_json(path, report.to_json())
 
 
 def _governor() -> str:

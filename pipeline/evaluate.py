@@ -19,8 +19,6 @@ from tqdm import tqdm
 from calib.datasets import Dataset
 from engines.bundle import MANIFEST, Manifest, file_sha256
 from engines.errors import DeployError, GateError
-from engines.files import make_folder as make_folder
-from engines.files import write_json as write_json
 from engines.images import MAX_PIXELS, UInt8, read_image, resize_image, resize_labels
 from engines.segmenter import Segmenter, Timings
 from pipeline.metrics import Confusion, Scores

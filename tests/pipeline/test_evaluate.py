@@ -15,12 +15,13 @@ from calib.datasets import LabelOptions, open_dataset
 from calib.label_map import LabelMap, read_label_map
 from engines.bundle import file_sha256, open_bundle
 from engines.errors import DeployError, GateError
+from engines.files import write_json
 from engines.images import read_image, resize_labels
 from engines.segmenter import Segmenter, open_segmenter
 from engines.spec import ModelSpec
 from engines.tiling import Tiling
 from pipeline.build import BuildRequest, build_bundle
-from pipeline.evaluate import Evaluation, evaluate, score, write_json
+from pipeline.evaluate import Evaluation, evaluate, score
 from pipeline.metrics import Scores
 from pipeline.sources import SourceOptions
 from tests.without import deploy_without
