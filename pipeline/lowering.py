@@ -7,9 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from calib.ranges import Ranges
 from calib.windows import draw_windows
@@ -21,7 +19,7 @@ from pipeline.fingerprint import graph_sha256
 from pipeline.graph import OnnxGraph
 from pipeline.observe import Effort
 from pipeline.precision.lower import Log, Lowered, lower
-from pipeline.precision.search import Decision, Workbench, search
+from pipeline.precision.search import Workbench, search
 from pipeline.scenes_folder import render_folder
 from pipeline.sources import Source
 
@@ -44,8 +42,11 @@ def lower_as_asked(
     with _photographs(request) as (calibration, held_out):
         ranges = _ranges(request, source, graph, calibration, log) if precision in QUANTISED else None
         if precision == "auto":
-            request_options = replace(request, lowering=options)
-            decision = _decide(request_options, source, backend, graph, ranges, held_out or inputs, log)
+            windows = _held_out(request, source, held_out) or list(inputs)
+            expected = source.logits(windows)
+            score = scorer(request.budget, source.spec, request.tiling, windows, expected)
+            bench = Workbench(backend, request.threads, windows, expected, score, request.budget.max_drop)
+            decision = search(graph, ranges, options, bench, log)
             precision, report = decision.precision, decision.report
             options = replace(options, int8=replace(options.int8, skip=decision.skip))
     if ranges is not None:
@@ -92,15 +93,9 @@ def _ranges(
         return collect_ranges(graph, draw(wanted, log), source.spec, wanted, log, Effort())
 
 
-def _decide(
-    request: BuildRequest, source: Source, backend: Backend, graph: OnnxGraph, ranges: Ranges | None,
-    held_out: Sequence[Any], log: Log,
-) -> Decision:  # fmt: skip
-    windows: list[Float32] = list(held_out)
-    if held_out and isinstance(held_out[0], str):
-        drawn = draw_windows(list(held_out), request.tiling, HELD_OUT, HELD_OUT_SEED)
-        windows = [window for _, window in drawn.inputs(source.spec, request.tiling)]
-    reference = np.asarray(source.logits(windows))
-    score = scorer(request.budget, source.spec, request.tiling, windows, reference)
-    bench = Workbench(backend, request.threads, windows, reference, score, request.budget.max_drop)
-    return search(graph, ranges, request.lowering, bench, log)
+def _held_out(request: BuildRequest, source: Source, photographs: Sequence[str]) -> list[Float32]:
+    """Windows to hold plans against, drawn apart from those of the calibration; none without photographs."""
+    if not photographs:
+        return []
+    drawn = draw_windows(list(photographs), request.tiling, HELD_OUT, HELD_OUT_SEED)
+    return [window for _, window in drawn.inputs(source.spec, request.tiling)]
