@@ -48,7 +48,7 @@ def quantizable_tensors(graph: OnnxGraph, *, every: bool = False) -> list[Observ
     every: also all other float32 activations, for low, high and rms alone.  Of those that only reorder another
     tensor's values the other stands for them: see `with_moved`.
     """
-    shapes = _float_shapes(graph.model)
+    shapes = float_shapes(graph.model)
     active = [name for name in _activations(graph.model) if name in shapes]
     known = set(active)
     axes: dict[str, int | None] = {}
@@ -56,7 +56,7 @@ def quantizable_tensors(graph: OnnxGraph, *, every: bool = False) -> list[Observ
         name, axis = _layer_input(node, known)
         if name:
             axes[name] = axis if axes.get(name, axis) == axis else None
-    moved = _moved(graph.model)
+    moved = moved_tensors(graph.model)
     return [
         Observed(name, axes.get(name), histogram=name in axes)
         for name in active
@@ -67,7 +67,7 @@ def quantizable_tensors(graph: OnnxGraph, *, every: bool = False) -> list[Observ
 def with_moved(graph: OnnxGraph, tensors: Mapping[str, TensorRange]) -> dict[str, TensorRange]:
     """`tensors` with the ranges of those that only reorder their values; amax is then the largest |x| that was seen."""
     result = dict(tensors)
-    for name, origin in _moved(graph.model).items():
+    for name, origin in moved_tensors(graph.model).items():
         if origin in result and name not in result:
             seen = result[origin]
             amax = max(-seen.low, seen.high) or seen.amax
@@ -95,7 +95,7 @@ def collect(
     run once for each group.  state: a file that is kept while this runs, from which a later call with the same
     arguments continues, ending with the same bits.  Raises DeployError on NaN or infinite activations.
     """
-    shapes = _float_shapes(graph.model)
+    shapes = float_shapes(graph.model)
     unknown = [item.name for item in observed if item.name not in shapes]
     if unknown or not observed:
         raise DeployError(f"calibration: got tensors {unknown[:3]}, expected float32 tensors of the graph")
@@ -158,9 +158,9 @@ def _run_group(
     effort: Effort,
 ) -> Iterator[None]:
     """Yields after each window.  The compiled graph and its outputs live no longer than this call."""
-    image = _image(graph.model)
+    image = image_input(graph.model)
     names = [item.name for item in group if item.name != image]
-    model = _with_outputs(graph.model, names, shapes) if names else b""
+    model = with_outputs(graph.model, names, shapes) if names else b""
     with ExitStack() as stack:
         run = stack.enter_context(observing(model, names, BuildConfig(threads=threads))) if names else _nothing
         del model
@@ -205,7 +205,7 @@ def _identity(graph: OnnxGraph, chosen: CalibrationSet, spec: ModelSpec, tiling:
     }
 
 
-def _image(model: onnx.ModelProto) -> str:
+def image_input(model: onnx.ModelProto) -> str:
     constants = {weight.name for weight in model.graph.initializer}
     names: list[str] = [value.name for value in model.graph.input if value.name not in constants]
     return names[0]
@@ -213,14 +213,14 @@ def _image(model: onnx.ModelProto) -> str:
 
 def _activations(model: onnx.ModelProto) -> list[str]:
     """Every tensor that depends on the image, in graph order."""
-    found = {_image(model): None}
+    found = {image_input(model): None}
     for node in model.graph.node:
         if any(name in found for name in node.input):
             found |= {name: None for name in node.output if name}
     return list(found)
 
 
-def _float_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...] | None]:
+def float_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...] | None]:
     """The shapes of all float32 tensors but the weights; None where inference does not know it."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     shapes: dict[str, tuple[int, ...] | None] = {}
@@ -248,7 +248,7 @@ def _layer_input(node: onnx.NodeProto, active: Collection[str]) -> tuple[str, in
     return second, -1 if flags.get("transB") else -2
 
 
-def _moved(model: onnx.ModelProto) -> dict[str, str]:
+def moved_tensors(model: onnx.ModelProto) -> dict[str, str]:
     """Each tensor that only reorders the values of another -> the first that holds them."""
     origins: dict[str, str] = {}
     for node in model.graph.node:
@@ -257,7 +257,7 @@ def _moved(model: onnx.ModelProto) -> dict[str, str]:
     return origins
 
 
-def _with_outputs(model: onnx.ModelProto, names: Sequence[str], shapes: Shapes) -> bytes:
+def with_outputs(model: onnx.ModelProto, names: Sequence[str], shapes: Shapes) -> bytes:
     """The model with `names` as its outputs, serialised; what they do not need, the engine leaves out."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

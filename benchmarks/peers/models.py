@@ -36,10 +36,9 @@ class PeerModel:
     def build_arguments(self, precision: str, work: Path, calib: Path) -> list[str]:
         """The words after ``build-engine`` except output and threads."""
         size = ["--tile", str(self.window), "--stride", str(self.stride), "--precision", precision]
-        extra: list[str] = []
-        if not self.trained:
-            extra = [word.format(calib=calib) for word in BUILD_ARGUMENTS.get(precision, ())]
-            extra += [] if precision == "fp32" else OPEN_GATE
+        extra = [word.format(calib=calib) for word in BUILD_ARGUMENTS.get(precision, ())]
+        if not self.trained and precision != "fp32":
+            extra += OPEN_GATE
         return [self.source.format(work=work), *size, *extra]
 
 

@@ -96,7 +96,8 @@ def _against(row: Row, best: Row) -> str:
         speed = f", though {1 / ratio:.2f}x as fast" if ratio < 1 else " and is no faster either"
         return f"{row.precision} fails ({', '.join(row.reasons)}){speed}"
     if ratio <= SAME_SPEED:
-        return f"{row.precision} is as fast and keeps fewer labels"
+        kept, most = (0.0 if each.agreement is None else each.agreement.labels for each in (row, best))
+        return f"{row.precision} is as fast and keeps {'fewer' if kept < most else 'as many'} labels"
     plain = f"plain {best.precision} beats it" if row.precision == "int8" else f"is slower than {best.precision}"
     return f"{row.precision} {plain if row.precision != 'int8' else f'is {ratio:.2f}x slower: {plain}'}"
 

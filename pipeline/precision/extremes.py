@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import onnx
 
-from engines.base import Float32
+from engines.base import BuildConfig, Float32
+from engines.openvino_backend import observing
 from pipeline.graph import OnnxGraph, open_onnx
+from pipeline.observe import float_shapes, image_input, moved_tensors, quantizable_tensors, split, with_outputs
 from pipeline.precision.view import GraphView, view
 
 BUDGET = 512 << 20  # bytes of activations held at once
 
 
-def extremes(graph: OnnxGraph, windows: Sequence[Float32]) -> Mapping[str, tuple[float, float]]:
-    """(low, high) of the input and of every float output of a node, over all windows."""
-    source = view(graph.model).inputs[0]
-    result: dict[str, tuple[float, float]] = {}
-    for window in windows:
-        for name, value in chain([(source, window)], tensors(graph, window)):
-            low, high = result.get(name, (np.inf, -np.inf))
-            result[name] = (min(low, float(value.min())), max(high, float(value.max())))
+def extremes(graph: OnnxGraph, windows: Sequence[Float32]) -> dict[str, tuple[float, float]]:
+    """(low, high) of the input and of every float tensor of an FP32 graph, over all windows; computed by OpenVINO."""
+    source = image_input(graph.model)
+    shapes = float_shapes(graph.model)
+    result = {source: (min(float(w.min()) for w in windows), max(float(w.max()) for w in windows))}
+    observed = [item for item in quantizable_tensors(graph, every=True) if item.name != source]
+    for group in split(observed, shapes, BUDGET):
+        names = [item.name for item in group]
+        with observing(with_outputs(graph.model, names, shapes), names, BuildConfig()) as run:
+            for window in windows:
+                for name, value in zip(names, run(window), strict=True):
+                    low, high = result.get(name, (np.inf, -np.inf))
+                    result[name] = (min(low, float(value.min())), max(high, float(value.max())))
+    for name, origin in moved_tensors(graph.model).items():
+        if origin in result:
+            result.setdefault(name, result[origin])
     return result
+
+
+def carried_over(shown: GraphView, measured: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """`measured` for a graph with Q/DQ nodes: what quantisation added has the range of the tensor it stands for."""
+    names = (*shown.inputs, *(name for node in shown.nodes for name in node.output))
+    return {name: _origin(shown, name, measured) for name in names}
+
+
+def _origin(shown: GraphView, name: str, measured: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+    while name not in measured:
+        node = shown.producer.get(name)
+        if node is None or node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity"):
+            return -1.0, 1.0  # made from weights: they are checked for themselves
+        name = node.input[0]
+    return measured[name]
 
 
 def tensors(graph: OnnxGraph, window: Float32, only: set[str] | None = None) -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from engines.base import Float32
 from engines.errors import DeployError
 from pipeline.graph import OnnxGraph, run_onnx
 from pipeline.precision.bias import correct_bias
-from pipeline.precision.extremes import extremes
+from pipeline.precision.extremes import carried_over, extremes
 from pipeline.precision.islands import IslandOptions, plan_float
 from pipeline.precision.lower_float import lower_float, prepare
 from pipeline.precision.lower_int8 import lower_int8
@@ -62,16 +62,17 @@ def lower(
     if precision == "int8":
         return _to_int8(graph, windows, reference, gate, log, ranges, options)
     origin = prepare(graph, precision)
-    lowered, plan = _to_float(origin, precision, windows, options)
+    lowered, plan = to_float(origin, precision, extremes(origin, windows), options)
     agreement = verify_lowered(precision, lowered, windows, "the fp32 graph", reference, gate, origin)
     log(precision, f"{plan.summary()}; every tensor rounded: {agreement}")
     return Lowered(lowered, (agreement,), {"plan": plan.to_json()})
 
 
-def _to_float(
-    origin: OnnxGraph, precision: str, windows: Sequence[Float32], options: LowerOptions
+def to_float(
+    origin: OnnxGraph, precision: str, ranges: Mapping[str, tuple[float, float]], options: LowerOptions
 ) -> tuple[OnnxGraph, PrecisionPlan]:
-    plan = plan_float(view(origin.model), precision, extremes(origin, windows), options.island)
+    """ranges: (low, high) of every float tensor."""
+    plan = plan_float(view(origin.model), precision, ranges, options.island)
     plan = plan if options.islands else plan.with_everything()
     return lower_float(origin, plan), plan
 
@@ -106,7 +107,8 @@ def _to_int8(
         log("bias", f"{done} of {len(corrected)} layers; mean |diff| {_error(scaled, windows, reference):.3g}")
     lowered = scaled
     if options.rest != "fp32":
-        lowered, rest = _to_float(scaled, options.rest, windows, options)
+        known = carried_over(view(scaled.model), extremes(current, windows))
+        lowered, rest = to_float(scaled, options.rest, known, options)
         report["rest"] = rest.to_json()
         log("rest", rest.summary())
     agreement = verify_lowered("int8", lowered, windows, "the fp32 graph", reference, gate, current)

@@ -6,7 +6,7 @@ gains on this machine's backend, is measured; then whole plans are measured agai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,15 +18,14 @@ from engines.base import Backend, BuildConfig, Float32, Session
 from engines.errors import DeployError
 from pipeline.graph import OnnxGraph
 from pipeline.precision.blocks import Block, blocks_of
-from pipeline.precision.extremes import extremes
-from pipeline.precision.islands import plan_float
-from pipeline.precision.lower import Log, LowerOptions, prepare_int8
-from pipeline.precision.lower_float import lower_float, prepare
+from pipeline.precision.extremes import carried_over, extremes
+from pipeline.precision.lower import Log, LowerOptions, prepare_int8, to_float
+from pipeline.precision.lower_float import prepare
 from pipeline.precision.lower_int8 import lower_int8
 from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.plan_int8 import plan_int8
 from pipeline.precision.smooth import smooth
-from pipeline.precision.view import GraphView, view
+from pipeline.precision.view import view
 from pipeline.timing import compiled, median_ms
 
 NOISE = 0.01  # of the time: a smaller gain of one block may be chance
@@ -170,34 +169,17 @@ class _Int8:
         lowered = lower_int8(self._graph, plan, self._ranges, self._options.rest)
         if self._options.rest == "fp32":
             return lowered
-        shown = view(lowered.model)
-        known = {name: _range(shown, name, self._extremes) for node in shown.nodes for name in node.output}
-        known |= {name: self._extremes[name] for name in shown.inputs}
-        return _islands(lowered, self._options.rest, known, self._options)
+        known = carried_over(view(lowered.model), self._extremes)
+        return to_float(lowered, self._options.rest, known, self._options)[0]
 
     def _plan(self, skip: Collection[str]) -> PrecisionPlan:
         options = replace(self._options.int8, skip=(*self._options.int8.skip, *skip))
         return plan_int8(view(self._graph.model), self._ranges, self._options.rest, options)
 
 
-def _range(shown: GraphView, name: str, measured: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
-    """Of a tensor that quantisation added: that of the tensor it stands for."""
-    while name not in measured:
-        node = shown.producer.get(name)
-        if node is None or node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity"):
-            return -1.0, 1.0  # weights: they never leave the range of a half type
-        name = node.input[0]
-    return measured[name]
-
-
 def _half(graph: OnnxGraph, half: str, windows: Sequence[Float32], options: LowerOptions) -> OnnxGraph:
     origin = prepare(graph, half)
-    return _islands(origin, half, extremes(origin, windows), options)
-
-
-def _islands(graph: OnnxGraph, half: str, known: Mapping[str, tuple[float, float]], options: LowerOptions) -> OnnxGraph:
-    plan = plan_float(view(graph.model), half, known, options.island)
-    return lower_float(graph, plan if options.islands else plan.with_everything())
+    return to_float(origin, half, extremes(origin, windows), options)[0]
 
 
 def _sensitivity(lowering: _Int8, base: Session, bench: Workbench, log: Log) -> tuple[list[BlockTrial], list[Block]]:
