@@ -46,7 +46,7 @@ def build_engine(args: argparse.Namespace) -> int:
         from pipeline.sources import SourceOptions
 
         options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
-        sample = None if args.sample is None else read_image(args.sample)
+        sample = None if args.sample is None else read_image(args.sample, args.max_pixels)
         request = BuildRequest(
             args.model, args.output, arguments.tiling(args), args.precision, args.backend, args.threads, options,
             sample, args.max_error, args.min_agreement, args.rewrites, args.time_rewrites,
@@ -56,7 +56,7 @@ def build_engine(args: argparse.Namespace) -> int:
                 not args.no_islands, not args.no_smooth, not args.no_bias_correction, args.rest,
                 int8=Int8Options(args.depthwise),
             ),
-            _budget(args),
+            _budget(args), args.max_pixels,
         )  # fmt: skip
         manifest = build_bundle(request, log)
     size = sum(path.stat().st_size for path in args.output.iterdir())
@@ -104,7 +104,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    """measure the ranges of a model's activations on photographs, for lowering it to INT8 or FP16"""
+    """measure the ranges of a model's activations on photographs, for lowering it to INT8"""
     _require_packages()
     from pipeline.calibrate import CalibrateRequest
     from pipeline.calibrate import calibrate as measure
@@ -147,6 +147,7 @@ def compare(args: argparse.Namespace) -> int:
     """build MODEL in several precisions, measure them side by side on a data set, and say which one to ship"""
     _require_packages()
     from calib.label_map import read_label_map
+    from pipeline.auto import Budget
     from pipeline.build import BuildRequest
     from pipeline.compare.judge import Limits
     from pipeline.compare.run import CompareRequest
@@ -156,8 +157,9 @@ def compare(args: argparse.Namespace) -> int:
 
     options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
     build = BuildRequest(
-        args.model, args.output, arguments.tiling(args), backend=args.backend, threads=args.threads, options=options
-    )
+        args.model, args.output, arguments.tiling(args), backend=args.backend, threads=args.threads, options=options,
+        budget=Budget(args.max_drop), max_pixels=args.max_pixels,
+    )  # fmt: skip
     limits = Limits(args.max_drop, args.min_agreement, args.fail_under or None)
     request = CompareRequest(
         build, args.data, args.precisions, args.calib, limits, args.rounds, args.limit,
@@ -232,7 +234,8 @@ def _verb(verbs: Any, name: str, function: Callable[[argparse.Namespace], int]) 
 
 
 def _refuse_fixed(args: argparse.Namespace) -> None:
-    given = [f"--{name}" for name, default in args.fixed.items() if getattr(args, name) != default]
+    changed = [name for name, default in args.fixed.items() if getattr(args, name) != default]
+    given = ["--no-rewrites" if name == "rewrites" else f"--{name.replace('_', '-')}" for name in changed]
     if given:
         raise DeployError(
             f"{' '.join(given)}: a bundle is rebuilt as it is; to change that, build from the model that it came from"

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def rebuild(
 ) -> Manifest:  # fmt: skip
     """Compile a bundle's own graph for this device; `output` may be the same folder.  Needs neither torch nor onnx.
 
-    max_relative, min_labels: in place of what the gate of the bundle's precision has; None keeps it.
+    max_relative, min_labels: in place of what the bundle was built with; None keeps it.
     Raises DeployError or GateError; then nothing is written or replaced.
     """
     bundle = open_bundle(source)
@@ -70,11 +70,20 @@ def rebuild(
         for name in (MODEL, GOLDEN):
             shutil.copyfile(bundle.path(name), folder / name)
         config = BuildConfig(old.precision, threads)
-        gate = GATES[old.precision].but(max_relative, min_labels)
+        gate = _gate(report, old.precision).but(max_relative, min_labels)
         agreements = compile_engine(folder, backend, config, golden, old.spec, old.tiling, gate, log)
+        report["gate"] = asdict(gate)
         report["rebuilt"] = [agreement.to_json() for agreement in agreements]
         manifest = finish(folder, describe(old, backend, agreements), report)
     return manifest
+
+
+def _gate(report: dict[str, Any], precision: str) -> Gate:
+    """The one that the bundle was built with."""
+    built = report.get("gate")
+    if isinstance(built, dict) and all(isinstance(built.get(n), int | float) for n in ("max_relative", "min_labels")):
+        return Gate(float(built["max_relative"]), float(built["min_labels"]))
+    return GATES[precision]
 
 
 def describe(manifest: Manifest, backend: Backend, agreements: Sequence[Agreement]) -> Manifest:

@@ -7,7 +7,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from engines.shared_pixels import SHARED_FROM, one_block, shared_pixels
 
 UInt8 = NDArray[np.uint8]
 
-MAX_PIXELS = 300_000_000  # 16384 x 16384 and a little; decoded, that is 0.9 GB
+MAX_PIXELS = 300_000_000  # 16384 x 16384 and a little; decoded, that is 1.2 GB
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".ppm", ".pgm"})
 
 # What Pillow may try.  Not all it knows: EPS would start Ghostscript on a user's file, and a cut JPEG 2000 decodes
@@ -59,7 +59,7 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
         image = image.convert("RGBA")  # convert("RGB") alone would warn about the transparency
     if image.mode != "RGB":
         image = image.convert("RGB")
-    elif image.width * image.height >= SHARED_FROM:
+    elif _is_shared(image):
         return shared_pixels(image)
     return np.asarray(image)
 
@@ -106,9 +106,10 @@ def _decode(path: Path, max_pixels: int, *, upright: bool) -> Image.Image:
                     f"image {path}: got {width}x{height}, more than {max_pixels} pixels; "
                     "if that is no accident, raise --max-pixels"
                 )
-            image.load()
-            if upright:
-                ImageOps.exif_transpose(image, in_place=True)
+            with one_block() if _is_shared(image) else nullcontext():
+                image.load()
+                if upright:
+                    ImageOps.exif_transpose(image, in_place=True)
             return image
     except UnidentifiedImageError as error:
         got = "not an image, or of an unknown format" if path.stat().st_size else "an empty file"
@@ -117,6 +118,11 @@ def _decode(path: Path, max_pixels: int, *, upright: bool) -> Image.Image:
         raise DeployError(f"image {path}: not enough memory to decode it; cut it into parts") from error
     except _DAMAGED as error:
         raise _unreadable(path, error) from error
+
+
+def _is_shared(image: Image.Image) -> bool:
+    """Large enough that a copy hurts; Pillow's single blocks end at 2 GB, and larger images are copied again."""
+    return image.mode == "RGB" and SHARED_FROM <= image.width * image.height < 2**31 // 4
 
 
 def _unreadable(path: Path, error: Exception) -> DeployError:
@@ -141,7 +147,6 @@ def _own_terms() -> Iterator[None]:
         before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
         try:
-            with one_block():
-                yield
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before

@@ -9,6 +9,7 @@ import numpy as np
 
 from calib.datasets import Dataset
 from engines.base import Float32, Session
+from engines.images import MAX_PIXELS
 from engines.segmenter import Segmenter
 from engines.spec import ModelSpec
 from engines.tiling import Tiling
@@ -16,7 +17,6 @@ from pipeline.evaluate import score
 from pipeline.precision.search import Score
 
 HELD_OUT = 4  # windows
-HELD_OUT_SEED = 2**31 - 1  # draws other windows than a calibration does
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,17 @@ class Budget:
     dataset: Callable[[ModelSpec], Dataset] | None = None
 
 
-def scorer(budget: Budget, spec: ModelSpec, tiling: Tiling, windows: Sequence[Float32], reference: Float32) -> Score:
+def scorer(
+    budget: Budget, spec: ModelSpec, tiling: Tiling, windows: Sequence[Float32], reference: Float32,
+    max_pixels: int = MAX_PIXELS,
+) -> Score:  # fmt: skip
     """mIoU in percent on the budget's data set, or percent of labels equal to the fp32 `reference` on `windows`."""
     if budget.dataset is not None:
         dataset = budget.dataset(spec)
 
         def miou(session: Session) -> float:
             segmenter = Segmenter(session, spec, tiling)
-            return 100 * score(lambda image: segmenter.segment(image).labels, dataset, spec.classes).miou
+            return 100 * score(lambda image: segmenter.segment(image).labels, dataset, spec.classes, max_pixels).miou
 
         return miou
     wanted = reference.argmax(1)

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from calib.ranges import Ranges
 from calib.scenes import render
+from calib.windows import draw_windows
 from engines.agreement import GATES, Agreement, Gate, compare_logits
 from engines.assemble import Log, compile_engine, describe, finish
 from engines.base import Backend, BuildConfig, Float32, choose_backend
 from engines.bundle import GOLDEN, MODEL, Manifest, writing
 from engines.errors import DeployError
 from engines.golden import Golden, windows_of
+from engines.images import MAX_PIXELS, read_image
 from engines.tile import blend_weights
 from engines.tiling import Tiling
 from pipeline.auto import Budget
@@ -58,6 +60,7 @@ class BuildRequest:
     photographs: tuple[str, ...] = ()
     lowering: LowerOptions = field(default_factory=LowerOptions)
     budget: Budget = field(default_factory=Budget)
+    max_pixels: int = MAX_PIXELS
 
     def gate(self, precision: str) -> Gate:
         return GATES[precision].but(self.max_error, self.min_agreement)
@@ -74,7 +77,7 @@ def build_bundle(request: BuildRequest, log: Log) -> Manifest:
     with writing(request.output) as folder:
         source = load_source(request.model, (tiling.window_h, tiling.window_w), request.options)
         log("load", summary(source.spec))
-        image = sample_image(request.sample, tiling)
+        image = sample_image(_photograph(request), tiling)
         inputs = windows_of(image, source.spec, tiling)
         reference = source.logits(inputs)
         program = folder / "program.pt2"
@@ -97,6 +100,14 @@ def build_bundle(request: BuildRequest, log: Log) -> Manifest:
         report = {"history": [step.to_json() for step in graph.history], "gate": asdict(gate), **lowered.report}
         manifest = finish(folder, describe(draft, backend, proof), report)
     return manifest
+
+
+def _photograph(request: BuildRequest) -> NDArray[np.uint8] | None:
+    """What to verify on: the sample, else the first photograph, rather than a scene unlike the model's data."""
+    if request.sample is not None or not request.photographs:
+        return request.sample
+    first = draw_windows(request.photographs, request.tiling, 1, 0, request.max_pixels).places[0].image
+    return read_image(first, request.max_pixels)
 
 
 def sample_image(image: NDArray[np.uint8] | None, tiling: Tiling) -> NDArray[np.uint8]:

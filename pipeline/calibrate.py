@@ -35,7 +35,7 @@ DEFAULT_WINDOWS = 64
 class CalibrateRequest:
     """What `calibrate` was asked for.  dataset: folders or images.  percentile: used by that method alone.
 
-    every: also low, high and rms of all other activations, as the FP16 planner wants them.
+    every: also low, high and rms of all other activations.
     rewrites: whether the graph is rewritten first, as `build-engine` does unless told not to.
     """
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calib.ranges import Ranges
-from calib.windows import draw_windows
+from calib.windows import CalibrationSet, draw_windows
 from engines.base import Backend, Float32
-from engines.errors import DeployError
-from pipeline.auto import HELD_OUT, HELD_OUT_SEED, scorer
-from pipeline.calibrate import CalibrateRequest, collect_ranges, draw
+from engines.errors import DeployError, GateError
+from pipeline.auto import HELD_OUT, scorer
+from pipeline.calibrate import DEFAULT_WINDOWS, CalibrateRequest, collect_ranges
 from pipeline.fingerprint import graph_sha256
 from pipeline.graph import OnnxGraph
 from pipeline.observe import Effort
-from pipeline.precision.lower import Log, Lowered, lower
-from pipeline.precision.search import Workbench, search
+from pipeline.precision.lower import Log, Lowered, LowerOptions, lower
+from pipeline.precision.search import Decision, Workbench, search
 from pipeline.scenes_folder import render_folder
 from pipeline.sources import Source
 
@@ -36,23 +36,45 @@ def lower_as_asked(
     reference: Float32, log: Log,
 ) -> tuple[str, Lowered]:  # fmt: skip
     """The precision, decided where it was ``auto``, and the verified lowered graph.  Raises DeployError, GateError."""
-    precision, options, report = request.precision, request.lowering, {}
+    options, report = request.lowering, {}
     if options.rest == "auto":
         options = replace(options, rest=rest_of(backend))
-    with _photographs(request) as (calibration, held_out):
-        ranges = _ranges(request, source, graph, calibration, log) if precision in QUANTISED else None
-        if precision == "auto":
-            windows = _held_out(request, source, held_out) or list(inputs)
-            expected = source.logits(windows)
-            score = scorer(request.budget, source.spec, request.tiling, windows, expected)
-            bench = Workbench(backend, request.threads, windows, expected, score, request.budget.max_drop)
-            decision = search(graph, ranges, options, bench, log)
-            precision, report = decision.precision, decision.report
-            options = replace(options, int8=replace(options.int8, skip=decision.skip))
+    plans: list[tuple[str, tuple[str, ...]]] = [(request.precision, tuple(options.int8.skip))]
+    ranges: Ranges | None = None
+    if request.precision in QUANTISED:
+        with _photographs(request) as folders:
+            calibration, held_out = _draw(request, *folders, log)
+            ranges = _ranges(request, source, graph, calibration, log)
+            if request.precision == "auto":
+                windows = [window for _, window in held_out.inputs(source.spec, request.tiling)] if held_out else []
+                if not windows and request.budget.dataset is None:
+                    log("warning", "no photographs: plans are judged on the windows that the build is verified on")
+                decision = _search(request, source, backend, graph, ranges, windows or list(inputs), options, log)
+                plans, report = [(decision.precision, decision.skip), *decision.others], decision.report
     if ranges is not None:
         report = {**report, "calibration": {k: v for k, v in ranges.to_json().items() if k != "tensors"}}
-    lowered = lower(graph, precision, inputs, reference, request.gate(precision), log, ranges, options)
-    return precision, replace(lowered, report={**report, **lowered.report})
+    for index, (precision, skip) in enumerate(plans):
+        chosen = replace(options, int8=replace(options.int8, skip=skip))
+        try:
+            lowered = lower(graph, precision, inputs, reference, request.gate(precision), log, ranges, chosen)
+        except GateError as error:
+            if index + 1 == len(plans):
+                raise
+            log("auto", f"{precision} fails its gate ({error}); next {plans[index + 1][0]}")
+        else:
+            return precision, replace(lowered, report={**report, **lowered.report})
+    raise AssertionError("there is always a plan")
+
+
+def _search(
+    request: BuildRequest, source: Source, backend: Backend, graph: OnnxGraph, ranges: Ranges | None,
+    windows: list[Float32], options: LowerOptions, log: Log,
+) -> Decision:  # fmt: skip
+    expected = source.logits(windows)
+    score = scorer(request.budget, source.spec, request.tiling, windows, expected, request.max_pixels)
+    budget = request.budget
+    bench = Workbench(backend, request.threads, windows, expected, score, budget.max_drop, budget.dataset is not None)
+    return search(graph, ranges, options, bench, log)
 
 
 def rest_of(backend: Backend) -> str:
@@ -62,40 +84,60 @@ def rest_of(backend: Backend) -> str:
 
 
 @contextmanager
-def _photographs(request: BuildRequest) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Folders to calibrate on and to hold plans against; for the demo, which comes without, rendered for the time."""
-    if request.photographs or request.model != "demo" or request.precision not in QUANTISED:
-        yield request.photographs, request.photographs
+def _photographs(request: BuildRequest) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
+    """Folders to calibrate on and, where they are others, to hold plans against.
+
+    The demo model, which comes without, gets scenes rendered for the time.
+    """
+    if request.photographs or request.model != "demo":
+        yield request.photographs, ()
         return
     size = (request.tiling.window_h, request.tiling.window_w)
     with tempfile.TemporaryDirectory() as folder:
         yield (
-            (str(render_folder(Path(folder) / "calibration", SCENES, *size)),),
-            (str(render_folder(Path(folder) / "held-out", HELD_OUT_SCENES, *size)),),
+            [str(render_folder(Path(folder) / "calibration", SCENES, *size))],
+            [str(render_folder(Path(folder) / "held-out", HELD_OUT_SCENES, *size))],
         )
 
 
+def _draw(
+    request: BuildRequest, photographs: Sequence[str], others: Sequence[str], log: Log
+) -> tuple[CalibrationSet | None, CalibrationSet | None]:
+    """Windows to calibrate on, and other ones to hold plans against; None where there are no photographs."""
+    if not photographs:
+        return None, None
+    count = DEFAULT_WINDOWS if others or request.precision != "auto" else DEFAULT_WINDOWS + HELD_OUT
+    drawn = draw_windows(photographs, request.tiling, count, 0, request.max_pixels)
+    log("dataset", f"{len(drawn.paths)} image(s), sha256 {drawn.sha256[:12]}; {len(drawn.places)} window(s)")
+    for note in drawn.notes:
+        log("warning", note)
+    if others:
+        return drawn, draw_windows(others, request.tiling, HELD_OUT, 0, request.max_pixels)
+    if request.precision != "auto":
+        return drawn, None
+    total = len(drawn.places)
+    if total < 4:
+        log("warning", f"{total} window(s) are too few to hold any out: plans are judged on the same ones")
+        return drawn, drawn
+    kept_back = min(HELD_OUT, total // 4)
+    held = drawn.places[:: total // kept_back][:kept_back]
+    rest = tuple(place for place in drawn.places if place not in held)
+    return replace(drawn, places=rest), replace(drawn, places=held)
+
+
 def _ranges(
-    request: BuildRequest, source: Source, graph: OnnxGraph, photographs: Sequence[str], log: Log
+    request: BuildRequest, source: Source, graph: OnnxGraph, calibration: CalibrationSet | None, log: Log
 ) -> Ranges | None:
     """Those given, if they are this graph's, or measured now; None where ``auto`` has nothing to measure on."""
     if request.ranges is not None:
         request.ranges.require(graph_sha256(graph.model))
         return request.ranges
-    if not photographs:
+    if calibration is None:
         if request.precision == "auto":
             return None
         raise DeployError("precision int8: got no calibration, expected photographs or measured ranges; give --calib")
     with tempfile.TemporaryDirectory() as folder:
         wanted = CalibrateRequest(
-            request.model, photographs, Path(folder) / "ranges.json", request.tiling, threads=request.threads
+            request.model, request.photographs, Path(folder) / "ranges.json", request.tiling, threads=request.threads
         )
-        return collect_ranges(graph, draw(wanted, log), source.spec, wanted, log, Effort())
-
-
-def _held_out(request: BuildRequest, source: Source, photographs: Sequence[str]) -> list[Float32]:
-    """Windows to hold plans against, drawn apart from those of the calibration; none without photographs."""
-    if not photographs:
-        return []
-    drawn = draw_windows(list(photographs), request.tiling, HELD_OUT, HELD_OUT_SEED)
-    return [window for _, window in drawn.inputs(source.spec, request.tiling)]
+        return collect_ranges(graph, calibration, source.spec, wanted, log, Effort())

@@ -80,7 +80,7 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         frames.check_labels()
         log("data", str(dataset))
         photographs = (str(request.calib),) if request.calib is not None and request.calib.is_dir() else ()
-        measured = replace(build, ranges=_ranges(request, folder, log), photographs=photographs)
+        measured = replace(build, ranges=_ranges(request, folder, log), photographs=photographs, sample=frames[0].image)
         request = replace(request, build=measured)
         rows = {"reference": _reference(request, folder, log)}
         for precision in request.precisions:

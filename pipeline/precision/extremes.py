@@ -33,6 +33,10 @@ def extremes(graph: OnnxGraph, windows: Sequence[Float32]) -> dict[str, tuple[fl
     for name, origin in moved_tensors(graph.model).items():
         if origin in result:
             result.setdefault(name, result[origin])
+    shown = view(graph.model)
+    rest = {name for node in shown.nodes for name in node.output if shown.is_float(name)} - set(result)
+    for name, value in tensors(graph, windows[0], rest) if rest else ():  # made from constants alone
+        result[name] = (float(value.min()), float(value.max()))
     return result
 
 

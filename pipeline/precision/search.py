@@ -61,11 +61,15 @@ class BlockTrial:
 
 @dataclass(frozen=True)
 class Decision:
-    """precision and skip (layers left out of INT8) for `lower`; report: everything that was measured."""
+    """precision and skip (layers left out of INT8) for `lower`; report: everything that was measured.
+
+    others: the next best inside the budget, (precision, skip) each, should the gate refuse the first.
+    """
 
     precision: str
     skip: tuple[str, ...]
     report: dict[str, Any]
+    others: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Workbench:
     """What plans are measured with.  windows: held out, (1, 3, H, W) each; reference: fp32 logits (M, K, h, w).
 
     score: of a session, in points of 100: mIoU, or percent of labels equal to the reference's.  max_drop: how many of
-    them may be lost against fp32.
+    them may be lost against fp32.  labelled: whether the score is mIoU.
     """
 
     backend: Backend
@@ -82,6 +86,7 @@ class Workbench:
     reference: Float32
     score: Score
     max_drop: float
+    labelled: bool = False
 
 
 def search(graph: OnnxGraph, ranges: Ranges | None, options: LowerOptions, bench: Workbench, log: Log) -> Decision:
@@ -103,8 +108,9 @@ def search(graph: OnnxGraph, ranges: Ranges | None, options: LowerOptions, bench
         if ranges is None:
             log("auto", "int8 is not tried: no photographs or ranges were given (--calib)")
             blocks: list[BlockTrial] = []
+        elif (lowering := _quantisable(graph, ranges, options, bench, log)) is None:
+            blocks = []
         else:
-            lowering = _Int8(graph, ranges, options, bench.windows[:1])
             blocks, kept = _sensitivity(lowering, base, bench, log)
             everything = tuple(layer for block in lowering.blocks for layer in block.layers)
             for name, layers in {**_mixed(kept, everything), "int8": everything}.items():
@@ -117,8 +123,19 @@ def search(graph: OnnxGraph, ranges: Ranges | None, options: LowerOptions, bench
     for trial in trials:
         log("auto", f"{trial.name}: {trial.ms:.1f} ms, {trial.cost:.2f} points lost; {trial.verdict}")
     report = {"blocks": [asdict(block) for block in blocks], "trials": [asdict(trial) for trial in trials]}
-    precision = "int8" if chosen in skips else chosen
-    return Decision(precision, skips.get(chosen, ()), {"search": {"max_drop": bench.max_drop, **report}})
+    plans = {trial.name: ("int8" if trial.name in skips else trial.name, skips.get(trial.name, ())) for trial in trials}
+    inside = sorted((trial for trial in trials if trial.cost <= bench.max_drop), key=lambda trial: trial.ms)
+    others = tuple(plans[trial.name] for trial in inside if trial.name != chosen)
+    return Decision(*plans[chosen], {"search": {"max_drop": bench.max_drop, **report}}, others)
+
+
+def _quantisable(graph: OnnxGraph, ranges: Ranges, options: LowerOptions, bench: Workbench, log: Log) -> _Int8 | None:
+    """What INT8 plans are made from; None, and a line in the log, where no layer qualifies."""
+    try:
+        return _Int8(graph, ranges, options, bench.windows[:1])
+    except DeployError as error:
+        log("auto", f"int8 is not tried: {error}")
+        return None
 
 
 def _mixed(kept: Sequence[Block], everything: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -195,7 +212,7 @@ def _sensitivity(lowering: _Int8, base: Session, bench: Workbench, log: Log) -> 
         error = float(np.sqrt(np.mean((logits - plain) ** 2) / np.mean(plain**2)))
         if before - after < NOISE * before:
             verdict = f"stays in higher precision: gains {before - after:.1f} of {before:.1f} ms"
-        elif lost > bench.max_drop:
+        elif lost > bench.max_drop and not bench.labelled:  # points of mIoU are judged on whole plans
             verdict = f"stays in higher precision: alone it changes {lost:.2f} % of the labels"
         else:
             verdict = "int8"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.rewrites.surgery import Editor, Outcome, constant, only_producer, only_use, scalar
+from pipeline.rewrites.surgery import Editor, Outcome, constant, only_producer, only_use, scalar, shape
 
 NAME = "attention scale into the projection"
 
@@ -25,7 +25,7 @@ def rewrite(model: ir.Model) -> Outcome:
         if found is None:
             continue
         value, factor = found
-        linear = _projection(value)
+        linear = _projection(value) if shape(value) == shape(node.outputs[0]) else None
         if linear is None:
             if _is_attention(node):
                 declined.append(f"{node.name}: no Linear with constant weights before it that it alone reads")

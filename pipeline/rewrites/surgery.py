@@ -55,8 +55,13 @@ def conv(node: ir.Node | None) -> Conv | None:
 
 
 def constant(value: ir.Value | None) -> NDArray[np.float64] | None:
-    """The value of an initializer, in float64 (integers too), or None when it is computed at run time."""
+    """The value of a float32 or integer initializer, in float64; None when it is of another type, or made at run time.
+
+    Of another type, because a graph that is lowered already has decided where it rounds.
+    """
     if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    if value.const_value.dtype not in (ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32):
         return None
     return np.asarray(value.const_value.numpy(), np.float64)
 
