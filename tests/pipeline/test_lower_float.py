@@ -176,3 +176,18 @@ def test_control_flow_is_refused() -> None:
     graph = graph_of([node], {"c": np.array(True)}, (1, 3, 4, 4), (1, 3, 4, 4))
     with pytest.raises(DeployError, match="got a If node"):
         view(graph.model)
+
+
+def test_a_constant_that_a_node_makes_has_a_range_too() -> None:
+    """onnxsim leaves Constant nodes with value_float in place; nothing of the image reaches them."""
+    nodes = [
+        helper.make_node("Constant", [], ["two"], value_float=2.0),
+        helper.make_node("Mul", ["image", "two"], ["scaled"]),
+        helper.make_node("Conv", ["scaled", "w"], ["logits"]),
+    ]
+    graph = graph_of(nodes, {"w": np.ones((5, 3, 1, 1), np.float32)}, (1, 3, 8, 8), (1, 5, 8, 8))
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 8), dtype=np.float32)
+    found = extremes(graph, [x])
+    assert found["two"] == (2.0, 2.0)
+    assert found["scaled"] == pytest.approx((2 * x.min(), 2 * x.max()))
+    plan_float(view(graph.model), "fp16", found)

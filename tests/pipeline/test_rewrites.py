@@ -347,3 +347,23 @@ class _Logits(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.model(x).logits
         return logits
+
+
+def test_a_graph_in_half_precision_is_left_alone() -> None:
+    """A file that keeps FP32 inputs around FP16 weights has decided where it rounds."""
+    net = Net(1, 3, 4, 4)
+    half = net.add("Cast", net.resize("image", (1, 3, 8, 8)), to=TensorProto.FLOAT16)
+    weight = net.constant(net.rng.standard_normal((2, 3, 1, 1)).astype(np.float16))
+    mixed = net.add("Conv", net.add("Conv", half, net.constant(np.ones((3, 3, 1, 1), np.float16))), weight)
+    graph = net.graph(net.add("Cast", mixed, to=TensorProto.FLOAT))
+    for stage in apply_rules(graph):
+        assert stage.model.graph.node == graph.model.graph.node
+
+
+def test_fold_scale_keeps_the_rank() -> None:
+    """A constant of higher rank than the product broadcasts it: that is more than a scale."""
+    net = Net(1, 1, 4, 4)
+    tokens = net.add("Reshape", "image", net.constant(np.array([1, 4, 4], np.int64)))
+    linear = net.add("MatMul", tokens, net.weight(4, 4))
+    scaled = net.add("Mul", linear, net.constant(np.full((1, 1, 1, 1), 0.5, np.float32)))
+    declined(net.graph(scaled), fold_scale, "nothing in the graph")

@@ -152,3 +152,21 @@ def test_auto_without_photographs_says_that_int8_is_not_tried(
     argv = ["build-engine", "tests.models:tiny", "-o", str(tmp_path / "b"), "--precision", "auto", "--tile", "64x96"]
     assert deploy.main([*argv, "--min-agreement", "0.9"]) == 0
     assert "int8 is not tried: no photographs" in capsys.readouterr().out
+
+
+def test_a_plan_that_fails_its_gate_gives_way_to_the_next(
+    demo: tuple,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],  # type: ignore[type-arg]
+) -> None:
+    """INT8 looks fastest here, but the user asks for more agreement than it has."""
+
+    def timed(sessions: Sequence[object], window: np.ndarray, rounds: int = 5) -> list[float]:
+        return [100.0 - 10 * index for index in range(len(sessions))]
+
+    monkeypatch.setattr(search_module, "median_ms", timed)
+    argv = ["build-engine", "demo", "-o", str(tmp_path / "b"), "--precision", "auto", "--tile", "128"]
+    assert deploy.main([*argv, "--max-drop", "50", "--min-agreement", "0.9995", "--rest", "fp32"]) == 0
+    assert "int8 fails its gate" in capsys.readouterr().out
+    assert open_bundle(tmp_path / "b").manifest.precision == "fp32"
