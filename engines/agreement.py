@@ -28,16 +28,16 @@ class Gate:
 
 
 # In fp32 the steps of the published architectures differ by 1e-7 to 1e-5 relative; a wrong eps or GELU by 1e-2.
-# Below fp32, the worst measured on SegFormer-B0 (demo and CamVid weights, the latter also on rendered scenes) with
-# every tensor rounded: fp16 0.1 % of the largest logit and 99.98 % of labels, bf16 1.2 % and 99.8 %, int8 5 % and
-# 99.0 %; on a convolutional network with full-resolution logits (fddwnet, Cityscapes) bf16 5.7 % and 99.3 %.  The gates
-# are wider: they are to stop an overflow, a dead layer or a useless scale, which cost tens of percent, not to rank
-# precisions.
+# Below fp32, the worst measured with every tensor rounded: on SegFormer-B0 (demo and CamVid weights) fp16 0.1 % of the
+# largest logit and 99.98 % of labels, bf16 1.2 % and 99.8 %, int8 5 % and 99.0 %; on four convolutional networks with
+# full-resolution logits (Cityscapes, a CamVid photograph) bf16 up to 11 % with 99.9 % of labels, int8 up to 25 % with
+# 99.5 %: one pixel's logit in ten million, not the map.  So labels decide, and the difference has to catch what labels
+# may miss: an overflow, a dead layer or a useless scale on an image of one class.
 GATES = {
     "fp32": Gate(1e-3, 0.999),
     "fp16": Gate(1e-2, 0.998),
-    "bf16": Gate(1e-1, 0.99),
-    "int8": Gate(2e-1, 0.97),
+    "bf16": Gate(2.5e-1, 0.99),
+    "int8": Gate(5e-1, 0.97),
 }
 
 
