@@ -24,6 +24,7 @@ from engines.images import read_image
 
 if TYPE_CHECKING:
     from calib.datasets import LabelOptions
+    from calib.label_map import LabelMap
     from pipeline.auto import Budget
 
 
@@ -83,13 +84,12 @@ def run(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """score a bundle on a data set: mIoU, IoU by class, pixel and mean accuracy as mmsegmentation computes them"""
     from calib.datasets import open_dataset
-    from calib.label_map import read_label_map
     from engines.files import make_folder, write_json
     from engines.segmenter import open_segmenter
     from pipeline.evaluate import EVALUATE_JSON
     from pipeline.evaluate import evaluate as evaluate_bundle
 
-    label_map = None if args.label_map is None else read_label_map(args.label_map)
+    label_map = _label_map(args)
     with open_segmenter(args.bundle, args.threads) as (segmenter, manifest):
         dataset = open_dataset(args.dataset, manifest.spec, label_map, args.split, _labels(args)).limited(args.limit)
         _logger(args.json)("data set", str(dataset))
@@ -146,7 +146,6 @@ def inspect(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> int:
     """build MODEL in several precisions, measure them side by side on a data set, and say which one to ship"""
     _require_packages()
-    from calib.label_map import read_label_map
     from pipeline.auto import Budget
     from pipeline.build import BuildRequest
     from pipeline.compare.judge import Limits
@@ -163,8 +162,7 @@ def compare(args: argparse.Namespace) -> int:
     limits = Limits(args.max_drop, args.min_agreement, args.fail_under or None)
     request = CompareRequest(
         build, args.data, args.precisions, args.calib, limits, args.rounds, args.limit,
-        None if args.label_map is None else read_label_map(args.label_map),
-        _labels(args), args.split, args.max_pixels,
+        _label_map(args), _labels(args), args.split, args.max_pixels,
     )  # fmt: skip
     log = _logger(args.json)
     comparison = compare_precisions(request, log)
@@ -257,16 +255,21 @@ def _is_ranges(path: Path | None) -> bool:
 def _budget(args: argparse.Namespace) -> Budget:
     """Of `--precision auto`: what it may lose, and on which data set."""
     from calib.datasets import open_dataset
-    from calib.label_map import read_label_map
     from pipeline.auto import Budget
 
     if args.eval is None:
         return Budget(args.max_drop)
-    label_map = None if args.label_map is None else read_label_map(args.label_map)
+    label_map = _label_map(args)
     return Budget(
         args.max_drop,
         lambda spec: open_dataset(args.eval, spec, label_map, args.split, _labels(args)).limited(args.limit),
     )
+
+
+def _label_map(args: argparse.Namespace) -> LabelMap | None:
+    from calib.label_map import read_label_map
+
+    return None if args.label_map is None else read_label_map(args.label_map)
 
 
 def _labels(args: argparse.Namespace) -> LabelOptions:

@@ -54,7 +54,6 @@ class CalibrationSet:
 
     def inputs(self, spec: ModelSpec, tiling: Tiling, start: int = 0) -> Iterator[tuple[Place, Float32]]:
         """The network inputs (1, 3, h, w) of the places from `start` on; an image is held while its windows come."""
-        order = (0, 1, 2) if spec.channel_order == "RGB" else (2, 1, 0)
         size = (tiling.window_h, tiling.window_w)
         held: tuple[Path | None, NDArray[np.uint8] | None] = (None, None)
         for place in self.places[start:]:
@@ -63,7 +62,7 @@ class CalibrationSet:
                 image = read_image(place.image, self.max_pixels)
                 held = (place.image, image)
             window = tile.gather(
-                image, place.top, place.left, size, spec.mean, spec.std, order=order, padding=tiling.padding
+                image, place.top, place.left, size, spec.mean, spec.std, order=spec.order, padding=tiling.padding
             )
             yield place, window[None]
 

@@ -68,9 +68,8 @@ def windows_of(image: NDArray[np.uint8], spec: ModelSpec, tiling: Tiling) -> lis
     """The network inputs (1, 3, h, w) of all windows of `image`, row by row."""
     size = (tiling.window_h, tiling.window_w)
     tops, lefts = tiling.placements(*image.shape[:2])
-    order = (0, 1, 2) if spec.channel_order == "RGB" else (2, 1, 0)
     return [
-        tile.gather(image, top, left, size, spec.mean, spec.std, order=order, padding=tiling.padding)[None]
+        tile.gather(image, top, left, size, spec.mean, spec.std, order=spec.order, padding=tiling.padding)[None]
         for top in tops
         for left in lefts
     ]

@@ -65,7 +65,6 @@ class Segmenter:
 
     def __post_init__(self) -> None:
         self._size = (self.tiling.window_h, self.tiling.window_w)
-        self._order = (0, 1, 2) if self.spec.channel_order == "RGB" else (2, 1, 0)
         self._weights = tile.blend_weights(self.tiling.blend, *self._size)
         self._batch = np.empty((1, 3, *self._size), np.float32)
 
@@ -123,7 +122,7 @@ class Segmenter:
     def _gather(self, image: UInt8, top: int, left: int) -> None:
         tile.gather(
             image, top, left, self._size, self.spec.mean, self.spec.std,
-            order=self._order, padding=self.tiling.padding, out=self._batch[0], threads=self.threads,
+            order=self.spec.order, padding=self.tiling.padding, out=self._batch[0], threads=self.threads,
         )  # fmt: skip
 
     def _stitch(

@@ -57,6 +57,11 @@ class ModelSpec:
         if self.logits_stride < 1:
             raise DeployError(f"logits stride: got {self.logits_stride}, expected 1 or more")
 
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Channel of an RGB image that each input plane of the network takes."""
+        return (0, 1, 2) if self.channel_order == "RGB" else (2, 1, 0)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx
+
 from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.view import GraphView
 
@@ -34,7 +36,5 @@ def blocks_of(shown: GraphView, plan: PrecisionPlan, most: int = MOST) -> tuple[
     return tuple(Block(f"{run[0]}..{run[-1]}" if len(run) > 1 else run[0], tuple(run)) for run in runs)
 
 
-def _joins(shown: GraphView, node: object) -> bool:
-    op_type = getattr(node, "op_type", "")
-    inputs = getattr(node, "input", ())
-    return op_type == "Add" and not any(name in shown.constants for name in inputs)
+def _joins(shown: GraphView, node: onnx.NodeProto) -> bool:
+    return node.op_type == "Add" and not any(name in shown.constants for name in node.input)
