@@ -91,9 +91,9 @@ def contestants(threads: int, folder: Path) -> tuple[dict[str, Callable], list]:
     segmenter, _ = opened.__enter__()
 
     def edgeseg(image: np.ndarray, keep: bool) -> Frame:
-        before = (segmenter.timings.engine, time.perf_counter())
+        before = (segmenter.device.timings.engine, time.perf_counter())
         labels = segmenter.segment(image).labels
-        total, network = time.perf_counter() - before[1], segmenter.timings.engine - before[0]
+        total, network = time.perf_counter() - before[1], segmenter.device.timings.engine - before[0]
         return Frame(labels, network, total - network)
 
     return {

@@ -13,7 +13,19 @@ from typing import Any
 
 from engines.agreement import GATES, Agreement, Gate
 from engines.base import Backend, BuildConfig, choose_backend
-from engines.bundle import ENGINE, FILES, GOLDEN, MODEL, REPORT, Manifest, file_sha256, open_bundle, seal, writing
+from engines.bundle import (
+    ENGINE,
+    FILES,
+    GOLDEN,
+    MODEL,
+    OPTIONAL,
+    REPORT,
+    Manifest,
+    file_sha256,
+    open_bundle,
+    seal,
+    writing,
+)
 from engines.golden import Golden, windows_of
 from engines.layers import executed
 from engines.spec import ModelSpec
@@ -47,7 +59,8 @@ def compile_engine(
 def finish(folder: Path, manifest: Manifest, report: dict[str, Any]) -> Manifest:
     """Write report.json and the manifest, which names the sha256 of every file."""
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
-    sealed = replace(manifest, files={name: file_sha256(folder / name) for name in FILES})
+    present = (*FILES, *(name for name in OPTIONAL if (folder / name).exists()))
+    sealed = replace(manifest, files={name: file_sha256(folder / name) for name in present})
     seal(folder, sealed)
     return sealed
 

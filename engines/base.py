@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,45 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)
+class TensorRTOptions:
+    """What TensorRT's builder is asked for; kept in the manifest, so that a rebuild asks for the same.
+
+    workspace: bytes that tactics may use, or None for a limit that leaves a shared-memory board usable.
+    level: builder optimisation level 0..5, or None for TensorRT's default.  aux_streams: None lets TensorRT choose.
+    version_compatible: the engine also loads in later TensorRT.  hardware: ``exact``, ``same_cc`` (every GPU of this
+    compute capability) or ``ampere_plus``.  strip_weights: the engine holds no weights and takes them from the bundle's
+    graph when it is loaded.  dla: a DLA core that was asked for, or None.
+    """
+
+    workspace: int | None = None
+    level: int | None = None
+    aux_streams: int | None = None
+    version_compatible: bool = False
+    hardware: str = "exact"
+    strip_weights: bool = False
+    dla: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
 class BuildConfig:
-    """How an engine is compiled.  threads: 0 lets the backend choose.  program: a torch.export file, or None."""
+    """How an engine is compiled, and loaded again.
+
+    threads: 0 lets the backend choose.  program: a torch.export file, or None.  batch: windows per run.
+    model: when loading, the bundle's graph, or None.  timing_cache: a file that TensorRT keeps between builds, or None.
+    log: called with (step, what happened) by builds that have something to say.
+    """
 
     precision: str = "fp32"
     threads: int = 0
     program: Path | None = None
+    batch: int = 1
+    model: Path | None = None
+    tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
+    timing_cache: Path | None = None
+    log: Callable[[str, str], None] = lambda step, text: None
 
 
 class Session(Protocol):
@@ -36,6 +70,36 @@ class Session(Protocol):
 
         windows: (N, 3, H, W) float32, normalised, C-contiguous.  Returns (N, K, h, w) float32; the array may be
         reused by the next call.  Raises DeployError when the shape is not the one the engine was built for.
+        """
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An engine's input or output.  dtype: ``fp32`` or ``fp16``."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class DeviceSession(Session, Protocol):
+    """An engine that reads and writes GPU memory in the process's primary context."""
+
+    @property
+    def input(self) -> Tensor: ...
+
+    @property
+    def output(self) -> Tensor: ...
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `enqueue` may be recorded into a CUDA graph, once it has run outside of one."""
+
+    def enqueue(self, source: int, target: int, stream: int) -> None:
+        """Start one run: from the input at address `source` to the output at `target`, in the order of `stream`.
+
+        Addresses are of device memory, aligned to 256 bytes; stream is a cudaStream_t.  Does not wait.
+        Raises DeployError when the SDK refuses.
         """
 
 
@@ -59,6 +123,13 @@ class Backend(Protocol):
 
     def remark(self, precision: str) -> str | None:
         """None when `precision` is computed here as its name says, otherwise what is different, in words."""
+
+    def refuses(self, sdk: str, device: str, config: BuildConfig) -> str | None:
+        """None when an engine built with `sdk` on `device` under `config` may be loaded here, otherwise why not."""
+        for what, built, here in (("with", sdk, self.version()), ("on", device, self.device())):
+            if built != here:
+                return f"built {what} {built!r}, but this is {here!r}"
+        return None
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
         """Compile the ONNX file `model` (static shapes).  Raises DeployError naming what was refused."""

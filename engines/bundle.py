@@ -5,6 +5,7 @@ engine.bin      the compiled engine, tied to one device and SDK version
 model.onnx      the graph it was compiled from: enough to rebuild elsewhere, without torch
 golden.npz      windows with the checkpoint's own logits, so that a rebuild is verified too
 report.json     the build log
+kernels.cubin   on a GPU: gather and stitch, compiled for it, so that running needs no compiler
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engines.base import TensorRTOptions
 from engines.errors import DeployError
 from engines.spec import ModelSpec
 from engines.tiling import Tiling
 
 SCHEMA = 1
 MANIFEST, ENGINE, MODEL, GOLDEN, REPORT = "manifest.json", "engine.bin", "model.onnx", "golden.npz", "report.json"
-FILES = (ENGINE, MODEL, GOLDEN, REPORT)
+KERNELS = "kernels.cubin"
+FILES = (ENGINE, MODEL, GOLDEN, REPORT)  # of every bundle
+OPTIONAL = (KERNELS,)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Manifest:
     input_shape, output_shape: (1, 3, H, W) and (1, K, h, w) of one window.
     verification: one entry per build step, each compared with the checkpoint's own logits.
     files: sha256 by file name.
+    batch: windows that the engine takes at once.  tensorrt: what its builder was asked for.
     """
 
     spec: ModelSpec
@@ -50,11 +55,14 @@ class Manifest:
     verification: tuple[Mapping[str, Any], ...]
     created: str
     files: Mapping[str, str]
+    batch: int = 1
+    tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
 
     def to_json(self) -> dict[str, Any]:
         body = dict(vars(self))
         body.update(spec=self.spec.to_json(), tiling=self.tiling.to_json(), files=dict(self.files), schema=SCHEMA)
         body["verification"] = [dict(step) for step in self.verification]
+        body["tensorrt"] = self.tensorrt.to_json()
         return body
 
     @classmethod
@@ -69,6 +77,7 @@ class Manifest:
                 body[key] = tuple(int(d) for d in body[key])
             body["verification"] = tuple(dict(step) for step in body["verification"])
             body["files"] = {str(k): str(v) for k, v in body["files"].items()}
+            body["tensorrt"] = TensorRTOptions(**body.get("tensorrt", {}))
             manifest = cls(**body)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DeployError(f"manifest: {error!r} while reading it; build the bundle again") from error
@@ -114,7 +123,7 @@ def open_bundle(folder: Path) -> Bundle:
     if not is_bundle(folder):
         raise DeployError(f"bundle {folder}: got no {MANIFEST}, expected a folder made by build-engine")
     manifest = Manifest.from_json(_read_manifest(folder / MANIFEST))
-    for name in FILES:
+    for name in (*FILES, *(name for name in OPTIONAL if name in manifest.files)):
         path = folder / name
         if not path.is_file():
             raise DeployError(f"bundle {folder}: {name} is missing; build the bundle again")

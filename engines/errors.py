@@ -1,4 +1,4 @@
-"""The two ways a command fails that are not bugs of ours."""
+"""The ways a command fails that are not bugs of ours."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ class GateError(DeployError):
     """A result was computed but does not agree with its reference closely enough to be shipped."""
 
     exit_code = 3
+
+
+class GpuLostError(DeployError):
+    """The GPU's context is gone (a fault in a kernel, a reset): nothing more can run in this process."""
+
+    exit_code = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engines.base import BuildConfig, get_backend
-from engines.bundle import ENGINE, FILES, GOLDEN, Bundle
+from engines.bundle import ENGINE, GOLDEN, Bundle
 from engines.errors import DeployError
 from engines.golden import Golden, windows_of
 from engines.layers import table
@@ -16,9 +16,9 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
     manifest = bundle.manifest
     backend = get_backend(manifest.backend)
     problem = backend.unavailable()
-    if problem is None and (backend.version(), backend.device()) != (manifest.sdk, manifest.device):
-        problem = f"built with {manifest.sdk} on {manifest.device}, this is {backend.version()} on {backend.device()}"
-    sizes = {name: bundle.path(name).stat().st_size for name in FILES}
+    config = BuildConfig(manifest.precision, batch=manifest.batch, tensorrt=manifest.tensorrt)
+    problem = problem or backend.refuses(manifest.sdk, manifest.device, config)
+    sizes = {name: bundle.path(name).stat().st_size for name in manifest.files}
     report = bundle.report()
     history = report["history"]
     result = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from engines.base import BuildConfig, Float32, Session, check_windows
+from engines.base import Backend, BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
 from engines.layers import Layer, from_microseconds
 from engines.openvino_islands import half_type, with_marks
@@ -36,7 +36,7 @@ class OpenVINOSession:
         return logits
 
 
-class OpenVINOBackend:
+class OpenVINOBackend(Backend):
     name = "openvino"
 
     def unavailable(self) -> str | None:

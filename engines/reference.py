@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 
+from engines.base import Backend
 
-class Reference:
+
+class Reference(Backend):
     """A base of backends, see `engines.base.Backend`."""
 
     def device(self) -> str:

@@ -74,7 +74,7 @@ def run_images(segmenter: Segmenter, images: Sequence[Input], output: Path, opti
     report = RunReport()
     make_folder(output)
     with tqdm(total=len(names), unit="image", disable=None, leave=False) as bar:
-        segmenter.on_window = lambda done, total: bar.set_postfix_str(f"window {done}/{total}")
+        segmenter.device.on_window = lambda done, total: bar.set_postfix_str(f"window {done}/{total}")
         for path, name in names.items():
             try:
                 report.images.append(_run_one(segmenter, path, output / name, options))
@@ -88,7 +88,7 @@ def _run_one(segmenter: Segmenter, path: Path, target: Path, options: RunOptions
     clock = _Clock()
     image = read_image(path, options.max_pixels)
     read = clock.lap()
-    segmenter.timings = Timings()
+    segmenter.device.timings = Timings()
     mask = segmenter.segment(image, options.confidence)
     clock.lap()
     palette = segmenter.spec.palette
@@ -99,7 +99,7 @@ def _run_one(segmenter: Segmenter, path: Path, target: Path, options: RunOptions
     if mask.confidence is not None:
         write_confidence(target.with_suffix(".confidence.png"), mask.confidence)
     write = clock.lap()
-    times = segmenter.timings
+    times = segmenter.device.timings
     height, width = mask.labels.shape
     return ImageReport(
         str(path), str(target), width, height, times.windows, _shares(mask.labels, segmenter.spec.classes),

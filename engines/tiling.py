@@ -14,6 +14,21 @@ MAX_WINDOW = 16384  # a side; the network's input alone is then 3.2 GB
 
 
 @dataclass(frozen=True)
+class WindowRow:
+    """One row of windows, top to bottom.
+
+    rows: [r0, r1) of the image that are final once this row has run.  held: the window rows that touch them, from the
+    first whose logits must still be there to this one.
+    """
+
+    index: int
+    top: int
+    lefts: tuple[int, ...]
+    rows: tuple[int, int]
+    held: range
+
+
+@dataclass(frozen=True)
 class Tiling:
     """Window and stride in pixels.
 
@@ -54,6 +69,18 @@ class Tiling:
         if min(height, width) < 1:
             raise DeployError(f"tiling: got an image {height} x {width}, expected at least one pixel")
         return _axis(height, self.window_h, self.stride_h), _axis(width, self.window_w, self.stride_w)
+
+    def window_rows(self, height: int, width: int) -> list[WindowRow]:
+        """The same as a schedule: which windows to run in which order, and which rows of the image that finishes."""
+        tops, lefts = self.placements(height, width)
+        steps, start, first = [], 0, 0
+        for index, top in enumerate(tops):
+            end = tops[index + 1] if index + 1 < len(tops) else height
+            while tops[first] + self.window_h <= start:
+                first += 1
+            steps.append(WindowRow(index, top, tuple(lefts), (start, end), range(first, index + 1)))
+            start = end
+        return steps
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

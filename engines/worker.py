@@ -177,7 +177,7 @@ class _Served:
         return {}
 
     def frame(self) -> dict[str, Any]:
-        self._segmenter.timings = times = Timings()
+        self._segmenter.device.timings = times = Timings()
         begin = time.perf_counter()
         self._labels = self._segmenter.segment(self._image).labels
         total = time.perf_counter() - begin

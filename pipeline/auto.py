@@ -39,7 +39,7 @@ def scorer(
         dataset = budget.dataset(spec)
 
         def miou(session: Session) -> float:
-            segmenter = Segmenter(session, spec, tiling)
+            segmenter = Segmenter.on_host(session, spec, tiling)
             return 100 * score(lambda image: segmenter.segment(image).labels, dataset, spec.classes, max_pixels).miou
 
         return miou

@@ -147,10 +147,10 @@ def evaluate(
     segmenter.session.run(np.zeros(manifest.input_shape, np.float32))
 
     def timed(image: UInt8) -> UInt8:
-        segmenter.timings = Timings()
+        segmenter.device.timings = Timings()
         begin = time.perf_counter()
         labels = segmenter.segment(image).labels
-        clock.add(segmenter.timings, time.perf_counter() - begin)
+        clock.add(segmenter.device.timings, time.perf_counter() - begin)
         return labels
 
     scores = score(timed, dataset, manifest.spec.classes, max_pixels)

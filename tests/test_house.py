@@ -16,8 +16,9 @@ SDK_OWNER = {
     "openvino": "engines/openvino_backend.py",
     "PIL": "engines/images.py engines/masks.py engines/shared_pixels.py",
     "matplotlib": "pipeline/compare/figure.py",
-    "tensorrt": "",
-    "pycuda": "",
+    "tensorrt": "engines/tensorrt_backend.py",
+    "tensorrt_rtx": "engines/tensorrt_rtx_backend.py",
+    "pycuda": "engines/device/cuda.py",
 }
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 LINE_BUDGET = 330

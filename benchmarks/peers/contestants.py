@@ -111,10 +111,10 @@ class EdgeSegment:
         self._segmenter, _ = self._opened.__enter__()
 
     def __call__(self, image: NDArray[np.uint8], keep: bool) -> Frame:
-        begin, before = time.perf_counter(), self._segmenter.timings.engine
+        begin, before = time.perf_counter(), self._segmenter.device.timings.engine
         labels = self._segmenter.segment(image).labels
         total = time.perf_counter() - begin
-        network = self._segmenter.timings.engine - before
+        network = self._segmenter.device.timings.engine - before
         return Frame(labels, network, total - network)
 
 

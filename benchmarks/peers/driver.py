@@ -43,7 +43,7 @@ def watched(original: Callable[..., Any], seen: list[float]) -> Callable[..., An
     @contextmanager
     def opener(*args: Any, **options: Any) -> Iterator[Any]:
         with original(*args, **options) as (segmenter, manifest):
-            segmenter.session = Probe(segmenter.session, seen)
+            segmenter.device.session = Probe(segmenter.session, seen)
             yield segmenter, manifest
 
     return opener

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from engines.device.host import HostFrame
 from engines.errors import DeployError
 from engines.segmenter import Segmenter, open_segmenter
 from engines.spec import ModelSpec
@@ -80,15 +81,15 @@ class _Counting:
 
 def test_bands_hold_only_the_window_rows_that_touch_them(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModelSpec("test", "", ("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
-    segmenter = Segmenter(_Counting(), spec, Tiling(32, 32, 24, 24))
+    segmenter = Segmenter.on_host(_Counting(), spec, Tiling(32, 32, 24, 24))
     held: list[int] = []
-    original = Segmenter._stitch
+    original = HostFrame._stitch
 
-    def counting(self, rows, *args, **kwargs):  # type: ignore[no-untyped-def]
-        held.append(len(rows))
-        return original(self, rows, *args, **kwargs)
+    def counting(self, step):  # type: ignore[no-untyped-def]
+        held.append(len(self._held))
+        return original(self, step)
 
-    monkeypatch.setattr(Segmenter, "_stitch", counting)
+    monkeypatch.setattr(HostFrame, "_stitch", counting)
     total = sum(band.labels.shape[0] for band in segmenter.bands(np.zeros((1000, 40, 3), np.uint8)))
     assert total == 1000
     assert max(held) <= 3  # two overlapping rows, three where the last one snaps back to the edge
@@ -102,7 +103,7 @@ def test_a_bgr_network_gets_bgr(tiny_bundle: Path) -> None:
         expected = segmenter.segment(image).labels
         spec = segmenter.spec
         swapped = replace(spec, channel_order="BGR", mean=spec.mean[::-1], std=spec.std[::-1])
-        bgr = Segmenter(_Flip(segmenter.session), swapped, segmenter.tiling)
+        bgr = Segmenter.on_host(_Flip(segmenter.session), swapped, segmenter.tiling)
         assert np.array_equal(bgr.segment(image).labels, expected)
 
 
@@ -138,4 +139,38 @@ class _NaN:
 def test_an_engine_that_answers_nan_is_an_error() -> None:
     spec = ModelSpec("test", "", ("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
     with pytest.raises(DeployError, match="NaN"):
-        Segmenter(_NaN(), spec, Tiling(32, 32, 24, 24)).segment(np.zeros((32, 32, 3), np.uint8))
+        Segmenter.on_host(_NaN(), spec, Tiling(32, 32, 24, 24)).segment(np.zeros((32, 32, 3), np.uint8))
+
+
+class _Batched:
+    """Runs an engine of one window over a batch."""
+
+    def __init__(self, session) -> None:  # type: ignore[no-untyped-def]
+        self._session = session
+        self.sizes: list[int] = []
+
+    def run(self, windows: np.ndarray) -> np.ndarray:
+        self.sizes.append(windows.shape[0])
+        return np.concatenate([self._session.run(np.ascontiguousarray(w[None])).copy() for w in windows])
+
+
+@pytest.mark.parametrize("batch", [2, 3, 7])
+def test_batches_of_windows_give_the_same_mask(tiny_bundle: Path, batch: int) -> None:
+    image = np.random.default_rng(5).integers(0, 256, (150, 333, 3), np.uint8)
+    with _opened(tiny_bundle) as segmenter:
+        expected = segmenter.segment(image, confidence=True)
+        batched = _Batched(segmenter.session)
+        mask = Segmenter.on_host(batched, segmenter.spec, segmenter.tiling, batch=batch).segment(image, confidence=True)
+    assert set(batched.sizes) == {batch}
+    assert np.array_equal(mask.labels, expected.labels)
+    assert np.array_equal(mask.confidence, expected.confidence)
+
+
+def test_images_one_after_another_come_back_in_order(tiny_bundle: Path) -> None:
+    rng = np.random.default_rng(6)
+    images = [rng.integers(0, 256, (size, 2 * size, 3), np.uint8) for size in (40, 90, 40, 120, 40)]
+    with _opened(tiny_bundle) as segmenter:
+        expected = [segmenter.segment(image).labels for image in images]
+        masks = [mask.labels for mask in segmenter.segment_all(iter(images))]
+    assert len(masks) == len(expected)
+    assert all(np.array_equal(mask, right) for mask, right in zip(masks, expected, strict=True))

@@ -77,3 +77,17 @@ def test_json_of_another_shape_is_refused(data: object) -> None:
 def test_an_image_has_at_least_a_pixel() -> None:
     with pytest.raises(DeployError, match="at least one pixel"):
         Tiling(64, 64, 48, 48).placements(0, 100)
+
+
+@pytest.mark.parametrize("height", [1, 63, 64, 65, 111, 112, 113, 300, 1000])
+@pytest.mark.parametrize("stride", [1, 20, 48, 64])
+def test_the_schedule_finishes_every_row_once_and_holds_exactly_what_touches_it(height: int, stride: int) -> None:
+    tiling = Tiling(64, 64, stride, stride)
+    steps = tiling.window_rows(height, 100)
+    tops, lefts = tiling.placements(height, 100)
+    assert [step.top for step in steps] == tops
+    assert all(list(step.lefts) == lefts for step in steps)
+    assert [row for step in steps for row in range(*step.rows)] == list(range(height))
+    for step in steps:
+        touching = [i for i, top in enumerate(tops) if top < step.rows[1] and top + 64 > step.rows[0]]
+        assert list(step.held) == touching

@@ -155,7 +155,7 @@ class _NaN:
 def test_an_engine_that_answers_nan_is_an_error_and_no_score(tree: Path) -> None:
     names = tuple("abcde")
     spec = ModelSpec("test", "", names, ((0, 0, 0),) * 5)
-    segmenter = Segmenter(_NaN(), spec, Tiling(32, 32, 24, 24))
+    segmenter = Segmenter.on_host(_NaN(), spec, Tiling(32, 32, 24, 24))
     with pytest.raises(DeployError, match="NaN"):
         score(lambda image: segmenter.segment(image).labels, open_dataset(tree, spec), names)
 

@@ -1,0 +1,120 @@
+"""The host: gather and stitch in the C core, the engine through its session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from engines import tile
+from engines.base import Float32, Session
+from engines.device.base import Band, Frame, Mask, Timings, UInt8
+from engines.spec import ModelSpec
+from engines.tiling import Tiling, WindowRow
+
+
+class HostDevice:
+    """threads: for gather and stitch; 0 means all cores of this process.  batch: windows per run of the engine.
+
+    on_window: called after each window with (done, total) of the current image.
+    """
+
+    name = "host"
+    in_flight = 1
+    parts = True
+
+    def __init__(self, session: Session, spec: ModelSpec, tiling: Tiling, threads: int = 0, batch: int = 1) -> None:
+        self.session, self.spec, self.tiling, self.threads = session, spec, tiling, threads
+        self.size = (tiling.window_h, tiling.window_w)
+        self.weights = tile.blend_weights(tiling.blend, *self.size)
+        self.windows = np.zeros((batch, 3, *self.size), np.float32)
+        self.timings = Timings()
+        self.on_window: Callable[[int, int], None] | None = None
+
+    def frame(self, height: int, width: int, confidence: bool, whole: bool) -> Frame:
+        return HostFrame(self, height, width, confidence, whole)
+
+    def first_window(self, image: UInt8) -> Float32:
+        self.gather(image, 0, 0, 0)
+        return self.windows
+
+    def gather(self, image: UInt8, top: int, left: int, slot: int) -> None:
+        """Fill window `slot` of the batch."""
+        tile.gather(
+            image, top, left, self.size, self.spec.mean, self.spec.std,
+            order=self.spec.order, padding=self.tiling.padding, out=self.windows[slot], threads=self.threads,
+        )  # fmt: skip
+
+
+class HostFrame:
+    """Runs as it is told to: `advance` returns when its rows are final."""
+
+    def __init__(self, device: HostDevice, height: int, width: int, confidence: bool, whole: bool) -> None:
+        self.steps = device.tiling.window_rows(height, width)
+        self._device = device
+        self._size = (height, width)
+        self._confidence = confidence
+        self._labels = np.empty((height, width), np.uint8) if whole else None
+        self._certainty = np.empty((height, width), np.float32) if whole and confidence else None
+        self._held: dict[int, list[Float32]] = {}
+        self._band: Band | None = None
+        self._image: UInt8 = np.empty((0, 0, 3), np.uint8)
+
+    def put(self, image: UInt8) -> None:
+        self._image = image
+
+    def play(self) -> None:
+        for step in self.steps:
+            self.advance(step.index)
+
+    def mask(self) -> Mask:
+        assert self._labels is not None
+        return Mask(self._labels, self._certainty)
+
+    def band(self, index: int) -> Band:
+        assert self._band is not None
+        assert self._band.row0 == self.steps[index].rows[0]
+        return self._band
+
+    def advance(self, index: int) -> None:
+        step = self.steps[index]
+        self._held[index] = self._run(step)
+        self._stitch(step)
+        self._held = {row: logits for row, logits in self._held.items() if row >= self._next(index)}
+
+    def _next(self, index: int) -> int:
+        """The first row of windows that the next row of windows is stitched with."""
+        return self.steps[index + 1].held.start if index + 1 < len(self.steps) else index + 1
+
+    def _run(self, step: WindowRow) -> list[Float32]:
+        """The logits (K, h, w) of a row of windows."""
+        device, lefts, out = self._device, step.lefts, []
+        batch = device.windows.shape[0]
+        for start in range(0, len(lefts), batch):
+            some = lefts[start : start + batch]  # the last batch may be short: what is left in it is run for nothing
+            begin = time.perf_counter()
+            for slot, left in enumerate(some):
+                device.gather(self._image, step.top, left, slot)
+            gathered = time.perf_counter()
+            logits = device.session.run(device.windows)
+            out += [logits[slot].copy() for slot in range(len(some))]  # the session may reuse its output
+            device.timings.gather += gathered - begin
+            device.timings.engine += time.perf_counter() - gathered
+            device.timings.windows += len(some)
+            if device.on_window:
+                device.on_window(step.index * len(lefts) + start + len(some), len(self.steps) * len(lefts))
+        return out
+
+    def _stitch(self, step: WindowRow) -> None:
+        begin = time.perf_counter()
+        device, rows = self._device, slice(*step.rows)
+        logits = [window for row in step.held for window in self._held[row]]
+        labels, certainty = tile.stitch(
+            logits, [self.steps[row].top for row in step.held for _ in step.lefts], list(step.lefts) * len(step.held),
+            device.size, self._size, rows=step.rows, weights=device.weights,
+            labels=None if self._labels is None else self._labels[rows],
+            confidence=self._confidence if self._certainty is None else self._certainty[rows], threads=device.threads,
+        )  # fmt: skip
+        self._band = Band(*step.rows, labels, certainty)
+        device.timings.stitch += time.perf_counter() - begin
