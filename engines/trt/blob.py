@@ -63,7 +63,9 @@ def unpack(blob: bytes) -> tuple[Header, memoryview]:
         raise DeployError(f"engine: its header is damaged ({type(error).__name__}); build it again") from error
     plan = memoryview(blob)[end:]
     if len(plan) != header.plan_bytes:
-        raise DeployError(f"engine: got {len(plan)} bytes of plan, expected {header.plan_bytes}; copy or build it again")
+        raise DeployError(
+            f"engine: got {len(plan)} bytes of plan, expected {header.plan_bytes}; copy or build it again"
+        )
     if digest(plan) != header.plan_sha256:
         raise DeployError("engine: its plan has changed since it was built; copy or build it again")
     return header, plan

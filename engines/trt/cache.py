@@ -77,7 +77,8 @@ class TimingCache:
         try:
             kept = json.loads(head) if blob.startswith(_MAGIC) else {}
         except ValueError:
-            kept = {}
+            kept = None
+        kept = kept if isinstance(kept, dict) else {}
         if kept.get("sha256") != digest(data):
             self._log("timing cache", f"{self._path}: damaged or of another program; a new one replaces it")
             return b""
