@@ -156,7 +156,7 @@ def check_windows(windows: Float32, shape: tuple[int, ...]) -> None:
 
 
 # In order of preference for `--backend auto`, which never chooses a reference by itself.
-BACKENDS = ("openvino", "torch", "onnxruntime")
+BACKENDS = ("tensorrt", "tensorrt_rtx", "openvino", "torch", "onnxruntime")
 REFERENCES = ("torch", "onnxruntime")  # what checkpoints and ready .onnx files are compared with
 
 

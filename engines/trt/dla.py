@@ -44,6 +44,6 @@ def answer(sdk: Any, title: str, builder: Any, settings: Any, parsed: Parsed, co
     some = ", ".join(f"{able[kind]} of {every[kind]} {kind}" for kind in shares[:_SHOWN])
     more = f", and {len(shares) - _SHOWN} more types" if len(shares) > _SHOWN else ""
     return DeployError(
-        f"--dla {core}: {able.total()} of {every.total()} layers could run on the DLA ({some}{more}); a network like this "
-        "does not run there as a whole and would be cut into pieces: leave it out to build for the GPU"
+        f"--dla {core}: {able.total()} of {every.total()} layers could run on the DLA ({some}{more}); a network like "
+        "this does not run there as a whole and would be cut into pieces: leave it out to build for the GPU"
     )

@@ -32,7 +32,7 @@ class Parsed:
             )
 
     def take(self, batch: int) -> None:
-        """Make it a network of `batch` windows at once.  Raises DeployError when the graph is tied to another number."""
+        """Make it a network of `batch` windows at once.  Raises DeployError when the graph is tied to another."""
         source = self.network.get_input(0)
         shape = tuple(source.shape)
         if shape[0] != batch:
