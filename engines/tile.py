@@ -24,7 +24,7 @@ Weights = tuple[Float32, Float32]
 MAX_THREADS = 64
 MAX_PIXELS = 2**30  # of a side: sums of two still fit into the library's 32-bit integers
 MIN_WEIGHT = 1e-12  # products of two are normal float32
-_MESSAGES = {
+MESSAGES = {
     1: "got a size, stride or count out of range",
     2: "a pixel lies in no window; pass every window that touches the rows",
     3: "the engine's logits are NaN or infinite; build the bundle again, and check the weights",
@@ -294,4 +294,4 @@ def _floats(values: Float32) -> Any:
 
 def _check(what: Literal["gather", "stitch"], status: int) -> None:
     if status:
-        raise DeployError(f"{what}: {_MESSAGES.get(status, f'unknown status {status}')}")
+        raise DeployError(f"{what}: {MESSAGES.get(status, f'unknown status {status}')}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import prod
 from types import TracebackType
 
@@ -17,6 +18,7 @@ from engines.device.cuda_frame import CudaFrame, CudaStrips
 from engines.device.cuda_memory import CudaMemory
 from engines.device.cuda_plan import STATUS_BYTES, Plan, Slot
 from engines.device.graph import CaptureRefusedError, missing
+from engines.device.through import DTYPES
 from engines.errors import DeployError, GpuLostError
 from engines.spec import ModelSpec
 from engines.tiling import Tiling, WindowRow
@@ -24,7 +26,6 @@ from engines.tiling import Tiling, WindowRow
 SIZES_KEPT = 4  # image sizes whose memory is kept for the next image of that size
 SHARE = 0.4  # of the free memory, that one frame may take: two are in flight
 ALIGNMENT = 256  # of what an engine reads and writes, in bytes
-ITEM_BYTES = {"fp32": 4, "fp16": 2}
 
 
 class CudaDevice:
@@ -53,10 +54,10 @@ class CudaDevice:
         self._held: list[CudaMemory] = []
         self.batch, _, *size = session.input.shape
         self.size = (size[0], size[1])
-        self._window_bytes = prod(session.output.shape[1:]) * ITEM_BYTES[session.output.dtype]
+        self._window_bytes = prod(session.output.shape[1:]) * DTYPES[session.output.dtype].itemsize
         self._kernels = gpu.load(cubin)
         try:
-            self._windows = self._zeros(prod(session.input.shape) * ITEM_BYTES[session.input.dtype])
+            self._windows = self._zeros(prod(session.input.shape) * DTYPES[session.input.dtype].itemsize)
             # Where a batch of logits would start off alignment in the ring, the engine writes here and it is copied.
             aligned = self.batch * self._window_bytes % ALIGNMENT == 0
             self._aside = None if aligned else self._zeros(self.batch * self._window_bytes)
@@ -103,8 +104,7 @@ class CudaDevice:
         try:
             self.gpu.upload(strip.address, rows)
             self._gather(strip.address, image.shape[:2], 0, 0, [0])
-            dtype = np.float32 if self.session.input.dtype == "fp32" else np.float16
-            windows = np.empty(self.session.input.shape, dtype)
+            windows = np.empty(self.session.input.shape, DTYPES[self.session.input.dtype])
             self.gpu.download(windows, self._windows)
         finally:
             strip.free()
@@ -138,7 +138,9 @@ class CudaDevice:
         self._start_row(slot, step)
 
     def close(self) -> None:
-        """Free everything.  Does not raise, also when the GPU was lost."""
+        """Free everything.  Does not raise after the GPU was lost."""
+        with suppress(DeployError):
+            self.gpu.synchronize()
         for key in list(self._slots):
             for slot in self._slots.pop(key):
                 slot.free()
@@ -178,7 +180,7 @@ class CudaDevice:
         """image: where row `first_row` of the image, whose size is (height, width), lies."""
         launch = kernels.gather(
             image, size[0], size[1], (3 * size[1], 3, 1), top, lefts, self.size, self.spec.mean, self.spec.std,
-            self.spec.order, self.tiling.padding, self._windows, self.session.input.dtype, first_row,
+            self.spec.order, self.tiling.padding, self._windows, DTYPES[self.session.input.dtype].name, first_row,
         )  # fmt: skip
         self.gpu.launch(self._kernels, launch)
 
@@ -199,7 +201,7 @@ class CudaDevice:
         offset = start * plan.width if plan.whole else 0
         classes, low = self.session.output.shape[1], self.session.output.shape[2:]
         launch = kernels.stitch(
-            slot.logits, self.session.output.dtype, (low[0], low[1]), classes, plan.ring, plan.pitch, self.tiling,
+            slot.logits, DTYPES[self.session.output.dtype].name, (low[0], low[1]), classes, plan.ring, plan.pitch, self.tiling,
             (plan.height, plan.width), step.rows, step.held, self._weights,
             slot.labels_at + offset, plan.width,
             None if slot.confidence_at is None else slot.confidence_at + 4 * offset, plan.width, slot.status_at,
@@ -261,13 +263,15 @@ def _check(session: DeviceSession, tiling: Tiling, classes: int) -> None:
     window = (tiling.window_h, tiling.window_w)
     if len(source.shape) != 4 or source.shape[0] < 1 or source.shape[1:] != (3, *window):
         raise DeployError(f"engine: got input {_say(source)}, expected (N, 3, {window[0]}, {window[1]}); build it again")
+    if source.shape[0] > kernels.MAX_LEFTS:
+        raise DeployError(f"engine: got a batch of {source.shape[0]} windows, expected {kernels.MAX_LEFTS} at most")
     if len(target.shape) != 4 or target.shape[:2] != (source.shape[0], classes) or min(target.shape) < 1:
         raise DeployError(
             f"engine: got output {_say(target)}, expected ({source.shape[0]}, {classes}, h, w); build it again"
         )
     for tensor in (source, target):
-        if tensor.dtype not in ITEM_BYTES:
-            raise DeployError(f"engine: got {_say(tensor)}, expected one of {', '.join(ITEM_BYTES)}; build it again")
+        if tensor.dtype not in DTYPES:
+            raise DeployError(f"engine: got {_say(tensor)}, expected one of {', '.join(DTYPES)}; build it again")
 
 
 def _say(tensor: Tensor) -> str:

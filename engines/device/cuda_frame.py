@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,12 +11,11 @@ import numpy as np
 from engines.device.base import Band, Mask, UInt8
 from engines.device.cuda_plan import Slot
 from engines.errors import DeployError
+from engines.device.kernels import NOT_FINITE
 from engines.tile import MESSAGES
 
 if TYPE_CHECKING:
     from engines.device.cuda_device import CudaDevice
-
-_NOT_FINITE, _UNCOVERED = 1, 2  # bits of the status word that stitch writes
 
 
 class _Frame:
@@ -40,11 +39,13 @@ class _Frame:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """The slot is free again after an error."""
+        """After an error the slot is free again, once nothing that was started uses it any more."""
         self._check_mine()
         try:
             yield
         except BaseException:
+            with suppress(DeployError):  # the error at hand is the one to tell
+                self._gpu.synchronize()
             self._release()
             raise
 
@@ -55,7 +56,7 @@ class _Frame:
         slot.clock.add_to(self._device.timings)
         status = int(slot.status.array[0])
         if status:
-            raise DeployError(f"stitch: {MESSAGES[3] if status & _NOT_FINITE else MESSAGES[2]}")
+            raise DeployError(f"stitch: {MESSAGES[3 if status & NOT_FINITE else 2]}")
 
 
 class CudaFrame(_Frame):

@@ -83,6 +83,8 @@ class Slot:
         self.warm = False
         self.graph: Graph | None = None
         self._held: list[CudaMemory | HostBuffer] = []
+        self.clock = Clock(gpu)
+        self.uploaded = self.computed = self.done = None
         try:
             self.image, self.image_at = self._both((plan.image_rows, plan.width, 3), np.uint8)
             self.labels, self.labels_at = self._both((plan.label_rows, plan.width), np.uint8)
@@ -97,7 +99,6 @@ class Slot:
         except BaseException:
             self.free()
             raise
-        self.clock = Clock(gpu)
 
     def upload(self, rows: int, stream: Any) -> None:
         """Start bringing the first `rows` of the image to the kernels."""
@@ -116,6 +117,8 @@ class Slot:
         if self.graph is not None:
             self.graph.free()
             self.graph = None
+        self.uploaded = self.computed = self.done = None
+        self.clock.free()
         while self._held:
             self._held.pop().free()
 
@@ -154,3 +157,7 @@ class Clock:
         for index, name in enumerate(self._names[1:]):
             taken = self._gpu.seconds(self._events[index], self._events[index + 1])
             setattr(timings, name, getattr(timings, name) + taken)
+
+    def free(self) -> None:
+        self._names.clear()
+        self._events.clear()
