@@ -67,7 +67,7 @@ def gather(
     if sorted(order) not in ([0, 1, 2],):
         raise DeployError(f"gather: got channel order {tuple(order)}, expected a permutation of (0, 1, 2)")
     top, left, height, width = _integers("gather: top, left and window", (top, left, *window), 4)
-    scale, bias = _normalisation(mean, std)
+    scale, bias = normalisation(mean, std)
     window, shape = (height, width), (3, height, width)
     for axis, start, size, length in (
         ("row", top, window[0], image.shape[0]),
@@ -255,7 +255,7 @@ def _output(array: Any, shape: tuple[int, int], dtype: type, name: str) -> Any:
     return array
 
 
-def _normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Float32, Float32]:
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Float32, Float32]:
     """scale = 1 / std and bias = -mean / std, rounded once."""
     average, deviation = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     shaped = average.shape == (3,) and deviation.shape == (3,)
