@@ -229,6 +229,8 @@ class CudaGpu:
         """Turns pycuda's errors into ours."""
         if self.lost is not None:
             raise GpuLostError(self.lost)
+        if self.main is None:
+            raise DeployError(f"GPU {self.info.name}: {doing}: it was closed; use it inside `with open_gpu()`")
         try:
             yield
         except (self._cuda.Error, DriverError) as error:

@@ -48,6 +48,8 @@ class CudaDevice:
         self.on_window: Callable[[int, int], None] | None = None
         self.parts = False
         self._no_graph = missing()
+        if self._no_graph:
+            log("graph", f"frames are not recorded: {self._no_graph}")
         self._recording = False
         self._slots: dict[tuple[int, int, bool, bool], list[Slot]] = {}  # last used last
         self._busy: list[Slot] = []  # oldest first
