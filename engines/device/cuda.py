@@ -1,7 +1,7 @@
-"""The GPU through pycuda: the process's primary context, its streams, memory and kernels.  Nothing else imports pycuda.
+"""The GPU through pycuda: the primary context, its streams, memory and kernels.  Nothing else imports pycuda.
 
-The primary context is the one that TensorRT and torch use too.  It is retained, never made: pycuda's autoinit would make
-a second one, in which their addresses mean nothing.
+The primary context is the one that TensorRT and torch use too.  It is retained, never made: pycuda's autoinit would
+make a second one, in which their addresses mean nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def unavailable() -> str | None:
 
 
 def gpu_info() -> GpuInfo:
-    """The first GPU that this process sees.  Raises DeployError without a driver, a GPU or pycuda.  Makes no context."""
+    """The first GPU that this process sees, without a context.  Raises DeployError without driver, GPU or pycuda."""
     return _describe(_pycuda())
 
 

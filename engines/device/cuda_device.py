@@ -110,7 +110,8 @@ class CudaDevice:
             self.gpu.download(windows, self._windows)
         finally:
             strip.free()
-        return windows.astype(np.float32)
+        widened: Float32 = windows.astype(np.float32)
+        return widened
 
     def start(self, slot: Slot) -> None:
         """Start a whole frame on main."""
@@ -203,9 +204,8 @@ class CudaDevice:
         offset = start * plan.width if plan.whole else 0
         classes, low = self.session.output.shape[1], self.session.output.shape[2:]
         launch = kernels.stitch(
-            slot.logits, DTYPES[self.session.output.dtype].name, (low[0], low[1]), classes, plan.ring, plan.pitch, self.tiling,
-            (plan.height, plan.width), step.rows, step.held, self._weights,
-            slot.labels_at + offset, plan.width,
+            slot.logits, DTYPES[self.session.output.dtype].name, (low[0], low[1]), classes, plan.ring, plan.pitch,
+            self.tiling, (plan.height, plan.width), step.rows, step.held, self._weights, slot.labels_at + offset, plan.width,
             None if slot.confidence_at is None else slot.confidence_at + 4 * offset, plan.width, slot.status_at,
         )  # fmt: skip
         self.gpu.launch(self._kernels, launch)

@@ -1,4 +1,4 @@
-"""What a GPU's context owns: memory and loaded kernels.  Each is freed by `free`, at the latest by the GPU's `close`."""
+"""What a GPU's context owns: memory and kernels.  Each is freed by `free`, at the latest by the GPU's `close`."""
 
 from __future__ import annotations
 

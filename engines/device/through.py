@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from engines.base import DeviceSession, Float32, check_windows
 from engines.device.base import Gpu, Memory
 from engines.errors import DeployError, GpuLostError
 
-DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}  # by what a session calls them
+DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}  # by what a session calls them
 
 
 class HostRun:
@@ -35,7 +37,8 @@ class HostRun:
             self._gpu.synchronize()  # a lost context is told as such, whatever the SDK says
             raise
         self._gpu.download(logits, self._memory[1].address)
-        return logits.astype(np.float32, copy=False)
+        widened: Float32 = logits.astype(np.float32, copy=False)
+        return widened
 
     def close(self) -> None:
         """Free the memory."""

@@ -83,7 +83,7 @@ class Engine:
         self.enqueued += 1
 
         def work(_: int | None) -> None:
-            given, taken = (_view(at, tensor, self._type) for at, tensor in ((source, self.input), (target, self.output)))
+            given, taken = _view(source, self.input, self._type), _view(target, self.output, self._type)
             taken[:] = np.nan if self.poison == 0 else self.logits(given)
             self.poison -= self.poison > 0
 
