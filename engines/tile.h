@@ -140,6 +140,51 @@ TILE_FN uint32_t tile_not_finite(float v)
     return (word.bits & 0x7f800000u) == 0x7f800000u;
 }
 
+/* IEEE 754 binary16 by its bits.  NaN stays a NaN of its sign. */
+TILE_FN float tile_half_to_float(uint16_t half)
+{
+#ifdef __CUDA_ARCH__ /* written out, because NVRTC comes without cuda_fp16.h */
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
+    return value;
+#else
+    uint32_t sign = (uint32_t)(half & 0x8000u) << 16, exponent = (half >> 10) & 31u, fraction = half & 0x3ffu;
+    tile_word word;
+    if (exponent == 0)
+        word.value = (float)fraction * 5.9604644775390625e-8f; /* 2^-24 */
+    else if (exponent == 31)
+        word.bits = 0x7f800000u | (fraction << 13);
+    else
+        word.bits = ((exponent + 112) << 23) | (fraction << 13);
+    word.bits |= sign;
+    return word.value;
+#endif
+}
+
+/* The nearest binary16, ties to even; 65520 and more become infinite. */
+TILE_FN uint16_t tile_float_to_half(float value)
+{
+#ifdef __CUDA_ARCH__
+    uint16_t half;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
+    return half;
+#else
+    tile_word word = {value};
+    uint32_t sign = (word.bits >> 16) & 0x8000u, result;
+    word.bits &= 0x7fffffffu;
+    if (word.bits > 0x7f800000u)
+        result = 0x7e00u;
+    else if (word.bits >= 0x477ff000u) /* 65520 */
+        result = 0x7c00u;
+    else if (word.bits < 0x38800000u) { /* below 2^-14: the unit in the last place of 0.5f + value is binary16's */
+        word.value += 0.5f;
+        result = word.bits - 0x3f000000u;
+    } else
+        result = (word.bits + 0xfffu + ((word.bits >> 13) & 1u) - (112u << 23)) >> 13;
+    return (uint16_t)(sign | result);
+#endif
+}
+
 /* ---- rows: every array holds n or more contiguous floats ------------------------------------------------------- */
 
 /* Vertical interpolation v[j] = above[j] a + below[j] b for j0 <= j < j1.  Returns 1 if one is not finite. */

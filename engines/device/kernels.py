@@ -153,7 +153,8 @@ def stitch(
         held0=held.start, held1=held.stop, row0=rows[0], row1=rows[1], ratio_log2_h=ratios[0], ratio_log2_w=ratios[1],
     )  # fmt: skip
     way, patch = _way(ratios, (tops, lefts), weights is not None)
-    name = f"tile_stitch_{way}_{'confidence_' if confidence else ''}{_suffix('stitch', dtype)}"
+    options = f"{'_weighted' if weights else ''}{'_confidence' if confidence else ''}"
+    name = f"tile_stitch_{way}{options}_{_suffix('stitch', dtype)}"
     first = rows[0] // patch[0] * patch[0]  # patches start at multiples of their size, whatever the band
     return Launch(name, _grid((rows[1] - first, size[1]), patch), STITCH_BLOCK, argument)
 
@@ -167,7 +168,7 @@ def _record(layout: np.dtype[np.void], **values: Any) -> np.void:
 
 
 def _way(ratios: tuple[int, int], places: tuple[list[int], list[int]], weighted: bool) -> tuple[str, tuple[int, int]]:
-    """Which of the three kernels, fastest first, and the patch that one of its threads owns."""
+    """Which of the three kernels, fastest first, and the rows and columns that one of its threads owns."""
     if ratios == (2, 2) and not weighted and all(place % 4 == 0 for axis in places for place in axis):
         return "quarter", STITCH_PATCH
     if ratios[0] >= 2 and 2 <= ratios[1] <= MAX_PHASES_LOG2:
