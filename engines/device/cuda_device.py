@@ -205,7 +205,8 @@ class CudaDevice:
         classes, low = self.session.output.shape[1], self.session.output.shape[2:]
         launch = kernels.stitch(
             slot.logits, DTYPES[self.session.output.dtype].name, (low[0], low[1]), classes, plan.ring, plan.pitch,
-            self.tiling, (plan.height, plan.width), step.rows, step.held, self._weights, slot.labels_at + offset, plan.width,
+            self.tiling, (plan.height, plan.width), step.rows, step.held, self._weights,
+            slot.labels_at + offset, plan.width,
             None if slot.confidence_at is None else slot.confidence_at + 4 * offset, plan.width, slot.status_at,
         )  # fmt: skip
         self.gpu.launch(self._kernels, launch)
@@ -216,6 +217,7 @@ class CudaDevice:
 
     def _allocate(self, height: int, width: int, confidence: bool, whole: bool) -> Slot:
         """Memory for the whole image where it fits, otherwise for strips of it."""
+
         def plan(whole: bool) -> Plan:
             return Plan.of(self.tiling, (height, width), confidence, whole, self.batch, self._window_bytes)
 
@@ -264,7 +266,9 @@ def _check(session: DeviceSession, tiling: Tiling, classes: int) -> None:
     source, target = session.input, session.output
     window = (tiling.window_h, tiling.window_w)
     if len(source.shape) != 4 or source.shape[0] < 1 or source.shape[1:] != (3, *window):
-        raise DeployError(f"engine: got input {_say(source)}, expected (N, 3, {window[0]}, {window[1]}); build it again")
+        raise DeployError(
+            f"engine: got input {_say(source)}, expected (N, 3, {window[0]}, {window[1]}); build it again"
+        )
     if source.shape[0] > kernels.MAX_LEFTS:
         raise DeployError(f"engine: got a batch of {source.shape[0]} windows, expected {kernels.MAX_LEFTS} at most")
     if len(target.shape) != 4 or target.shape[:2] != (source.shape[0], classes) or min(target.shape) < 1:

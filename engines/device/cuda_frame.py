@@ -10,8 +10,8 @@ import numpy as np
 
 from engines.device.base import Band, Mask, UInt8
 from engines.device.cuda_plan import Slot
-from engines.errors import DeployError
 from engines.device.kernels import NOT_FINITE
+from engines.errors import DeployError
 from engines.tile import MESSAGES
 
 if TYPE_CHECKING:

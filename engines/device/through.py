@@ -10,7 +10,10 @@ from engines.base import DeviceSession, Float32, check_windows
 from engines.device.base import Gpu, Memory
 from engines.errors import DeployError, GpuLostError
 
-DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}  # by what a session calls them
+DTYPES: dict[str, np.dtype[Any]] = {
+    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+}  # by what a session calls them
 
 
 class HostRun:
