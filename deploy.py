@@ -196,8 +196,8 @@ def doctor(args: argparse.Namespace) -> int:
         print(json.dumps([finding.to_json() for finding in findings], indent=1))
     else:
         for finding in findings:
-            fix = f"\n{'':26}-> {finding.fix}" if finding.fix else ""
-            print(f"{finding.status:8}{finding.topic:18}{finding.detail}{fix}")
+            fix = f"\n{'':30}-> {finding.fix}" if finding.fix else ""
+            print(f"{finding.status:8}{finding.topic:22}{finding.detail}{fix}")
     usable = any(f.status == "ok" and f.topic.startswith("backend") for f in findings)
     core = all(f.status == "ok" for f in findings if f.topic == "tiling core")
     return 0 if usable and core else 2

@@ -48,9 +48,7 @@ class TensorRTFamily(Backend, ABC):
             return f"the {self.flavour.module} package is not installed; {self._install()}"
         reason = gpu_unavailable()
         if reason:
-            detail, _, fix = reason.partition("; ")
-            more = ": engines can be built here, not run or verified" if self.flavour.ahead else ""
-            return f"{detail}{more}; {fix}"
+            return f"no GPU to run or verify on: {reason}" if self.flavour.ahead else reason
         try:
             sdk = self.sdk()
         except (ImportError, OSError) as error:
