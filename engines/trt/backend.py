@@ -48,7 +48,7 @@ class TensorRTFamily(Backend, ABC):
             return f"the {self.flavour.module} package is not installed; {self._install()}"
         reason = gpu_unavailable()
         if reason:
-            return f"no GPU to run or verify on: {reason}" if self.flavour.ahead else reason
+            return f"no GPU to run or verify on: {reason.removeprefix('GPU: ')}" if self.flavour.ahead else reason
         try:
             sdk = self.sdk()
         except (ImportError, OSError) as error:
