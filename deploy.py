@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """edgeseg: compile a trained ViT segmentation model into a verified engine, and run it in tiled windows.
 
-Exit codes: 0 done, 2 the input is at fault (one line says how), 3 a gate failed.
+Exit codes: 0 done, 1 the GPU was lost, 2 the input is at fault (one line says how), 3 a gate failed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines import arguments
 from engines.bundle import is_bundle, open_bundle
-from engines.errors import DeployError, GateError
+from engines.errors import DeployError, GateError, GpuLostError
 from engines.images import read_image
 
 if TYPE_CHECKING:
@@ -78,6 +78,9 @@ def run(args: argparse.Namespace) -> int:
         options = RunOptions(args.overlay, args.confidence, args.max_pixels)
         report = run_images(segmenter, images, args.output, options)
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
+    if report.lost is not None:
+        print(f"error: {report.lost}", file=sys.stderr)
+        return GpuLostError.exit_code
     return 2 if report.failed else 0
 
 

@@ -17,6 +17,7 @@ from engines.bundle import (
     ENGINE,
     FILES,
     GOLDEN,
+    KERNELS,
     MODEL,
     OPTIONAL,
     REPORT,
@@ -28,6 +29,7 @@ from engines.bundle import (
 )
 from engines.golden import Golden, windows_of
 from engines.layers import executed
+from engines.segmenter import open_on_device
 from engines.spec import ModelSpec
 from engines.tiling import Tiling
 
@@ -43,8 +45,9 @@ def compile_engine(
     blob = backend.build(folder / MODEL, config)
     (folder / ENGINE).write_bytes(blob)
     log("compile", f"{config.precision}, {len(blob) / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s")
-    with backend.load(blob, config) as session:
-        agreements = golden.verify(session, spec, tiling, gate)
+    kernels = _kernels(folder, log) if backend.on_gpu else None
+    with open_on_device(backend, blob, replace(config, model=folder / MODEL), spec, tiling, kernels) as segmenter:
+        agreements = golden.verify(segmenter, gate)
     for agreement in agreements:
         log(agreement.step, str(agreement))
     if config.precision != "fp32":
@@ -54,6 +57,18 @@ def compile_engine(
         remark = backend.remark(config.precision)
         log("executed", f"{text} of the layer time{f'; {remark}' if remark else ''}")
     return agreements
+
+
+def _kernels(folder: Path, log: Log) -> bytes:
+    """Gather and stitch for the GPU here, in the bundle, so that what only runs it needs no compiler."""
+    from engines.device.compile import compile_kernels
+    from engines.device.cuda import gpu_info
+
+    major, minor = gpu_info().sm
+    cubin = compile_kernels((major, minor))
+    (folder / KERNELS).write_bytes(cubin)
+    log("kernels", f"gather and stitch for sm_{major}{minor}, {len(cubin) / 1e3:.0f} kB")
+    return cubin
 
 
 def finish(folder: Path, manifest: Manifest, report: dict[str, Any]) -> Manifest:

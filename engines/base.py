@@ -109,6 +109,8 @@ class Backend(Protocol):
     @property
     def name(self) -> str: ...
 
+    on_gpu: bool = False  # its sessions are DeviceSessions
+
     def unavailable(self) -> str | None:
         """None when this machine can use the backend, otherwise what is missing and how to get it."""
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from calib.ranges import Ranges
 from calib.scenes import render
-from calib.windows import draw_windows
+from calib.windows import first_image
 from engines.agreement import GATES, Agreement, Gate, compare_logits
 from engines.assemble import Log, compile_engine, describe, finish
 from engines.base import Backend, BuildConfig, Float32, choose_backend
@@ -106,8 +106,7 @@ def _photograph(request: BuildRequest) -> NDArray[np.uint8] | None:
     """What to verify on: the sample, else the first photograph, rather than a scene unlike the model's data."""
     if request.sample is not None or not request.photographs:
         return request.sample
-    first = draw_windows(request.photographs, request.tiling, 1, 0, request.max_pixels).places[0].image
-    return read_image(first, request.max_pixels)
+    return read_image(first_image(request.photographs), request.max_pixels)
 
 
 def sample_image(image: NDArray[np.uint8] | None, tiling: Tiling) -> NDArray[np.uint8]:
