@@ -20,14 +20,15 @@ from pipeline.graph import OnnxGraph
 from pipeline.precision.view import constants_to_initializers
 
 
-def for_any_batch(graph: OnnxGraph, windows: Sequence[Float32]) -> OnnxGraph:
+def for_any_batch(graph: OnnxGraph, windows: Sequence[Float32], batches: Sequence[int] = (2, 3)) -> OnnxGraph:
     """`graph` without a baked-in batch, confirmed by ONNX Runtime on `windows` (1, 3, H, W); or unchanged.
 
+    batches: the numbers of windows at once that it is confirmed for.
     Its history gets one more step: how many nodes were changed, or why the graph stays one for a single window.
     """
     try:
         changed = neutral(graph)
-        confirm(graph, changed, windows)
+        confirm(graph, changed, windows, batches)
     except (Declined, DeployError) as reason:
         return graph.declined(NEUTRAL, str(reason))
     return changed

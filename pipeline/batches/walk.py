@@ -1,8 +1,8 @@
 """Where the windows of a batch lie in every tensor of a graph.
 
-Every tensor is followed as it is with one window and with PROBE of them: one axis may differ, and it must be PROBE times
-as long.  That axis is taken to hold the windows one after the other, as it does at the input, and as no reshape may
-undo; operators that mix windows without changing a shape are left to the proof.
+Every tensor is followed as it is with one window and with PROBE of them: one axis may differ, and it must be PROBE
+times as long.  That axis is taken to hold the windows one after the other, as it does at the input; operators that mix
+windows without changing a shape are left to the proof.
 """
 
 from __future__ import annotations
@@ -131,14 +131,13 @@ class Walk:
             types[name] = helper.make_tensor_type_proto(kind, data[name].dims if name in data else self.probed[name])
         opsets = list(self.shown.model.opset_import)
         schema = schema_of(node, self.shown.opset)
+        assert schema is not None
         try:
             found = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=opsets)
         except onnx.shape_inference.InferenceError as error:
             why = " ".join(str(error).split())[:150]
             raise Declined(f"{label(node)}: {node.op_type} does not take {PROBE} windows ({why})") from error
-        return {
-            name: tuple(dim.dim_value for dim in found[name].tensor_type.shape.dim) for name in node.output if name
-        }
+        return {name: tuple(dim.dim_value for dim in found[name].tensor_type.shape.dim) for name in node.output if name}
 
     def _multiplied(self, name: str) -> bool:
         one, many = self.shown.shapes[name], self.probed[name]
