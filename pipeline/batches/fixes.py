@@ -116,15 +116,13 @@ def _target(walk: Walk, node: onnx.NodeProto, target: list[int], name: str) -> s
     one, out = walk.shown.shapes[node.input[0]], walk.shown.shapes[node.output[0]]
     axis = walk.axis(node.input[0])
     assert axis is not None
-    before = math.prod(one[:axis])
-    places = [place for place in range(len(out)) if math.prod(out[:place]) == before]
-    if not places:
+    place, outer = _place(one, out, axis, walk.outer.get(node.input[0], 1))
+    if place < 0:
         raise Declined(f"{label(node)}: Reshape of {one} to {out} puts the windows across two axes")
-    place = axis if axis in places else places[0]
+    walk.outer[node.output[0]] = outer
     new = list(target)
-    for index, value in enumerate(target):
-        if index == axis and value == 0:  # copies the windows to where others may be
-            new[index] = out[index]
+    if axis < len(target) and target[axis] == 0:  # copies the windows to where others may be
+        new[axis] = out[axis]
     if target[place] == -1:
         pass
     elif place == axis and one[axis] == out[axis]:
@@ -133,6 +131,23 @@ def _target(walk: Walk, node: onnx.NodeProto, target: list[int], name: str) -> s
         new = [size if value == -1 else value for value, size in zip(new, out, strict=True)]
         new[place] = -1
     return name if new == target else walk.store(new, node, "shape")
+
+
+def _place(one: Shape, out: Shape, axis: int, outer: int) -> tuple[int, int]:
+    """Where the windows are after a reshape of `one` to `out`, and how many times over; or (-1, 1).
+
+    What is before them in memory stays before them.  Where axes could begin exactly with them, the same one as before
+    is preferred.  They are never merged into the last axis, the channels, while they can go to what is before them.
+    """
+    before = math.prod(one[:axis]) * outer
+    exact = [place for place in range(len(out)) if math.prod(out[:place]) == before]
+    place = axis if axis in exact else exact[0] if exact else -1
+    if place >= 0 and (place < len(out) - 1 or place == 0 or out[place] == 1 or out == one):
+        return place, 1
+    for flat in range(axis):
+        if out[:flat] == one[:flat] and out[flat : flat + 1] == (math.prod(one[flat : axis + 1]),):
+            return flat, before // math.prod(out[:flat])
+    return place, 1
 
 
 def _to_reshape(walk: Walk, node: onnx.NodeProto, out: Shape) -> None:

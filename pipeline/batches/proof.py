@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from engines.base import Float32
+from engines.batches import different
 from pipeline.batches.walk import Declined
 from pipeline.graph import OnnxGraph, open_onnx
 from pipeline.precision.emulate import emulate
@@ -20,9 +21,9 @@ ALLOWED = 1e-3
 def confirm(before: OnnxGraph, after: OnnxGraph, windows: Sequence[Float32], batches: Sequence[int]) -> None:
     """Raises Declined unless one window gives the same bits as before, and those of a batch what each gives alone.
 
-    windows: at least one (1, 3, H, W); flipped ones make up for what is missing.  Every tensor is rounded to its type.
+    windows: at least one (1, 3, H, W); ones made from them stand in for what is missing.  Every tensor is rounded to its type.
     """
-    inputs = distinct(windows, max(batches))
+    inputs = different(windows, max(batches))
     old = _run(emulate(before).model, inputs[:1])
     new = emulate(after).model
     alone = [_run(new, [window]) for window in inputs]
@@ -38,15 +39,6 @@ def confirm(before: OnnxGraph, after: OnnxGraph, windows: Sequence[Float32], bat
                 f"window {worst + 1} of {count} at once differs from the same one alone by {off[worst]:.1e} "
                 f"on logits up to {largest:.1f}"
             )
-
-
-def distinct(windows: Sequence[Float32], count: int) -> list[Float32]:
-    """`count` different windows: those given, then mirrored ones."""
-    made = list(windows[:count])
-    while len(made) < count:
-        source = made[len(made) - len(windows)]
-        made.append(np.ascontiguousarray(source[:, :, :: -1 if len(made) % 2 else 1, ::-1]))
-    return made
 
 
 def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:

@@ -1,8 +1,9 @@
 """Where the windows of a batch lie in every tensor of a graph.
 
 Every tensor is followed as it is with one window and with PROBE of them: one axis may differ, and it must be PROBE
-times as long.  That axis is taken to hold the windows one after the other, as it does at the input; operators that mix
-windows without changing a shape are left to the proof.
+times as long.  That axis holds the windows one after the other, as it does at the input, or, where a reshape merged it
+with what is outside of it, several times over: (L, N, C) -> (L N, C).  Operators that mix windows without changing a
+shape are left to the proof.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Walk:
     """The nodes in order, each mended by the fix for its operator.
 
     probed: shape of each tensor for PROBE windows; `shown.shapes` has the ones for one window.
+    outer: how many times over the axis of the windows holds all of them, where not once.
     computed: values, for PROBE windows, of the shapes that are now computed at run time.
     """
 
@@ -42,6 +44,7 @@ class Walk:
     taken: set[str]
     initializers: dict[str, TensorProto]
     nodes: list[onnx.NodeProto] = field(default_factory=list)
+    outer: dict[str, int] = field(default_factory=dict)
     computed: dict[str, Shape] = field(default_factory=dict)
     places: int = 0
 
@@ -61,6 +64,8 @@ class Walk:
             return
         if schema_of(node, self.shown.opset) is None:
             raise Declined(f"{label(node)}: {node.op_type} is no operator of ONNX, so what it does is not known")
+        times = max(self.outer.get(name, 1) for name in node.input)
+        self.outer |= dict.fromkeys(node.output, times)  # unless the fix, of a reshape, knows better
         mended = onnx.NodeProto()
         mended.CopyFrom(node)
         if node.op_type in self.fixes:
