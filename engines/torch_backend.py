@@ -51,6 +51,7 @@ class TorchBackend(Reference):
         )
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
+        self.require_one_window(config)
         if config.program is None:
             raise DeployError(
                 f"backend torch: {model.name} has no PyTorch module behind it; use --backend openvino, "
