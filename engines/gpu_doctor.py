@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from engines.finding import Finding
 from engines.interpreter import Interpreter
-from engines.sysfs import glob, text
+from engines.sysfs import ROOT, glob, text
 
 NVIDIA, DISPLAY = "0x10de", "0x03"  # PCI vendor; class of VGA and 3D controllers
 OLDEST_DRIVER = 525  # the first for CUDA 12; CUDA 13 wants 580 (CUDA release notes, table of minimum drivers)
@@ -54,7 +53,8 @@ def _number(version: str) -> str:
 
 
 def _tools(root: Path) -> Iterator[Finding]:
-    if not shutil.which("nvidia-smi") and not (root / "usr/bin/nvidia-smi").exists():
+    on_path = root == ROOT and shutil.which("nvidia-smi")
+    if not on_path and not (root / "usr/bin/nvidia-smi").exists():
         yield Finding("nvidia-smi", "note", "not there; bench reads power and clocks through its library, libnvidia-ml",
                       "install nvidia-utils of the driver's version; in a container: "
                       "docker run --gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility ...")  # fmt: skip
@@ -71,17 +71,10 @@ def _kernels(python: Interpreter, root: Path) -> Iterator[Finding]:
         folder = str(Path("/") / Path(nvcc).relative_to(root).parent)
         yield Finding("kernels", "note", f"nvcc is installed, but not on PATH{': NVRTC serves' if nvrtc else ''}",
                       f"export PATH={folder}:$PATH")  # fmt: skip
-    elif nvrtc or _has("nvidia.cuda_nvrtc") or _has("nvidia.cu13"):
+    elif nvrtc or python.nvrtc:
         yield Finding("kernels", "ok", "compiled by NVRTC; no nvcc, which installing pycuda needs")
     else:
         yield Finding("kernels", "missing", "neither nvcc nor NVRTC: no bundle for this GPU can be built", TOOLKIT)
-
-
-def _has(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def _modules(python: Interpreter, version: str) -> Iterator[Finding]:

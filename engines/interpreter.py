@@ -18,7 +18,7 @@ class Interpreter:
     """version: (3, 10).  venv: in a virtual environment; sees_system: which sees the system's packages.
 
     modules: those of MODULES that can be found.  wheels: parts of TensorRT that pip installed, with versions.
-    nvcc: its path, when it is on PATH.
+    nvcc: its path, when it is on PATH.  nvrtc: whether pip installed the compiler library.
     """
 
     version: tuple[int, int]
@@ -27,6 +27,7 @@ class Interpreter:
     modules: frozenset[str] = frozenset()
     wheels: tuple[tuple[str, str], ...] = ()
     nvcc: str = ""
+    nvrtc: bool = False
 
     @property
     def name(self) -> str:
@@ -36,8 +37,10 @@ class Interpreter:
 def this_interpreter() -> Interpreter:
     venv = sys.prefix != sys.base_prefix
     found = frozenset(name for name in MODULES if importlib.util.find_spec(name))
-    wheels = _wheels(importlib.metadata.distributions())
-    return Interpreter(sys.version_info[:2], venv, _sees_system(venv), found, wheels, shutil.which("nvcc") or "")
+    named = _named(importlib.metadata.distributions())
+    nvrtc = any(name.startswith("nvidia_cuda_nvrtc") for name in named)
+    nvcc = shutil.which("nvcc") or ""
+    return Interpreter(sys.version_info[:2], venv, _sees_system(venv), found, _wheels(named), nvcc, nvrtc)
 
 
 def _sees_system(venv: bool) -> bool:
@@ -50,7 +53,10 @@ def _sees_system(venv: bool) -> bool:
     return any(line.replace(" ", "") == "include-system-site-packages=true" for line in lines)
 
 
-def _wheels(distributions: Iterable[importlib.metadata.Distribution]) -> tuple[tuple[str, str], ...]:
+def _named(distributions: Iterable[importlib.metadata.Distribution]) -> dict[str, str]:
+    return {(d.metadata["Name"] or "").replace("-", "_").lower(): d.version for d in distributions}
+
+
+def _wheels(named: dict[str, str]) -> tuple[tuple[str, str], ...]:
     """PyPI's TensorRT: `tensorrt` there is a shell around tensorrt_cu12 and others, which JetPack's package is not."""
-    named = {(d.metadata["Name"] or "").replace("-", "_").lower(): d.version for d in distributions}
     return tuple(sorted((name, version) for name, version in named.items() if name.startswith("tensorrt_cu")))

@@ -111,12 +111,13 @@ def read_jetson(root: Path = ROOT) -> Jetson | None:
     socs = [name.removeprefix("nvidia,") for name in compatible if name.startswith("nvidia,tegra")]
     if not socs:
         return None
+    soc = next((name for name in socs if name in SOCS), socs[-1])  # JetPack 5 says tegra234 and tegra23x
     installed = packages(root)
     modes, default = _modes(text(root / "etc/nvpmodel.conf") or "")
     chosen = re.search(r"pmode:0*(\d+)", text(root / "var/lib/nvpmodel/status") or "")
     return Jetson(
-        text(root / "proc/device-tree/model") or "unknown board", socs[-1], _l4t(root, installed), installed,
-        _cuda(root), int(chosen[1]) if chosen else default, modes, tuple(_clocks(root)), _temperatures(root),
+        text(root / "proc/device-tree/model") or "unknown board", soc, _l4t(root, installed), installed, _cuda(root),
+        int(chosen[1]) if chosen else default, modes, tuple(_clocks(root)), _temperatures(root),
         tuple(_throttled(root)),
     )  # fmt: skip
 

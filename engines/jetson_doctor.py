@@ -1,4 +1,4 @@
-"""What the doctor finds on a Jetson: what it is, what is missing, what slows it down, and the command that mends each."""
+"""What the doctor finds on a Jetson: what it is, what is missing, what slows it down, and what mends each."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SWAP = (
 
 def examine_jetson(jetson: Jetson, python: Interpreter, root: Path) -> list[Finding]:
     return [
-        _board(jetson), *_container(root), *_tensorrt(jetson, python, root), *_dla(jetson, root), *_wheels(jetson, python),
-        *_kernels(jetson, python, root), *_power_mode(jetson), *_clocks(jetson), *_heat(jetson), *_memory(root),
-        *_disk(root),
+        _board(jetson), *_container(root), *_tensorrt(jetson, python, root), *_dla(jetson, root),
+        *_wheels(jetson, python), *_kernels(jetson, python, root), *_power_mode(jetson), *_clocks(jetson),
+        *_heat(jetson), *_memory(root), *_disk(root),
     ]  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def _wheels(jetson: Jetson, python: Interpreter) -> Iterator[Finding]:
     if python.wheels:
         names = " ".join(name for name, _ in python.wheels)
         yield Finding("tensorrt wheel", "missing" if jetson.sm == (8, 7) else "note",
-                      f"pip installed {names} {python.wheels[0][1]}, which hides JetPack's and is not made for a Jetson",
+                      f"pip installed {names} {python.wheels[0][1]}: not made for a Jetson, and it hides JetPack's",
                       f"pip uninstall -y tensorrt {names}")  # fmt: skip
 
 

@@ -43,7 +43,10 @@ class NoMeter:
 
 @dataclass
 class Energy:
-    """joules: None where it could not be measured; then `reason` says why.  seconds: of the block.  samples: readings."""
+    """joules: None where it could not be measured; `reason` then says why.
+
+    seconds: of the block.  samples: readings of the meter.
+    """
 
     joules: float | None = None
     seconds: float = 0.0
