@@ -58,11 +58,14 @@ def test_sdks_stay_in_their_file(path: Path) -> None:
         assert sdk not in used or here in owners.split(), f"{here} imports {sdk}, which belongs to {owners or 'nobody'}"
     if here.startswith(("engines/", "calib/")):
         heavy = used & {"torch", "onnx", "onnxruntime", "onnxsim", "safetensors", "transformers"}
-        owned = {"engines/torch_backend.py": {"torch"}, "engines/onnxruntime_backend.py": {"onnxruntime"}}
+        owned = {
+            "engines/torch_backend.py": {"torch"}, "engines/torch_cuda_backend.py": {"torch"},
+            "engines/onnxruntime_backend.py": {"onnxruntime"},
+        }  # fmt: skip
         assert heavy <= owned.get(here, set())
 
 
-@pytest.mark.parametrize("name", ["openvino_backend", "torch_backend", "onnxruntime_backend"])
+@pytest.mark.parametrize("name", ["openvino_backend", "torch_backend", "torch_cuda_backend", "onnxruntime_backend"])
 def test_sdks_are_imported_lazily(name: str) -> None:
     top = {module.split(".")[0] for module in _top_level_imports(ROOT / "engines" / f"{name}.py")}
     assert not top & {"openvino", "torch", "onnxruntime"}
