@@ -196,8 +196,8 @@ class _Served:
 
     def executed(self) -> dict[str, Any]:
         manifest = self._manifest
-        if manifest.backend in REFERENCES:  # they compute in fp32 alone, and keep no account of layers
-            return {"shares": {"fp32": 1.0}}
+        if manifest.backend in REFERENCES:  # they compute in one type, and most keep no account of layers
+            return {"shares": {manifest.precision: 1.0}}
         window = self._segmenter.first_window(self._image)[:1]
         config = BuildConfig(manifest.precision, self._threads, batch=manifest.batch, model=self._bundle / MODEL,
                              tensorrt=manifest.tensorrt)  # fmt: skip
