@@ -21,7 +21,8 @@ ALLOWED = 1e-3
 def confirm(before: OnnxGraph, after: OnnxGraph, windows: Sequence[Float32], batches: Sequence[int]) -> None:
     """Raises Declined unless one window gives the same bits as before, and those of a batch what each gives alone.
 
-    windows: at least one (1, 3, H, W); ones made from them stand in for what is missing.  Every tensor is rounded to its type.
+    windows: at least one (1, 3, H, W); ones made from them stand in for what is missing.
+    Every tensor is rounded to its type.
     """
     inputs = different(windows, max(batches))
     old = _run(emulate(before).model, inputs[:1])
