@@ -16,6 +16,7 @@ from engines.sysfs import ROOT, glob, number, packages, text
 # Jetson Linux (L4T) -> JetPack.  Sources: developer.nvidia.com/embedded/jetpack-archive; dusty-nv/jetson-containers
 # l4t_version.py and its pull request 1179 (35.6.2); rbonghi/jetson_stats pull requests 706 (36.4.4) and 792 (38.4.0);
 # OE4T/meta-tegra pull requests 2281 (39.2.0) and 2339 (39.2.1).
+# 35.5.0, 36.4.7 and 36.5.0: package lists that owners of boards published (5.1.3-b29, 6.2.1+b38, 6.2.2).
 JETPACK = {
     "35.1.0": "5.0.2", "35.2.1": "5.1", "35.3.1": "5.1.1", "35.4.1": "5.1.2", "35.5.0": "5.1.3", "35.6.2": "5.1.5",
     "36.2.0": "6.0 DP", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1", "36.4.7": "6.2.1",
