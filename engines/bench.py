@@ -79,7 +79,8 @@ class Throughput:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """window_ms: the engine alone, one run.  frame_ms: decoded pixels to label map, of which gather, engine, stitch.
+    """window_ms: the engine alone, one run of settings["batch"] windows.  frame_ms: decoded pixels to label map, of
+    which gather, engine, stitch.
 
     On a GPU these three are measured in rounds of their own, because that takes time and forbids a graph.
     settings: what was in force; see `settings` and `conditions`.  size: (height, width) of the frame in pixels.
