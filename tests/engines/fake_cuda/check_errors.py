@@ -45,11 +45,12 @@ def test_no_memory_left_says_how_much_was_wanted() -> None:
 
 
 def test_memory_of_other_sizes_makes_room() -> None:
-    configure(memory=500_000)
+    configure(memory=900_000)  # room for one size
     engine = Engine(TILING)
-    with opened(engine, TILING) as (segmenter, _, _):
-        for size in ((150, 333), (333, 150), (200, 200), (150, 333)):
+    with opened(engine, TILING) as (segmenter, device, _):
+        for size in ((150, 333), (333, 150), (200, 240), (150, 333)):
             assert same(segmenter.segment(image(*size)), on_host(engine, TILING).segment(image(*size)))
+            assert all(slot.plan.whole for slots in device._slots.values() for slot in slots)
 
 
 def test_an_engine_that_does_not_fit_is_told_before_anything_runs() -> None:

@@ -257,7 +257,9 @@ def test_the_gpu_is_shared_by_who_opens_it_inside() -> None:
         assert np.array_equal(back, data)
         memory.free()
         memory.free()
-        gpu.allocate(5000)  # whoever forgets it
+        forgotten = gpu.allocate(5000)
+    assert support.alive()[0] == {}  # the GPU frees what was forgotten
+    forgotten.free()
     with open_gpu() as other:
         assert other is not gpu
     with pytest.raises(DeployError):
