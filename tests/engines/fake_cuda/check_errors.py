@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import pytest
 
 from engines.base import Tensor
 from engines.device import cuda, driver
-from engines.device.cuda import GpuMemoryError, open_gpu
+from engines.device.cuda import CudaGpu, GpuMemoryError, open_gpu
 from engines.device.cuda_device import CudaDevice
 from engines.device.kernels import MAX_LEFTS
 from engines.device.launch import Launch
@@ -165,6 +166,25 @@ def test_no_driver_and_no_pycuda_say_what_to_do(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
     driver.library.cache_clear()
     assert cuda.unavailable() is None
+
+
+def test_a_gpu_is_used_in_the_thread_that_opened_it() -> None:
+    caught: list[str] = []
+
+    def use(gpu: CudaGpu) -> None:
+        with pytest.raises(DeployError, match="opened in another thread") as error:
+            gpu.free_memory()
+        caught.append(str(error.value))
+        with open_gpu() as own:  # which has one of its own
+            assert own is not gpu
+            own.free_memory()
+
+    with open_gpu() as gpu:
+        thread = threading.Thread(target=use, args=(gpu,))
+        thread.start()
+        thread.join()
+        gpu.free_memory()
+    assert caught
 
 
 def test_the_tiling_may_blend() -> None:
