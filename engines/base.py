@@ -109,6 +109,8 @@ class Backend(Protocol):
     @property
     def name(self) -> str: ...
 
+    on_gpu: bool = False  # its sessions are DeviceSessions
+
     def unavailable(self) -> str | None:
         """None when this machine can use the backend, otherwise what is missing and how to get it."""
 
@@ -154,8 +156,9 @@ def check_windows(windows: Float32, shape: tuple[int, ...]) -> None:
 
 
 # In order of preference for `--backend auto`, which never chooses a reference by itself.
-BACKENDS = ("openvino", "torch", "onnxruntime")
-REFERENCES = ("torch", "onnxruntime")  # what checkpoints and ready .onnx files are compared with
+BACKENDS = ("tensorrt", "tensorrt_rtx", "openvino", "torch", "onnxruntime", "torch_cuda", "torch_compile")
+# What checkpoints and ready .onnx files are compared with, and on a GPU what engines have to beat.
+REFERENCES = ("torch", "onnxruntime", "torch_cuda", "torch_compile")
 
 
 def get_backend(name: str) -> Backend:
