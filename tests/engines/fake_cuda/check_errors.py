@@ -51,7 +51,7 @@ def test_memory_of_other_sizes_makes_room() -> None:
     with opened(engine, TILING) as (segmenter, device, _):
         for size in ((150, 333), (333, 150), (200, 240), (150, 333)):
             assert same(segmenter.segment(image(*size)), on_host(engine, TILING).segment(image(*size)))
-            assert all(slot.plan.whole for slots in device._slots.values() for slot in slots)
+            assert all(slot.plan.whole for slots in device.pool.slots.values() for slot in slots)
 
 
 def test_an_engine_that_does_not_fit_is_told_before_anything_runs() -> None:
