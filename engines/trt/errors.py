@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from engines.errors import DeployError
@@ -16,8 +17,13 @@ _WORKSPACE = re.compile(r"insufficient (?:memory|workspace)|workspace", re.I)
 _KEPT = 200  # messages
 
 
-def make_logger(sdk: Any) -> Any:
-    """An ILogger that keeps warnings and errors in ``messages``, (severity, text), instead of printing them."""
+@cache
+def logger_of(sdk: Any) -> Any:
+    """An ILogger that keeps warnings and errors in ``messages``, (severity, text), instead of printing them.
+
+    One for the process: TensorRT keeps the first that it was given while anything made with it lives, and ignores later
+    ones.  What begins something new clears the messages.
+    """
 
     class Logger(sdk.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -9,7 +9,7 @@ from engines.base import Float32, Tensor
 from engines.device.base import Gpu
 from engines.errors import DeployError
 from engines.trt.blob import Header, digest
-from engines.trt.errors import errors_of, load_error, make_logger, one_line
+from engines.trt.errors import errors_of, load_error, logger_of, one_line
 from engines.trt.features import name_of
 
 _DTYPES = {"FLOAT": "fp32", "HALF": "fp16"}
@@ -25,7 +25,8 @@ class TensorRTSession:
         from engines.device.through import HostRun
 
         self._sdk, self._title, self._gpu = sdk, title, gpu
-        self.logger = make_logger(sdk)
+        self.logger = logger_of(sdk)
+        self.logger.messages.clear()
         self._runtime = sdk.Runtime(self.logger)
         if header.options.version_compatible:
             self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime; its bytes are as built
