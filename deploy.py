@@ -36,7 +36,14 @@ def build_engine(args: argparse.Namespace) -> int:
         from engines.assemble import rebuild
 
         manifest = rebuild(
-            Path(args.model), args.output, args.backend, args.threads, args.max_error, args.min_agreement, log
+            Path(args.model),
+            args.output,
+            args.backend,
+            args.threads,
+            args.max_error,
+            args.min_agreement,
+            log,
+            args.batch,
         )
     else:
         _require_packages()
@@ -57,7 +64,7 @@ def build_engine(args: argparse.Namespace) -> int:
                 not args.no_islands, not args.no_smooth, not args.no_bias_correction, args.rest,
                 int8=Int8Options(args.depthwise),
             ),
-            _budget(args), args.max_pixels,
+            _budget(args), args.max_pixels, batch=args.batch or 1,
         )  # fmt: skip
         manifest = build_bundle(request, log)
     size = sum(path.stat().st_size for path in args.output.iterdir())

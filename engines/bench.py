@@ -45,7 +45,8 @@ class Stats:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """window_ms: the engine alone, one window.  frame_ms: decoded pixels to label map, of which gather, engine, stitch.
+    """window_ms: the engine alone, one run of settings["batch"] windows.  frame_ms: decoded pixels to label map, of
+    which gather, engine, stitch.
 
     settings: what was in force; see `settings`.  size: (height, width) of the frame in pixels.
     """
@@ -82,7 +83,7 @@ class BenchReport:
             f"{'frame':10}{width}x{height}, {self.windows} window(s); loaded in {self.load_ms:.0f} ms",
             f"{'ms':10}{'p50':>10}{'p95':>10}{'p99':>10}{'mean':>10}{'fastest':>10}",
         ]
-        rows = {"1 window": self.window_ms, "frame": self.frame_ms}
+        rows = {f"{force['batch']} window{'s' * (force['batch'] > 1)}": self.window_ms, "frame": self.frame_ms}
         rows |= {f"  {part}": getattr(self, f"{part}_ms") for part in PARTS}
         for name, s in rows.items():
             lines.append(f"{name:10}" + "".join(f"{v:10.2f}" for v in (s.p50, s.p95, s.p99, s.mean, s.fastest)))
@@ -115,7 +116,8 @@ def bench(bundle: Path, image: NDArray[np.uint8] | None, size: tuple[int, int] |
         opened, peak = worker.opened, worker.peak_bytes()
     parts = {f"{part}_ms": Stats.of([getattr(f, f"{part}_ms") for f in frames]) for part in ("frame", *PARTS)}
     in_force = {**settings(), "precision": opened.precision, "backend": opened.backend, "sdk": opened.sdk,
-                "device": opened.device, "threads": opened.threads, "rounds": rounds, "warmup": warmup}  # fmt: skip
+                "device": opened.device, "threads": opened.threads, "batch": manifest.batch, "rounds": rounds,
+                "warmup": warmup}  # fmt: skip
     return BenchReport(str(bundle), file_sha256(bundle / MANIFEST), in_force, (image.shape[0], image.shape[1]),
                        frames[0].windows, opened.load_ms, Stats.of(alone), **parts, peak_bytes=peak)  # fmt: skip
 
