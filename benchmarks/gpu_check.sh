@@ -157,11 +157,16 @@ print(f"{torch.cuda.get_device_name()}, sm_{major}{minor}, torch {torch.__versio
 PY
 }
 
-nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null || true)
-cuda=""
-[[ -z $nvcc ]] || cuda=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
+toolkit() { # the folder of the CUDA toolkit: nvcc itself says, also where what is on the PATH is a link or a script
+  local nvcc folder
+  nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null) || return 0
+  for folder in "${CUDA_HOME:-}" "$("$nvcc" --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')" /usr/local/cuda; do
+    [[ ! -f $folder/include/cuda.h ]] || { readlink -f "$folder"; return; }
+  done
+}
+cuda=$(toolkit)
 [[ -z $cuda ]] || export PATH=$cuda/bin:$PATH CUDA_HOME=$cuda CUDA_PATH=$cuda
-export root wheels out host venv python cuda
+export root wheels out host venv python cuda cpu
 export -f facts torch_gpu
 gpu="no GPU"
 nogpu="no GPU (--cpu)"
@@ -210,7 +215,7 @@ PY
 
 pycuda() { # without cuRAND, which edgeseg does not use and a small toolkit does not have
   "$python" -c 'import pycuda' 2>/dev/null && { echo "there already"; return; }
-  [[ -n $cuda ]] || { echo "no nvcc on the PATH or in /usr/local/cuda"; return 1; }
+  [[ -n $cuda ]] || { echo "no CUDA toolkit: no nvcc on the PATH or in /usr/local/cuda, or no cuda.h beside it"; return 1; }
   local source=$out/pycuda library
   rm -rf "$source" && mkdir -p "$source" "$out/lib" || return
   tar xzf "$wheels"/pycuda-*.tar.gz -C "$source" --strip-components 1 || return
@@ -218,9 +223,13 @@ pycuda() { # without cuRAND, which edgeseg does not use and a small toolkit does
   library=$(ldconfig -p 2>/dev/null | awk '/libcuda\.so\.1/ && /x86-64/ {print $NF; exit}')
   library=${library:-$(ls /usr/local/nvidia/lib64/libcuda.so.1 2>/dev/null || true)}
   [[ -z $library ]] || ln -sf "$library" "$out/lib/libcuda.so"
+  export LIBRARY_PATH=$out/lib:$cuda/lib64/stubs${LIBRARY_PATH:+:$LIBRARY_PATH} CFLAGS=-O1
+  if ! echo 'int main(void) { return 0; }' | cc -x c - -lcuda -o "$out/lib/linked"; then
+    echo "no libcuda.so to link with: neither a driver nor a stub in the toolkit"
+    return $((cpu ? 77 : 1))
+  fi
   (cd "$source" && "$python" configure.py --cuda-root="$cuda" --no-cuda-enable-curand) || return
-  export LIBRARY_PATH=$out/lib${LIBRARY_PATH:+:$LIBRARY_PATH} CFLAGS=-O1
-  offline --no-deps "$source" || return
+  offline --no-deps "$source" || { grep -m 1 -E 'fatal error|cannot find|error: command' "$out/logs/pycuda.log"; return 1; }
   "$python" -c 'import importlib.metadata as m; print("pycuda", m.version("pycuda"), "built")'
 }
 
