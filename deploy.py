@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """edgeseg: compile a trained ViT segmentation model into a verified engine, and run it in tiled windows.
 
-Exit codes: 0 done, 2 the input is at fault (one line says how), 3 a gate failed.
+Exit codes: 0 done, 1 the GPU was lost, 2 the input is at fault (one line says how), 3 a gate failed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines import arguments
 from engines.bundle import is_bundle, open_bundle
-from engines.errors import DeployError, GateError
+from engines.errors import DeployError, GateError, GpuLostError
 from engines.images import read_image
 
 if TYPE_CHECKING:
@@ -36,7 +36,14 @@ def build_engine(args: argparse.Namespace) -> int:
         from engines.assemble import rebuild
 
         manifest = rebuild(
-            Path(args.model), args.output, args.backend, args.threads, args.max_error, args.min_agreement, log
+            Path(args.model),
+            args.output,
+            args.backend,
+            args.threads,
+            args.max_error,
+            args.min_agreement,
+            log,
+            args.batch,
         )
     else:
         _require_packages()
@@ -57,7 +64,7 @@ def build_engine(args: argparse.Namespace) -> int:
                 not args.no_islands, not args.no_smooth, not args.no_bias_correction, args.rest,
                 int8=Int8Options(args.depthwise),
             ),
-            _budget(args), args.max_pixels,
+            _budget(args), args.max_pixels, batch=args.batch or 1,
         )  # fmt: skip
         manifest = build_bundle(request, log)
     size = sum(path.stat().st_size for path in args.output.iterdir())
@@ -78,6 +85,9 @@ def run(args: argparse.Namespace) -> int:
         options = RunOptions(args.overlay, args.confidence, args.max_pixels)
         report = run_images(segmenter, images, args.output, options)
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
+    if report.lost is not None:
+        print(f"error: {report.lost}", file=sys.stderr)
+        return GpuLostError.exit_code
     return 2 if report.failed else 0
 
 
@@ -172,7 +182,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """time a bundle: the engine alone and whole frames, split into gather, engine and stitch; and its peak memory"""
+    """time a bundle: the engine, whole frames and their parts, frames in flight; with energy and peak memory"""
     from engines.bench import bench as measure
     from engines.files import write_json
 
@@ -193,8 +203,8 @@ def doctor(args: argparse.Namespace) -> int:
         print(json.dumps([finding.to_json() for finding in findings], indent=1))
     else:
         for finding in findings:
-            fix = f"\n{'':26}-> {finding.fix}" if finding.fix else ""
-            print(f"{finding.status:8}{finding.topic:18}{finding.detail}{fix}")
+            fix = f"\n{'':30}-> {finding.fix}" if finding.fix else ""
+            print(f"{finding.status:8}{finding.topic:22}{finding.detail}{fix}")
     usable = any(f.status == "ok" and f.topic.startswith("backend") for f in findings)
     core = all(f.status == "ok" for f in findings if f.topic == "tiling core")
     return 0 if usable and core else 2

@@ -111,6 +111,11 @@ def draw_windows(
     return CalibrationSet(tuple(paths), tuple(drawn), _digest(names), seed, tuple(notes), max_pixels)
 
 
+def first_image(inputs: Sequence[str]) -> Path:
+    """The first of the images that `draw_windows` would draw from.  Raises DeployError."""
+    return next(iter(_images(inputs)[0]))
+
+
 def _images(inputs: Sequence[str]) -> tuple[dict[Path, str], list[str]]:
     """Every image with its name within the set, and what to tell about them."""
     names: dict[Path, str] = {}

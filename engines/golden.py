@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engines import tile
 from engines.agreement import Agreement, Gate, compare_labels, compare_logits
-from engines.base import Float32, Session
+from engines.base import Float32
 from engines.errors import DeployError
 from engines.segmenter import Segmenter
 from engines.spec import ModelSpec
@@ -52,13 +52,19 @@ class Golden:
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise DeployError(f"{path.name}: {error}; build the bundle again from the checkpoint") from error
 
-    def verify(self, session: Session, spec: ModelSpec, tiling: Tiling, gate: Gate) -> list[Agreement]:
+    def verify(self, segmenter: Segmenter, gate: Gate) -> list[Agreement]:
         """Compare an engine's logits and its tiled mask with the reference.  Raises GateError outside `gate`."""
-        inputs = windows_of(self.image, spec, tiling)
-        logits = [session.run(window)[:, :, :: self.step, :: self.step].copy() for window in inputs]
-        engine = compare_logits("engine", np.concatenate(logits), self.reference, self.logits)
+        inputs = windows_of(self.image, segmenter.spec, segmenter.tiling)
+        batch = len(segmenter.first_window(self.image))
+        runs = -(-len(inputs) // batch)
+        order = [index % len(inputs) for index in range(runs * batch)]  # every place of the batch gets a window
+        logits = []
+        for run in range(runs):
+            windows = np.concatenate([inputs[index] for index in order[run * batch : (run + 1) * batch]])
+            logits.append(segmenter.session.run(windows)[:, :, :: self.step, :: self.step].copy())
+        engine = compare_logits("engine", np.concatenate(logits), self.reference, self.logits[order])
         engine.require(gate)
-        labels = Segmenter.on_host(session, spec, tiling).segment(self.image).labels
+        labels = segmenter.segment(self.image).labels
         mask = compare_labels("tiled mask", labels, self.reference, self.labels)
         mask.require(gate)
         return [engine, mask]

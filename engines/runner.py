@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from engines.errors import DeployError
+from engines.device.base import UInt8
+from engines.errors import DeployError, GpuLostError
 from engines.files import make_folder
 from engines.images import MAX_PIXELS, read_image
 from engines.inputs import Input, output_names
 from engines.masks import write_confidence, write_mask, write_overlay
-from engines.segmenter import Segmenter, Timings
+from engines.segmenter import Running, Segmenter
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,10 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class ImageReport:
-    """One image: its size in pixels, and milliseconds by part.  `total_ms` runs from opening it to the last write."""
+    """One image: its size in pixels, and milliseconds by part.
+
+    total_ms: from opening it to the last write; on a GPU, the work on other images in between included.
+    """
 
     input: str
     mask: str
@@ -47,8 +53,11 @@ class ImageReport:
 
 @dataclass
 class RunReport:
+    """failed: why, by input.  lost: why nothing after the last of `images` could run, or None."""
+
     images: list[ImageReport] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    lost: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,41 +78,88 @@ class RunReport:
 
 
 def run_images(segmenter: Segmenter, images: Sequence[Input], output: Path, options: RunOptions) -> RunReport:
-    """Segment every image.  One that cannot be read or written is reported in `failed`; the rest are finished."""
+    """Segment every image.  One that cannot be read or written is reported in `failed`; the rest are finished.
+
+    As many images are under way at once as the device takes: one is read while another is on the GPU.
+    Where the GPU is lost the rest are reported in `failed`, and `lost` says why; what was written stays.
+    """
     names = output_names(images, output)
     report = RunReport()
     make_folder(output)
+    running: deque[_Job] = deque()
     with tqdm(total=len(names), unit="image", disable=None, leave=False) as bar:
         segmenter.device.on_window = lambda done, total: bar.set_postfix_str(f"window {done}/{total}")
-        for path, name in names.items():
-            try:
-                report.images.append(_run_one(segmenter, path, output / name, options))
-            except DeployError as error:
-                report.failed[str(path)] = str(error)
+
+        def finish_one() -> None:
+            job = running.popleft()
+            with _reported(report, job.path):
+                _require_gpu(report)
+                report.images.append(_finish(segmenter, job, options))
             bar.update()
+
+        for path, name in names.items():
+            with _reported(report, path):
+                _require_gpu(report)
+                running.append(_begin(segmenter, path, output / name, options))
+            if str(path) in report.failed:
+                bar.update()
+            while len(running) >= segmenter.device.in_flight:
+                finish_one()
+        while running:
+            finish_one()
     return report
 
 
-def _run_one(segmenter: Segmenter, path: Path, target: Path, options: RunOptions) -> ImageReport:
+@contextmanager
+def _reported(report: RunReport, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DeployError as error:
+        report.failed[str(path)] = str(error)
+        if isinstance(error, GpuLostError):
+            report.lost = str(error)
+
+
+def _require_gpu(report: RunReport) -> None:
+    if report.lost is not None:
+        raise GpuLostError(report.lost)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An image that was read and is being segmented."""
+
+    path: Path
+    target: Path
+    image: UInt8
+    running: Running
+    clock: _Clock
+    read_ms: float
+
+
+def _begin(segmenter: Segmenter, path: Path, target: Path, options: RunOptions) -> _Job:
     clock = _Clock()
     image = read_image(path, options.max_pixels)
     read = clock.lap()
-    segmenter.device.timings = Timings()
-    mask = segmenter.segment(image, options.confidence)
-    clock.lap()
+    return _Job(path, target, image, segmenter.start(image, options.confidence), clock, read)
+
+
+def _finish(segmenter: Segmenter, job: _Job, options: RunOptions) -> ImageReport:
+    mask, target = job.running.mask(), job.target
+    job.clock.lap()
     palette = segmenter.spec.palette
     make_folder(target.parent)
     write_mask(target, mask.labels, palette)
     if options.overlay:
-        write_overlay(target.with_suffix(".overlay.jpg"), image, mask.labels, palette)
+        write_overlay(target.with_suffix(".overlay.jpg"), job.image, mask.labels, palette)
     if mask.confidence is not None:
         write_confidence(target.with_suffix(".confidence.png"), mask.confidence)
-    write = clock.lap()
-    times = segmenter.device.timings
+    write = job.clock.lap()
+    times = job.running.timings
     height, width = mask.labels.shape
     return ImageReport(
-        str(path), str(target), width, height, times.windows, _shares(mask.labels, segmenter.spec.classes),
-        read, 1e3 * times.gather, 1e3 * times.engine, 1e3 * times.stitch, write, clock.total(),
+        str(job.path), str(target), width, height, times.windows, _shares(mask.labels, segmenter.spec.classes),
+        job.read_ms, 1e3 * times.gather, 1e3 * times.engine, 1e3 * times.stitch, write, job.clock.total(),
     )  # fmt: skip
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from engines.base import BuildConfig, Float32, Session, get_backend
-from engines.bundle import ENGINE, MODEL, Manifest, open_bundle
+from engines.base import Backend, BuildConfig, DeviceSession, Float32, Session, get_backend
+from engines.bundle import ENGINE, KERNELS, MODEL, Manifest, open_bundle
 from engines.device.base import Band, Device, Frame, Mask, Timings, UInt8
 from engines.device.host import HostDevice
 from engines.errors import DeployError
 from engines.spec import ModelSpec
 from engines.tiling import Tiling
 
-__all__ = ["Band", "Mask", "Segmenter", "Timings", "open_segmenter"]
+__all__ = ["Band", "Mask", "Running", "Segmenter", "Timings", "open_on_device", "open_segmenter"]
 
 
 class Segmenter:
@@ -39,16 +41,16 @@ class Segmenter:
 
     def segment(self, image: UInt8, confidence: bool = False) -> Mask:
         """image: (H, W, 3) uint8 RGB, any size and strides.  Raises DeployError on anything else, or on NaN logits."""
-        return self._start(image, confidence).mask()
+        return self.start(image, confidence).mask()
 
     def segment_all(self, images: Iterable[UInt8], confidence: bool = False) -> Iterator[Mask]:
         """The masks of `images` in their order, with as many under way at once as the device takes.
 
         An image is taken from the iterator while those before it are being worked on.
         """
-        running: deque[Frame] = deque()
+        running: deque[Running] = deque()
         for image in images:
-            running.append(self._start(image, confidence))
+            running.append(self.start(image, confidence))
             if len(running) >= self.device.in_flight:
                 yield running.popleft().mask()
         while running:
@@ -66,17 +68,41 @@ class Segmenter:
             frame.advance(step.index)
             yield frame.band(step.index)
 
+    def start(self, image: UInt8, confidence: bool = False) -> Running:
+        """Begin to segment an image: at most `device.in_flight` at once.  On the host it is done when this returns."""
+        _check_image(image)
+        return Running(self.device, image, confidence)
+
     def first_window(self, image: UInt8) -> Float32:
         """The engine's input (N, 3, h, w); its first window is the top left one of `image`.  Overwritten later."""
         _check_image(image)
         return self.device.first_window(image)
 
-    def _start(self, image: UInt8, confidence: bool) -> Frame:
-        _check_image(image)
-        frame = self.device.frame(image.shape[0], image.shape[1], confidence, whole=True)
-        frame.put(image)
-        frame.play()
-        return frame
+
+class Running:
+    """An image on its way.  timings: of this image alone, complete once its mask was taken."""
+
+    def __init__(self, device: Device, image: UInt8, confidence: bool) -> None:
+        self._device = device
+        self.timings = Timings()
+        with self._counted():
+            self._frame: Frame = device.frame(image.shape[0], image.shape[1], confidence, whole=True)
+            self._frame.put(image)
+            self._frame.play()
+
+    def mask(self) -> Mask:
+        """Wait for it, once.  Raises DeployError on NaN or infinite logits."""
+        with self._counted():
+            return self._frame.mask()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        before = replace(self._device.timings)
+        yield
+        after = self._device.timings
+        for part in ("gather", "engine", "stitch", "windows"):
+            own = getattr(self.timings, part) + getattr(after, part) - getattr(before, part)
+            setattr(self.timings, part, own)
 
 
 @contextmanager
@@ -94,8 +120,36 @@ def open_segmenter(folder: Path, threads: int = 0) -> Iterator[tuple[Segmenter, 
     reason = backend.refuses(manifest.sdk, manifest.device, config)
     if reason:
         raise DeployError(f"bundle {folder}: {reason}; rebuild it here: deploy.py build-engine {folder} -o {folder}")
-    with backend.load(bundle.path(ENGINE).read_bytes(), config) as session:
-        yield Segmenter.on_host(session, manifest.spec, manifest.tiling, threads, manifest.batch), manifest
+    if backend.on_gpu and KERNELS not in manifest.files:
+        raise DeployError(f"bundle {folder}: {KERNELS} is missing; build the bundle again")
+    kernels = bundle.path(KERNELS).read_bytes() if backend.on_gpu else None
+    blob = bundle.path(ENGINE).read_bytes()
+    with open_on_device(backend, blob, config, manifest.spec, manifest.tiling, kernels) as segmenter:
+        yield segmenter, manifest
+
+
+@contextmanager
+def open_on_device(
+    backend: Backend, blob: bytes, config: BuildConfig, spec: ModelSpec, tiling: Tiling, kernels: bytes | None
+) -> Iterator[Segmenter]:
+    """Load an engine where its backend runs, and gather and stitch there too.
+
+    kernels: for a GPU, tile.cu compiled for it; None compiles it now.
+    """
+    with ExitStack() as stack:
+        if not backend.on_gpu:
+            session = stack.enter_context(backend.load(blob, config))
+            yield Segmenter.on_host(session, spec, tiling, config.threads, config.batch)
+            return
+        from engines.device.compile import compile_kernels
+        from engines.device.cuda import open_gpu
+        from engines.device.cuda_device import CudaDevice
+
+        gpu = stack.enter_context(open_gpu())
+        session = stack.enter_context(backend.load(blob, config))
+        kernels = compile_kernels(gpu.info.sm) if kernels is None else kernels
+        device = CudaDevice(gpu, cast(DeviceSession, session), spec, tiling, kernels, config.log)
+        yield Segmenter(stack.enter_context(device))
 
 
 def _check_image(image: UInt8) -> None:

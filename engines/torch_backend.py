@@ -51,6 +51,7 @@ class TorchBackend(Reference):
         )
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
+        self.require_one_window(config)
         return program_bytes(self.name, model, config)
 
     @contextmanager

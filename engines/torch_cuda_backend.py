@@ -24,7 +24,6 @@ from engines.torch_backend import load_program, program_bytes
 from engines.torch_cuda_errors import reported
 
 DEVICE = "cuda"
-_WHEELS = "https://download.pytorch.org/whl/cu130"
 _TYPES = {"fp32": ("float32", "<f4"), "fp16": ("float16", "<f2")}  # in torch, and in __cuda_array_interface__
 
 
@@ -75,6 +74,8 @@ class TorchCudaSession:
 
 
 class TorchCudaBackend(Backend):
+    on_gpu = True
+
     def __init__(self, name: str, compiled: bool) -> None:
         self._name, self._compiled = name, compiled
 
@@ -88,7 +89,7 @@ class TorchCudaBackend(Backend):
         import torch
 
         if torch.version.cuda is None:
-            return f"torch {torch.__version__} is built without CUDA; pip install torch --index-url {_WHEELS}"
+            return f"torch {torch.__version__} is built without CUDA; install a build of torch for your CUDA"
         with warnings.catch_warnings(record=True) as said:  # why there is no device, such as too old a driver
             warnings.simplefilter("always")
             if torch.cuda.is_available():

@@ -78,8 +78,12 @@ def _search(
 
 
 def rest_of(backend: Backend) -> str:
-    """What an INT8 graph computes everything else in: a half type that this device computes natively, or fp32."""
-    native = (p for p in ("bf16", "fp16") if backend.supports(p) is None and backend.remark(p) is None)
+    """What an INT8 graph computes everything else in: a half type that this device computes natively, or fp32.
+
+    FP16 first on a GPU, where every kernel has it and it is the finer one; BF16 first on a CPU, where it is the faster.
+    """
+    halves = ("fp16", "bf16") if backend.on_gpu else ("bf16", "fp16")
+    native = (p for p in halves if backend.supports(p) is None and backend.remark(p) is None)
     return next(native, "fp32")
 
 

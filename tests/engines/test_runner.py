@@ -1,0 +1,124 @@
+"""A folder of images with several under way at once, and what happens when the device dies in the middle of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deploy
+from engines.device.host import HostDevice, HostFrame
+from engines.errors import DeployError, GpuLostError
+from engines.inputs import expand
+from engines.runner import RunOptions, run_images
+from engines.segmenter import Segmenter, open_segmenter
+
+
+class _LateDevice(HostDevice):
+    """Computes a frame when its mask is asked for, as a GPU would, and takes two at once.  Dies with frame `dies`."""
+
+    in_flight = 2
+    under_way = most = started = 0
+    dies = -1
+
+    def frame(self, height: int, width: int, confidence: bool, whole: bool) -> Any:
+        return _LateFrame(self, height, width, confidence, whole)
+
+
+class _LateFrame(HostFrame):
+    _owner: _LateDevice
+
+    def __init__(self, device: _LateDevice, *args: Any) -> None:
+        super().__init__(device, *args)
+        self._owner = device
+        self._number = device.started
+        device.started += 1
+
+    def play(self) -> None:
+        self._owner.under_way += 1
+        self._owner.most = max(self._owner.most, self._owner.under_way)
+
+    def mask(self) -> Any:
+        self._owner.under_way -= 1
+        if 0 <= self._owner.dies <= self._number:
+            raise GpuLostError("gpu: an illegal memory access was encountered; run the rest again")
+        super().play()
+        return super().mask()
+
+
+def _late(segmenter: Segmenter, dies: int = -1) -> Segmenter:
+    device = _LateDevice(segmenter.session, segmenter.spec, segmenter.tiling)
+    device.dies = dies
+    return Segmenter(device)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index, size in enumerate([(40, 60), (90, 70), (64, 96), (30, 200), (64, 96)]):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def test_two_images_under_way_give_the_masks_of_one_at_a_time(
+    tiny_bundle: Path, photographs: Path, tmp_path: Path
+) -> None:
+    (photographs / "2b.png").write_bytes(b"not an image")
+    with open_segmenter(tiny_bundle) as (segmenter, _):
+        late = _late(segmenter)
+        reports = [
+            run_images(each, expand([str(photographs)], out), out, RunOptions(overlay=True, confidence=True))
+            for each, out in ((segmenter, tmp_path / "one"), (late, tmp_path / "two"))
+        ]
+    written = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(written) == 15
+    for name in written:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert late.device.most == 2  # type: ignore[attr-defined]
+    assert [Path(image.input).name for image in reports[1].images] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    assert [image.windows for image in reports[0].images] == [image.windows for image in reports[1].images]
+    assert all(image.engine_ms > 0 for image in reports[1].images)
+    assert [Path(path).name for path in reports[1].failed] == ["2b.png"]
+    assert reports[1].lost is None
+
+
+def test_a_lost_gpu_ends_the_folder_and_keeps_what_was_written(
+    tiny_bundle: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    import engines.segmenter as room
+
+    original = Segmenter.on_host
+    monkeypatch.setattr(room.Segmenter, "on_host", lambda *args, **kwargs: _late(original(*args, **kwargs), dies=2))
+    out = tmp_path / "masks"
+    code = deploy.main(["run", str(tiny_bundle), str(photographs), "-o", str(out)])
+    assert code == 1
+    assert sorted(path.name for path in out.iterdir()) == ["0.png", "1.png"]
+    for path in out.iterdir():
+        Image.open(path).verify()
+    text = capsys.readouterr()
+    assert text.err.strip().splitlines() == ["error: gpu: an illegal memory access was encountered; run the rest again"]
+    assert all(f"skipped {photographs}/{index}.png" in text.out for index in (2, 3, 4))
+
+
+def test_a_frame_that_fails_does_not_stop_the_others(
+    tiny_bundle: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = _LateFrame.mask
+
+    def nan(self: _LateFrame) -> Any:
+        mask = original(self)
+        if self._number == 1:
+            raise DeployError("stitch: the engine's logits are NaN")
+        return mask
+
+    monkeypatch.setattr(_LateFrame, "mask", nan)
+    out = tmp_path / "out"
+    with open_segmenter(tiny_bundle) as (segmenter, _):
+        report = run_images(_late(segmenter), expand([str(photographs)], out), out, RunOptions())
+    assert [Path(path).name for path in report.failed] == ["1.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["0.png", "2.png", "3.png", "4.png"]
