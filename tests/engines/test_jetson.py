@@ -139,7 +139,7 @@ def test_a_fresh_board_says_what_is_missing(tmp_path: Path) -> None:
     ("tree", "python", "topic", "detail", "fix"),
     [
         ("orin-agx-jp5.1.2", GOOD, "jetson", "too old", "flash JetPack 6"),
-        ("tx2-jp4.6.1", GOOD, "jetson", "no newer one", "--backend openvino"),
+        ("tx2-jp4.6.1", GOOD, "jetson", "no newer ones", "--backend openvino"),
         ("orin-agx-jp7.2", Interpreter((3, 12)), "tensorrt", "not installed", "apt-get install nvidia-jetpack"),
         ("orin-agx-jp7.2", Interpreter((3, 12)), "nvcc", "no CUDA toolkit", "apt-get install nvidia-jetpack"),
         (NANO, Interpreter((3, 11)), "tensorrt", "for python3.10, this is python3.11", "python3.10 -m venv"),
@@ -157,6 +157,18 @@ def test_known_traps(tree: str, python: Interpreter, topic: str, detail: str, fi
     assert finding.status != "ok"
     assert detail in finding.detail
     assert fix in finding.fix
+
+
+def test_a_board_that_is_too_old_is_not_told_what_else_it_lacks() -> None:
+    topics = set(_examine_root(TREES / "orin-agx-jp5.1.2", Interpreter((3, 8))))
+    assert topics == {"jetson", "power mode", "clocks"}
+
+
+def test_a_library_that_a_container_borrows_is_mended_on_the_host(tmp_path: Path) -> None:
+    root = _copy(NANO, tmp_path)
+    (root / "run").mkdir()
+    (root / "run/.containerenv").touch()
+    assert _examine_root(root)["libnvdla_compiler"].fix.startswith("on the host, ")
 
 
 def test_tensorrt_without_its_module(tmp_path: Path) -> None:
