@@ -76,6 +76,16 @@ def test_a_release_that_is_not_in_the_table_still_has_its_major(tmp_path: Path) 
     assert (jetson.l4t, jetson.jetpack) == ("39.9.9", "7")
 
 
+def test_any_of_jetpacks_metapackages_tells_its_version(tmp_path: Path) -> None:
+    root = _edited("orin-nano-super-jp6.2.1", tmp_path, "nvidia-jetpack", "something-else")
+    release = root / "etc/nv_tegra_release"
+    release.write_text(release.read_text().replace("REVISION: 4.7", "REVISION: 4.99"))
+    jetson = read_jetson(root)
+    assert jetson is not None
+    assert "nvidia-jetpack" not in jetson.packages
+    assert jetson.jetpack == "6.2.1"  # of nvidia-tensorrt 6.2.1+b38
+
+
 def test_removed_packages_are_not_installed_ones() -> None:
     jetson = read_jetson(TREES / NANO)
     assert jetson is not None
