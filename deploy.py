@@ -36,7 +36,14 @@ def build_engine(args: argparse.Namespace) -> int:
         from engines.assemble import rebuild
 
         manifest = rebuild(
-            Path(args.model), args.output, args.backend, args.threads, args.max_error, args.min_agreement, log
+            Path(args.model),
+            args.output,
+            args.backend,
+            args.threads,
+            args.max_error,
+            args.min_agreement,
+            log,
+            args.batch,
         )
     else:
         _require_packages()
@@ -57,7 +64,7 @@ def build_engine(args: argparse.Namespace) -> int:
                 not args.no_islands, not args.no_smooth, not args.no_bias_correction, args.rest,
                 int8=Int8Options(args.depthwise),
             ),
-            _budget(args), args.max_pixels,
+            _budget(args), args.max_pixels, batch=args.batch or 1,
         )  # fmt: skip
         manifest = build_bundle(request, log)
     size = sum(path.stat().st_size for path in args.output.iterdir())
@@ -196,8 +203,8 @@ def doctor(args: argparse.Namespace) -> int:
         print(json.dumps([finding.to_json() for finding in findings], indent=1))
     else:
         for finding in findings:
-            fix = f"\n{'':26}-> {finding.fix}" if finding.fix else ""
-            print(f"{finding.status:8}{finding.topic:18}{finding.detail}{fix}")
+            fix = f"\n{'':30}-> {finding.fix}" if finding.fix else ""
+            print(f"{finding.status:8}{finding.topic:22}{finding.detail}{fix}")
     usable = any(f.status == "ok" and f.topic.startswith("backend") for f in findings)
     core = all(f.status == "ok" for f in findings if f.topic == "tiling core")
     return 0 if usable and core else 2

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from engines.agreement import GATES, Agreement, Gate
 from engines.base import Backend, BuildConfig, choose_backend
+from engines.batches import STEP, compare_batch, reported, require_neutral
 from engines.bundle import (
     ENGINE,
     FILES,
@@ -29,7 +31,7 @@ from engines.bundle import (
 )
 from engines.golden import Golden, windows_of
 from engines.layers import executed
-from engines.segmenter import open_on_device
+from engines.segmenter import Segmenter, open_on_device
 from engines.spec import ModelSpec
 from engines.tiling import Tiling
 
@@ -46,7 +48,12 @@ def compile_engine(
     (folder / ENGINE).write_bytes(blob)
     log("compile", f"{config.precision}, {len(blob) / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s")
     kernels = _kernels(folder, log) if backend.on_gpu else None
-    with open_on_device(backend, blob, replace(config, model=folder / MODEL), spec, tiling, kernels) as segmenter:
+
+    def opened(engine: bytes, how: BuildConfig) -> AbstractContextManager[Segmenter]:
+        return open_on_device(backend, engine, replace(how, model=folder / MODEL), spec, tiling, kernels)
+
+    batch = compare_batch(opened, backend, folder / MODEL, blob, config, golden, log)
+    with opened(blob, config) as segmenter:
         agreements = golden.verify(segmenter, gate)
     for agreement in agreements:
         log(agreement.step, str(agreement))
@@ -56,7 +63,7 @@ def compile_engine(
         text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
         remark = backend.remark(config.precision)
         log("executed", f"{text} of the layer time{f'; {remark}' if remark else ''}")
-    return agreements
+    return [*batch, *agreements]
 
 
 def _kernels(folder: Path, log: Log) -> bytes:
@@ -82,26 +89,28 @@ def finish(folder: Path, manifest: Manifest, report: dict[str, Any]) -> Manifest
 
 def rebuild(
     source: Path, output: Path, backend_name: str, threads: int, max_relative: float | None, min_labels: float | None,
-    log: Log,
+    log: Log, batch: int | None = None,
 ) -> Manifest:  # fmt: skip
     """Compile a bundle's own graph for this device; `output` may be the same folder.  Needs neither torch nor onnx.
 
-    max_relative, min_labels: in place of what the bundle was built with; None keeps it.
+    max_relative, min_labels, batch: in place of what the bundle was built with; None keeps it.
     Raises DeployError or GateError; then nothing is written or replaced.
     """
     bundle = open_bundle(source)
-    old = bundle.manifest
+    old = replace(bundle.manifest, batch=bundle.manifest.batch if batch is None else batch)
     backend, why = choose_backend(old.backend if backend_name == "auto" else backend_name, old.precision)
     log("backend", f"{why}; {backend.version()} on {backend.device()}")
     golden, report = Golden.load(bundle.path(GOLDEN)), bundle.report()
+    require_neutral(report["history"], old.batch)
     with writing(output) as folder:
         for name in (MODEL, GOLDEN):
             shutil.copyfile(bundle.path(name), folder / name)
-        config = BuildConfig(old.precision, threads)
+        config = BuildConfig(old.precision, threads, batch=old.batch)
         gate = _gate(report, old.precision).but(max_relative, min_labels)
         agreements = compile_engine(folder, backend, config, golden, old.spec, old.tiling, gate, log)
         report["gate"] = asdict(gate)
         report["rebuilt"] = [agreement.to_json() for agreement in agreements]
+        report = {**{k: v for k, v in report.items() if k != STEP}, **reported(agreements, config)}
         manifest = finish(folder, describe(old, backend, agreements), report)
     return manifest
 
@@ -116,7 +125,7 @@ def _gate(report: dict[str, Any], precision: str) -> Gate:
 
 def describe(manifest: Manifest, backend: Backend, agreements: Sequence[Agreement]) -> Manifest:
     """The same bundle, compiled by `backend` here and now."""
-    kept = [step for step in manifest.verification if step["step"] not in ("engine", "tiled mask")]
+    kept = [step for step in manifest.verification if step["step"] not in (STEP, "engine", "tiled mask")]
     return replace(
         manifest,
         backend=backend.name,

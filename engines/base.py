@@ -156,8 +156,9 @@ def check_windows(windows: Float32, shape: tuple[int, ...]) -> None:
 
 
 # In order of preference for `--backend auto`, which never chooses a reference by itself.
-BACKENDS = ("openvino", "torch", "onnxruntime")
-REFERENCES = ("torch", "onnxruntime")  # what checkpoints and ready .onnx files are compared with
+BACKENDS = ("tensorrt", "tensorrt_rtx", "openvino", "torch", "onnxruntime", "torch_cuda", "torch_compile")
+# What checkpoints and ready .onnx files are compared with, and on a GPU what engines have to beat.
+REFERENCES = ("torch", "onnxruntime", "torch_cuda", "torch_compile")
 
 
 def get_backend(name: str) -> Backend:

@@ -79,7 +79,8 @@ class Throughput:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """window_ms: the engine alone, one run.  frame_ms: decoded pixels to label map, of which gather, engine, stitch.
+    """window_ms: the engine alone, one run of settings["batch"] windows.  frame_ms: decoded pixels to label map, of
+    which gather, engine, stitch.
 
     On a GPU these three are measured in rounds of their own, because that takes time and forbids a graph, and window_ms
     is between memory of the GPU unless settings says ``window_copies``.

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from engines.base import Backend, BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
 from engines.layers import Layer, from_microseconds
@@ -70,6 +72,8 @@ class OpenVINOBackend(Backend):
         ov = _openvino()
         try:
             graph = ov.Core().read_model(model)
+            if config.batch > 1:
+                graph.reshape([config.batch, *list(graph.input(0).shape)[1:]])
             hint = self._hint(half_type(graph))
             if hint == "f32" and config.precision in ("fp32", "fp16"):
                 compiled = ov.Core().compile_model(graph, "CPU", _properties(config, hint))
@@ -91,6 +95,7 @@ class OpenVINOBackend(Backend):
         """
         compiled = _import(blob, config, {"PERF_COUNT": True})
         request = compiled.create_infer_request()
+        window = np.repeat(window[:1], int(compiled.input(0).shape[0]), axis=0)
         sums: dict[str, float] = {}
         for run in range(runs + 1):
             request.infer([window])

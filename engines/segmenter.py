@@ -148,7 +148,7 @@ def open_on_device(
         gpu = stack.enter_context(open_gpu())
         session = stack.enter_context(backend.load(blob, config))
         kernels = compile_kernels(gpu.info.sm) if kernels is None else kernels
-        device = CudaDevice(gpu, cast(DeviceSession, session), spec, tiling, kernels, config.batch)
+        device = CudaDevice(gpu, cast(DeviceSession, session), spec, tiling, kernels, config.log)
         yield Segmenter(stack.enter_context(device))
 
 

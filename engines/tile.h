@@ -14,13 +14,47 @@
 #define TILE_RESTRICT __restrict__
 #elif defined(__GNUC__) /* inlined into the functions that are compiled for several instruction sets */
 #define TILE_FN static inline __attribute__((always_inline))
-#define TILE_RESTRICT restrict
+#define TILE_RESTRICT __restrict__
 #else
 #define TILE_FN static inline
 #define TILE_RESTRICT restrict
 #endif
 
 enum { TILE_PAD_ZERO = 0, TILE_PAD_EDGE = 1, TILE_PAD_REFLECT = 2 };
+
+/* ---- what the kernels of tile.cu take; engines/device/kernels.py writes the same layouts -------------------------- */
+
+#define TILE_MAX_LEFTS 64 /* windows of one gather */
+
+/* One row of windows, out of an image of which the rows from first_row on lie at `image`.  Strides in bytes.
+ * plane, scale, bias: by channel of the image: the plane of a window that it becomes, and its normalisation. */
+typedef struct {
+    const uint8_t *image;
+    void *out; /* (windows, 3, window_h, window_w), float or half */
+    int64_t stride_y, stride_x, stride_c;
+    int32_t plane[3];
+    float scale[3], bias[3];
+    int32_t height, width, first_row, top, window_h, window_w, padding, windows;
+    int32_t lefts[TILE_MAX_LEFTS];
+} tile_gather_launch;
+
+/* Rows [row0, row1) of an image.  Windows lie where Tiling.placements puts them: `rows` x `columns` of them.  Logits
+ * of window (r, c) are (classes, logits_h, logits_w) elements at (r % ring * pitch + c) times as many, for the rows of
+ * windows held0 <= r < held1 only.  weight_y (window_h) and weight_x (window_w), or both null.  labels and confidence
+ * (or null) point to row0; labels_stride in bytes, confidence_stride in elements.  status: bits of TILE_STATUS. */
+typedef struct {
+    const void *logits;
+    const float *weight_y, *weight_x;
+    uint8_t *labels;
+    float *confidence;
+    int32_t *status;
+    int64_t labels_stride, confidence_stride;
+    int32_t height, width, window_h, window_w, stride_h, stride_w, rows, columns;
+    int32_t logits_h, logits_w, classes, ring, pitch, held0, held1, row0, row1;
+    int32_t ratio_log2_h, ratio_log2_w; /* where window / logits is a power of two, else -1 */
+} tile_stitch_launch;
+
+enum { TILE_STATUS_NOT_FINITE = 1, TILE_STATUS_UNCOVERED = 2 };
 
 /* One channel of one pixel: (v - mean) / std with scale = 1/std and bias = -mean/std. */
 TILE_FN float tile_normalise(uint8_t v, float scale, float bias) { return (float)v * scale + bias; }
@@ -104,6 +138,51 @@ TILE_FN uint32_t tile_not_finite(float v)
 {
     tile_word word = {v};
     return (word.bits & 0x7f800000u) == 0x7f800000u;
+}
+
+/* IEEE 754 binary16 by its bits.  NaN stays a NaN of its sign. */
+TILE_FN float tile_half_to_float(uint16_t half)
+{
+#ifdef __CUDA_ARCH__ /* written out, because NVRTC comes without cuda_fp16.h */
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
+    return value;
+#else
+    uint32_t sign = (uint32_t)(half & 0x8000u) << 16, exponent = (half >> 10) & 31u, fraction = half & 0x3ffu;
+    tile_word word;
+    if (exponent == 0)
+        word.value = (float)fraction * 5.9604644775390625e-8f; /* 2^-24 */
+    else if (exponent == 31)
+        word.bits = 0x7f800000u | (fraction << 13);
+    else
+        word.bits = ((exponent + 112) << 23) | (fraction << 13);
+    word.bits |= sign;
+    return word.value;
+#endif
+}
+
+/* The nearest binary16, ties to even; 65520 and more become infinite. */
+TILE_FN uint16_t tile_float_to_half(float value)
+{
+#ifdef __CUDA_ARCH__
+    uint16_t half;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
+    return half;
+#else
+    tile_word word = {value};
+    uint32_t sign = (word.bits >> 16) & 0x8000u, result;
+    word.bits &= 0x7fffffffu;
+    if (word.bits > 0x7f800000u)
+        result = 0x7e00u;
+    else if (word.bits >= 0x477ff000u) /* 65520 */
+        result = 0x7c00u;
+    else if (word.bits < 0x38800000u) { /* below 2^-14: the unit in the last place of 0.5f + value is binary16's */
+        word.value += 0.5f;
+        result = word.bits - 0x3f000000u;
+    } else
+        result = (word.bits + 0xfffu + ((word.bits >> 13) & 1u) - (112u << 23)) >> 13;
+    return (uint16_t)(sign | result);
+#endif
 }
 
 /* ---- rows: every array holds n or more contiguous floats ------------------------------------------------------- */

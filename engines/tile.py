@@ -24,7 +24,7 @@ Weights = tuple[Float32, Float32]
 MAX_THREADS = 64
 MAX_PIXELS = 2**30  # of a side: sums of two still fit into the library's 32-bit integers
 MIN_WEIGHT = 1e-12  # products of two are normal float32
-_MESSAGES = {
+MESSAGES = {
     1: "got a size, stride or count out of range",
     2: "a pixel lies in no window; pass every window that touches the rows",
     3: "the engine's logits are NaN or infinite; build the bundle again, and check the weights",
@@ -67,7 +67,7 @@ def gather(
     if sorted(order) not in ([0, 1, 2],):
         raise DeployError(f"gather: got channel order {tuple(order)}, expected a permutation of (0, 1, 2)")
     top, left, height, width = _integers("gather: top, left and window", (top, left, *window), 4)
-    scale, bias = _normalisation(mean, std)
+    scale, bias = normalisation(mean, std)
     window, shape = (height, width), (3, height, width)
     for axis, start, size, length in (
         ("row", top, window[0], image.shape[0]),
@@ -255,7 +255,7 @@ def _output(array: Any, shape: tuple[int, int], dtype: type, name: str) -> Any:
     return array
 
 
-def _normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Float32, Float32]:
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Float32, Float32]:
     """scale = 1 / std and bias = -mean / std, rounded once."""
     average, deviation = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     shaped = average.shape == (3,) and deviation.shape == (3,)
@@ -294,4 +294,4 @@ def _floats(values: Float32) -> Any:
 
 def _check(what: Literal["gather", "stitch"], status: int) -> None:
     if status:
-        raise DeployError(f"{what}: {_MESSAGES.get(status, f'unknown status {status}')}")
+        raise DeployError(f"{what}: {MESSAGES.get(status, f'unknown status {status}')}")

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.base import REFERENCES, BuildConfig, get_backend
-from engines.bundle import ENGINE, Manifest
+from engines.bundle import ENGINE, MODEL, Manifest
 from engines.device.alone import milliseconds_alone, runs_alone
 from engines.errors import DeployError
 from engines.layers import executed
@@ -120,7 +120,10 @@ class Worker:
         return labels
 
     def engine(self) -> float:
-        """Milliseconds of one run of the engine alone, on the first window of the image; see `OnDevice.alone`."""
+        """Milliseconds of one run of the engine alone: of as many windows as it takes, the image's first among them.
+
+        See `OnDevice.alone`.
+        """
         return float(self._ask("engine")["ms"])
 
     def frames(self, count: int) -> float:
@@ -240,10 +243,11 @@ class _Served:
 
     def executed(self) -> dict[str, Any]:
         manifest = self._manifest
-        if manifest.backend in REFERENCES:  # they compute in fp32 alone, and keep no account of layers
-            return {"shares": {"fp32": 1.0}}
-        window = self._segmenter.first_window(self._image)
-        config = BuildConfig(manifest.precision, self._threads)
+        if manifest.backend in REFERENCES:  # they compute in one type, and most keep no account of layers
+            return {"shares": {manifest.precision: 1.0}}
+        window = self._segmenter.first_window(self._image)[:1]
+        config = BuildConfig(manifest.precision, self._threads, batch=manifest.batch, model=self._bundle / MODEL,
+                             tensorrt=manifest.tensorrt)  # fmt: skip
         blob = (self._bundle / ENGINE).read_bytes()
         return {"shares": executed(get_backend(manifest.backend).layers(blob, config, window))}
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import gpu_peers
 from benchmarks.peers import measure
 from benchmarks.peers import report as writer
 from benchmarks.peers.client import Client, Failed
@@ -82,6 +83,42 @@ def test_both_stitchings_are_one_definition() -> None:
     top = plain.logits.topk(2, dim=1).values[0]
     assert np.array_equal(clear, (top[0] - top[1] >= 1e-4).numpy())
     assert torch.equal(plain.logits.argmax(1)[0], torch.from_numpy(plain.labels).long())
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_stitching_in_half_precision_gives_nearly_the_same_labels(lean: bool) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (150, 250, 3), np.uint8)
+    plain = slide(image, tiny(), 128, 96)
+    half = slide(image, tiny().half(), 128, 96, lean=lean, dtype=torch.float16, keep=True)
+    assert half.logits is not None
+    assert half.logits.dtype == torch.float16
+    assert (plain.labels == half.labels).mean() > 0.99
+
+
+def test_gpu_peers_run_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--device", "cpu", "--models", "tiny", "--size", "200x150", "--rounds", "1", "--backends", "openvino,tpu"]
+    assert gpu_peers.main([*words, "--json", str(tmp_path / "peers.json")]) == 0
+    body = json.loads((tmp_path / "peers.json").read_text())
+    eager, ours, unknown = body["models"]["tiny"]["rows"]
+    assert (eager["equal"], len(eager["times_ms"]), unknown["times_ms"]) == (1.0, 1, [])
+    assert ours["equal"] > 0.999
+    assert 0 < ours["network_ms"] < ours["median_ms"]
+    assert unknown["error"].startswith("backend: got 'tpu'")
+    assert "no goals on a CPU" in capsys.readouterr().out
+
+
+def test_gpu_goals_are_ratios_within_rounds() -> None:
+    peer = gpu_peers.Row(gpu_peers.PEER, [60.0, 50.0, 80.0], 40.0)
+    slow = gpu_peers.Row("edgeseg fp16 torch_cuda", [30.0, 31.0, 29.0], 10.0)
+    fast = gpu_peers.Row("edgeseg fp16 tensorrt", [10.0, 10.0, 20.0], 9.0)
+    lines, reached = gpu_peers.verdict([peer, slow, fast])
+    assert reached
+    assert lines[0].startswith("reached: edgeseg fp16 tensorrt is 5.00 times as fast")
+    assert "10.0 % of its frame outside" in lines[1]
+    fast.network_ms = 5.0
+    assert not gpu_peers.verdict([peer, slow, fast])[1]
+    assert not gpu_peers.verdict([peer, gpu_peers.Row("edgeseg fp16 tensorrt", error="no GPU")])[1]
+    assert "no GPU" in gpu_peers.table([gpu_peers.Row("edgeseg fp16 tensorrt", error="no GPU")])
 
 
 def test_miou_ignores_255_and_absent_classes() -> None:

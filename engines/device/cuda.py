@@ -1,0 +1,289 @@
+"""The GPU through pycuda: the primary context, its streams, memory and kernels.  Nothing else imports pycuda.
+
+The primary context is the one that TensorRT and torch use too.  It is retained, never made: pycuda's autoinit would
+make a second one, in which their addresses mean nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from engines.device import driver, graph
+from engines.device.base import GpuInfo
+from engines.device.cuda_memory import CudaMemory, HostBuffer, Kernels
+from engines.device.driver import DriverError
+from engines.device.launch import Launch
+from engines.errors import DeployError, GpuLostError
+
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for what others start on the default stream
+
+
+class GpuMemoryError(DeployError):
+    """The GPU has no memory left for this."""
+
+
+class _Opened(threading.local):
+    """The GPU that is open in this thread, and by how many."""
+
+    gpu: CudaGpu | None = None
+    users = 0
+
+
+_opened = _Opened()
+_lost: list[str] = []  # what broke the primary context of this process, at most one
+
+
+def unavailable() -> str | None:
+    """None where a GPU can be used, otherwise what is missing and what to do.  Makes no context."""
+    reason = driver.absent()
+    if reason:
+        return reason
+    if importlib.util.find_spec("pycuda") is None:
+        return "GPU: pycuda is not installed; install the CUDA toolkit and run: pip install pycuda"
+    return None
+
+
+def gpu_info() -> GpuInfo:
+    """The first GPU that this process sees, without a context.  Raises DeployError without driver, GPU or pycuda."""
+    return _describe(_pycuda())
+
+
+@contextmanager
+def open_gpu() -> Iterator[CudaGpu]:
+    """The first GPU, with its primary context current in this thread.  Opened again inside, it is the same object.
+
+    Raises DeployError without a driver, a GPU or pycuda; GpuLostError where an earlier fault broke the context.
+    """
+    if _opened.gpu is None:
+        if _lost:
+            raise GpuLostError(_lost[0])
+        _opened.gpu = CudaGpu(_pycuda())
+    _opened.users += 1
+    try:
+        yield _opened.gpu
+    finally:
+        _opened.users -= 1
+        if not _opened.users:
+            gpu, _opened.gpu = _opened.gpu, None
+            gpu.close()
+
+
+class CudaGpu:
+    """The primary context in the thread that opened it.  `base.Gpu`, and what the frames need beyond it.
+
+    main: kernels, the engine, and their graphs.  up, down: copies, beside what runs on main.
+    """
+
+    def __init__(self, cuda: Any) -> None:
+        self._cuda = cuda
+        self.info = _describe(cuda)
+        self.lost: str | None = None
+        self._owned: weakref.WeakSet[Any] = weakref.WeakSet()
+        try:
+            self._context = cuda.Device(0).retain_primary_context()
+            self._context.push()
+        except cuda.Error as error:
+            raise DeployError(
+                f"GPU {self.info.name}: no context: {error}; close other programs that use it, and look at nvidia-smi"
+            ) from error
+        self._handle = driver.current_context()
+        try:
+            self.main, self.up, self.down = (cuda.Stream(_NON_BLOCKING) for _ in range(3))
+        except cuda.Error as error:
+            self._leave()
+            raise DeployError(f"GPU {self.info.name}: no stream: {error}; close other programs that use it") from error
+        self._probe = self.down.handle  # never recorded, so that it may be asked at any time
+
+    @property
+    def stream(self) -> int:
+        return int(self.main.handle)
+
+    def allocate(self, size: int) -> CudaMemory:
+        with self._errors(f"allocating {_mib(size)}", f"{_mib(size)} of GPU memory"):
+            memory = CudaMemory(self._cuda.mem_alloc(max(size, 1)), size)
+        self._owned.add(memory)
+        return memory
+
+    def host_buffer(self, shape: Sequence[int], dtype: DTypeLike) -> HostBuffer:
+        """Page-locked memory of this shape, all 1 or more; mapped where the GPU has no memory of its own."""
+        flags = self._cuda.host_alloc_flags.DEVICEMAP if self.info.integrated else 0
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        with self._errors(f"locking {_mib(size)} of host memory", f"{_mib(size)} of page-locked host memory"):
+            array = self._cuda.pagelocked_empty(tuple(shape), np.dtype(dtype), mem_flags=flags)
+            mapped = int(array.base.get_device_pointer()) if self.info.integrated else None
+        buffer = HostBuffer(array, mapped)
+        self._owned.add(buffer)
+        return buffer
+
+    def free_memory(self) -> int:
+        with self._errors("asking for free memory"):
+            return int(self._cuda.mem_get_info()[0])
+
+    def upload(self, address: int, array: NDArray[np.generic]) -> None:
+        with self._errors("copying to the GPU"):
+            self._cuda.memcpy_htod_async(address, array, self.main)
+            self.main.synchronize()
+
+    def download(self, array: NDArray[np.generic], address: int) -> None:
+        with self._errors("copying from the GPU"):
+            self._cuda.memcpy_dtoh_async(array, address, self.main)
+            self.main.synchronize()
+
+    def synchronize(self) -> None:
+        with self._errors("waiting for the GPU"):
+            for stream in (self.up, self.main, self.down):
+                stream.synchronize()
+
+    def copy_in(self, address: int, array: NDArray[Any], stream: Any) -> None:
+        """Start copying a C-contiguous array of a host buffer."""
+        with self._errors("copying to the GPU"):
+            self._cuda.memcpy_htod_async(address, array, stream)
+
+    def copy_out(self, array: NDArray[Any], address: int, stream: Any) -> None:
+        """Start copying into a C-contiguous array of a host buffer."""
+        with self._errors("copying from the GPU"):
+            self._cuda.memcpy_dtoh_async(array, address, stream)
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Start copying within the GPU, on main."""
+        with self._errors("copying on the GPU"):
+            self._cuda.memcpy_dtod_async(target, source, size, self.main)
+
+    def clear(self, address: int, size: int) -> None:
+        """Start setting bytes to zero, on main."""
+        with self._errors("clearing memory"):
+            self._cuda.memset_d8_async(address, 0, size, self.main)
+
+    def load(self, cubin: bytes) -> Kernels:
+        """Raises DeployError when the driver refuses the kernels."""
+        try:
+            with self._errors("loading the kernels"):
+                kernels = Kernels(self._cuda.module_from_buffer(cubin))
+        except (GpuLostError, GpuMemoryError):
+            raise
+        except DeployError as error:
+            raise DeployError(f"{error}; they were compiled for another GPU: build the bundle again here") from error
+        self._owned.add(kernels)
+        return kernels
+
+    def launch(self, kernels: Kernels, launch: Launch) -> None:
+        """Start a kernel on main."""
+        with self._errors(f"starting kernel {launch.kernel}"):
+            function = kernels.function(launch.kernel)
+            function(launch.argument, grid=launch.grid, block=launch.block, stream=self.main)
+
+    def event(self) -> Any:
+        with self._errors("making an event"):
+            return self._cuda.Event()
+
+    def mark(self, event: Any, stream: Any) -> None:
+        """`event` happens when what was started on `stream` so far is done."""
+        with self._errors("recording an event"):
+            event.record(stream)
+
+    def follow(self, stream: Any, event: Any) -> None:
+        """What is started on `stream` from now on waits for `event`; the caller does not."""
+        with self._errors("waiting for an event"):
+            stream.wait_for_event(event)
+
+    def finish(self, event: Any) -> None:
+        """Wait for `event`."""
+        with self._errors("waiting for the GPU"):
+            event.synchronize()
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Between two events that have happened."""
+        with self._errors("reading an event"):
+            return float(end.time_since(start)) * 1e-3
+
+    def record(self, work: Callable[[], None]) -> graph.Graph:
+        """Record what `work` starts on main.  Raises graph.CaptureRefusedError."""
+        with self._errors("recording a graph"):
+            recorded = graph.record(self.stream, work)
+        self._owned.add(recorded)
+        return recorded
+
+    def replay(self, recorded: graph.Graph) -> None:
+        """Start a recorded graph on main."""
+        with self._errors("starting a graph"):
+            recorded.launch(self.stream)
+
+    def close(self) -> None:
+        """Free everything.  Never raises after the GPU was lost."""
+        if self.lost is None:
+            for thing in list(self._owned):
+                thing.free()
+            self.main = self.up = self.down = None
+            self._leave()
+
+    @contextmanager
+    def _errors(self, doing: str, wanted: str = "") -> Iterator[None]:
+        """Turns pycuda's errors into ours."""
+        if self.lost is not None:
+            raise GpuLostError(self.lost)
+        if self.main is None:
+            raise DeployError(f"GPU {self.info.name}: {doing}: it was closed; use it inside `with open_gpu()`")
+        try:
+            yield
+        except (self._cuda.Error, DriverError) as error:
+            fault = driver.fault(self._probe)
+            if fault is not None:
+                self._abandon(f"GPU {self.info.name}: lost while {doing}: {fault}; start the program again")
+                raise GpuLostError(self.lost) from error
+            if isinstance(error, self._cuda.MemoryError):
+                free = _mib(self._cuda.mem_get_info()[0])
+                raise GpuMemoryError(
+                    f"GPU {self.info.name}: no memory left: wanted {wanted or f'some for {doing}'}, {free} are free; "
+                    "take a smaller --tile or --batch, or close other programs that use it"
+                ) from error
+            raise DeployError(f"GPU {self.info.name}: {doing}: {error}") from error
+
+    def _abandon(self, reason: str) -> None:
+        """Leave a broken context.  What pycuda holds of it is then let go in silence, instead of failing one by one."""
+        self.lost = reason
+        _lost[:] = [reason]
+        self._leave()
+
+    def _leave(self) -> None:
+        """Release the context.  pycuda forgets it but leaves it current, which the driver must be told."""
+        self._context.detach()
+        with suppress(DriverError):  # a lost context answers everything with its fault
+            if driver.current_context() == self._handle:
+                driver.pop_context()
+
+
+def _pycuda() -> Any:
+    reason = unavailable()
+    if reason:
+        raise DeployError(reason)
+    try:
+        import pycuda.driver as cuda
+    except ImportError as error:
+        raise DeployError(
+            f"GPU: pycuda does not load: {error}; build it against this machine's CUDA: "
+            "pip install --force-reinstall --no-binary pycuda --no-cache-dir pycuda"
+        ) from error
+    try:
+        cuda.init()
+    except cuda.Error as error:
+        raise DeployError(f"GPU: the driver does not start: {error}; look at nvidia-smi") from error
+    return cuda
+
+
+def _describe(cuda: Any) -> GpuInfo:
+    device = cuda.Device(0)
+    integrated = device.get_attribute(cuda.device_attribute.INTEGRATED)
+    major, minor = device.compute_capability()
+    return GpuInfo(device.name(), (major, minor), cuda.get_driver_version(), device.total_memory(), bool(integrated))
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"

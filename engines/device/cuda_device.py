@@ -1,0 +1,284 @@
+"""The GPU as a device: gather, engine and stitch without leaving its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import prod
+from types import TracebackType
+
+import numpy as np
+
+from engines import tile
+from engines.base import DeviceSession, Float32, Tensor
+from engines.device import kernels
+from engines.device.base import Frame, Timings, UInt8
+from engines.device.cuda import CudaGpu, GpuMemoryError
+from engines.device.cuda_frame import CudaFrame, CudaStrips
+from engines.device.cuda_memory import CudaMemory
+from engines.device.cuda_plan import STATUS_BYTES, Plan, Slot
+from engines.device.graph import CaptureRefusedError, missing
+from engines.device.through import DTYPES
+from engines.errors import DeployError, GpuLostError
+from engines.spec import ModelSpec
+from engines.tiling import Tiling, WindowRow
+
+SIZES_KEPT = 4  # image sizes whose memory is kept for the next image of that size
+SHARE = 0.4  # of the free memory, that one frame may take: two are in flight
+ALIGNMENT = 256  # of what an engine reads and writes, in bytes
+
+
+class CudaDevice:
+    """One engine on one GPU.  Close it before the GPU and the session.
+
+    cubin: the kernels for this GPU, as `compile_kernels` makes them.  log: told (``graph``, why) when frames cannot be
+    recorded.  Raises DeployError when the engine does not fit the tiling, or the kernels the GPU.
+    """
+
+    name = "cuda"
+    in_flight = 2
+
+    def __init__(
+        self, gpu: CudaGpu, session: DeviceSession, spec: ModelSpec, tiling: Tiling, cubin: bytes,
+        log: Callable[[str, str], None] = lambda step, text: None,
+    ) -> None:  # fmt: skip
+        _check(session, tiling, len(spec.classes))
+        self.gpu, self.session, self.spec, self.tiling, self._log = gpu, session, spec, tiling, log
+        self.timings = Timings()
+        self.on_window: Callable[[int, int], None] | None = None
+        self.parts = False
+        self._no_graph = missing()
+        if self._no_graph:
+            log("graph", f"frames are not recorded: {self._no_graph}")
+        self._recording = False
+        self._slots: dict[tuple[int, int, bool, bool], list[Slot]] = {}  # last used last
+        self._busy: list[Slot] = []  # oldest first
+        self._held: list[CudaMemory] = []
+        self.batch, _, *size = session.input.shape
+        self.size = (size[0], size[1])
+        self._window_bytes = prod(session.output.shape[1:]) * DTYPES[session.output.dtype].itemsize
+        self._kernels = gpu.load(cubin)
+        try:
+            self._windows = self._zeros(prod(session.input.shape) * DTYPES[session.input.dtype].itemsize)
+            # Where a batch of logits would start off alignment in the ring, the engine writes here and it is copied.
+            aligned = self.batch * self._window_bytes % ALIGNMENT == 0
+            self._aside = None if aligned else self._zeros(self.batch * self._window_bytes)
+            weights = tile.blend_weights(tiling.blend, *self.size)
+            self._weights = None if weights is None else (self._uploaded(weights[0]), self._uploaded(weights[1]))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def graph(self) -> str:
+        """``on`` where frames are recorded as graphs and replayed, otherwise ``off: `` and why."""
+        if self.parts:
+            return "off: the parts are timed one by one"
+        if self._no_graph is None and not self.session.capturable:
+            return "off: the engine cannot be recorded"
+        return "on" if self._no_graph is None else f"off: {self._no_graph}"
+
+    @graph.setter
+    def graph(self, value: str) -> None:
+        """Anything but ``on`` turns recording off, and is the reason given."""
+        self._no_graph = missing() if value == "on" else value.removeprefix("off: ")
+
+    def frame(self, height: int, width: int, confidence: bool, whole: bool) -> Frame:
+        self._busy = [slot for slot in self._busy if slot.owner is not None]
+        if len(self._busy) >= self.in_flight:  # whoever asked for the oldest has given it up
+            self.gpu.synchronize()
+            self._busy.pop(0).owner = None
+        key = (height, width, confidence, whole)
+        slots = self._slots.pop(key, [])
+        self._slots[key] = slots
+        slot = next((slot for slot in slots if slot.owner is None), None)
+        if slot is None:
+            for old in list(self._slots)[:-SIZES_KEPT]:
+                self._drop(old)
+            slot = self._allocate(height, width, confidence, whole)
+            slots.append(slot)
+        self._busy.append(slot)
+        return CudaFrame(self, slot) if slot.plan.whole else CudaStrips(self, slot)
+
+    def first_window(self, image: UInt8) -> Float32:
+        rows = np.ascontiguousarray(image[: self.size[0]])
+        strip = self.gpu.allocate(rows.nbytes)
+        try:
+            self.gpu.upload(strip.address, rows)
+            self._gather(strip.address, image.shape[:2], 0, 0, [0])
+            windows = np.empty(self.session.input.shape, DTYPES[self.session.input.dtype])
+            self.gpu.download(windows, self._windows)
+        finally:
+            strip.free()
+        widened: Float32 = windows.astype(np.float32)
+        return widened
+
+    def start(self, slot: Slot) -> None:
+        """Start a whole frame on main."""
+        if self.graph != "on" or not slot.warm:
+            self._start_rows(slot)
+            slot.warm = True
+            return
+        if slot.graph is None:
+            try:
+                self._recording = True
+                slot.graph = self.gpu.record(lambda: self._start_rows(slot))
+            except CaptureRefusedError as error:
+                self._no_graph = str(error)
+                self._log("graph", f"frames are not recorded: {error}")
+                self._recording = False
+                self._start_rows(slot)
+                return
+            finally:
+                self._recording = False
+        self.gpu.replay(slot.graph)
+        if self.on_window:
+            self.on_window(slot.plan.windows, slot.plan.windows)
+
+    def start_row(self, slot: Slot, step: WindowRow) -> None:
+        """Start a row of windows, and the rows of labels that it finishes, on main.  The slot holds only those."""
+        self.gpu.clear(slot.status_at, STATUS_BYTES)
+        self._start_row(slot, step)
+
+    def close(self) -> None:
+        """Free everything.  Does not raise after the GPU was lost."""
+        with suppress(DeployError):
+            self.gpu.synchronize()
+        for key in list(self._slots):
+            for slot in self._slots.pop(key):
+                slot.free()
+        while self._held:
+            self._held.pop().free()
+        self._kernels.free()
+
+    def __enter__(self) -> CudaDevice:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start_rows(self, slot: Slot) -> None:
+        self.gpu.clear(slot.status_at, STATUS_BYTES)
+        for step in slot.plan.steps:
+            self._start_row(slot, step)
+
+    def _start_row(self, slot: Slot, step: WindowRow) -> None:
+        plan, columns = slot.plan, len(step.lefts)
+        first_row = 0 if plan.whole else step.top
+        row_at = slot.logits + step.index % plan.ring * plan.pitch * plan.window_bytes
+        for start in range(0, columns, self.batch):
+            some = step.lefts[start : start + self.batch]  # what is left in a short batch is run for nothing
+            self._gather(slot.image_at, (plan.height, plan.width), first_row, step.top, some)
+            self._mark(slot, "gather")
+            self._enqueue(row_at + start * plan.window_bytes)
+            self._mark(slot, "engine")
+            if self.on_window and not self._recording:
+                self.on_window(step.index * columns + start + len(some), plan.windows)
+        self._stitch(slot, step)
+        self._mark(slot, "stitch")
+
+    def _gather(self, image: int, size: tuple[int, ...], first_row: int, top: int, lefts: Sequence[int]) -> None:
+        """image: where row `first_row` of the image, whose size is (height, width), lies."""
+        launch = kernels.gather(
+            image, size[0], size[1], (3 * size[1], 3, 1), top, lefts, self.size, self.spec.mean, self.spec.std,
+            self.spec.order, self.tiling.padding, self._windows, DTYPES[self.session.input.dtype].name, first_row,
+        )  # fmt: skip
+        self.gpu.launch(self._kernels, launch)
+
+    def _enqueue(self, target: int) -> None:
+        try:
+            self.session.enqueue(self._windows, self._aside or target, self.gpu.stream)
+        except GpuLostError:
+            raise
+        except DeployError:
+            if not self._recording:
+                self.gpu.synchronize()  # a lost context is told as such, whatever the SDK says
+            raise
+        if self._aside is not None:
+            self.gpu.copy(target, self._aside, self.batch * self._window_bytes)
+
+    def _stitch(self, slot: Slot, step: WindowRow) -> None:
+        plan, (start, _) = slot.plan, step.rows
+        offset = start * plan.width if plan.whole else 0
+        classes, low = self.session.output.shape[1], self.session.output.shape[2:]
+        launch = kernels.stitch(
+            slot.logits, DTYPES[self.session.output.dtype].name, (low[0], low[1]), classes, plan.ring, plan.pitch,
+            self.tiling, (plan.height, plan.width), step.rows, step.held, self._weights,
+            slot.labels_at + offset, plan.width,
+            None if slot.confidence_at is None else slot.confidence_at + 4 * offset, plan.width, slot.status_at,
+        )  # fmt: skip
+        self.gpu.launch(self._kernels, launch)
+
+    def _mark(self, slot: Slot, part: str) -> None:
+        if self.parts:
+            slot.clock.mark(part)
+
+    def _allocate(self, height: int, width: int, confidence: bool, whole: bool) -> Slot:
+        """Memory for the whole image where it fits, otherwise for strips of it."""
+
+        def plan(whole: bool) -> Plan:
+            return Plan.of(self.tiling, (height, width), confidence, whole, self.batch, self._window_bytes)
+
+        if whole:
+            for attempt in range(2):
+                try:
+                    if plan(True).bytes <= SHARE * self.gpu.free_memory():
+                        return Slot(self.gpu, plan(True))
+                except GpuMemoryError:
+                    pass
+                if attempt == 0:
+                    self._drop_idle()
+        try:
+            return Slot(self.gpu, plan(False))
+        except GpuMemoryError:
+            self._drop_idle()
+            return Slot(self.gpu, plan(False))
+
+    def _drop_idle(self) -> None:
+        """Free what other image sizes hold."""
+        for key in list(self._slots):
+            self._drop(key)
+
+    def _drop(self, key: tuple[int, int, bool, bool]) -> None:
+        slots = self._slots[key]
+        for slot in [slot for slot in slots if slot.owner is None]:
+            slots.remove(slot)
+            slot.free()
+        if not slots and key != next(reversed(self._slots)):
+            del self._slots[key]
+
+    def _zeros(self, size: int) -> int:
+        memory = self.gpu.allocate(size)
+        self._held.append(memory)
+        self.gpu.clear(memory.address, size)
+        return memory.address
+
+    def _uploaded(self, array: Float32) -> int:
+        memory = self.gpu.allocate(array.nbytes)
+        self._held.append(memory)
+        self.gpu.upload(memory.address, array)
+        return memory.address
+
+
+def _check(session: DeviceSession, tiling: Tiling, classes: int) -> None:
+    source, target = session.input, session.output
+    window = (tiling.window_h, tiling.window_w)
+    if len(source.shape) != 4 or source.shape[0] < 1 or source.shape[1:] != (3, *window):
+        raise DeployError(
+            f"engine: got input {_say(source)}, expected (N, 3, {window[0]}, {window[1]}); build it again"
+        )
+    if source.shape[0] > kernels.MAX_LEFTS:
+        raise DeployError(f"engine: got a batch of {source.shape[0]} windows, expected {kernels.MAX_LEFTS} at most")
+    if len(target.shape) != 4 or target.shape[:2] != (source.shape[0], classes) or min(target.shape) < 1:
+        raise DeployError(
+            f"engine: got output {_say(target)}, expected ({source.shape[0]}, {classes}, h, w); build it again"
+        )
+    for tensor in (source, target):
+        if tensor.dtype not in DTYPES:
+            raise DeployError(f"engine: got {_say(tensor)}, expected one of {', '.join(DTYPES)}; build it again")
+
+
+def _say(tensor: Tensor) -> str:
+    return f"{tensor.name} {tensor.shape} {tensor.dtype}"

@@ -1,0 +1,154 @@
+"""Frames on a GPU: one holds the whole image, the other only the rows at work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engines.device.base import Band, Mask, UInt8
+from engines.device.cuda_plan import Slot
+from engines.device.kernels import NOT_FINITE
+from engines.errors import DeployError
+from engines.tile import MESSAGES
+
+if TYPE_CHECKING:
+    from engines.device.cuda_device import CudaDevice
+
+
+class _Frame:
+    """The use of a slot by one image; it ends with the result, with an error, or when a later image needs the slot."""
+
+    def __init__(self, device: CudaDevice, slot: Slot) -> None:
+        self.steps = slot.plan.steps
+        self._device, self._slot, self._gpu = device, slot, device.gpu
+        slot.owner = self
+
+    def _check_mine(self) -> None:
+        if self._slot.owner is not self:
+            raise DeployError(
+                "frame: its memory went to a later image, or its result was taken; "
+                f"take each result once, and have at most {self._device.in_flight} images under way"
+            )
+
+    def _release(self) -> None:
+        if self._slot.owner is self:
+            self._slot.owner = None
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """After an error the slot is free again, once nothing that was started uses it any more."""
+        self._check_mine()
+        try:
+            yield
+        except BaseException:
+            with suppress(DeployError):  # the error at hand is the one to tell
+                self._gpu.synchronize()
+            self._release()
+            raise
+
+    def _wait(self) -> None:
+        """Wait for the download, count the time, and raise DeployError if the logits were not numbers."""
+        slot = self._slot
+        self._gpu.finish(slot.done)
+        slot.clock.add_to(self._device.timings)
+        status = int(slot.status.array[0])
+        if status:
+            raise DeployError(f"stitch: {MESSAGES[3 if status & NOT_FINITE else 2]}")
+
+
+class CudaFrame(_Frame):
+    """Holds the whole image.  Starts everything at once, as a recorded graph where that is possible.
+
+    The copies run beside the kernels of the frame before and the frame after.
+    """
+
+    def put(self, image: UInt8) -> None:
+        with self._working():
+            np.copyto(self._slot.image.array, image)
+
+    def play(self) -> None:
+        with self._working():
+            slot, gpu = self._slot, self._gpu
+            slot.upload(slot.plan.height, gpu.up)
+            gpu.mark(slot.uploaded, gpu.up)
+            gpu.follow(gpu.main, slot.uploaded)
+            slot.clock.start()
+            self._device.start(slot)
+            if not self._device.parts:
+                slot.clock.mark("engine")
+            gpu.mark(slot.computed, gpu.main)
+            gpu.follow(gpu.down, slot.computed)
+            slot.download(slot.plan.height, gpu.down)
+
+    def mask(self) -> Mask:
+        with self._working():
+            self._wait()
+            slot = self._slot
+            self._device.timings.windows += slot.plan.windows
+            mask = Mask(slot.labels.array.copy(), None if slot.confidence is None else slot.confidence.array.copy())
+        self._release()
+        return mask
+
+    def advance(self, index: int) -> None:
+        raise DeployError(f"frame: got advance({index}) on a frame that was asked for whole; use play and mask")
+
+    def band(self, index: int) -> Band:
+        raise DeployError(f"frame: got band({index}) on a frame that was asked for whole; use play and mask")
+
+
+class CudaStrips(_Frame):
+    """Holds the rows at work, so that an image of any height fits.  One row of windows after another.
+
+    Also stands in for `CudaFrame` where the whole image does not fit: then `mask` does the work.
+    """
+
+    def __init__(self, device: CudaDevice, slot: Slot) -> None:
+        super().__init__(device, slot)
+        self._image: UInt8 = np.empty((0, 0, 3), np.uint8)
+
+    def put(self, image: UInt8) -> None:
+        self._check_mine()
+        self._image = image
+
+    def advance(self, index: int) -> None:
+        with self._working():
+            step, slot, gpu = self.steps[index], self._slot, self._gpu
+            rows = self._image[step.top : step.top + slot.plan.image_rows]
+            np.copyto(slot.image.array[: rows.shape[0]], rows)
+            slot.upload(rows.shape[0], gpu.main)
+            slot.clock.start()
+            self._device.start_row(slot, step)
+            if not self._device.parts:
+                slot.clock.mark("engine")
+            slot.download(step.rows[1] - step.rows[0], gpu.main)
+
+    def band(self, index: int) -> Band:
+        start, end = self.steps[index].rows
+        with self._working():
+            self._wait()
+            slot = self._slot
+            self._device.timings.windows += len(self.steps[index].lefts)
+            labels = slot.labels.array[: end - start].copy()
+            certainty = None if slot.confidence is None else slot.confidence.array[: end - start].copy()
+        if index + 1 == len(self.steps):
+            self._release()
+            self._image = np.empty((0, 0, 3), np.uint8)
+        return Band(start, end, labels, certainty)
+
+    def play(self) -> None:
+        self._check_mine()
+
+    def mask(self) -> Mask:
+        height, width = self._slot.plan.height, self._slot.plan.width
+        labels = np.empty((height, width), np.uint8)
+        certainty = np.empty((height, width), np.float32) if self._slot.plan.confidence else None
+        for step in self.steps:
+            self.advance(step.index)
+            band = self.band(step.index)
+            labels[slice(*step.rows)] = band.labels
+            if certainty is not None:
+                certainty[slice(*step.rows)] = band.confidence
+        return Mask(labels, certainty)

@@ -1,0 +1,201 @@
+"""Launches of the kernels in tile.cu: what they are told, checked and laid out as tile.h declares it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from engines.device.launch import Dim, Launch
+from engines.errors import DeployError
+from engines.tile import MAX_PIXELS, normalisation
+from engines.tiling import PADDINGS, Tiling
+
+MAX_LEFTS = 64  # TILE_MAX_LEFTS
+NOT_FINITE, UNCOVERED = 1, 2  # bits of the status word: TILE_STATUS_NOT_FINITE, TILE_STATUS_UNCOVERED
+SUFFIX = {"float32": "f32", "float16": "f16"}  # of the kernels' names, by dtype of the network's inputs or logits
+GATHER_BLOCK, GATHER_PIXELS = (64, 4, 1), 4  # pixels a thread: 4 of one row
+STITCH_BLOCK, STITCH_PATCH, STITCH_STRIP = (32, 4, 1), (4, 4), (1, 4)  # rows and columns a thread
+MAX_PHASES_LOG2 = 5  # beyond a ratio of 32 (TILE_MAX_RATIO of tile.c) columns are interpolated one by one
+_GRID_Y = 65535  # the most blocks of a grid along y
+
+GATHER = np.dtype(
+    [
+        ("image", np.uint64), ("out", np.uint64), ("stride_y", np.int64), ("stride_x", np.int64),
+        ("stride_c", np.int64), ("plane", np.int32, 3), ("scale", np.float32, 3), ("bias", np.float32, 3),
+        ("height", np.int32), ("width", np.int32), ("first_row", np.int32), ("top", np.int32), ("window_h", np.int32),
+        ("window_w", np.int32), ("padding", np.int32), ("windows", np.int32), ("lefts", np.int32, MAX_LEFTS),
+    ],
+    align=True,
+)  # fmt: skip
+STITCH = np.dtype(
+    [
+        *((name, np.uint64) for name in ("logits", "weight_y", "weight_x", "labels", "confidence", "status")),
+        ("labels_stride", np.int64), ("confidence_stride", np.int64),
+        *(
+            (name, np.int32)
+            for name in ("height", "width", "window_h", "window_w", "stride_h", "stride_w", "rows", "columns",
+                         "logits_h", "logits_w", "classes", "ring", "pitch", "held0", "held1", "row0", "row1",
+                         "ratio_log2_h", "ratio_log2_w")
+        ),
+    ],
+    align=True,
+)  # fmt: skip
+
+
+def gather(
+    image: int,
+    height: int,
+    width: int,
+    strides: tuple[int, int, int],
+    top: int,
+    lefts: Sequence[int],
+    window: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    order: Sequence[int],
+    padding: str,
+    out: int,
+    dtype: str,
+    first_row: int = 0,
+) -> Launch:
+    """The windows of one row of windows as network inputs (n, 3, h, w), the same bits as `engines.tile.gather`.
+
+    image: address of row `first_row` of an image (height, width, 3) uint8, with all rows that the windows need from
+    there on.  strides: bytes from row to row, pixel to pixel and channel to channel, negative ones too.
+    top, lefts: where the 1 to 64 windows lie.  window: (height, width).  mean, std: by *output* channel, on the 0..255
+    scale.  order: image channel of each output channel.  padding: zero, edge or reflect.
+    out: address of n * 3 * h * w contiguous values of `dtype`, float32 or float16 (rounded to the nearest).
+    Raises DeployError when a value is out of range, or a window reaches out of the image or above `first_row`.
+    """
+    _addresses("gather", image=image, out=out)
+    if padding not in PADDINGS:
+        raise DeployError(f"gather: got padding {padding!r}, expected one of {', '.join(PADDINGS)}")
+    if sorted(order) != [0, 1, 2]:
+        raise DeployError(f"gather: got channel order {tuple(order)}, expected a permutation of (0, 1, 2)")
+    if not 1 <= len(lefts) <= MAX_LEFTS:
+        raise DeployError(f"gather: got {len(lefts)} windows, expected 1 to {MAX_LEFTS}; launch several times")
+    for axis, starts, size, length in (("row", (top,), window[0], height), ("column", lefts, window[1], width)):
+        for start in starts:
+            if not (0 <= start < length <= MAX_PIXELS and size >= 1) or (start > 0 and start + size > length):
+                raise DeployError(
+                    f"gather: window of {size} at {axis} {start} does not fit into {length}; "
+                    "it may leave the image only where it starts at 0"
+                )
+    if not 0 <= first_row <= top:
+        raise DeployError(f"gather: got an image from row {first_row} on, expected 0 to the window's top, {top}")
+    scale, bias = normalisation(mean, std)
+    channels = [list(order).index(channel) for channel in range(3)]  # the plane that each becomes
+    argument = _record(
+        GATHER, image=image, out=out, stride_y=strides[0], stride_x=strides[1], stride_c=strides[2], plane=channels,
+        scale=scale[channels], bias=bias[channels], height=height, width=width, first_row=first_row, top=top,
+        window_h=window[0], window_w=window[1], padding=PADDINGS.index(padding), windows=len(lefts),
+        lefts=[*lefts, *[0] * (MAX_LEFTS - len(lefts))],
+    )  # fmt: skip
+    columns = -(-window[1] // GATHER_PIXELS)
+    grid = (-(-columns // GATHER_BLOCK[0]), min(-(-window[0] // GATHER_BLOCK[1]), _GRID_Y), len(lefts))
+    return Launch(f"tile_gather_{_suffix('gather', dtype)}", grid, GATHER_BLOCK, argument)
+
+
+def stitch(
+    logits: int,
+    dtype: str,
+    low: tuple[int, int],
+    classes: int,
+    ring: int,
+    pitch: int,
+    tiling: Tiling,
+    size: tuple[int, int],
+    rows: tuple[int, int],
+    held: range,
+    weights: tuple[int, int] | None,
+    labels: int,
+    labels_stride: int,
+    confidence: int | None,
+    confidence_stride: int,
+    status: int,
+) -> Launch:
+    """Labels of rows [r0, r1) of an image `size` (height, width), the same bits as `engines.tile.stitch`.
+
+    logits: address of the windows' logits, each (classes, *low) contiguous values of `dtype`; those of row r and
+    column c of windows at index r % ring * pitch + c.  Windows lie where `tiling` places them; of their rows only
+    those in `held` are read, which must not be more than `ring`.
+    weights: addresses of (window_h,) and (window_w,) float32, or None for the plain mean.
+    labels: address of uint8 at row r0, column 0; labels_stride: bytes from row to row.  confidence: the same in
+    float32, its stride in elements; 0 or None for none.
+    status: address of an int32; bit NOT_FINITE is set where a logit or a sum is NaN or infinite, bit UNCOVERED where a
+    pixel lies in no held window; never cleared.
+    Raises DeployError when a value is out of range.
+    """
+    _addresses("stitch", logits=logits, labels=labels, status=status)
+    if not 1 <= classes <= 255 or min(low) < 1:
+        raise DeployError(f"stitch: got logits {(classes, *low)}, expected 1 to 255 classes and at least one value")
+    if not 0 <= rows[0] < rows[1] <= size[0] or max(size) > MAX_PIXELS:
+        raise DeployError(f"stitch: got rows {rows[0]}..{rows[1]} of an image {size}, expected a part of it")
+    tops, lefts = tiling.placements(*size)
+    if held.step != 1 or not 0 <= held.start < held.stop <= len(tops) or len(held) > ring or pitch < len(lefts):
+        raise DeployError(
+            f"stitch: got {held} held in a ring of {ring} rows of {pitch} windows, expected a part of "
+            f"{len(tops)} rows that fits, of {len(lefts)} windows each"
+        )
+    if labels_stride < size[1] or (confidence and confidence_stride < size[1]):
+        raise DeployError(f"stitch: got strides {labels_stride} and {confidence_stride}, expected {size[1]} or more")
+    if weights is not None:
+        _addresses("stitch", weight_y=weights[0], weight_x=weights[1])
+    ratios = _ratio_log2(tiling.window_h, low[0]), _ratio_log2(tiling.window_w, low[1])
+    argument = _record(
+        STITCH, logits=logits, weight_y=weights[0] if weights else 0, weight_x=weights[1] if weights else 0,
+        labels=labels, confidence=confidence or 0, status=status, labels_stride=labels_stride,
+        confidence_stride=confidence_stride, height=size[0], width=size[1], window_h=tiling.window_h,
+        window_w=tiling.window_w, stride_h=tiling.stride_h, stride_w=tiling.stride_w, rows=len(tops),
+        columns=len(lefts), logits_h=low[0], logits_w=low[1], classes=classes, ring=ring, pitch=pitch,
+        held0=held.start, held1=held.stop, row0=rows[0], row1=rows[1], ratio_log2_h=ratios[0], ratio_log2_w=ratios[1],
+    )  # fmt: skip
+    way, patch = _way(ratios, (tops, lefts), weights is not None)
+    options = f"{'_weighted' if weights else ''}{'_confidence' if confidence else ''}"
+    name = f"tile_stitch_{way}{options}_{_suffix('stitch', dtype)}"
+    first = rows[0] // patch[0] * patch[0]  # patches start at multiples of their size, whatever the band
+    return Launch(name, _grid((rows[1] - first, size[1]), patch), STITCH_BLOCK, argument)
+
+
+def _record(layout: np.dtype[np.void], **values: Any) -> np.void:
+    record = np.zeros(1, layout)
+    for name, value in values.items():
+        record[name] = value
+    row: np.void = record[0]
+    return row
+
+
+def _way(ratios: tuple[int, int], places: tuple[list[int], list[int]], weighted: bool) -> tuple[str, tuple[int, int]]:
+    """Which of the three kernels, fastest first, and the rows and columns that one of its threads owns."""
+    if ratios == (2, 2) and not weighted and all(place % 4 == 0 for axis in places for place in axis):
+        return "quarter", STITCH_PATCH
+    if ratios[0] >= 2 and 2 <= ratios[1] <= MAX_PHASES_LOG2:
+        return "whole", STITCH_PATCH
+    return "any", STITCH_STRIP
+
+
+def _grid(size: tuple[int, int], patch: tuple[int, int]) -> Dim:
+    blocks = [
+        -(-pixels // (each * block)) for pixels, each, block in zip(size, patch, STITCH_BLOCK[1::-1], strict=True)
+    ]
+    return (blocks[1], min(blocks[0], _GRID_Y), 1)
+
+
+def _ratio_log2(window: int, low: int) -> int:
+    """log2(window / low) where that is whole, else -1."""
+    ratio = window // low
+    return ratio.bit_length() - 1 if ratio * low == window and ratio.bit_count() == 1 else -1
+
+
+def _suffix(name: str, dtype: str) -> str:
+    if dtype not in SUFFIX:
+        raise DeployError(f"{name}: got {dtype} on the GPU, expected {' or '.join(SUFFIX)}; build the engine with one")
+    return SUFFIX[dtype]
+
+
+def _addresses(name: str, **addresses: int) -> None:
+    for what, address in addresses.items():
+        if not 0 < address < 2**64:
+            raise DeployError(f"{name}: got address {address} for {what}, expected one of the GPU's memory")

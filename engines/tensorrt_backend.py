@@ -1,0 +1,20 @@
+"""TensorRT 8.6 to 11 on NVIDIA GPUs, Jetson boards included.  The only file that imports tensorrt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engines.trt.backend import TensorRTFamily
+from engines.trt.flavour import Flavour
+
+
+class TensorRTBackend(TensorRTFamily):
+    flavour = Flavour("tensorrt", "TensorRT", "pip install -e '.[tensorrt]'")
+
+    def sdk(self) -> Any:
+        import tensorrt
+
+        return tensorrt
+
+
+backend = TensorRTBackend()

@@ -1,0 +1,165 @@
+"""What the two TensorRT backends do alike: everything but importing their package."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engines.base import Backend, BuildConfig, DeviceSession, Float32
+from engines.device.base import GpuInfo
+from engines.errors import DeployError
+from engines.layers import Layer
+from engines.trt import blob as engine_file
+from engines.trt.builder import Room, build_plan
+from engines.trt.cache import TimingCache
+from engines.trt.features import has_bf16
+from engines.trt.flavour import Flavour
+from engines.trt.inspector import measure
+from engines.trt.runtime import TensorRTSession
+
+BOARD = Path("/proc/device-tree/model")
+
+
+class TensorRTFamily(Backend, ABC):
+    """A backend on one package of TensorRT's shape."""
+
+    on_gpu = True
+    flavour: Flavour
+
+    @property
+    def name(self) -> str:
+        return self.flavour.module
+
+    @abstractmethod
+    def sdk(self) -> Any:
+        """The package, imported now.  Raises ImportError or OSError."""
+
+    def unavailable(self) -> str | None:
+        """Looks for the package first, then for a GPU, and imports the package last: it is large."""
+        from engines.device.cuda import gpu_info
+        from engines.device.cuda import unavailable as gpu_unavailable
+
+        title = self.flavour.title
+        if importlib.util.find_spec(self.flavour.module) is None:
+            return f"the {self.flavour.module} package is not installed; {self._install()}"
+        reason = gpu_unavailable()
+        if reason:
+            return f"no GPU to run or verify on: {reason.removeprefix('GPU: ')}" if self.flavour.ahead else reason
+        try:
+            sdk = self.sdk()
+        except (ImportError, OSError) as error:
+            return _import_failure(title, str(error), self._install())
+        return self.flavour.without(sdk, gpu_info().sm)
+
+    def version(self) -> str:
+        return f"{self.flavour.module} {self.sdk().__version__}"
+
+    def device(self) -> str:
+        info = self._gpu()
+        return "no GPU" if info is None else str(info)
+
+    def supports(self, precision: str) -> str | None:
+        if precision != "bf16":
+            return None
+        if not has_bf16(self.sdk()):
+            return f"{self.flavour.title} {self.sdk().__version__} has no BF16; use --precision fp16"
+        info = self._gpu()
+        if info is not None and info.sm < (8, 0):
+            return f"{info.name} has no BF16 arithmetic (it came with compute capability 8.0); use --precision fp16"
+        return None
+
+    def remark(self, precision: str) -> str | None:
+        if precision == "int8" and self.flavour.ahead:
+            return (
+                f"{self.flavour.title} documents INT8 as storage of weights; INT8 need not be faster here, so measure"
+            )
+        return None
+
+    def refuses(self, sdk: str, device: str, config: BuildConfig) -> str | None:
+        reason = engine_file.refused_sdk(sdk, self.version(), config.tensorrt)
+        return reason or engine_file.refused_device(device, self.device(), config.tensorrt, self.flavour.ahead)
+
+    def build(self, model: Path, config: BuildConfig) -> bytes:
+        """Compile the ONNX file `model`.  Raises DeployError naming the node or the option that was refused."""
+        sdk, info = self.sdk(), self._gpu()
+        device = "" if info is None else str(info)
+        targets = self.flavour.targets(sdk, None if info is None else info.sm, config.tensorrt)
+        cache = None
+        if config.timing_cache is not None and not self.flavour.ahead:
+            cache = TimingCache(config.timing_cache, self.version(), device, config.log)
+        plan = build_plan(sdk, self.flavour, model, config, self._room(info), targets, cache)
+        header = engine_file.Header(
+            self.version(), device, config.tensorrt, targets, engine_file.digest(model.read_bytes()),
+            engine_file.digest(plan), len(plan),
+        )  # fmt: skip
+        return engine_file.pack(header, plan)
+
+    @contextmanager
+    def load(self, blob: bytes, config: BuildConfig) -> Iterator[DeviceSession]:
+        with self._open(blob, config) as session:
+            yield session
+
+    def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
+        with self._open(blob, config) as session:
+            return measure(self.sdk(), session, window, runs)
+
+    @contextmanager
+    def _open(self, blob: bytes, config: BuildConfig) -> Iterator[TensorRTSession]:
+        """Nothing of a plan is looked at by the SDK before its header was judged."""
+        header, plan = engine_file.unpack(blob)
+        reason = engine_file.refuses(header, self.version(), self.device(), self.flavour.ahead)
+        if reason:
+            raise DeployError(f"engine: {reason}; build the bundle again here")
+        from engines.device.cuda import open_gpu
+
+        with open_gpu() as gpu:
+            title = f"{self.flavour.title} {self.sdk().__version__}"
+            session = TensorRTSession(self.sdk(), title, header, plan, config.model, gpu)
+            try:
+                yield session
+            finally:
+                session.close()
+
+    def _gpu(self) -> GpuInfo | None:
+        """None where there is no GPU and this package can do without.  Raises DeployError."""
+        from engines.device.cuda import gpu_info
+        from engines.device.cuda import unavailable as gpu_unavailable
+
+        if self.flavour.ahead and gpu_unavailable() is not None:
+            return None
+        info: GpuInfo = gpu_info()
+        return info
+
+    def _room(self, info: GpuInfo | None) -> Room | None:
+        if info is None:
+            return None
+        from engines.device.cuda import open_gpu
+
+        with open_gpu() as gpu:
+            return Room(gpu.free_memory(), info.integrated)
+
+    def _install(self) -> str:
+        board = BOARD.read_text(errors="replace").strip("\0\n") if BOARD.exists() else ""
+        if "Jetson" not in board:
+            return f"on a machine with an NVIDIA GPU: {self.flavour.install}"
+        if self.flavour.ahead:
+            return f"there is none for {board}: use --backend tensorrt"
+        return (  # pip's wheels are for other systems than JetPack
+            "sudo apt install python3-libnvinfer, JetPack's own, and make the environment with "
+            "python3 -m venv --system-site-packages, so that it is seen"
+        )
+
+
+def _import_failure(title: str, error: str, install: str) -> str:
+    """Why an installed package does not load."""
+    text = " ".join(error.split())
+    if "libnvdla_compiler" in text:
+        return (
+            f"{title} does not load: it is the build for boards with a DLA, and libnvdla_compiler.so is missing; sudo "
+            "apt install nvidia-l4t-dla-compiler, or install the TensorRT of this JetPack"
+        )
+    return f"{title} does not load ({text}); {install}"

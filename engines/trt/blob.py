@@ -1,0 +1,153 @@
+"""An engine file: a header that can be judged, then TensorRT's plan.
+
+Deserialising a plan runs code from it, and one of another version or GPU ends in messages that help nobody.  So what is
+known of a plan stands before it, and is checked first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engines.base import TensorRTOptions
+from engines.errors import DeployError
+from engines.trt.flavour import Sm, sm_of
+
+MAGIC = b"edgeseg tensorrt engine 1\n"
+_LENGTH = 8  # bytes of the header's length, little endian
+_DEVICE = re.compile(r"cuda sm_(\d+)(\d) (.+), driver for CUDA (\d+)\.(\d+)")
+_LATER = {8: (8, 9, 10), 9: (9, 10), 10: (10, 11)}  # majors that load a version-compatible engine of this one
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an engine was built with.
+
+    sdk: name and version.  device: GpuInfo as text, or "" where there was no GPU.  targets: compute capabilities that
+    it was compiled for ahead of time.  model_sha256: of the graph, which an engine without weights takes them from.
+    """
+
+    sdk: str
+    device: str
+    options: TensorRTOptions
+    targets: tuple[str, ...]
+    model_sha256: str
+    plan_sha256: str
+    plan_bytes: int
+
+
+def pack(header: Header, plan: bytes) -> bytes:
+    body = json.dumps(asdict(header), sort_keys=True).encode()
+    return MAGIC + len(body).to_bytes(_LENGTH, "little") + body + plan
+
+
+def digest(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def unpack(blob: bytes) -> tuple[Header, memoryview]:
+    """The header and the plan.  Raises DeployError unless every byte is as it was built."""
+    if not blob.startswith(MAGIC):
+        raise DeployError("engine: got a file of another kind, expected one that build-engine wrote; build it again")
+    start = len(MAGIC) + _LENGTH
+    end = start + int.from_bytes(blob[len(MAGIC) : start], "little")
+    try:
+        body: dict[str, Any] = json.loads(blob[start:end])
+        body["options"] = TensorRTOptions(**body["options"])
+        body["targets"] = tuple(body["targets"])
+        header = Header(**body)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DeployError(f"engine: its header is damaged ({type(error).__name__}); build it again") from error
+    plan = memoryview(blob)[end:]
+    if len(plan) != header.plan_bytes:
+        raise DeployError(
+            f"engine: got {len(plan)} bytes of plan, expected {header.plan_bytes}; copy or build it again"
+        )
+    if digest(plan) != header.plan_sha256:
+        raise DeployError("engine: its plan has changed since it was built; copy or build it again")
+    return header, plan
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device as engines name it.  driver: the newest CUDA that it runs."""
+
+    sm: Sm
+    name: str
+    driver: Sm
+
+    @classmethod
+    def parse(cls, device: str) -> Gpu | None:
+        match = _DEVICE.fullmatch(device)
+        if match is None:
+            return None
+        major, minor, name, driver_major, driver_minor = match.groups()
+        return cls((int(major), int(minor)), name, (int(driver_major), int(driver_minor)))
+
+
+def refused_sdk(built: str, here: str, options: TensorRTOptions) -> str | None:
+    """None when an engine made with `built` loads in `here`, otherwise why not.  Both are name and version."""
+    if built == here:
+        return None
+    old, new = _version(built), _version(here)
+    upward = old is not None and new is not None and old[0] == new[0] and old[1] <= new[1]
+    if options.version_compatible and upward and old is not None and new is not None:
+        if new[1][0] in _LATER.get(old[1][0], (old[1][0],)):
+            return None
+        return f"built with {built!r} for later versions, which reach {max(_LATER[old[1][0]])}; but this is {here!r}"
+    return f"built with {built!r}, but this is {here!r}"
+
+
+def refused_device(built: str, here: str, options: TensorRTOptions, ahead: bool) -> str | None:
+    """None when an engine built on `built` runs on `here`, otherwise why not.  Both are GpuInfo as text.
+
+    ahead: engines belong to a compute capability, not to a model of GPU.
+    """
+    old, new = Gpu.parse(built), Gpu.parse(here)
+    if old is None or new is None:
+        return None if built == here else f"built on {built!r}, but this is {here!r}"
+    if options.hardware == "ampere_plus":
+        fits = min(old.sm, new.sm) >= (8, 0)
+    elif options.hardware == "same_cc" or ahead:
+        fits = old.sm == new.sm
+    else:  # NVIDIA's support matrix: "Otherwise, serialized engines are not portable across devices."
+        fits = (old.sm, old.name) == (new.sm, new.name)
+    if not fits:
+        return f"built on {built!r}, but this is {here!r}"
+    return refused_driver(old, new)
+
+
+def refused_driver(old: Gpu, new: Gpu) -> str | None:
+    """A newer driver loads what an older one did: NVIDIA's CUDA Compatibility guide guarantees that applications, and
+    the kernels in them, run on every later driver.  The other way holds within one major version alone and not for
+    everything, and TensorRT lists an old driver among the reasons of an invalid engine; so it is refused.
+    """
+    if new.driver >= old.driver:
+        return None
+    return (
+        f"built with a driver for CUDA {old.driver[0]}.{old.driver[1]}, but the driver here is for "
+        f"{new.driver[0]}.{new.driver[1]}: a newer driver may load it, an older one may not"
+    )
+
+
+def refuses(header: Header, sdk: str, device: str, ahead: bool) -> str | None:
+    """None when the engine may be loaded with `sdk` on `device`, otherwise why not."""
+    reason = refused_sdk(header.sdk, sdk, header.options)
+    if reason is None and not header.targets:
+        reason = refused_device(header.device, device, header.options, ahead)
+    elif reason is None:
+        old, new = Gpu.parse(header.device), Gpu.parse(device)
+        if new is None or new.sm not in map(sm_of, header.targets):
+            return f"compiled for {', '.join(header.targets)}, but this is {device!r}"
+        reason = None if old is None else refused_driver(old, new)
+    return reason
+
+
+def _version(sdk: str) -> tuple[str, tuple[int, ...]] | None:
+    """``tensorrt 10.3.0`` -> (``tensorrt``, (10, 3, 0))."""
+    name, _, version = sdk.partition(" ")
+    parts = re.match(r"\d+(?:\.\d+)*", version)
+    return None if parts is None else (name, tuple(map(int, parts.group().split("."))))

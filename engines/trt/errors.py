@@ -1,0 +1,105 @@
+"""TensorRT's messages, collected, and what they mean for the one who reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from engines.errors import DeployError
+from engines.trt.features import name_of
+
+_BAD = ("ERROR", "INTERNAL_ERROR")
+_NO_IMPLEMENTATION = re.compile(r"[Cc]ould not find any implementation for node \{?([^}\n]*?)\}?(?: due to|\.?$|[.(] )")
+_MEMORY = re.compile(r"out of memory|OutOfMemory|insufficient memory|MEM_ALLOC|FAILED_ALLOCATION|std::bad_alloc", re.I)
+_WORKSPACE = re.compile(r"insufficient (?:memory|workspace)|workspace", re.I)
+_KEPT = 200  # messages
+
+
+def make_logger(sdk: Any) -> Any:
+    """An ILogger that keeps warnings and errors in ``messages``, (severity, text), instead of printing them."""
+
+    class Logger(sdk.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            sdk.ILogger.__init__(self)
+            self.messages: list[tuple[str, str]] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            kind = name_of(severity)
+            if kind in (*_BAD, "WARNING"):
+                self.messages.append((kind, text))
+                del self.messages[:-_KEPT]
+
+    return Logger()
+
+
+def errors_of(logger: Any) -> list[str]:
+    return [one_line(text) for kind, text in logger.messages if kind in _BAD]
+
+
+def warnings_of(logger: Any) -> list[str]:
+    """Each once, in their order."""
+    return list(dict.fromkeys(one_line(text) for kind, text in logger.messages if kind == "WARNING"))
+
+
+def parse_error(title: str, model: str, parser: Any, logger: Any) -> DeployError:
+    """Of the ONNX parser: which node, of which type, why, and what to do."""
+    if not parser.num_errors:
+        return DeployError(f"{title}: cannot read {model}: {_last(errors_of(logger))}; build the bundle again")
+    error = parser.get_error(0)
+    reason = one_line(error.desc())
+    more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
+    # 8.6 knows the node's number alone; its name and operator came with 10.
+    operator = error.node_operator() if hasattr(error, "node_operator") else ""
+    name = error.node_name() if hasattr(error, "node_name") else ""
+    where = " ".join(part for part in (operator, f"node {name or f'number {error.node()}'}") if part)
+    return DeployError(
+        f"{title}: cannot take {model}: {where}: {reason}{more}; replace this operator in the model, or use a TensorRT "
+        "that has it (or --backend openvino)"
+    )
+
+
+def build_error(title: str, logger: Any, workspace: int | None) -> DeployError:
+    """Of a builder that returned nothing."""
+    errors = errors_of(logger)
+    limit = "" if workspace is None else f" (workspace limit {workspace / 2**20:.0f} MiB)"
+    for text in errors:
+        node = _NO_IMPLEMENTATION.search(text)
+        if node:
+            return DeployError(
+                f"{title}: no implementation for node {node.group(1).strip()} fits{limit}; that is usually too little "
+                "memory, not a missing operator: give a larger --workspace, close programs that use the GPU, or take a "
+                "smaller --tile or --batch"
+            )
+    for text in errors:
+        if out_of_memory([text]):
+            return DeployError(
+                f"{title}: out of memory while building{limit}: {text}; close programs that use the GPU, give a "
+                "smaller --workspace, or take a smaller --tile or --batch"
+            )
+    return DeployError(f"{title}: cannot build: {_last(errors)}; try another --precision, and report this model")
+
+
+def out_of_memory(errors: Sequence[str]) -> bool:
+    return any(_MEMORY.search(text) for text in errors)
+
+
+def load_error(title: str, doing: str, logger: Any) -> DeployError:
+    """Of a runtime that returned nothing."""
+    errors = errors_of(logger)
+    if out_of_memory(errors):
+        return DeployError(
+            f"{title}: no GPU memory left while {doing}: {errors[-1]}; close other programs that use the GPU, or build "
+            "with a smaller --tile or --batch"
+        )
+    return DeployError(f"{title}: cannot go on {doing}: {_last(errors)}; build the bundle again here")
+
+
+def one_line(text: str) -> str:
+    """At most 400 characters of it."""
+    line = " ".join(text.split())
+    return line if len(line) <= 400 else f"{line[:399]}…"
+
+
+def _last(errors: Sequence[str]) -> str:
+    return errors[-1] if errors else "it gave no reason"

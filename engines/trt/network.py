@@ -1,0 +1,108 @@
+"""From an ONNX file to TensorRT's network, with the types that the file says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engines.errors import DeployError
+from engines.trt.errors import parse_error
+from engines.trt.features import member, name_of, network_flags
+
+QUANTISERS = ("QUANTIZE", "DEQUANTIZE")
+_FLOATS = ("FLOAT", "HALF", "BF16")
+
+
+class Parsed:
+    """A network, and what must live as long as it does: TensorRT holds the parser's weights by address."""
+
+    def __init__(self, sdk: Any, title: str, builder: Any, logger: Any, model: Path, typed: bool) -> None:
+        """typed: False lets the builder's flags decide on precision.  Raises DeployError naming the node refused."""
+        self.network = builder.create_network(network_flags(sdk, typed))
+        self._parser = sdk.OnnxParser(self.network, logger)
+        self._bytes = model.read_bytes()
+        if not self._parser.parse(self._bytes):
+            raise parse_error(title, model.name, self._parser, logger)
+        if self.network.num_inputs != 1 or self.network.num_outputs != 1:
+            raise DeployError(
+                f"{title}: {model.name} has {self.network.num_inputs} inputs and {self.network.num_outputs} outputs, "
+                "expected one of each; build the bundle again"
+            )
+
+    def take(self, batch: int) -> None:
+        """Make it a network of `batch` windows at once.  Raises DeployError when the graph is tied to another."""
+        source = self.network.get_input(0)
+        shape = tuple(source.shape)
+        if shape[0] != batch:
+            source.shape = (batch, *shape[1:])
+        target = tuple(self.network.get_output(0).shape)
+        if target[:1] != (batch,):
+            raise DeployError(
+                f"batch: got {batch} windows in and logits of shape {target} out, expected {batch}; the graph has a "
+                "number of windows written into it: build from the model with --batch"
+            )
+
+    @property
+    def layers(self) -> Iterator[Any]:
+        return (self.network.get_layer(index) for index in range(self.network.num_layers))
+
+
+def outputs(layer: Any) -> Iterator[Any]:
+    return (layer.get_output(index) for index in range(layer.num_outputs))
+
+
+def held_types(layers: Iterator[Any]) -> Counter[str]:
+    """How many tensors there are of each DataType, by its name; and of layers that quantise or dequantise."""
+    held: Counter[str] = Counter()
+    for layer in layers:
+        held.update(name_of(tensor.dtype) for tensor in outputs(layer))
+        if name_of(layer.type) in QUANTISERS:
+            held[name_of(layer.type)] += 1
+    return held
+
+
+def keep_types(sdk: Any, parsed: Parsed, settings: Any) -> Counter[str]:
+    """For networks that are not strongly typed: allow what the graph holds, and hold its FP32 islands to FP32.
+
+    Layers beside a quantiser are left alone: a type set on them would keep TensorRT from running them in INT8.
+    Returns what was set, for the log.
+    """
+    held = held_types(parsed.layers)
+    flags = [
+        name
+        for name, wanted in (("FP16", held["HALF"]), ("INT8", held["QUANTIZE"] + held["DEQUANTIZE"]))
+        if wanted
+    ]  # fmt: skip
+    told = Counter[str]()
+    if flags:
+        float32 = member(sdk, "DataType", "FLOAT")
+        quantised = {t.name for la in parsed.layers if name_of(la.type) in QUANTISERS for t in outputs(la)}
+        for layer in parsed.layers:
+            if _is_island(layer, quantised):
+                layer.precision = float32
+                for index in range(layer.num_outputs):
+                    layer.set_output_type(index, float32)
+                told["FP32 layers"] += 1
+        flags.append("OBEY_PRECISION_CONSTRAINTS")
+    for name in flags:
+        flag = member(sdk, "BuilderFlag", name)
+        if flag is None:
+            raise DeployError(f"precision: this TensorRT has no builder flag {name}; use another --precision")
+        settings.set_flag(flag)
+        told[name] += 1
+    return told
+
+
+def _is_island(layer: Any, quantised: set[str]) -> bool:
+    """Whether a layer computes in FP32: all it makes is FP32, and what floats it takes are FP32."""
+    if name_of(layer.type) in (*QUANTISERS, "CONSTANT", "SHAPE"):
+        return False
+    made = [name_of(tensor.dtype) for tensor in outputs(layer)]
+    inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
+    taken = [tensor for tensor in inputs if tensor is not None]
+    if any(tensor.name in quantised for tensor in taken):
+        return False
+    floats = [name_of(tensor.dtype) for tensor in taken if name_of(tensor.dtype) in _FLOATS]
+    return bool(made) and set(made) == {"FLOAT"} and set(floats) <= {"FLOAT"}

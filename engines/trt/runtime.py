@@ -1,0 +1,95 @@
+"""A loaded engine: name-based I/O in GPU memory, on a stream of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engines.base import Float32, Tensor
+from engines.device.base import Gpu
+from engines.errors import DeployError
+from engines.trt.blob import Header, digest
+from engines.trt.errors import errors_of, load_error, make_logger, one_line
+from engines.trt.features import name_of
+
+_DTYPES = {"FLOAT": "fp32", "HALF": "fp16"}
+
+
+class TensorRTSession:
+    """One engine with one execution context.  engines.base.DeviceSession.
+
+    Raises DeployError when the SDK refuses the plan.  header and plan have been checked.
+    """
+
+    def __init__(self, sdk: Any, title: str, header: Header, plan: memoryview, model: Path | None, gpu: Gpu) -> None:
+        from engines.device.through import HostRun
+
+        self._sdk, self._title, self._gpu = sdk, title, gpu
+        self.logger = make_logger(sdk)
+        self._runtime = sdk.Runtime(self.logger)
+        if header.options.version_compatible:
+            self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime; its bytes are as built
+        self.engine = self._runtime.deserialize_cuda_engine(plan)
+        if self.engine is None:
+            raise load_error(title, "loading the engine", self.logger)
+        if header.options.strip_weights:
+            self._refit(header, model)
+        self.context = self.engine.create_execution_context()
+        if self.context is None:
+            raise load_error(title, "making an execution context", self.logger)
+        self.input, self.output = self._tensors()
+        self._host = HostRun(gpu, self)
+
+    @property
+    def capturable(self) -> bool:
+        """TensorRT's engines of fixed shapes can be recorded; TensorRT-RTX is asked."""
+        ask = getattr(self.context, "is_stream_capturable", None)
+        return True if ask is None else bool(ask(self._gpu.stream))
+
+    def enqueue(self, source: int, target: int, stream: int) -> None:
+        self.context.set_tensor_address(self.input.name, source)
+        self.context.set_tensor_address(self.output.name, target)
+        if not self.context.execute_async_v3(stream):
+            reason = (errors_of(self.logger) or ["it gave no reason"])[-1]
+            raise DeployError(f"{self._title}: cannot run the engine: {reason}; build the bundle again here")
+
+    def run(self, windows: Float32) -> Float32:
+        return self._host.run(windows)
+
+    def close(self) -> None:
+        """Free everything.  The context goes before the engine, and that before the runtime."""
+        self._host.close()
+        self.context = None
+        self.engine = None
+        self._runtime = None
+
+    def _refit(self, header: Header, model: Path | None) -> None:
+        """Give an engine without weights those of the bundle's graph."""
+        if model is None or digest(model.read_bytes()) != header.model_sha256:
+            raise DeployError(
+                f"{self._title}: the engine has no weights of its own, and "
+                f"{'no graph' if model is None else f'another {model.name}'} to take them from; build the bundle again"
+            )
+        refitter = self._sdk.Refitter(self.engine, self.logger)
+        parser = self._sdk.OnnxParserRefitter(refitter, self.logger)
+        if not parser.refit_from_file(str(model)):
+            reason = one_line(parser.get_error(0).desc()) if parser.num_errors else "it gave no reason"
+            raise DeployError(
+                f"{self._title}: cannot take the weights of {model.name}: {reason}; build the bundle again"
+            )
+        if not refitter.refit_cuda_engine():
+            raise load_error(self._title, f"taking the weights of {model.name}", self.logger)
+
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        found: dict[str, list[Tensor]] = {"INPUT": [], "OUTPUT": []}
+        for index in range(self.engine.num_io_tensors):
+            name = self.engine.get_tensor_name(index)
+            dtype = name_of(self.engine.get_tensor_dtype(name))
+            shape = tuple(int(d) for d in self.engine.get_tensor_shape(name))
+            found[name_of(self.engine.get_tensor_mode(name))].append(Tensor(name, shape, _DTYPES.get(dtype, dtype)))
+        if any(len(tensors) != 1 for tensors in found.values()):
+            raise DeployError(
+                f"{self._title}: the engine has {len(found['INPUT'])} inputs and {len(found['OUTPUT'])} outputs, "
+                "expected one of each; build it again"
+            )
+        return found["INPUT"][0], found["OUTPUT"][0]

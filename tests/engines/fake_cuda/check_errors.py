@@ -1,0 +1,173 @@
+"""What goes wrong on a GPU, and what is left then.  Run by tests/engines/test_cuda.py, with the fake driver."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from engines.base import Tensor
+from engines.device import cuda, driver
+from engines.device.cuda import GpuMemoryError, open_gpu
+from engines.device.cuda_device import CudaDevice
+from engines.device.kernels import MAX_LEFTS
+from engines.device.launch import Launch
+from engines.errors import DeployError
+from engines.tiling import Tiling
+from tests.engines.fake_cuda import support
+from tests.engines.fake_cuda.support import CUBIN, SPEC, Engine, configure, image, on_host, opened, same
+
+TILING = Tiling(64, 96, 48, 64)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    """After every test everything is freed, and the driver found nothing wrong."""
+    configure()
+    before = support.alive()[1]
+    yield
+    assert support.alive() == ({}, before)
+    assert support.driver().fake_used() == 0
+    assert driver.current_context() == 0
+
+
+def test_no_memory_left_says_how_much_was_wanted() -> None:
+    configure(memory=400_000)
+    engine = Engine(TILING)
+    with opened(engine, TILING) as (segmenter, _, _):
+        with pytest.raises(GpuMemoryError, match=r"wanted \d+\.\d MiB of GPU memory, 0\.\d MiB are free; .*--tile"):
+            segmenter.segment(image(64, 4000))
+        for _ in range(3):  # what had been taken is free again
+            assert same(segmenter.segment(image(64, 96)), on_host(engine, TILING).segment(image(64, 96)))
+
+
+def test_memory_of_other_sizes_makes_room() -> None:
+    configure(memory=500_000)
+    engine = Engine(TILING)
+    with opened(engine, TILING) as (segmenter, _, _):
+        for size in ((150, 333), (333, 150), (200, 200), (150, 333)):
+            assert same(segmenter.segment(image(*size)), on_host(engine, TILING).segment(image(*size)))
+
+
+def test_an_engine_that_does_not_fit_is_told_before_anything_runs() -> None:
+    configure(memory=50_000)
+    with open_gpu() as gpu, pytest.raises(GpuMemoryError, match="no memory left"):
+        CudaDevice(gpu, Engine(TILING), SPEC, TILING, CUBIN)
+
+
+@pytest.mark.parametrize("runs", [0, 3, 20, 33])
+@pytest.mark.parametrize("lazy", [0, 1])
+def test_logits_that_are_no_numbers_are_refused_as_on_the_host(runs: int, lazy: int) -> None:
+    configure(lazy=lazy)
+    engine = Engine(TILING)
+    host = on_host(Engine(TILING), TILING)
+    with opened(engine, TILING) as (segmenter, _, _):
+        engine.poison = runs
+        with pytest.raises(DeployError, match="stitch: the engine's logits are NaN or infinite; build"):
+            list(map(segmenter.segment, [image(150, 333, seed) for seed in range(5)]))
+        with pytest.raises(DeployError, match="NaN"):
+            list(segmenter.bands(image(150, 333)))
+        engine.poison = -1
+        for seed in range(5):
+            assert same(segmenter.segment(image(150, 333, seed)), host.segment(image(150, 333, seed)))
+
+
+def test_an_engine_that_refuses_to_run_leaves_the_frames_free() -> None:
+    class Refusing(Engine):
+        broken = False
+
+        def enqueue(self, source: int, target: int, stream: int) -> None:
+            if self.broken and self.enqueued % 4 == 2:
+                self.enqueued += 1
+                raise DeployError("engine: the SDK says no")
+            super().enqueue(source, target, stream)
+
+    engine = Refusing(TILING, capturable=False)
+    with opened(engine, TILING) as (segmenter, _, _):
+        for _ in range(3):
+            engine.broken = True
+            with pytest.raises(DeployError, match="SDK says no"):
+                segmenter.segment(image(150, 333))
+            engine.broken = False
+            assert same(segmenter.segment(image(150, 333)), on_host(Engine(TILING), TILING).segment(image(150, 333)))
+
+
+@pytest.mark.parametrize(
+    ("cubin", "reason"),
+    [(b"OTHER GPU's kernels", "no kernel image is available"), (b"no kernels", "kernel image is invalid")],
+)
+def test_kernels_for_another_gpu_are_refused(cubin: bytes, reason: str) -> None:
+    with open_gpu() as gpu, pytest.raises(DeployError, match=f"{reason}.*build the bundle again here"):
+        CudaDevice(gpu, Engine(TILING), SPEC, TILING, cubin)
+
+
+def test_a_kernel_that_is_not_there_is_named() -> None:
+    with open_gpu() as gpu:
+        launch = Launch("no_kernel", (1, 1, 1), (1, 1, 1), np.zeros((), np.dtype([("a", np.int32)]))[()])
+        with pytest.raises(DeployError, match=r"starting kernel no_kernel: .*symbol not found"):
+            gpu.launch(gpu.load(CUBIN), launch)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"input": Tensor("image", (1, 3, 64, 64), "fp32")}, r"expected \(N, 3, 64, 96\)"),
+        ({"input": Tensor("image", (MAX_LEFTS + 1, 3, 64, 96), "fp32")}, "batch"),
+        ({"output": Tensor("logits", (1, 4, 16, 24), "fp32")}, r"expected \(1, 5, h, w\)"),
+        ({"output": Tensor("logits", (1, 5, 16, 24), "int8")}, "expected one of fp32, fp16"),
+    ],
+)
+def test_engines_that_do_not_fit_the_bundle_are_refused(change: dict[str, Tensor], reason: str) -> None:
+    engine = Engine(TILING)
+    vars(engine).update(change)
+    with open_gpu() as gpu, pytest.raises(DeployError, match=reason):
+        CudaDevice(gpu, engine, SPEC, TILING, CUBIN)
+
+
+def test_a_frame_for_bands_and_one_for_masks_are_told_apart() -> None:
+    with opened(Engine(TILING), TILING) as (_, device, _):
+        whole = device.frame(64, 96, False, whole=True)
+        for misuse in (whole.advance, whole.band):
+            with pytest.raises(DeployError, match="use play and mask"):
+                misuse(0)
+
+
+def test_a_context_that_was_current_is_current_again() -> None:
+    """As in a process where torch has run: it holds the primary context and leaves it current."""
+    library, context = support.driver(), ctypes.c_void_p()
+    library.cuInit(0)
+    library.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+    library.cuCtxPushCurrent_v2(context)
+    for _ in range(2):
+        with opened(Engine(TILING), TILING) as (segmenter, _, _):
+            segmenter.segment(image(64, 96))
+        assert driver.current_context() == context.value
+    driver.pop_context()
+    assert driver.current_context() == 0
+    library.cuDevicePrimaryCtxRelease_v2(0)
+
+
+def test_no_driver_and_no_pycuda_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: None)
+    assert cuda.unavailable() == "GPU: pycuda is not installed; install the CUDA toolkit and run: pip install pycuda"
+    with pytest.raises(DeployError, match="pip install pycuda"), open_gpu():
+        pass
+    monkeypatch.undo()
+    monkeypatch.setattr(driver, "LIBRARY", "libcuda-that-is-not-there.so.1")
+    driver.library.cache_clear()
+    assert "no NVIDIA driver here" in (cuda.unavailable() or "")
+    with pytest.raises(DeployError, match="no NVIDIA driver"):
+        cuda.gpu_info()
+    monkeypatch.undo()
+    driver.library.cache_clear()
+    assert cuda.unavailable() is None
+
+
+def test_the_tiling_may_blend() -> None:
+    """The weights are the device's own, and freed with it."""
+    for blend in ("hann", "uniform"):
+        with opened(Engine(TILING), replace(TILING, blend=blend)):
+            assert support.alive()[0]["device"] == (3 if blend == "hann" else 1)

@@ -1,0 +1,264 @@
+"""Masks of the GPU runtime, bit by bit those of the host.  Run by tests/engines/test_cuda.py, with the fake driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from engines.device import driver
+from engines.device.base import Timings
+from engines.device.cuda import gpu_info, open_gpu, unavailable
+from engines.device.cuda_device import SIZES_KEPT
+from engines.device.cuda_frame import CudaFrame, CudaStrips
+from engines.device.through import HostRun
+from engines.errors import DeployError
+from engines.tiling import Tiling
+from tests.engines.fake_cuda import support
+from tests.engines.fake_cuda.support import Engine, configure, image, on_host, opened, same
+
+TILING = Tiling(64, 96, 48, 64)
+SIZES = [(64, 96), (150, 333), (40, 50), (1, 1), (201, 97), (64, 97)]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    """After every test everything is freed, and the driver found nothing wrong."""
+    configure()
+    before = support.alive()[1]
+    yield
+    assert support.alive() == ({}, before)
+    assert support.driver().fake_used() == 0
+    assert driver.current_context() == 0
+
+
+@pytest.fixture(params=["at once", "late"])
+def schedule(request: pytest.FixtureRequest) -> int:
+    """Streams run at once, or as late as the program's waiting allows: a missing wait shows in one of the two."""
+    return int(request.param == "late")
+
+
+@pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("confidence", [False, True])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_masks_equal_the_host(
+    schedule: int, integrated: int, batch: int, confidence: bool, size: tuple[int, int]
+) -> None:
+    configure(lazy=schedule, integrated=integrated)
+    engine = Engine(TILING, batch)
+    host = on_host(engine, TILING)
+    with opened(engine, TILING) as (segmenter, device, _):
+        for seed in range(4):  # runs, is recorded, is replayed
+            picture = image(*size, seed)
+            assert same(segmenter.segment(picture, confidence), host.segment(picture, confidence))
+        assert device.graph == "on"
+        tops, lefts = TILING.placements(*size)
+        runs = len(tops) * -(-len(lefts) // batch)
+        assert engine.enqueued == 2 * runs  # the first frame, and its recording; the others replay it
+
+
+@pytest.mark.parametrize("blend", ["uniform", "gaussian", "hann"])
+@pytest.mark.parametrize("padding", ["zero", "edge", "reflect"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_every_way_to_tile_equals_the_host(schedule: int, blend: str, padding: str, dtype: str) -> None:
+    configure(lazy=schedule)
+    odd = Tiling(50, 70, 50, 31, blend, padding)
+    for tiling, low in ((replace(TILING, blend=blend, padding=padding), None), (odd, (7, 9))):
+        engine = Engine(tiling, 2, low, dtype)
+        host = on_host(engine, tiling)
+        with opened(engine, tiling) as (segmenter, _, _):
+            for size in ((131, 177), (33, 300)):
+                for seed in range(2):
+                    assert same(segmenter.segment(image(*size, seed), True), host.segment(image(*size, seed), True))
+
+
+def test_images_are_read_with_any_strides(schedule: int) -> None:
+    configure(lazy=schedule)
+    engine = Engine(TILING)
+    picture = image(150, 333)[::-1, ::-1]
+    with opened(engine, TILING) as (segmenter, _, _):
+        assert same(segmenter.segment(picture), on_host(engine, TILING).segment(picture.copy()))
+
+
+@pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_folder_of_mixed_sizes_with_two_in_flight(schedule: int, integrated: int, capturable: bool) -> None:
+    configure(lazy=schedule, integrated=integrated)
+    engine = Engine(TILING, 3, capturable=capturable)
+    host = on_host(engine, TILING)
+    sizes = [SIZES[i] for i in (1, 1, 1, 0, 1, 1, 4, 4, 4, 4, 4, 0, 2, 3, 5, 1, 0)]
+    pictures = [image(*size, seed) for seed, size in enumerate(sizes)]
+    with opened(engine, TILING) as (segmenter, device, _):
+        masks = list(segmenter.segment_all((picture.copy() for picture in pictures), confidence=True))
+        assert (device.graph == "on") is capturable
+    assert len(masks) == len(pictures)
+    for mask, picture in zip(masks, pictures, strict=True):
+        assert same(mask, host.segment(picture, confidence=True))
+
+
+@pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_bands_equal_the_host(schedule: int, integrated: int, size: tuple[int, int]) -> None:
+    configure(lazy=schedule, integrated=integrated)
+    engine = Engine(TILING, 2)
+    with opened(engine, TILING) as (segmenter, device, _):
+        for seed in range(2):
+            picture = image(*size, seed)
+            right = on_host(engine, TILING).segment(picture, confidence=True)
+            bands = list(segmenter.bands(picture, confidence=True))
+            assert [band.row0 for band in bands[1:]] == [band.row1 for band in bands[:-1]]
+            assert np.array_equal(np.concatenate([band.labels for band in bands]), right.labels)
+            assert np.array_equal(np.concatenate([band.confidence for band in bands]), right.confidence)
+        assert device.timings.windows == 2 * len(TILING.placements(*size)[0]) * len(TILING.placements(*size)[1])
+
+
+def test_an_image_that_does_not_fit_is_done_in_strips(schedule: int) -> None:
+    configure(lazy=schedule, memory=1_400_000)  # two frames of the whole image would take 2.8 MB
+    engine = Engine(TILING)
+    pictures = [image(700, 500, seed) for seed in range(3)]
+    with opened(engine, TILING) as (segmenter, device, _):
+        frame = device.frame(700, 500, True, whole=True)
+        assert isinstance(frame, CudaStrips)
+        masks = list(segmenter.segment_all(pictures, confidence=True))
+        assert isinstance(device.frame(60, 50, True, whole=True), CudaFrame)
+    for mask, picture in zip(masks, pictures, strict=True):
+        assert same(mask, on_host(engine, TILING).segment(picture, confidence=True))
+
+
+def test_what_bands_hold_does_not_grow_with_the_height() -> None:
+    with opened(Engine(TILING), TILING) as (segmenter, _, _):
+        used = []
+        for height in (300, 3000):
+            for band in segmenter.bands(image(height, 100)):
+                assert band.labels.shape[0] <= TILING.window_h
+            used.append(support.driver().fake_used())
+        assert used[1] - used[0] <= used[0]
+
+
+@pytest.mark.parametrize(("how", "reason"), [(1, "BeginCapture"), (2, "SDK says 900"), (3, "has no cuGraphLaunch")])
+def test_a_refused_recording_is_told_once_and_the_frames_still_run(
+    monkeypatch: pytest.MonkeyPatch, how: int, reason: str
+) -> None:
+    configure(refuse_capture=how)
+    if how == 3:
+        monkeypatch.setattr(driver, "has", lambda name: name != "cuGraphLaunch")
+    told: list[tuple[str, str]] = []
+    engine = Engine(TILING)
+    with opened(engine, TILING, log=lambda step, text: told.append((step, text))) as (segmenter, device, _):
+        for seed in range(4):
+            picture = image(150, 333, seed)
+            assert same(segmenter.segment(picture), on_host(engine, TILING).segment(picture))
+        assert device.graph.startswith("off: ")
+        assert reason in device.graph
+    assert [step for step, _ in told] == ["graph"]
+
+
+def test_recording_can_be_turned_off() -> None:
+    engine = Engine(TILING)
+    with opened(engine, TILING) as (segmenter, device, _):
+        device.graph = "off: as asked"
+        for _ in range(3):
+            segmenter.segment(image(64, 96))
+        assert engine.enqueued == 3
+        assert device.graph == "off: as asked"
+        device.graph = "on"
+        for _ in range(3):
+            segmenter.segment(image(64, 96))
+        assert engine.enqueued == 4
+    engine = Engine(TILING, capturable=False)
+    with opened(engine, TILING) as (_, device, _):
+        assert device.graph == "off: the engine cannot be recorded"
+
+
+def test_parts_are_timed_one_by_one_and_otherwise_the_frame() -> None:
+    windows: list[tuple[int, int]] = []
+    with opened(Engine(TILING, 2), TILING) as (segmenter, device, _):
+        segmenter.segment(image(150, 333))
+        times = device.timings
+        assert times.engine > 0
+        assert times.gather == times.stitch == 0
+        assert times.windows == 15
+        device.timings, device.parts = Timings(), True
+        device.on_window = lambda done, total: windows.append((done, total))
+        assert device.graph == "off: the parts are timed one by one"
+        segmenter.segment(image(150, 333))
+        list(segmenter.bands(image(150, 333)))
+        assert min(device.timings.gather, device.timings.engine, device.timings.stitch) > 0
+        assert device.timings.windows == 30
+        device.parts = False
+        segmenter.segment(image(150, 333))
+        segmenter.segment(image(150, 333))
+    assert windows[:3] == [(2, 15), (4, 15), (5, 15)]
+    assert windows[-1] == (15, 15)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_the_first_window_and_the_engine_alone_equal_the_host(dtype: str) -> None:
+    for size in ((150, 333), (30, 200)):
+        engine = Engine(TILING, 2, dtype=dtype)
+        picture = image(*size)
+        with opened(engine, TILING) as (segmenter, _, gpu):
+            window = segmenter.first_window(picture)
+            right = on_host(engine, TILING).first_window(picture)
+            assert window.dtype == np.float32
+            assert np.array_equal(window[0], right[0].astype(np.float16) if dtype == "fp16" else right[0])
+            run = HostRun(gpu, engine)
+            for shift in range(2):
+                assert np.array_equal(run.run(window + shift), engine.run(window + shift))
+            with pytest.raises(DeployError, match="expected"):
+                run.run(window[:1])
+            run.close()
+
+
+def test_only_the_last_sizes_are_kept() -> None:
+    with opened(Engine(TILING), TILING) as (segmenter, device, _):
+        for height in range(100, 100 + 3 * SIZES_KEPT):
+            for _ in range(3):
+                segmenter.segment(image(height, 100))
+            assert len(device._slots) <= SIZES_KEPT
+        assert support.alive()[0]["graphs"] == SIZES_KEPT
+
+
+def test_a_frame_that_was_given_up_goes_to_the_next_image(schedule: int) -> None:
+    configure(lazy=schedule)
+    engine = Engine(TILING)
+    with opened(engine, TILING) as (segmenter, device, _):
+        lost = device.frame(150, 333, False, whole=True)
+        lost.put(image(150, 333, 1))
+        lost.play()
+        running = segmenter.segment_all(image(150, 333, seed) for seed in range(9))
+        next(running)
+        running.close()
+        for seed in range(3):
+            picture = image(150, 333, seed)
+            assert same(segmenter.segment(picture), on_host(engine, TILING).segment(picture))
+        with pytest.raises(DeployError, match="went to a later image"):
+            lost.mask()
+
+
+def test_the_gpu_is_shared_by_who_opens_it_inside() -> None:
+    assert unavailable() is None
+    assert str(gpu_info()) == "cuda sm_87 Fake GPU, driver for CUDA 13.0"
+    assert support.alive()[0] == {}
+    with open_gpu() as gpu:
+        with open_gpu() as again:
+            assert again is gpu
+        assert support.alive()[0]["contexts"] == 1
+        memory = gpu.allocate(1000)
+        assert memory.address % 256 == 0
+        assert gpu.free_memory() == gpu.info.memory - memory.size
+        data = np.arange(250, dtype=np.float32)
+        gpu.upload(memory.address, data)
+        back = np.zeros_like(data)
+        gpu.download(back, memory.address)
+        assert np.array_equal(back, data)
+        memory.free()
+        memory.free()
+        gpu.allocate(5000)  # whoever forgets it
+    with open_gpu() as other:
+        assert other is not gpu
+    with pytest.raises(DeployError):
+        gpu.synchronize()

@@ -1,0 +1,282 @@
+/* Streams, events, launches, copies, and graphs of them. */
+#define _GNU_SOURCE
+#include "fake.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+struct event {
+    struct stream *stream; /* where it was recorded last */
+    size_t place;          /* how many operations of that stream must have run */
+    long times, happened;  /* how often it was recorded, and which of these has happened */
+    double when;
+};
+
+struct op {
+    enum { COPY, SET, KERNEL, FUNCTION, RECORD, WAIT } type;
+    void *target;
+    const void *source;
+    size_t size;
+    int value;
+    uint32_t grid[3], block[3];
+    const char *name;
+    CUhostFn function;
+    struct event *event;
+    struct stream *stream;
+    long times;
+};
+
+struct list {
+    struct op *ops;
+    size_t count, room;
+};
+
+struct stream {
+    struct list list;
+    size_t done;
+    int flags;
+    struct stream *next;
+};
+
+struct stream *fake_capturing;
+static struct stream *streams;
+static struct list recording;
+static int spoilt;
+
+static void append(struct list *list, struct op op) {
+    if (list->count == list->room) {
+        list->room = list->room ? 2 * list->room : 64;
+        list->ops = realloc(list->ops, list->room * sizeof op);
+    }
+    list->ops[list->count++] = op;
+}
+
+static void run(struct stream *stream, size_t until);
+
+/* Whether both ends of a copy are live memory: of the GPU, page-locked, or (staged) plain memory of the program. */
+static CUresult check(const void *address, size_t size, const char *what) {
+    if (fake_is_valid(address, size)) return CUDA_SUCCESS;
+    fake_complain("%s of %zu bytes at %p, which is not live memory", what, size, address);
+    return CUDA_ERROR_ILLEGAL_ADDRESS;
+}
+
+static CUresult execute(const struct op *op) {
+    CUresult status = CUDA_SUCCESS;
+    struct timespec now;
+    if (op->type == KERNEL || op->type == FUNCTION) {
+        if (fake_settings.fail_after == 0) return CUDA_ERROR_ILLEGAL_ADDRESS;
+        if (fake_settings.fail_after > 0) fake_settings.fail_after--;
+    }
+    switch (op->type) {
+        case COPY:
+            if (op->value & 1) status = check(op->source, op->size, "copy from");
+            if (!status && (op->value & 2)) status = check(op->target, op->size, "copy to");
+            if (!status) memcpy(op->target, op->source, op->size);
+            break;
+        case SET:
+            status = check(op->target, op->size, "set");
+            if (!status) memset(op->target, op->value, op->size);
+            break;
+        case KERNEL: status = fake_run_kernel(op->name, op->grid, op->block, op->source); break;
+        case FUNCTION: op->function(op->target); break;
+        case RECORD:
+            clock_gettime(CLOCK_MONOTONIC, &now);
+            op->event->when = 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec;
+            op->event->happened = op->times;
+            break;
+        case WAIT: run(op->stream, op->size); break;
+    }
+    return status;
+}
+
+static void run(struct stream *stream, size_t until) {
+    while (stream->done < until && fake_sticky == CUDA_SUCCESS) {
+        struct op op = stream->list.ops[stream->done];
+        CUresult status = execute(&op);
+        stream->done++;
+        if (status != CUDA_SUCCESS) fake_sticky = status;
+    }
+}
+
+void fake_run_all(void) {
+    for (struct stream *stream = streams; stream; stream = stream->next) run(stream, stream->list.count);
+}
+
+void fake_spoil_capture(void) { spoilt = 1; }
+
+static CUresult start(CUstream handle, struct op op) {
+    struct stream *stream = (struct stream *)handle;
+    if (!stream) return fake_complain("something was started on the default stream"), CUDA_ERROR_INVALID_VALUE;
+    if (stream == fake_capturing) {
+        if (spoilt) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+        if (op.type == RECORD || op.type == WAIT || (op.type == FUNCTION && fake_settings.refuse_capture == 2))
+            return fake_spoil_capture(), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        append(&recording, op);
+        return CUDA_SUCCESS;
+    }
+    append(&stream->list, op);
+    if (!fake_settings.lazy) run(stream, stream->list.count);
+    return fake_sticky;
+}
+
+CUresult cuStreamCreate(CUstream *stream, unsigned flags) {
+    ENTER(1);
+    struct stream *made = calloc(1, sizeof *made);
+    made->flags = (int)flags;
+    made->next = streams;
+    streams = made;
+    fake_alive[STREAM]++;
+    return *stream = (CUstream)made, CUDA_SUCCESS;
+}
+CUresult cuStreamDestroy(CUstream handle) {
+    ENTER(1);
+    struct stream *stream = (struct stream *)handle;
+    run(stream, stream->list.count);
+    fake_alive[STREAM]--;
+    return fake_sticky;
+}
+CUresult cuStreamSynchronize(CUstream handle) {
+    ENTER(1);
+    struct stream *stream = (struct stream *)handle;
+    if (stream == fake_capturing) return fake_spoil_capture(), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    run(stream, stream->list.count);
+    return fake_sticky;
+}
+CUresult cuStreamQuery(CUstream handle) {
+    ENTER(1);
+    struct stream *stream = (struct stream *)handle;
+    if (stream == fake_capturing) return fake_spoil_capture(), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    return stream->done == stream->list.count ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+}
+
+CUresult cuEventCreate(CUevent *event, unsigned flags) {
+    ENTER(1);
+    (void)flags;
+    fake_alive[EVENT]++;
+    return *event = calloc(1, sizeof(struct event)), CUDA_SUCCESS;
+}
+CUresult cuEventDestroy(CUevent event) {
+    ENTER(1);
+    (void)event;
+    fake_alive[EVENT]--;
+    return CUDA_SUCCESS;
+}
+CUresult cuEventRecord(CUevent handle, CUstream stream) {
+    ENTER(1);
+    struct event *event = (struct event *)handle;
+    event->stream = (struct stream *)stream;
+    event->place = event->stream ? event->stream->list.count + 1 : 0;
+    return start(stream, (struct op){.type = RECORD, .event = event, .times = ++event->times});
+}
+CUresult cuStreamWaitEvent(CUstream stream, CUevent handle, unsigned flags) {
+    ENTER(1);
+    (void)flags;
+    struct event *event = (struct event *)handle;
+    if (!event->times) return CUDA_SUCCESS; /* never recorded: nothing to wait for */
+    return start(stream, (struct op){.type = WAIT, .stream = event->stream, .size = event->place});
+}
+CUresult cuEventSynchronize(CUevent handle) {
+    ENTER(1);
+    struct event *event = (struct event *)handle;
+    if (event->stream) run(event->stream, event->place);
+    return fake_sticky;
+}
+CUresult cuEventQuery(CUevent handle) {
+    ENTER(1);
+    struct event *event = (struct event *)handle;
+    return event->happened == event->times ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+}
+CUresult cuEventElapsedTime(float *milliseconds, CUevent first, CUevent second) {
+    ENTER(1);
+    struct event *start = (struct event *)first, *end = (struct event *)second;
+    if (!start->times || !end->times) return CUDA_ERROR_INVALID_HANDLE;
+    if (start->happened != start->times || end->happened != end->times) return CUDA_ERROR_NOT_READY;
+    return *milliseconds = (float)(end->when - start->when), CUDA_SUCCESS;
+}
+
+static void *duplicate(const void *bytes, size_t size) { return memcpy(malloc(size), bytes, size); }
+
+/* pycuda's calls set the block's shape before each launch, as CUDA 3 wanted it. */
+CUresult cuFuncSetBlockShape(CUfunction function, int x, int y, int z) {
+    ENTER(1);
+    (void)function;
+    return x > 0 && y > 0 && z > 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                        unsigned block_y, unsigned block_z, unsigned shared, CUstream stream, void **parameters,
+                        void **extra) {
+    ENTER(1);
+    if (parameters || shared || extra[0] != CU_LAUNCH_PARAM_BUFFER_POINTER || extra[2] != CU_LAUNCH_PARAM_BUFFER_SIZE)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!grid_x || !grid_y || !grid_z || !block_x || !block_y || !block_z || block_x * block_y * block_z > 1024 ||
+        grid_y > 65535 || grid_z > 65535)
+        return fake_complain("a grid or block out of range"), CUDA_ERROR_INVALID_VALUE;
+    return start(stream, (struct op){.type = KERNEL, .name = fake_function_name(function),
+                                     .source = duplicate(extra[1], *(size_t *)extra[3]),
+                                     .grid = {grid_x, grid_y, grid_z}, .block = {block_x, block_y, block_z}});
+}
+CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void *data) {
+    ENTER(1);
+    return start(stream, (struct op){.type = FUNCTION, .function = function, .target = data});
+}
+CUresult cuMemsetD8Async(CUdeviceptr target, unsigned char value, size_t size, CUstream stream) {
+    ENTER(1);
+    return start(stream, (struct op){.type = SET, .target = (void *)target, .size = size, .value = value});
+}
+CUresult cuMemcpyDtoDAsync(CUdeviceptr target, CUdeviceptr source, size_t size, CUstream stream) {
+    ENTER(1);
+    return start(stream, (struct op){.type = COPY, .target = (void *)target, .source = (void *)source, .size = size,
+                                     .value = 3});
+}
+CUresult cuMemcpyHtoDAsync(CUdeviceptr target, const void *source, size_t size, CUstream stream) {
+    ENTER(1);
+    struct op op = {.type = COPY, .target = (void *)target, .source = source, .size = size, .value = 3};
+    if (!fake_is_host(source)) { /* plain memory is staged before the call returns */
+        op.source = duplicate(source, size);
+        op.value = 2;
+    }
+    return start(stream, op);
+}
+CUresult cuMemcpyDtoHAsync(void *target, CUdeviceptr source, size_t size, CUstream stream) {
+    ENTER(1);
+    int locked = fake_is_host(target);
+    struct op op = {.type = COPY, .target = target, .source = (void *)source, .size = size, .value = locked ? 3 : 1};
+    CUresult status = start(stream, op);
+    if (!locked && !status) run((struct stream *)stream, ((struct stream *)stream)->list.count);
+    return status ? status : fake_sticky;
+}
+
+CUresult cuStreamBeginCapture(CUstream stream, CUstreamCaptureMode mode) {
+    ENTER(1);
+    if (fake_settings.refuse_capture == 1) return CUDA_ERROR_NOT_SUPPORTED;
+    if (fake_capturing || mode != CU_STREAM_CAPTURE_MODE_THREAD_LOCAL) return CUDA_ERROR_ILLEGAL_STATE;
+    fake_capturing = (struct stream *)stream;
+    memset(&recording, 0, sizeof recording);
+    spoilt = 0;
+    return CUDA_SUCCESS;
+}
+CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
+    ENTER(1);
+    if (fake_capturing != (struct stream *)stream) return CUDA_ERROR_ILLEGAL_STATE;
+    fake_capturing = NULL;
+    *graph = NULL;
+    if (spoilt) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    fake_alive[GRAPH]++;
+    return *graph = duplicate(&recording, sizeof recording), CUDA_SUCCESS;
+}
+CUresult cuGraphInstantiateWithFlags(CUgraphExec *made, CUgraph graph, unsigned long long flags) {
+    ENTER(1);
+    if (flags) return CUDA_ERROR_INVALID_VALUE;
+    fake_alive[GRAPH]++;
+    return *made = duplicate(graph, sizeof(struct list)), CUDA_SUCCESS;
+}
+CUresult cuGraphLaunch(CUgraphExec graph, CUstream stream) {
+    ENTER(1);
+    struct list *list = (struct list *)graph;
+    CUresult status = CUDA_SUCCESS;
+    for (size_t i = 0; i < list->count && !status; i++) status = start(stream, list->ops[i]);
+    return status;
+}
+CUresult cuGraphDestroy(CUgraph graph) { ENTER(1); return (void)graph, fake_alive[GRAPH]--, CUDA_SUCCESS; }
+CUresult cuGraphExecDestroy(CUgraphExec graph) { ENTER(1); return (void)graph, fake_alive[GRAPH]--, CUDA_SUCCESS; }
