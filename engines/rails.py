@@ -15,9 +15,9 @@ from engines.sysfs import ROOT, glob, number, text
 
 # What adds up to the whole module (VIN: the board), best first.  Never all rails: VDD_IN is what the others are taken
 # from.  AGX Orin has no input rail.  Its VDDQ_VDD2_1V8AO is measured at the 5 V of VIN_SYS_5V0 and so left out.
-# Sources: Jetson Linux Developer Guide, "Platform Power and Performance", tables of INA3221 channels; Linux device trees
-# tegra234-p3701.dtsi, tegra234-p3767.dtsi; forums.developer.nvidia.com/t/73608 (POM_5V_IN), 81016 (AGX Xavier), 200883
-# (VDD_IN); rbonghi/jetson_stats pull request 900 (VIN).
+# Sources: Jetson Linux Developer Guide, "Platform Power and Performance", tables of INA3221 channels; device trees
+# tegra234-p3701.dtsi, tegra234-p3767.dtsi of Linux; forums.developer.nvidia.com topics 73608 (POM_5V_IN), 81016 (AGX
+# Xavier), 200883 (VDD_IN); rbonghi/jetson_stats pull request 900 (VIN).
 TOTALS = (
     ("VIN",),
     ("VDD_IN",),
