@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -238,6 +239,14 @@ def test_rows_beyond_the_grid_are_stitched_too(machine: Emulated) -> None:
     machine.launch(kernels.Launch(launch.kernel, (launch.grid[0], 2, 1), launch.block, launch.argument))
     machine.take(labels, at)
     assert np.array_equal(labels, expected)
+
+
+def test_blocks_are_those_that_registers_are_limited_for() -> None:
+    source = (ROOT / "engines" / "tile.cu").read_text()
+    for argument, block in (("gather", kernels.GATHER_BLOCK), ("stitch", kernels.STITCH_BLOCK)):
+        threads = re.findall(rf"tile_{argument}_launch, (\d+),", source)
+        assert threads
+        assert {int(number) for number in threads} == {np.prod(block)}
 
 
 def test_layouts_are_the_compilers(tmp_path: Path) -> None:
