@@ -161,7 +161,7 @@ def measure(machine: GpuMachine, work: Work, cold: bool, rounds: int, launches: 
         for index in range(launches):
             gpu.copy(jobs[index % sets][1], jobs[index % sets][2], total)
 
-    runs, graph = _recorded(gpu, (compute, copy))
+    runs, graphs = _recorded(gpu, (compute, copy))
     start, end = gpu.event(), gpu.event()
     seconds: tuple[list[float], list[float]] = ([], [])
     for index in range(rounds + 1):
@@ -172,14 +172,16 @@ def measure(machine: GpuMachine, work: Work, cold: bool, rounds: int, launches: 
             gpu.finish(end)
             if index:  # the first round warms up
                 times.append(gpu.seconds(start, end) / launches * 1e6)
+    for graph in graphs:
+        graph.free()
     machine.free()
     return Timing(
         work.name, jobs[0][0].kernel, "cold" if cold else "cached", total, statistics.median(seconds[0]),
-        statistics.median(seconds[1]), statistics.median(a / b for a, b in zip(*seconds, strict=True)), graph,
+        statistics.median(seconds[1]), statistics.median(a / b for a, b in zip(*seconds, strict=True)), bool(graphs),
     )  # fmt: skip
 
 
-def _recorded(gpu: Any, works: Sequence[Callable[[], None]]) -> tuple[list[Callable[[], None]], bool]:
+def _recorded(gpu: Any, works: Sequence[Callable[[], None]]) -> tuple[list[Callable[[], None]], list[Any]]:
     """Each as one graph where the driver records it: else starting a kernel would take longer than the kernel."""
     from engines.device.graph import CaptureRefusedError
 
@@ -190,8 +192,8 @@ def _recorded(gpu: Any, works: Sequence[Callable[[], None]]) -> tuple[list[Calla
         graphs = [gpu.record(work) for work in works]
     except CaptureRefusedError as error:
         print(f"no graphs, launches are timed with their start: {error}", file=sys.stderr)
-        return list(works), False
-    return [lambda graph=graph: gpu.replay(graph) for graph in graphs], True
+        return list(works), []
+    return [lambda graph=graph: gpu.replay(graph) for graph in graphs], graphs
 
 
 def run_check(machine: GpuMachine) -> int:

@@ -30,7 +30,7 @@ class FakeGpu:
 
     def __init__(self, machine: Emulated, refuse: type[DeployError] | None, wrong: bool) -> None:
         self.machine, self.refuse, self.wrong = machine, refuse, wrong
-        self.started = 0
+        self.started = self.graphs = 0
 
     def load(self, cubin: bytes) -> str:
         return "kernels"
@@ -67,13 +67,17 @@ class FakeGpu:
     def seconds(self, start: dict[str, int], end: dict[str, int]) -> float:
         return 1e-6 * (end["at"] - start["at"])
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def record(self, work: Callable[[], None]) -> Any:
         if self.refuse:
             raise self.refuse("no")
-        return work
+        self.graphs += 1
+        return types.SimpleNamespace(work=work, free=self._forget)
 
-    def replay(self, recorded: Callable[[], None]) -> None:
-        recorded()
+    def replay(self, recorded: Any) -> None:
+        recorded.work()
+
+    def _forget(self) -> None:
+        self.graphs -= 1
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,9 @@ def _install(monkeypatch: pytest.MonkeyPatch, emulated: Emulated, refuse: bool =
 
     @contextmanager
     def open_gpu() -> Iterator[FakeGpu]:
-        yield FakeGpu(emulated, CaptureRefusedError if refuse else None, wrong)
+        gpu = FakeGpu(emulated, CaptureRefusedError if refuse else None, wrong)
+        yield gpu
+        assert gpu.graphs == 0
 
     for name, content in (("cuda", {"open_gpu": open_gpu}), ("graph", {"CaptureRefusedError": CaptureRefusedError})):
         module = types.ModuleType(f"engines.device.{name}")
