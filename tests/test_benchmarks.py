@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -262,3 +263,51 @@ def test_gpu_check_reports_every_step_and_goes_on(tmp_path: Path) -> None:
         assert found["facts"][0] == "PASS"
     assert found["peers-on-cpu"] == ("FAIL", "exit 5: no output")
     assert "1 failed" in (tmp_path / "out" / "summary.txt").read_text()
+
+
+def test_gpu_check_on_a_gpu_runs_every_check(tmp_path: Path) -> None:
+    """The same script where everything answers as on a GPU: what it would have run there, word by word."""
+    (tmp_path / "wheels").mkdir()
+    said = tmp_path / "said"
+    tools = {
+        "bin/nvidia-smi": "exit 0",
+        "bin/python3": 'input=$(cat)\ncase $input in\n*"is_available()"*) echo "NVIDIA Fake, sm_90, torch 2" ;;\n'
+        f'*) echo "$input" | {sys.executable} "$@" ;;\nesac',
+        "bin/compute-sanitizer": f'echo "sanitizer $*" >> {said}',
+        "out/venv/bin/python": f'case "$1" in -c|-) exit 0;; esac\necho "$*" >> {said}\n'
+        'case "$*" in *"flow"*int8*) echo "no scales"; exit 1;; esac; echo fine',
+    }
+    for name, body in tools.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    steps = "kernels,times,flow,peers,tensorrt,tests"
+    command = [str(SCRIPTS[0]), str(tmp_path / "wheels"), str(tmp_path / "out"), "--steps", steps]
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1, done.stdout + done.stderr
+    body = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
+    assert body["gpu"] == "NVIDIA Fake, sm_90, torch 2"
+    failed = {check["name"]: check["detail"] for check in body["checks"] if check["status"] == "FAIL"}
+    assert failed == {f"flow-{b}-int8-{m}": "exit 1: no scales" for b in ("tensorrt", "tensorrt_rtx")
+                      for m in ("b0", "setr-pup")}  # fmt: skip
+    lines = said.read_text().splitlines()
+    if (ROOT / "benchmarks" / "kernels.py").exists():
+        assert "-m benchmarks.kernels --check" in lines
+        assert f"-m benchmarks.kernels --json {tmp_path}/out/figures/kernels.json" in lines
+        for tool in ("memcheck", "racecheck", "initcheck"):
+            assert any(line.startswith(f"sanitizer --tool {tool} --error-exitcode 9 ") for line in lines)
+    work = tmp_path / "out" / "work"
+    for words in (
+        f"-m benchmarks.gpu_flow {work} --backend torch_compile --precision fp16 --model b0 --json "
+        f"{tmp_path}/out/figures/flow-torch_compile-fp16-b0.json",
+        f"-m benchmarks.gpu_flow {work} --backend tensorrt --precision fp16 --model b0 --json "
+        f"{tmp_path}/out/figures/flow-tensorrt-fp16-b0-batch.json --batch 2",
+        f"-m benchmarks.gpu_peers --models b0,b2 --json {tmp_path}/out/figures/peers.json",
+    ):
+        assert words in lines
+        module, *arguments = words.split()[1:]
+        if module.endswith(("gpu_flow", "gpu_peers")):  # the real parsers take them
+            {"gpu_flow": gpu_flow, "gpu_peers": gpu_peers}[module.split(".")[1]]._arguments().parse_args(arguments)
+    assert any(line.startswith("-m pytest -m gpu") and "test_torch_cuda.py" in line for line in lines)
