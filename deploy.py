@@ -182,7 +182,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """time a bundle: the engine alone and whole frames, split into gather, engine and stitch; and its peak memory"""
+    """time a bundle: the engine, whole frames and their parts, frames in flight; with energy and peak memory"""
     from engines.bench import bench as measure
     from engines.files import write_json
 

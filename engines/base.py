@@ -134,7 +134,10 @@ class Backend(Protocol):
         return None
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
-        """Compile the ONNX file `model` (static shapes).  Raises DeployError naming what was refused."""
+        """Compile the ONNX file `model` (static shapes, one window; see engines.onnx_batch for config.batch windows).
+
+        Raises DeployError naming what was refused.
+        """
 
     def load(self, blob: bytes, config: BuildConfig) -> AbstractContextManager[Session]:
         """Open an engine made by `build`.  Raises DeployError when the SDK refuses it."""

@@ -83,7 +83,8 @@ def building() -> Finding:
     absent = [name for name in BUILD_PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
         detail = f"{', '.join(absent)} not installed: bundles can be run and rebuilt here, not built from a checkpoint"
-        return Finding("building", "note", detail, "pip install -c constraints.txt -e '.[export]'")
+        pins = "-c constraints.txt " if sys.version_info >= (3, 11) else ""  # the pinned versions are not for 3.10
+        return Finding("building", "note", detail, f"pip install {pins}-e '.[export]'")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in BUILD_PACKAGES)
     return Finding("building", "ok", versions)
 

@@ -16,12 +16,15 @@ from engines.sysfs import ROOT, glob, number, packages, text
 # Jetson Linux (L4T) -> JetPack.  Sources: developer.nvidia.com/embedded/jetpack-archive; dusty-nv/jetson-containers
 # l4t_version.py and its pull request 1179 (35.6.2); rbonghi/jetson_stats pull requests 706 (36.4.4) and 792 (38.4.0);
 # OE4T/meta-tegra pull requests 2281 (39.2.0) and 2339 (39.2.1).
+# 35.5.0, 36.4.7 and 36.5.0: package lists that owners of boards published (5.1.3-b29, 6.2.1+b38, 6.2.2).
 JETPACK = {
     "35.1.0": "5.0.2", "35.2.1": "5.1", "35.3.1": "5.1.1", "35.4.1": "5.1.2", "35.5.0": "5.1.3", "35.6.2": "5.1.5",
-    "36.2.0": "6.0 DP", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1", "36.5.0": "6.2.2",
+    "36.2.0": "6.0 DP", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1", "36.4.7": "6.2.1",
+    "36.5.0": "6.2.2",
     "38.2.0": "7.0", "38.4.0": "7.1", "39.2.0": "7.2", "39.2.1": "7.2.1",
 }  # fmt: skip
 JETPACK_OF_MAJOR = {34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
+METAPACKAGES = ("nvidia-jetpack", "nvidia-jetpack-runtime", "nvidia-jetpack-dev", "nvidia-tensorrt")
 SOCS = {"tegra194": ("Xavier", (7, 2)), "tegra234": ("Orin", (8, 7)), "tegra264": ("Thor", (11, 0))}
 _GPU_CLOCK = re.compile(r"\.(gpu|ga10b|gv11b)$|^gpu-gpc-\d+$")
 _MEMORY_CLOCK = re.compile(r"^bwmgr$|emc")
@@ -77,10 +80,10 @@ class Jetson:
 
     @property
     def jetpack(self) -> str:
-        """The installed metapackage's own word, else by L4T, else ``""``."""
-        named = self.packages.get("nvidia-jetpack", "")
-        if named:
-            return re.split(r"[+-]", named)[0]
+        """A metapackage's own word, else by L4T, else ``""``."""
+        for package in METAPACKAGES:
+            if package in self.packages:
+                return re.split(r"[+-]", self.packages[package])[0]
         return JETPACK.get(self.l4t) or JETPACK_OF_MAJOR.get(self.major, "")
 
     @property

@@ -22,10 +22,13 @@ SWAP = (
 
 
 def examine_jetson(jetson: Jetson, python: Interpreter, root: Path) -> list[Finding]:
+    board = _board(jetson)
+    machine = [*_power_mode(jetson), *_clocks(jetson), *_heat(jetson), *_memory(root), *_disk(root)]
+    if board.status != "ok":  # what is missing on a board that is too old is not worth mending
+        return [board, *machine]
     return [
-        _board(jetson), *_container(root), *_tensorrt(jetson, python, root), *_dla(jetson, root),
-        *_wheels(jetson, python), *_kernels(jetson, python, root), *_power_mode(jetson), *_clocks(jetson),
-        *_heat(jetson), *_memory(root), *_disk(root),
+        board, *_container(root), *_tensorrt(jetson, python, root), *_dla(jetson, root), *_wheels(jetson, python),
+        *_kernels(jetson, python, root), *machine,
     ]  # fmt: skip
 
 
@@ -34,18 +37,16 @@ def _board(jetson: Jetson) -> Finding:
     sm = "sm_{}{}".format(*jetson.sm) if jetson.sm[0] else "GPU unknown"
     detail = f"{jetson.board} ({jetson.family}, {sm}), {jetpack}, Jetson Linux {jetson.l4t or 'unknown'}"
     if 0 < jetson.major < 36:
-        what = f"{detail}: its TensorRT 8.5 and Python 3.8 are too old"
+        what = f"{detail}: its TensorRT (8.5 or older) and Python (3.8 or older) are too old"
         if jetson.family == "Orin":
             return Finding("jetson", "missing", what, "flash JetPack 6 or newer: sdkmanager, or its SD card image")
-        return Finding("jetson", "missing", f"{what}, and {jetson.family} has no newer one", "use --backend openvino")
+        return Finding("jetson", "missing", f"{what}, and {jetson.family} has no newer ones",
+                       "only its CPU remains: --backend openvino with a Python of your own, 3.10 or newer")  # fmt: skip
     return Finding("jetson", "ok", detail)
 
 
 def _container(root: Path) -> Iterator[Finding]:
-    if not any((root / mark).exists() for mark in (".dockerenv", "run/.containerenv")):
-        return
-    folders = ("nvidia/", "tegra/", "")
-    if not any(_there(path) for f in folders for path in glob(root, f"usr/lib/aarch64-linux-gnu/{f}libcuda.so*")):
+    if _in_container(root) and not _library(root, "libcuda.so*"):
         yield Finding("container", "missing", "a container without the driver's libraries: it sees no GPU",
                       "start it with: docker run --runtime nvidia ...")  # fmt: skip
 
@@ -98,11 +99,12 @@ def _dla(jetson: Jetson, root: Path) -> Iterator[Finding]:
     """JetPack 6's TensorRT does not load without the compiler for an accelerator that nothing here uses."""
     if jetson.major != 36 or not jetson.tensorrt:
         return
-    if not any(_there(path) for path in glob(root, "usr/lib/aarch64-linux-gnu/**/libnvdla_compiler.so")):
+    if not _library(root, "libnvdla_compiler.so"):
         core = jetson.packages.get("nvidia-l4t-core", "")
         package = f"nvidia-l4t-dla-compiler{'=' if core else ''}{core}"
+        where = "on the host, which lends it to the container: " if _in_container(root) else ""
         yield Finding("libnvdla_compiler", "missing", "libnvdla_compiler.so is not there, and import tensorrt needs it",
-                      f"sudo apt-get install {package} && sudo ldconfig")  # fmt: skip
+                      f"{where}sudo apt-get install {package} && sudo ldconfig")  # fmt: skip
 
 
 def _wheels(jetson: Jetson, python: Interpreter) -> Iterator[Finding]:
@@ -166,7 +168,7 @@ def _heat(jetson: Jetson) -> Iterator[Finding]:
     hottest = f"{zone} {jetson.temperatures[zone]:.0f} C"
     if jetson.throttled:
         yield Finding("heat", "note", f"{hottest}; held back by {', '.join(jetson.throttled)}",
-                      "cool it, or a lower power mode: sudo nvpmodel -q --verbose")  # fmt: skip
+                      "cool it (sudo jetson_clocks --fan), or take a mode of fewer watts")  # fmt: skip
     elif jetson.temperatures[zone] >= HOT_C:
         yield Finding("heat", "note", f"{hottest}: soon throttled", "cool it: sudo jetson_clocks --fan")
     else:
@@ -197,6 +199,16 @@ def _disk(root: Path) -> Iterator[Finding]:
     if free < DISK_BYTES:
         yield Finding("disk", "note", f"{free / 1e9:.1f} GB free; a build wants {DISK_BYTES / 1e9:.0f}",
                       "sudo apt-get clean")  # fmt: skip
+
+
+def _in_container(root: Path) -> bool:
+    return any((root / mark).exists() for mark in (".dockerenv", "run/.containerenv"))
+
+
+def _library(root: Path, name: str) -> bool:
+    """Whether it is where Jetson Linux, or a container's runtime, puts the driver's libraries."""
+    folders = ("aarch64-linux-gnu/nvidia/", "aarch64-linux-gnu/tegra/", "aarch64-linux-gnu/", "")
+    return any(_there(path) for folder in folders for path in glob(root, f"usr/lib/{folder}{name}"))
 
 
 def _there(path: Path) -> bool:

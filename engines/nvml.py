@@ -78,9 +78,9 @@ class Nvml:
             handles.append(handle)
         if not handles:
             raise NvmlError("NVML sees no GPU")
-        index = int(wanted) if wanted.isdigit() else 0
         if len(handles) == 1:
             return handles[0]
+        index = int(wanted or 0) if wanted.isdigit() or not wanted else len(handles)  # MIG-..., or none at all
         same = len({self._name(handle) for handle in handles}) == 1
         if (same or environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID") and index < len(handles):
             return handles[index]

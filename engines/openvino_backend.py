@@ -21,6 +21,7 @@ import numpy as np
 from engines.base import Backend, BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
 from engines.layers import Layer, from_microseconds
+from engines.onnx_batch import with_batch
 from engines.openvino_islands import half_type, with_marks
 
 
@@ -71,9 +72,8 @@ class OpenVINOBackend(Backend):
     def build(self, model: Path, config: BuildConfig) -> bytes:
         ov = _openvino()
         try:
-            graph = ov.Core().read_model(model)
-            if config.batch > 1:
-                graph.reshape([config.batch, *list(graph.input(0).shape)[1:]])
+            source = model if config.batch == 1 else with_batch(model.read_bytes(), config.batch)
+            graph = ov.Core().read_model(source)
             hint = self._hint(half_type(graph))
             if hint == "f32" and config.precision in ("fp32", "fp16"):
                 compiled = ov.Core().compile_model(graph, "CPU", _properties(config, hint))

@@ -35,7 +35,7 @@ class Rapl:
 
 def find_rapl(root: Path = ROOT) -> tuple[Rapl | None, str]:
     """The counters, or None and why there are none."""
-    zones = [zone for zone in glob(root, "sys/class/powercap/intel-rapl:*") if zone.name.count(":") == 1]
+    zones = glob(root, "sys/class/powercap/intel-rapl:*")
     zones = [zone for zone in zones if (text(zone / "name") or "").startswith("package")]
     if not zones:
         return None, "no RAPL energy counter in /sys/class/powercap"

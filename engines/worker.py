@@ -18,6 +18,7 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,6 +44,19 @@ class Frame:
     engine_ms: float
     stitch_ms: float
     windows: int
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """What the segmenter runs on, and how.  name: ``host`` or ``cuda``.  in_flight: frames under way at once.
+
+    graph: ``on``, or ``off: `` and why.  transfers: ``pinned`` or ``mapped``.  Both are empty on the host.
+    """
+
+    name: str
+    in_flight: int
+    graph: str
+    transfers: str
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,18 @@ class Worker:
     def engine(self) -> float:
         """Milliseconds of one run of the engine alone: of as many windows as it takes, the image's first among them."""
         return float(self._ask("engine")["ms"])
+
+    def frames(self, count: int) -> float:
+        """Segment the image `count` times, with as many under way at once as the device takes.  Returns seconds."""
+        return float(self._ask("frames", count=count)["seconds"])
+
+    def device(self) -> OnDevice:
+        """As it is now: whether a graph is used is known only after the first frames."""
+        return OnDevice(**self._ask("device"))
+
+    def time_parts(self, on: bool) -> None:
+        """Whether frames of a device other than the host are split into parts, which costs time and forbids a graph."""
+        self._ask("time_parts", on=on)
 
     def peak_bytes(self) -> int:
         """The most memory that the process has held so far: Python, SDK, engine, image and labels."""
@@ -193,6 +219,22 @@ class _Served:
         begin = time.perf_counter()
         self._segmenter.session.run(window)
         return {"ms": 1e3 * (time.perf_counter() - begin)}
+
+    def frames(self, count: int) -> dict[str, Any]:
+        begin = time.perf_counter()
+        done = sum(1 for _ in self._segmenter.segment_all(repeat(self._image, count)))
+        assert done == count
+        return {"seconds": time.perf_counter() - begin}
+
+    def device(self) -> dict[str, Any]:
+        device = self._segmenter.device
+        gpu = getattr(device, "gpu", None)  # the host has none of these
+        transfers = "" if gpu is None else "mapped" if gpu.info.integrated else "pinned"
+        return asdict(OnDevice(device.name, device.in_flight, getattr(device, "graph", ""), transfers))
+
+    def time_parts(self, on: bool) -> dict[str, Any]:
+        self._segmenter.device.parts = on
+        return {}
 
     def executed(self) -> dict[str, Any]:
         manifest = self._manifest

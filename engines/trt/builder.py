@@ -11,7 +11,7 @@ from engines.base import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
 from engines.trt import dla
 from engines.trt.cache import Log, TimingCache
-from engines.trt.errors import build_error, errors_of, make_logger, warnings_of
+from engines.trt.errors import build_error, errors_of, logger_of, no_kernels, warnings_of
 from engines.trt.features import HARDWARE, member, require, strongly_typed
 from engines.trt.flavour import Flavour
 from engines.trt.network import Parsed, keep_types
@@ -40,7 +40,8 @@ def build_plan(
     options, title = config.tensorrt, f"{flavour.title} {sdk.__version__}"
     flavour.refuse(options)
     require(sdk, title, options)
-    logger = make_logger(sdk)
+    logger = logger_of(sdk)
+    logger.messages.clear()
     builder = _builder(sdk, title, logger)
     typed = strongly_typed(sdk) and options.dla is None
     parsed = Parsed(sdk, title, builder, logger, model, typed or member(sdk, "BuilderFlag", "FP16") is None)
@@ -93,7 +94,8 @@ def _builder(sdk: Any, title: str, logger: Any) -> Any:
         return sdk.Builder(logger)
     except (TypeError, RuntimeError) as error:  # pybind11's answer to a constructor that returned nothing
         reason = errors_of(logger) or [str(error)]
-        raise DeployError(f"{title}: does not start: {reason[-1]}; look at nvidia-smi, and run doctor") from error
+        plain = DeployError(f"{title}: does not start: {reason[-1]}; look at nvidia-smi, and run doctor")
+        raise no_kernels(title, reason) or plain from error
 
 
 def _set_flags(sdk: Any, settings: Any, options: TensorRTOptions, flavour: Flavour) -> None:

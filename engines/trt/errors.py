@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from engines.errors import DeployError
 from engines.trt.features import name_of
 
 _BAD = ("ERROR", "INTERNAL_ERROR")
-_NO_IMPLEMENTATION = re.compile(r"[Cc]ould not find any implementation for node \{?([^}\n]*?)\}?(?: due to|\.?$|[.(] )")
+_NO_IMPLEMENTATION = re.compile(
+    r"[Cc]ould not find any implementation for node (?:\{([^}]*)\}|(.*?)\.?(?:,|\)|$| due to))"
+)
+_NO_KERNELS = re.compile(r"GPU SM \d+ is not supported|Unsupported SM", re.I)
 _MEMORY = re.compile(r"out of memory|OutOfMemory|insufficient memory|MEM_ALLOC|FAILED_ALLOCATION|std::bad_alloc", re.I)
 _WORKSPACE = re.compile(r"insufficient (?:memory|workspace)|workspace", re.I)
 _KEPT = 200  # messages
 
 
-def make_logger(sdk: Any) -> Any:
-    """An ILogger that keeps warnings and errors in ``messages``, (severity, text), instead of printing them."""
+@cache
+def logger_of(sdk: Any) -> Any:
+    """An ILogger that keeps warnings and errors in ``messages``, (severity, text), instead of printing them.
+
+    One for the process: TensorRT keeps the first that it was given while anything made with it lives, and ignores later
+    ones.  What begins something new clears the messages.
+    """
 
     class Logger(sdk.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -67,9 +76,9 @@ def build_error(title: str, logger: Any, workspace: int | None) -> DeployError:
         node = _NO_IMPLEMENTATION.search(text)
         if node:
             return DeployError(
-                f"{title}: no implementation for node {node.group(1).strip()} fits{limit}; that is usually too little "
-                "memory, not a missing operator: give a larger --workspace, close programs that use the GPU, or take a "
-                "smaller --tile or --batch"
+                f"{title}: no implementation for node {(node[1] or node[2]).strip()} fits{limit}; that is usually too "
+                "little memory, not a missing operator: give a larger --workspace, close programs that use the GPU, or "
+                "take a smaller --tile or --batch"
             )
     for text in errors:
         if out_of_memory([text]):
@@ -77,7 +86,20 @@ def build_error(title: str, logger: Any, workspace: int | None) -> DeployError:
                 f"{title}: out of memory while building{limit}: {text}; close programs that use the GPU, give a "
                 "smaller --workspace, or take a smaller --tile or --batch"
             )
-    return DeployError(f"{title}: cannot build: {_last(errors)}; try another --precision, and report this model")
+    return no_kernels(title, errors) or DeployError(
+        f"{title}: cannot build: {_last(errors)}; try another --precision, and report this model"
+    )
+
+
+def no_kernels(title: str, errors: Sequence[str]) -> DeployError | None:
+    """What pip's TensorRT says on a Jetson, and an old one on a new GPU: the answer is another package."""
+    text = next((text for text in errors if _NO_KERNELS.search(text)), None)
+    if text is None:
+        return None
+    return DeployError(
+        f"{title}: it has no kernels for this GPU ({text}); a Jetson needs the TensorRT of its JetPack (apt, not pip), "
+        "any other GPU a release that lists it"
+    )
 
 
 def out_of_memory(errors: Sequence[str]) -> bool:
@@ -92,7 +114,9 @@ def load_error(title: str, doing: str, logger: Any) -> DeployError:
             f"{title}: no GPU memory left while {doing}: {errors[-1]}; close other programs that use the GPU, or build "
             "with a smaller --tile or --batch"
         )
-    return DeployError(f"{title}: cannot go on {doing}: {_last(errors)}; build the bundle again here")
+    return no_kernels(title, errors) or DeployError(
+        f"{title}: cannot go on {doing}: {_last(errors)}; build the bundle again here"
+    )
 
 
 def one_line(text: str) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError
-from engines.trt.errors import parse_error
+from engines.trt.errors import errors_of, parse_error
 from engines.trt.features import member, name_of, network_flags
 
 QUANTISERS = ("QUANTIZE", "DEQUANTIZE")
 _FLOATS = ("FLOAT", "HALF", "BF16")
+_REMEDY = "it has a number of windows written into it: build from the model with --batch"
 
 
 class Parsed:
@@ -21,6 +22,7 @@ class Parsed:
     def __init__(self, sdk: Any, title: str, builder: Any, logger: Any, model: Path, typed: bool) -> None:
         """typed: False lets the builder's flags decide on precision.  Raises DeployError naming the node refused."""
         self.network = builder.create_network(network_flags(sdk, typed))
+        self._logger = logger
         self._parser = sdk.OnnxParser(self.network, logger)
         self._bytes = model.read_bytes()
         if not self._parser.parse(self._bytes):
@@ -37,11 +39,14 @@ class Parsed:
         shape = tuple(source.shape)
         if shape[0] != batch:
             source.shape = (batch, *shape[1:])
-        target = tuple(self.network.get_output(0).shape)
+        try:
+            target = tuple(self.network.get_output(0).shape)
+        except RuntimeError as error:  # of a shape that does not follow from the input's
+            reason = (errors_of(self._logger) or [str(error)])[0]
+            raise DeployError(f"batch: {batch} windows do not go through this graph: {reason}; {_REMEDY}") from error
         if target[:1] != (batch,):
             raise DeployError(
-                f"batch: got {batch} windows in and logits of shape {target} out, expected {batch}; the graph has a "
-                "number of windows written into it: build from the model with --batch"
+                f"batch: got {batch} windows in and logits of shape {target} out, expected {batch}; {_REMEDY}"
             )
 
     @property

@@ -9,7 +9,7 @@ from engines.base import Float32, Tensor
 from engines.device.base import Gpu
 from engines.errors import DeployError
 from engines.trt.blob import Header, digest
-from engines.trt.errors import errors_of, load_error, make_logger, one_line
+from engines.trt.errors import errors_of, load_error, logger_of, one_line
 from engines.trt.features import name_of
 
 _DTYPES = {"FLOAT": "fp32", "HALF": "fp16"}
@@ -25,7 +25,8 @@ class TensorRTSession:
         from engines.device.through import HostRun
 
         self._sdk, self._title, self._gpu = sdk, title, gpu
-        self.logger = make_logger(sdk)
+        self.logger = logger_of(sdk)
+        self.logger.messages.clear()
         self._runtime = sdk.Runtime(self.logger)
         if header.options.version_compatible:
             self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime; its bytes are as built
@@ -65,10 +66,11 @@ class TensorRTSession:
 
     def _refit(self, header: Header, model: Path | None) -> None:
         """Give an engine without weights those of the bundle's graph."""
-        if model is None or digest(model.read_bytes()) != header.model_sha256:
+        missing = "no graph" if model is None else "" if model.is_file() else f"no {model.name}"
+        if model is None or missing or digest(model.read_bytes()) != header.model_sha256:
             raise DeployError(
-                f"{self._title}: the engine has no weights of its own, and "
-                f"{'no graph' if model is None else f'another {model.name}'} to take them from; build the bundle again"
+                f"{self._title}: the engine has no weights of its own, and {missing or f'another {model.name}'} to "
+                "take them from; build the bundle again"
             )
         refitter = self._sdk.Refitter(self.engine, self.logger)
         parser = self._sdk.OnnxParserRefitter(refitter, self.logger)

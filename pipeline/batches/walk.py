@@ -91,6 +91,9 @@ class Walk:
         del model.graph.node[:], model.graph.value_info[:], model.graph.initializer[:]
         model.graph.node.extend(self.nodes)
         read = {name for node in self.nodes for name in node.input}
+        inputs = [value for value in model.graph.input if value.name in self.shown.inputs]  # no defaults for constants
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
         model.graph.initializer.extend(value for name, value in self.initializers.items() if name in read)
         return model
 

@@ -19,6 +19,7 @@ from engines.bench import bench
 from engines.bundle import Manifest, open_bundle, seal
 from engines.errors import DeployError, GateError
 from engines.golden import Golden
+from engines.onnx_batch import with_batch
 from engines.segmenter import Segmenter, open_segmenter
 from engines.spec import ModelSpec
 from engines.tiling import Tiling
@@ -246,3 +247,23 @@ def test_openvino_takes_the_number_of_windows_that_it_was_built_for(of_three: Pa
     message = r"got \(1, 3, 64, 96\) float32, expected \(3, 3, 64, 96\)"
     with get_backend("openvino").load(blob, BuildConfig()) as session, pytest.raises(DeployError, match=message):
         session.run(np.zeros((1, 3, 64, 96), np.float32))
+
+
+def test_only_the_number_of_windows_changes_in_the_file(of_three: Path) -> None:
+    """Against the onnx package, which reads what was written without it."""
+    onnx = pytest.importorskip("onnx")
+    content = (of_three / "model.onnx").read_bytes()
+    changed = with_batch(content, 64)
+    assert sum(a != b for a, b in zip(content, changed, strict=True)) == 2
+    expected = onnx.load_from_string(content)
+    for value in (*expected.graph.input, *expected.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 64
+    assert onnx.load_from_string(changed) == expected
+    onnx.checker.check_model(onnx.load_from_string(changed), full_check=True)
+
+
+def test_a_file_that_declares_something_else_is_refused(of_three: Path) -> None:
+    content = (of_three / "model.onnx").read_bytes()
+    for damaged in (b"", content[:-9], with_batch(content, 3), b"\xff" * 40, b"\x3a\x00"):
+        with pytest.raises(DeployError, match="expected one input and one output of one window"):
+            with_batch(damaged, 3)

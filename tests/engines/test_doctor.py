@@ -32,6 +32,15 @@ def test_the_doctor_examines_the_tree_that_it_is_given() -> None:
     assert set(findings["jetson"].to_json()) == {"topic", "status", "detail", "fix"}
 
 
+def test_the_pinned_versions_are_not_asked_of_python_3_10(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JetPack 6 has 3.10, for which the pinned numpy and Pillow do not exist."""
+    monkeypatch.setattr(doctor, "BUILD_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(doctor.sys, "version_info", (3, 10, 12))
+    assert doctor.building().fix == "pip install -e '.[export]'"
+    monkeypatch.setattr(doctor.sys, "version_info", (3, 12, 3))
+    assert doctor.building().fix == "pip install -c constraints.txt -e '.[export]'"
+
+
 def test_a_machine_without_an_nvidia_gpu_hears_nothing_of_it(tmp_path: Path) -> None:
     assert examine_gpu(Interpreter((3, 11)), tmp_path) == []
 

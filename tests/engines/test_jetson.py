@@ -55,6 +55,16 @@ def test_a_release_that_is_not_in_the_table_still_has_its_major(tmp_path: Path) 
     assert (jetson.l4t, jetson.jetpack) == ("39.9.9", "7")
 
 
+def test_any_of_jetpacks_metapackages_tells_its_version(tmp_path: Path) -> None:
+    root = _edited("orin-nano-super-jp6.2.1", tmp_path, "nvidia-jetpack", "something-else")
+    release = root / "etc/nv_tegra_release"
+    release.write_text(release.read_text().replace("REVISION: 4.7", "REVISION: 4.99"))
+    jetson = read_jetson(root)
+    assert jetson is not None
+    assert "nvidia-jetpack" not in jetson.packages
+    assert jetson.jetpack == "6.2.1"  # of nvidia-tensorrt 6.2.1+b38
+
+
 def test_removed_packages_are_not_installed_ones() -> None:
     jetson = read_jetson(TREES / NANO)
     assert jetson is not None
@@ -118,7 +128,7 @@ def test_a_fresh_board_says_what_is_missing(tmp_path: Path) -> None:
     ("tree", "python", "topic", "detail", "fix"),
     [
         ("orin-agx-jp5.1.2", GOOD, "jetson", "too old", "flash JetPack 6"),
-        ("tx2-jp4.6.1", GOOD, "jetson", "no newer one", "--backend openvino"),
+        ("tx2-jp4.6.1", GOOD, "jetson", "no newer ones", "--backend openvino"),
         ("orin-agx-jp7.2", Interpreter((3, 12)), "tensorrt", "not installed", "apt-get install nvidia-jetpack"),
         ("orin-agx-jp7.2", Interpreter((3, 12)), "nvcc", "no CUDA toolkit", "apt-get install nvidia-jetpack"),
         (NANO, Interpreter((3, 11)), "tensorrt", "for python3.10, this is python3.11", "python3.10 -m venv"),
@@ -136,6 +146,18 @@ def test_known_traps(tree: str, python: Interpreter, topic: str, detail: str, fi
     assert finding.status != "ok"
     assert detail in finding.detail
     assert fix in finding.fix
+
+
+def test_a_board_that_is_too_old_is_not_told_what_else_it_lacks() -> None:
+    topics = set(_examine_root(TREES / "orin-agx-jp5.1.2", Interpreter((3, 8))))
+    assert topics == {"jetson", "power mode", "clocks"}
+
+
+def test_a_library_that_a_container_borrows_is_mended_on_the_host(tmp_path: Path) -> None:
+    root = _copy(NANO, tmp_path)
+    (root / "run").mkdir()
+    (root / "run/.containerenv").touch()
+    assert _examine_root(root)["libnvdla_compiler"].fix.startswith("on the host, ")
 
 
 def test_tensorrt_without_its_module(tmp_path: Path) -> None:
