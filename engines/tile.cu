@@ -164,18 +164,33 @@ template <typename T> TILE_DEVICE const T *tile_row_logits(const tile_stitch_lau
 /* Keeps p in a register of its own: reassociated, each of the addresses beside it takes 4 instructions instead of 1. */
 #ifdef __CUDA_ARCH__
 #define TILE_KEEP(p) asm("" : "+l"(p))
+#define TILE_KEEP_INT(i) asm volatile("" : "+r"(i))
 #else
 #define TILE_KEEP(p) (void)(p)
+#define TILE_KEEP_INT(i) (void)(i)
 #endif
 
 /* NaN once v or a value before was not finite: a multiply-add of its own, whose result is never written. */
 TILE_DEVICE void tile_watch(float &watch, float v) { watch = fmaf(v, 0.0f, watch); }
 
+/* The first window of a patch makes its sums and the others add to them.  Where only labels are asked for, the first
+ * need not be added to +0: that changes the sign of zeros at most, which no comparison sees. */
+enum tile_how { TILE_ADD, TILE_SET, TILE_SET_LABELS };
+
+template <int HOW> TILE_DEVICE void tile_sum(float &sum, float value)
+{
+    if (HOW == TILE_ADD)
+        sum += value;
+    else
+        sum = HOW == TILE_SET ? 0.0f + value : value;
+}
+
 /* A ratio of 4 both ways, no weights, and every window at multiples of 4: SegFormer on most images.
  * Every patch lies alike, so that all weights are constants and half of the products serve two pixels:
- *   interpolating down  6 multiplications and 4 additions for each of 3 columns, of 4 pixels each
- *   and across          6 multiplications and 4 additions for each of 4 rows, of 4 pixels each
- * which with watching (9) and adding up (16) makes 95 for 16 pixels; the choice of the best takes 3 a pixel. */
+ *   interpolating down   6 multiplications and 4 additions for each of 3 columns of 4 pixels
+ *   and across           6 multiplications and 4 additions for each of 4 rows of 4 pixels
+ * which with loading (9), their addresses (12) and watching (9) makes 100 instructions a class for 16 pixels and one
+ * window, 116 for each further one; the choice of the best takes 48. */
 template <typename T> struct tile_quarter {
     enum { HEIGHT = 4 };
     const T *row_logits;
@@ -213,7 +228,7 @@ template <typename T> struct tile_quarter {
         v[3][k] = tile_lerp_at(x1, x2, 0.375f);
     }
 
-    __device__ __forceinline__ void add(const T *p, float (&sums)[4][4], float &watch) const
+    template <int HOW> __device__ __forceinline__ void add(const T *p, float (&sums)[4][4], float &watch) const
     {
         float v[4][3];
         const T *p0 = p + above, *p1 = p + middle, *p2 = p + below;
@@ -225,10 +240,10 @@ template <typename T> struct tile_quarter {
         down(tile_load(p0 + right), tile_load(p1 + right), tile_load(p2 + right), v, 2, watch);
 #pragma unroll
         for (int y = 0; y < 4; y++) {
-            sums[y][0] += tile_lerp_at(v[y][0], v[y][1], 0.625f);
-            sums[y][1] += tile_lerp_at(v[y][0], v[y][1], 0.875f);
-            sums[y][2] += tile_lerp_at(v[y][1], v[y][2], 0.125f);
-            sums[y][3] += tile_lerp_at(v[y][1], v[y][2], 0.375f);
+            tile_sum<HOW>(sums[y][0], tile_lerp_at(v[y][0], v[y][1], 0.625f));
+            tile_sum<HOW>(sums[y][1], tile_lerp_at(v[y][0], v[y][1], 0.875f));
+            tile_sum<HOW>(sums[y][2], tile_lerp_at(v[y][1], v[y][2], 0.125f));
+            tile_sum<HOW>(sums[y][3], tile_lerp_at(v[y][1], v[y][2], 0.375f));
         }
     }
 
@@ -331,18 +346,18 @@ template <typename T, bool WEIGHTED> struct tile_whole {
         }
     }
 
-    template <int SPLIT>
+    template <int HOW, int SPLIT>
     __device__ __forceinline__ void across(const float (&v)[3][4], float (&sums)[4][4]) const
     {
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             int y = i / 4, x = i % 4;
             float value = tile_lerp(v[x < SPLIT ? 0 : 1][y], v[x < SPLIT ? 1 : 2][y], la[x], lb[x]);
-            sums[y][x] += WEIGHTED ? value * w[x] : value;
+            tile_sum<HOW>(sums[y][x], WEIGHTED ? value * w[x] : value);
         }
     }
 
-    __device__ __forceinline__ void add(const T *p, float (&sums)[4][4], float &watch) const
+    template <int HOW> __device__ __forceinline__ void add(const T *p, float (&sums)[4][4], float &watch) const
     {
         float v[3][4] = {};
         column_of(p, column_at[0], v[0], watch);
@@ -350,10 +365,10 @@ template <typename T, bool WEIGHTED> struct tile_whole {
         if (column_split < 4)
             column_of(p, column_at[2], v[2], watch);
         switch (column_split) {
-        case 1: across<1>(v, sums); break;
-        case 2: across<2>(v, sums); break;
-        case 3: across<3>(v, sums); break;
-        default: across<4>(v, sums); break;
+        case 1: across<HOW, 1>(v, sums); break;
+        case 2: across<HOW, 2>(v, sums); break;
+        case 3: across<HOW, 3>(v, sums); break;
+        default: across<HOW, 4>(v, sums); break;
         }
     }
 
@@ -419,13 +434,13 @@ template <typename T, bool WEIGHTED> struct tile_any {
         return value;
     }
 
-    __device__ __forceinline__ void add(const T *p, float (&sums)[1][4], float &watch) const
+    template <int HOW> __device__ __forceinline__ void add(const T *p, float (&sums)[1][4], float &watch) const
     {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float v0 = down(p, left[i], watch), v1 = lb[i] != 0.0f ? down(p, right[i], watch) : v0;
             float value = tile_lerp(v0, v1, la[i], lb[i]);
-            sums[0][i] += WEIGHTED ? value * w[i] : value;
+            tile_sum<HOW>(sums[0][i], WEIGHTED ? value * w[i] : value);
         }
     }
 
@@ -445,6 +460,7 @@ template <typename T, typename WAY> struct tile_patch {
     int32_t x, y;
     tile_span rows, columns;
     int32_t row, column;  /* that `way` is set to */
+    bool single;          /* one window touches the patch */
     size_t window, first; /* elements of a window's logits, and of those before the first window in a row of them */
     WAY way;
 
@@ -454,6 +470,7 @@ template <typename T, typename WAY> struct tile_patch {
     {
         rows.first = tile_max(rows.first, a.held0);
         rows.last = tile_min(rows.last, a.held1 - 1);
+        single = rows.first == rows.last && columns.first == columns.last;
         window = (size_t)a.classes * (size_t)a.logits_h * (size_t)a.logits_w;
         first = (size_t)columns.first * window;
     }
@@ -465,28 +482,44 @@ template <typename T, typename WAY> struct tile_patch {
             sums[i / 4][i % 4] = 0.0f;
     }
 
+    __device__ __forceinline__ bool touched() const { return rows.first <= rows.last; }
+
     __device__ __forceinline__ void set(const tile_stitch_launch &a, int32_t r, int32_t c)
     {
-        if (r != row)
-            way.row(a, row = r, y);
-        if (c != column)
-            way.column(a, column = c, x);
+        if (r != row) {
+            row = r;
+            TILE_KEEP_INT(row); /* or else half of what follows is computed anew for every class */
+            way.row(a, row, y);
+        }
+        if (c != column) {
+            column = c;
+            TILE_KEEP_INT(column);
+            way.column(a, column, x);
+        }
     }
 
-    /* sums of a class.  offset: of its logits in a window. */
+    /* sums of a class, at least one window touching the patch.  offset: of its logits in a window. */
+    template <int FIRST>
     __device__ __forceinline__ void scores(const tile_stitch_launch &a, size_t offset, float (&sums)[HEIGHT][4],
                                            float &watch)
     {
-        clear(sums);
+        set(a, rows.first, columns.first);
+        const T *p = way.row_logits + (first + offset);
+        TILE_KEEP(p);
+        way.template add<FIRST>(p, sums, watch);
+        if (single)
+            return;
 #pragma unroll 1
         for (int32_t r = rows.first; r <= rows.last; r++) {
             size_t at = first + offset;
 #pragma unroll 1
             for (int32_t c = columns.first; c <= columns.last; c++, at += window) {
+                if (r == rows.first && c == columns.first)
+                    continue;
                 set(a, r, c);
-                const T *p = way.row_logits + at;
-                TILE_KEEP(p);
-                way.add(p, sums, watch);
+                const T *q = way.row_logits + at;
+                TILE_KEEP(q);
+                way.template add<TILE_ADD>(q, sums, watch);
             }
         }
     }
@@ -565,6 +598,10 @@ TILE_DEVICE void tile_stitch_patch(const tile_stitch_launch &a, int32_t y, int32
 {
     enum { HEIGHT = WAY::HEIGHT };
     tile_patch<T, WAY> patch(a, y, x);
+    if (!patch.touched()) {
+        atomicOr(a.status, TILE_STATUS_UNCOVERED);
+        return;
+    }
     size_t offset = 0, plane = (size_t)a.logits_h * (size_t)a.logits_w;
     tile_word lowest;
     lowest.bits = 0xff800000u; /* -infinity */
@@ -577,7 +614,7 @@ TILE_DEVICE void tile_stitch_patch(const tile_stitch_launch &a, int32_t y, int32
     }
 #pragma unroll 1
     for (int32_t k = 0; k < a.classes; k++, offset += plane) {
-        patch.scores(a, offset, sums, watch);
+        patch.template scores<CONFIDENCE ? TILE_SET : TILE_SET_LABELS>(a, offset, sums, watch);
 #pragma unroll
         for (int i = 0; i < 4 * HEIGHT; i++) {
             bool wins = sums[i / 4][i % 4] > best[i / 4][i % 4]; /* strictly: the lowest class index wins a tie */
@@ -604,7 +641,7 @@ TILE_DEVICE void tile_stitch_patch(const tile_stitch_launch &a, int32_t y, int32
             weight[i / 4][i % 4] = 1.0f / weight[i / 4][i % 4];
 #pragma unroll 1
         for (int32_t k = 0; k < a.classes; k++, offset += plane) { /* once more: keeping all sums takes K x 64 bytes */
-            patch.scores(a, offset, sums, watch);
+            patch.template scores<TILE_SET>(a, offset, sums, watch);
 #pragma unroll
             for (int i = 0; i < 4 * HEIGHT; i++)
                 sum[i / 4][i % 4] +=

@@ -164,6 +164,19 @@ def test_an_exact_tie_goes_to_the_lowest_class(machine: Emulated) -> None:
         assert (_stitch(machine, logits, case)[0] == 1).all()
 
 
+@pytest.mark.parametrize("low", [(8, 8), (4, 4), (16, 16), (32, 32)], ids=str)
+def test_zeros_of_both_signs_are_the_same(machine: Emulated, low: tuple[int, int]) -> None:
+    """exp(-d) takes d = -0 for a negative number: sums must be +0 where they are 0."""
+    for size in ((32, 32), (56, 80)):
+        case = StitchCase(4, low, TILING, size)
+        logits = np.random.default_rng(2).choice(np.float32([-0.0, 0.0]), case.logits("float32").shape)
+        certainty = np.zeros(size, np.float32)
+        at = machine.put(certainty)
+        _stitch(machine, logits, case, confidence=at, confidence_stride=size[1])
+        machine.take(certainty, at)
+        assert (certainty == 0.25).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
