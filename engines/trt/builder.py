@@ -38,7 +38,7 @@ def build_plan(
     Raises DeployError naming the node or the option at fault, KeyboardInterrupt when it was cancelled.
     """
     options, title = config.tensorrt, f"{flavour.title} {sdk.__version__}"
-    flavour.refuse(options)
+    flavour.refuse(options, room is not None)
     require(sdk, title, options)
     logger = logger_of(sdk)
     logger.messages.clear()
@@ -56,8 +56,9 @@ def build_plan(
             "types", ", ".join(f"{count} {name}" if count > 1 else name for name, count in told.items()) or "FP32"
         )
     workspace = _set_limits(sdk, settings, options, room, config.log)
-    for index, name in enumerate(targets):
+    if targets:
         settings.num_compute_capabilities = len(targets)
+    for index, name in enumerate(targets):
         settings.set_compute_capability(getattr(sdk.ComputeCapability, name), index)
     if cache is not None:
         cache.attach(settings)
