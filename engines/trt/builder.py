@@ -44,11 +44,11 @@ def build_plan(
     logger.messages.clear()
     builder = _builder(sdk, title, logger)
     typed = strongly_typed(sdk) and options.dla is None
-    parsed = Parsed(sdk, title, builder, logger, model, typed or member(sdk, "BuilderFlag", "FP16") is None)
+    flagless = typed or member(sdk, "BuilderFlag", "FP16") is None
+    parsed = Parsed(sdk, title, builder, logger, model, flagless, config.batch)
     settings = builder.create_builder_config()
     if options.dla is not None:
         raise dla.answer(sdk, title, builder, settings, parsed, options.dla)
-    parsed.take(config.batch)
     _set_flags(sdk, settings, options, flavour)
     if not typed:
         told = keep_types(sdk, parsed, settings)

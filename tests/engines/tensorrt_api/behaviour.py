@@ -22,6 +22,14 @@ def _say(sdk: Any, logger: Any, text: str) -> None:
     logger.log(type("Severity", (), {"__str__": lambda self: "Severity.ERROR"})(), text)
 
 
+def json_with_batch(model: bytes, batch: int) -> bytes:
+    """What engines.onnx_batch.with_batch does to an ONNX file."""
+    graph = json.loads(model)
+    graph["tensors"][graph["input"]][1][0] = batch
+    graph["tensors"][graph["output"]][1] = None if graph.get("fixed") else [batch, *graph["tensors"]["logits"][1][1:]]
+    return json.dumps(graph).encode()
+
+
 class Builder:
     def _begin(self: Any, logger: Any) -> None:
         self._logger, self._cores = logger, self._sdk.world.get("cores", 0)
@@ -185,12 +193,6 @@ class ITensor:
             raise RuntimeError("Could not get tensor shape.")  # what tensorrt_rtx 1.7.1 answered to a fixed Reshape
         return tuple(shape)
 
-    def _set_shape(self: Any, value: tuple[int, ...]) -> None:
-        assert self._name == self._graph["input"]
-        tensors, output = self._graph["tensors"], self._graph["output"]
-        tensors[self._name][1] = list(value)
-        tensors[output][1] = None if self._graph.get("fixed") else [value[0], *tensors[output][1][1:]]
-
 
 class ILayer:
     def name(self: Any) -> str:
@@ -304,9 +306,8 @@ class OnnxParserRefitter:
     def _begin(self: Any, refitter: Any, logger: Any) -> None:
         self._refitter = refitter
 
-    def refit_from_file(self: Any, model: str) -> bool:
-        with open(model, "rb") as file:
-            json.loads(file.read())
+    def refit_from_bytes(self: Any, model: bytes) -> bool:
+        json.loads(model)
         object.__setattr__(self._refitter, "_given", True)
         return True
 

@@ -14,7 +14,7 @@ import pytest
 
 from engines.device.base import GpuInfo
 from engines.tensorrt_backend import TensorRTBackend
-from tests.engines.tensorrt_api.behaviour import BEHAVIOURS
+from tests.engines.tensorrt_api.behaviour import BEHAVIOURS, json_with_batch
 from tests.engines.tensorrt_api.fakes import fake
 
 ORIN = GpuInfo("Orin", (8, 7), 12060, 8 << 30, True)
@@ -65,6 +65,7 @@ class Machine:
         self.sdk, self.gpu = fake(version, BEHAVIOURS), HostGpu(info)
         self.backend = TensorRTBackend()
         patch.setattr(TensorRTBackend, "sdk", lambda backend: self.sdk)
+        patch.setattr("engines.trt.network.with_batch", json_with_batch)
         patch.setattr("engines.device.cuda.unavailable", lambda: None)
         patch.setattr("engines.device.cuda.gpu_info", lambda: info)
 
