@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engines.base import BuildConfig, get_backend
-from engines.bundle import ENGINE, GOLDEN, Bundle
+from engines.bundle import ENGINE, GOLDEN, MODEL, Bundle
 from engines.errors import DeployError
 from engines.golden import Golden, windows_of
 from engines.layers import table
@@ -81,7 +81,8 @@ def inspect_layers(bundle: Bundle) -> tuple[list[dict[str, Any]], str]:
     if reason:
         raise DeployError(f"bundle {bundle.folder}: it needs {manifest.backend}, and {reason}")
     window = windows_of(Golden.load(bundle.path(GOLDEN)).image, manifest.spec, manifest.tiling)[0]
-    layers = backend.layers(bundle.path(ENGINE).read_bytes(), BuildConfig(manifest.precision), window)
+    config = BuildConfig(manifest.precision, batch=manifest.batch, model=bundle.path(MODEL), tensorrt=manifest.tensorrt)
+    layers = backend.layers(bundle.path(ENGINE).read_bytes(), config, window)
     return [layer.to_json() for layer in layers], table(layers, manifest.precision)
 
 
