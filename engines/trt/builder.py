@@ -12,7 +12,7 @@ from engines.errors import DeployError
 from engines.trt import dla
 from engines.trt.cache import Log, TimingCache
 from engines.trt.errors import build_error, errors_of, logger_of, no_kernels, warnings_of
-from engines.trt.features import HARDWARE, member, require, strongly_typed
+from engines.trt.features import HARDWARE, member, strongly_typed
 from engines.trt.flavour import Flavour
 from engines.trt.network import Parsed, keep_types
 from engines.trt.progress import Progress, make_monitor, run_cancellable
@@ -35,11 +35,9 @@ def build_plan(
 ) -> bytes:  # fmt: skip
     """room: None where there is no GPU.  targets: see Flavour.  cache: None keeps no measurements.
 
-    Raises DeployError naming the node or the option at fault, KeyboardInterrupt when it was cancelled.
+    The options have been checked.  Raises DeployError naming the node at fault, KeyboardInterrupt when cancelled.
     """
     options, title = config.tensorrt, f"{flavour.title} {sdk.__version__}"
-    flavour.refuse(options, room is not None)
-    require(sdk, title, options)
     logger = logger_of(sdk)
     logger.messages.clear()
     builder = _builder(sdk, title, logger)

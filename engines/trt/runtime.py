@@ -67,11 +67,13 @@ class TensorRTSession:
 
     def _refit(self, header: Header, model: Path | None) -> None:
         """Give an engine without weights those of the bundle's graph."""
-        missing = "no graph" if model is None else "" if model.is_file() else f"no {model.name}"
-        if model is None or missing or digest(model.read_bytes()) != header.model_sha256:
+        missing = "no graph"
+        if model is not None:
+            missing = f"another {model.name}" if model.is_file() else f"no {model.name}"
+        if model is None or not model.is_file() or digest(model.read_bytes()) != header.model_sha256:
             raise DeployError(
-                f"{self._title}: the engine has no weights of its own, and {missing or f'another {model.name}'} to "
-                "take them from; build the bundle again"
+                f"{self._title}: the engine has no weights of its own, and {missing} to take them from; build the "
+                "bundle again"
             )
         refitter = self._sdk.Refitter(self.engine, self.logger)
         parser = self._sdk.OnnxParserRefitter(refitter, self.logger)

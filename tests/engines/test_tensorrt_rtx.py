@@ -79,8 +79,6 @@ def test_builds_an_engine_for_every_gpu_from_ampere_on(network: str, precision: 
     assert header.sdk == f"tensorrt_rtx {trt.__version__}"
     assert header.targets == ("SM80", "SM86", "SM89", "SM120", "SM121")
     assert len(plan) == header.plan_bytes > 100_000
-    validity, _ = trt.Runtime(logger_of(trt)).get_engine_validity(bytes(plan[:10_000]))
-    assert name_of(validity) in ("VALID", "SUBOPTIMAL", "INVALID")
 
 
 def test_inputs_and_outputs_keep_their_names_and_shapes(builder: Any) -> None:
