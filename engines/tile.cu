@@ -11,8 +11,8 @@ struct tile_half {
     uint16_t bits;
 };
 
-TILE_DEVICE float tile_load(const float *p) { return *p; }
-TILE_DEVICE float tile_load(const tile_half *p) { return tile_half_to_float(p->bits); }
+TILE_DEVICE float tile_load(const float *p) { return __ldg(p); }
+TILE_DEVICE float tile_load(const tile_half *p) { return tile_half_to_float(__ldg(&p->bits)); }
 TILE_DEVICE void tile_store(float *p, float v) { *p = v; }
 TILE_DEVICE void tile_store(tile_half *p, float v) { p->bits = tile_float_to_half(v); }
 
@@ -161,6 +161,13 @@ template <typename T> TILE_DEVICE const T *tile_row_logits(const tile_stitch_lau
     return static_cast<const T *>(a.logits) + (size_t)(r % a.ring) * (size_t)a.pitch * window;
 }
 
+/* Keeps p in a register of its own: reassociated, each of the addresses beside it takes 4 instructions instead of 1. */
+#ifdef __CUDA_ARCH__
+#define TILE_KEEP(p) asm("" : "+l"(p))
+#else
+#define TILE_KEEP(p) (void)(p)
+#endif
+
 /* NaN once v or a value before was not finite: a multiply-add of its own, whose result is never written. */
 TILE_DEVICE void tile_watch(float &watch, float v) { watch = fmaf(v, 0.0f, watch); }
 
@@ -195,9 +202,8 @@ template <typename T> struct tile_quarter {
         right = tile_min(centre + 1, a.logits_w - 1);
     }
 
-    __device__ __forceinline__ void down(const T *p, int32_t j, float (&v)[4][3], int k, float &watch) const
+    __device__ __forceinline__ void down(float x0, float x1, float x2, float (&v)[4][3], int k, float &watch) const
     {
-        float x0 = tile_load(p + (above + j)), x1 = tile_load(p + (middle + j)), x2 = tile_load(p + (below + j));
         tile_watch(watch, x0);
         tile_watch(watch, x1);
         tile_watch(watch, x2);
@@ -210,9 +216,13 @@ template <typename T> struct tile_quarter {
     __device__ __forceinline__ void add(const T *p, float (&sums)[4][4], float &watch) const
     {
         float v[4][3];
-        down(p, left, v, 0, watch);
-        down(p, centre, v, 1, watch);
-        down(p, right, v, 2, watch);
+        const T *p0 = p + above, *p1 = p + middle, *p2 = p + below;
+        TILE_KEEP(p0);
+        TILE_KEEP(p1);
+        TILE_KEEP(p2);
+        down(tile_load(p0 + left), tile_load(p1 + left), tile_load(p2 + left), v, 0, watch);
+        down(tile_load(p0 + centre), tile_load(p1 + centre), tile_load(p2 + centre), v, 1, watch);
+        down(tile_load(p0 + right), tile_load(p1 + right), tile_load(p2 + right), v, 2, watch);
 #pragma unroll
         for (int y = 0; y < 4; y++) {
             sums[y][0] += tile_lerp_at(v[y][0], v[y][1], 0.625f);
@@ -434,7 +444,8 @@ template <typename T, typename WAY> struct tile_patch {
     enum { HEIGHT = WAY::HEIGHT };
     int32_t x, y;
     tile_span rows, columns;
-    int32_t row, column; /* that `way` is set to */
+    int32_t row, column;  /* that `way` is set to */
+    size_t window, first; /* elements of a window's logits, and of those before the first window in a row of them */
     WAY way;
 
     __device__ __forceinline__ tile_patch(const tile_stitch_launch &a, int32_t y_, int32_t x_)
@@ -443,6 +454,8 @@ template <typename T, typename WAY> struct tile_patch {
     {
         rows.first = tile_max(rows.first, a.held0);
         rows.last = tile_min(rows.last, a.held1 - 1);
+        window = (size_t)a.classes * (size_t)a.logits_h * (size_t)a.logits_w;
+        first = (size_t)columns.first * window;
     }
 
     __device__ __forceinline__ void clear(float (&sums)[HEIGHT][4]) const
@@ -460,17 +473,22 @@ template <typename T, typename WAY> struct tile_patch {
             way.column(a, column = c, x);
     }
 
-    /* sums of class k. */
-    __device__ __forceinline__ void scores(const tile_stitch_launch &a, int32_t k, float (&sums)[HEIGHT][4],
+    /* sums of a class.  offset: of its logits in a window. */
+    __device__ __forceinline__ void scores(const tile_stitch_launch &a, size_t offset, float (&sums)[HEIGHT][4],
                                            float &watch)
     {
-        size_t plane = (size_t)a.logits_h * (size_t)a.logits_w;
         clear(sums);
-        for (int32_t r = rows.first; r <= rows.last; r++)
-            for (int32_t c = columns.first; c <= columns.last; c++) {
+#pragma unroll 1
+        for (int32_t r = rows.first; r <= rows.last; r++) {
+            size_t at = first + offset;
+#pragma unroll 1
+            for (int32_t c = columns.first; c <= columns.last; c++, at += window) {
                 set(a, r, c);
-                way.add(way.row_logits + ((size_t)c * (size_t)a.classes + (size_t)k) * plane, sums, watch);
+                const T *p = way.row_logits + at;
+                TILE_KEEP(p);
+                way.add(p, sums, watch);
             }
+        }
     }
 
     /* sums of the windows' weights. */
@@ -547,6 +565,7 @@ TILE_DEVICE void tile_stitch_patch(const tile_stitch_launch &a, int32_t y, int32
 {
     enum { HEIGHT = WAY::HEIGHT };
     tile_patch<T, WAY> patch(a, y, x);
+    size_t offset = 0, plane = (size_t)a.logits_h * (size_t)a.logits_w;
     tile_word lowest;
     lowest.bits = 0xff800000u; /* -infinity */
     float best[HEIGHT][4], sums[HEIGHT][4], watch = 0.0f;
@@ -557,8 +576,8 @@ TILE_DEVICE void tile_stitch_patch(const tile_stitch_launch &a, int32_t y, int32
         label[i / 4][i % 4] = 0;
     }
 #pragma unroll 1
-    for (int32_t k = 0; k < a.classes; k++) {
-        patch.scores(a, k, sums, watch);
+    for (int32_t k = 0; k < a.classes; k++, offset += plane) {
+        patch.scores(a, offset, sums, watch);
 #pragma unroll
         for (int i = 0; i < 4 * HEIGHT; i++) {
             bool wins = sums[i / 4][i % 4] > best[i / 4][i % 4]; /* strictly: the lowest class index wins a tie */
@@ -579,12 +598,13 @@ TILE_DEVICE void tile_stitch_patch(const tile_stitch_launch &a, int32_t y, int32
         float weight[HEIGHT][4], sum[HEIGHT][4]; /* as in tile_row_confidence, a pixel at a time */
         patch.weights(a, weight);
         patch.clear(sum);
+        offset = 0;
 #pragma unroll
         for (int i = 0; i < 4 * HEIGHT; i++)
             weight[i / 4][i % 4] = 1.0f / weight[i / 4][i % 4];
 #pragma unroll 1
-        for (int32_t k = 0; k < a.classes; k++) { /* sums once more: keeping them would take classes x 64 bytes */
-            patch.scores(a, k, sums, watch);
+        for (int32_t k = 0; k < a.classes; k++, offset += plane) { /* once more: keeping all sums takes K x 64 bytes */
+            patch.scores(a, offset, sums, watch);
 #pragma unroll
             for (int i = 0; i < 4 * HEIGHT; i++)
                 sum[i / 4][i % 4] +=
@@ -622,9 +642,9 @@ TILE_KERNEL(tile_gather_f16, tile_gather_launch, 256, 6, tile_gather<tile_half>)
     TILE_KERNEL(tile_stitch_##way##_confidence_##suffix, tile_stitch_launch, 128, sure, tile_stitch<T, __VA_ARGS__, true>)
 
 #define TILE_STITCHES(suffix, T) \
-    TILE_STITCH(quarter, suffix, 5, 4, T, tile_quarter<T>) \
+    TILE_STITCH(quarter, suffix, 4, 4, T, tile_quarter<T>) \
     TILE_STITCH(whole, suffix, 4, 3, T, tile_whole<T, false>) \
-    TILE_STITCH(whole_weighted, suffix, 4, 3, T, tile_whole<T, true>) \
+    TILE_STITCH(whole_weighted, suffix, 3, 3, T, tile_whole<T, true>) \
     TILE_STITCH(any, suffix, 6, 5, T, tile_any<T, false>) \
     TILE_STITCH(any_weighted, suffix, 6, 5, T, tile_any<T, true>)
 
