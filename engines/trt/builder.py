@@ -35,7 +35,7 @@ def build_plan(
 ) -> bytes:  # fmt: skip
     """room: None where there is no GPU.  targets: see Flavour.  cache: None keeps no measurements.
 
-    The options have been checked.  Raises DeployError naming the node at fault, KeyboardInterrupt when it was cancelled.
+    The options have been checked.  Raises DeployError naming the node at fault, KeyboardInterrupt when cancelled.
     """
     options, title = config.tensorrt, f"{flavour.title} {sdk.__version__}"
     logger = logger_of(sdk)
