@@ -11,9 +11,10 @@ from engines.errors import DeployError
 from engines.trt.features import name_of
 
 _BAD = ("ERROR", "INTERNAL_ERROR")
-_NO_IMPLEMENTATION = re.compile(r"[Cc]ould not find any implementation for node \{?([^}\n]*?)\}?(?: due to|\.?$|[.(] )")
+_NO_IMPLEMENTATION = re.compile(
+    r"ould not find any implementation for node (?:\{([^}]*)\}|(.+?)(?: due to|\.? *[()]|\. |\.?$))"
+)
 _MEMORY = re.compile(r"out of memory|OutOfMemory|insufficient memory|MEM_ALLOC|FAILED_ALLOCATION|std::bad_alloc", re.I)
-_WORKSPACE = re.compile(r"insufficient (?:memory|workspace)|workspace", re.I)
 _KEPT = 200  # messages
 
 
@@ -73,7 +74,7 @@ def build_error(title: str, logger: Any, workspace: int | None) -> DeployError:
         node = _NO_IMPLEMENTATION.search(text)
         if node:
             return DeployError(
-                f"{title}: no implementation for node {node.group(1).strip()} fits{limit}; that is usually too little "
+                f"{title}: no implementation for node {node.group(1) or node.group(2)} fits{limit}; that is usually too little "
                 "memory, not a missing operator: give a larger --workspace, close programs that use the GPU, or take a "
                 "smaller --tile or --batch"
             )
