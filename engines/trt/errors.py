@@ -73,10 +73,10 @@ def build_error(title: str, logger: Any, workspace: int | None) -> DeployError:
     for text in errors:
         node = _NO_IMPLEMENTATION.search(text)
         if node:
+            name = node.group(1) or node.group(2)
             return DeployError(
-                f"{title}: no implementation for node {node.group(1) or node.group(2)} fits{limit}; that is usually too little "
-                "memory, not a missing operator: give a larger --workspace, close programs that use the GPU, or take a "
-                "smaller --tile or --batch"
+                f"{title}: no implementation for node {name} fits{limit}; that is usually too little memory, not a missing "
+                "operator: give a larger --workspace, close programs that use the GPU, or take a smaller --tile or --batch"
             )
     for text in errors:
         if out_of_memory([text]):
