@@ -57,7 +57,8 @@ def build_plan(
     if targets:
         settings.num_compute_capabilities = len(targets)
     for index, name in enumerate(targets):
-        settings.set_compute_capability(getattr(sdk.ComputeCapability, name), index)
+        if not settings.set_compute_capability(getattr(sdk.ComputeCapability, name), index):
+            raise build_error(title, logger, None)
     if cache is not None:
         cache.attach(settings)
     plan = _run(sdk, builder, parsed.network, settings)
