@@ -82,7 +82,8 @@ class BenchReport:
     """window_ms: the engine alone, one run of settings["batch"] windows.  frame_ms: decoded pixels to label map, of
     which gather, engine, stitch.
 
-    On a GPU these three are measured in rounds of their own, because that takes time and forbids a graph.
+    On a GPU these three are measured in rounds of their own, because that takes time and forbids a graph, and window_ms
+    is between memory of the GPU unless settings says ``window_copies``.
     settings: what was in force; see `settings` and `conditions`.  size: (height, width) of the frame in pixels.
     """
 
@@ -150,7 +151,8 @@ def bench(bundle: Path, image: NDArray[np.uint8] | None, size: tuple[int, int] |
     parts |= {f"{part}_ms": Stats.of([getattr(frame, f"{part}_ms") for frame in taken.split]) for part in PARTS}
     in_force = {**settings(), "precision": opened.precision, "backend": opened.backend, "sdk": opened.sdk,
                 "device": opened.device, "threads": opened.threads, "rounds": rounds, "warmup": warmup,
-                "runs_on": on.name, "graph": on.graph, "transfers": on.transfers, "in_flight": on.in_flight,
+                "runs_on": on.name, "graph": on.graph, "transfers": on.transfers,
+                "window_copies": on.name != "host" and not on.alone, "in_flight": on.in_flight,
                 "batch": manifest.batch, "before": taken.before, "after": taken.after}  # fmt: skip
     return BenchReport(str(bundle), file_sha256(bundle / MANIFEST), in_force, (image.shape[0], image.shape[1]),
                        taken.frames[0].windows, opened.load_ms, Stats.of(taken.alone), **parts, peak_bytes=peak,
@@ -174,6 +176,8 @@ def _take(worker: Worker, rounds: int, warmup: int, bar: Any) -> _Taken:
     on = worker.device()
     gpu = _on_gpu(on, worker.opened.device)
     alone, frames, before = [], [], {}
+    if on.in_flight > 1:
+        worker.frames(2 * on.in_flight)  # each place for a frame is made, and its graph recorded, on first use
     for turn in range(-warmup, rounds):
         if turn == 0:
             before = conditions(gpu)
@@ -198,8 +202,6 @@ def _throughput(worker: Worker, on: OnDevice, gpu: bool, frames: Sequence[Frame]
     meter, count = find_meter(gpu), len(frames)
     if not isinstance(meter, NoMeter):
         count = max(count, math.ceil(1e3 * ENERGY_S / min(frame.frame_ms for frame in frames)))
-    if on.in_flight > 1:
-        worker.frames(2 * on.in_flight)  # each place for a frame is made, and its graph recorded, on first use
     with measured(meter) as energy:
         seconds = worker.frames(count)
     return Throughput(count, seconds, on.in_flight, energy)

@@ -14,17 +14,18 @@ from pathlib import Path
 from engines.sysfs import ROOT, glob, number, packages, text
 
 # Jetson Linux (L4T) -> JetPack.  Sources: developer.nvidia.com/embedded/jetpack-archive; dusty-nv/jetson-containers
-# l4t_version.py and its pull request 1179 (35.6.2); rbonghi/jetson_stats pull requests 706 (36.4.4) and 792 (38.4.0);
-# OE4T/meta-tegra pull requests 2281 (39.2.0) and 2339 (39.2.1).
-# 35.5.0, 36.4.7 and 36.5.0: package lists that owners of boards published (5.1.3-b29, 6.2.1+b38, 6.2.2).
+# l4t_version.py and its pull requests 1179 (35.6.2) and 1676 (35.6.4); rbonghi/jetson_stats pull requests 706 (36.4.4)
+# and 792 (38.4.0); OE4T/meta-tegra pull requests 2281 (39.2.0) and 2339 (39.2.1); 35.5.0, 36.4.7 and 36.5.0:
+# package lists that owners of boards published (5.1.3-b29, 6.2.1+b38, 6.2.2+b24).
 JETPACK = {
     "35.1.0": "5.0.2", "35.2.1": "5.1", "35.3.1": "5.1.1", "35.4.1": "5.1.2", "35.5.0": "5.1.3", "35.6.2": "5.1.5",
-    "36.2.0": "6.0 DP", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1", "36.4.7": "6.2.1",
-    "36.5.0": "6.2.2",
+    "35.6.4": "5.1.6", "36.2.0": "6.0 DP", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1",
+    "36.4.7": "6.2.1", "36.5.0": "6.2.2",
     "38.2.0": "7.0", "38.4.0": "7.1", "39.2.0": "7.2", "39.2.1": "7.2.1",
 }  # fmt: skip
 JETPACK_OF_MAJOR = {34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
 METAPACKAGES = ("nvidia-jetpack", "nvidia-jetpack-runtime", "nvidia-jetpack-dev", "nvidia-tensorrt")
+CHIPS = {"25": "tegra194", "35": "tegra234", "38": "tegra264"}  # the numbers of /sys/devices/soc0/soc_id
 SOCS = {"tegra194": ("Xavier", (7, 2)), "tegra234": ("Orin", (8, 7)), "tegra264": ("Thor", (11, 0))}
 _GPU_CLOCK = re.compile(r"\.(gpu|ga10b|gv11b)$|^gpu-gpc-\d+$")
 _MEMORY_CLOCK = re.compile(r"^bwmgr$|emc")
@@ -110,19 +111,33 @@ class Jetson:
 
 def read_jetson(root: Path = ROOT) -> Jetson | None:
     """The Jetson whose files are below `root`; None on any other machine."""
-    compatible = (text(root / "proc/device-tree/compatible") or "").split("\0")
-    socs = [name.removeprefix("nvidia,") for name in compatible if name.startswith("nvidia,tegra")]
-    if not socs:
+    soc = _soc(root)
+    if not soc:
         return None
-    soc = next((name for name in socs if name in SOCS), socs[-1])  # JetPack 5 says tegra234 and tegra23x
     installed = packages(root)
     modes, default = _modes(text(root / "etc/nvpmodel.conf") or "")
     chosen = re.search(r"pmode:0*(\d+)", text(root / "var/lib/nvpmodel/status") or "")
     return Jetson(
-        text(root / "proc/device-tree/model") or "unknown board", soc, _l4t(root, installed), installed, _cuda(root),
-        int(chosen[1]) if chosen else default, modes, tuple(_clocks(root)), _temperatures(root),
-        tuple(_throttled(root)),
+        _board(root), soc, _l4t(root, installed), installed, _cuda(root), int(chosen[1]) if chosen else default, modes,
+        tuple(_clocks(root)), _temperatures(root), tuple(_throttled(root)),
     )  # fmt: skip
+
+
+def _soc(root: Path) -> str:
+    """As ``tegra234``; ``""`` on any other machine."""
+    compatible = (text(root / "proc/device-tree/compatible") or "").split("\0")
+    socs = [name.removeprefix("nvidia,") for name in compatible if name.startswith("nvidia,tegra")]
+    if socs:
+        return next((name for name in socs if name in SOCS), socs[-1])  # JetPack 5 says tegra234 and tegra23x
+    # Containers do not see the device tree: Docker hides /sys/firmware, where it is.
+    if text(root / "sys/devices/soc0/family") == "Tegra":
+        chip = text(root / "sys/devices/soc0/soc_id") or ""
+        return CHIPS.get(chip, f"tegra, chip {chip}")
+    return ""
+
+
+def _board(root: Path) -> str:
+    return text(root / "proc/device-tree/model") or text(root / "sys/devices/soc0/machine") or "unknown board"
 
 
 def _l4t(root: Path, installed: dict[str, str]) -> str:

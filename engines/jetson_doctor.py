@@ -96,15 +96,22 @@ def _without_sm87(version: str, root: Path) -> Iterator[Finding]:
 
 
 def _dla(jetson: Jetson, root: Path) -> Iterator[Finding]:
-    """JetPack 6's TensorRT does not load without the compiler for an accelerator that nothing here uses."""
-    if jetson.major != 36 or not jetson.tensorrt:
+    """TensorRT for CUDA 12 on a Jetson does not load without the compiler of an accelerator that nothing here uses.
+
+    JetPack 7 has no such library: there a container made for JetPack 6 misses it (blakeblackshear/frigate issue 23582).
+    """
+    made_for = jetson.packages.get("libnvinfer10", jetson.packages.get("libnvinfer8", ""))
+    if jetson.major < 36 or "+cuda12" not in made_for:
         return
-    if not _library(root, "libnvdla_compiler.so"):
-        core = jetson.packages.get("nvidia-l4t-core", "")
-        package = f"nvidia-l4t-dla-compiler{'=' if core else ''}{core}"
-        where = "on the host, which lends it to the container: " if _in_container(root) else ""
-        yield Finding("libnvdla_compiler", "missing", "libnvdla_compiler.so is not there, and import tensorrt needs it",
-                      f"{where}sudo apt-get install {package} && sudo ldconfig")  # fmt: skip
+    if _library(root, "libnvdla_compiler.so"):
+        return
+    core = jetson.packages.get("nvidia-l4t-core", "")
+    where = "on the host, which lends it to the container: " if _in_container(root) else ""
+    mend = f"{where}sudo apt-get install nvidia-l4t-dla-compiler{'=' if core else ''}{core} && sudo ldconfig"
+    if jetson.major > 36:
+        mend = "take TensorRT, or the container's image, of JetPack 7"
+    what = "libnvdla_compiler.so is not there, and import tensorrt needs it"
+    yield Finding("libnvdla_compiler", "missing", what, mend)
 
 
 def _wheels(jetson: Jetson, python: Interpreter) -> Iterator[Finding]:

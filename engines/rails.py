@@ -13,8 +13,11 @@ from pathlib import Path
 
 from engines.sysfs import ROOT, glob, number, text
 
-# What adds up to the whole module, best first.  Never all rails: VDD_IN is what the others are taken from.
-# AGX Orin has no input rail.  Its VDDQ_VDD2_1V8AO is measured at the 5 V of VIN_SYS_5V0 and so left out.
+# What adds up to the whole module (VIN: the board), best first.  Never all rails: VDD_IN is what the others are taken
+# from.  AGX Orin has no input rail.  Its VDDQ_VDD2_1V8AO is measured at the 5 V of VIN_SYS_5V0 and so left out.
+# Sources: Jetson Linux Developer Guide, "Platform Power and Performance", tables of INA3221 channels; device trees
+# tegra234-p3701.dtsi, tegra234-p3767.dtsi of Linux; forums.developer.nvidia.com topics 73608 (POM_5V_IN), 81016 (AGX
+# Xavier), 200883 (VDD_IN); rbonghi/jetson_stats pull request 900 (VIN).
 TOTALS = (
     ("VIN",),
     ("VDD_IN",),
@@ -63,6 +66,8 @@ def _rails(root: Path) -> dict[str, Read]:
             own = chip / f"power{channel}_input"
             read = _microwatts(own) if own.exists() else _product(volts, amperes)
             _add(rails, text(label), read)
+        if text(chip / "name") == "ina238":  # one channel: the chip itself has the label, if there is one
+            _add(rails, text(chip / "label") or "VIN", _microwatts(chip / "power1_input"))
     for label in glob(root, "sys/bus/i2c/drivers/ina3221x/*/iio*/rail_name_*"):
         power = label.parent / f"in_power{label.name.removeprefix('rail_name_')}_input"
         _add(rails, text(label), _milliwatts(power))

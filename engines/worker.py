@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from engines.base import REFERENCES, BuildConfig, get_backend
 from engines.bundle import ENGINE, MODEL, Manifest
+from engines.device.alone import milliseconds_alone, runs_alone
 from engines.errors import DeployError
 from engines.layers import executed
 from engines.segmenter import Segmenter, Timings, open_segmenter
@@ -51,12 +52,14 @@ class OnDevice:
     """What the segmenter runs on, and how.  name: ``host`` or ``cuda``.  in_flight: frames under way at once.
 
     graph: ``on``, or ``off: `` and why.  transfers: ``pinned`` or ``mapped``.  Both are empty on the host.
+    alone: whether `Worker.engine` times the engine between the device's own memory, without copies.
     """
 
     name: str
     in_flight: int
     graph: str
     transfers: str
+    alone: bool
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,10 @@ class Worker:
         return labels
 
     def engine(self) -> float:
-        """Milliseconds of one run of the engine alone: of as many windows as it takes, the image's first among them."""
+        """Milliseconds of one run of the engine alone: of as many windows as it takes, the image's first among them.
+
+        See `OnDevice.alone`.
+        """
         return float(self._ask("engine")["ms"])
 
     def frames(self, count: int) -> float:
@@ -215,10 +221,7 @@ class _Served:
         return {}
 
     def engine(self) -> dict[str, Any]:
-        window = self._segmenter.first_window(self._image)
-        begin = time.perf_counter()
-        self._segmenter.session.run(window)
-        return {"ms": 1e3 * (time.perf_counter() - begin)}
+        return {"ms": milliseconds_alone(self._segmenter.device, self._image)}
 
     def frames(self, count: int) -> dict[str, Any]:
         begin = time.perf_counter()
@@ -230,7 +233,9 @@ class _Served:
         device = self._segmenter.device
         gpu = getattr(device, "gpu", None)  # the host has none of these
         transfers = "" if gpu is None else "mapped" if gpu.info.integrated else "pinned"
-        return asdict(OnDevice(device.name, device.in_flight, getattr(device, "graph", ""), transfers))
+        return asdict(
+            OnDevice(device.name, device.in_flight, getattr(device, "graph", ""), transfers, runs_alone(device))
+        )
 
     def time_parts(self, on: bool) -> dict[str, Any]:
         self._segmenter.device.parts = on

@@ -9,7 +9,7 @@ import pytest
 
 from engines.finding import Finding
 from engines.interpreter import Interpreter
-from engines.jetson import JETPACK, read_jetson
+from engines.jetson import JETPACK, Jetson, read_jetson
 from engines.jetson_doctor import examine_jetson
 
 TREES = Path(__file__).parent / "trees"
@@ -43,6 +43,27 @@ def test_other_machines_are_not_jetsons(tmp_path: Path) -> None:
     (tmp_path / "proc/device-tree").mkdir(parents=True)
     (tmp_path / "proc/device-tree/compatible").write_text("raspberrypi,4-model-b\0brcm,bcm2711\0")
     assert read_jetson(tmp_path) is None
+
+
+def test_a_container_does_not_see_the_device_tree(tmp_path: Path) -> None:
+    """Docker hides /sys/firmware; without this an Orin would pass for a workstation with a GPU of its own."""
+    root = _copy(NANO, tmp_path)
+    shutil.rmtree(root / "proc/device-tree")
+    assert read_jetson(root) is None
+    soc = root / "sys/devices/soc0"
+    soc.mkdir(parents=True)
+    for name, content in {"family": "Tegra", "soc_id": "35", "machine": "NVIDIA Jetson Orin Nano"}.items():
+        (soc / name).write_text(f"{content}\n")
+    jetson = read_jetson(root)
+    assert jetson is not None
+    assert (jetson.board, jetson.soc, jetson.sm) == ("NVIDIA Jetson Orin Nano", "tegra234", (8, 7))
+    (soc / "family").write_text("Freescale i.MX\n")
+    assert read_jetson(root) is None
+
+
+@pytest.mark.parametrize(("l4t", "jetpack"), [("36.4.7", "6.2.1"), ("36.5.0", "6.2.2"), ("38.4.0", "7.1")])
+def test_jetpack_without_its_own_package_goes_by_the_release(l4t: str, jetpack: str) -> None:
+    assert Jetson("", "tegra234", l4t).jetpack == jetpack
 
 
 def test_a_release_that_is_not_in_the_table_still_has_its_major(tmp_path: Path) -> None:
@@ -163,6 +184,14 @@ def test_a_library_that_a_container_borrows_is_mended_on_the_host(tmp_path: Path
 def test_tensorrt_without_its_module(tmp_path: Path) -> None:
     root = _edited(NANO, tmp_path, "python3-libnvinfer", "python3-other")
     assert _examine_root(root, Interpreter((3, 10)))["tensorrt"].fix == "sudo apt-get install python3-libnvinfer"
+
+
+def test_a_container_for_jetpack_6_on_jetpack_7(tmp_path: Path) -> None:
+    """Its TensorRT wants a library that the runtime takes from the host, and JetPack 7 has none."""
+    root = _copy(NANO, tmp_path)
+    shutil.copy(TREES / "orin-agx-jp7.2/etc/nv_tegra_release", root / "etc/nv_tegra_release")
+    assert _examine_root(root)["libnvdla_compiler"].fix.endswith("image, of JetPack 7")
+    assert "libnvdla_compiler" not in _examine_root(_with_dla(root))
 
 
 def test_tensorrt_without_orins_kernels(tmp_path: Path) -> None:

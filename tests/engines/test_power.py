@@ -67,6 +67,18 @@ def test_thor_without_its_input_monitor_adds_its_three_rails(tmp_path: Path) -> 
     assert rails.milliwatts() == pytest.approx((12040 * 640 + 12040 * 960 + 5088 * 1740) / 1e3)
 
 
+@pytest.mark.parametrize("label", ["VIN", ""])
+def test_thors_input_monitor_is_labelled_as_a_chip_or_not_at_all(label: str, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(TREES / "thor-jp7.0", tmp_path / "thor"))
+    chip = root / "sys/class/hwmon/hwmon5"
+    (chip / "in1_label").unlink()
+    if label:
+        (chip / "label").write_text(f"{label}\n")
+    rails, _ = find_rails(root)
+    assert rails is not None
+    assert (rails.source, rails.milliwatts()) == ("INA238 VIN", 30141)
+
+
 def test_rails_that_do_not_make_a_total_are_no_number(tmp_path: Path) -> None:
     root = Path(shutil.copytree(TREES / "orin-agx-jp6.1-no-release-file", tmp_path / "agx"))
     (root / "sys/class/hwmon/hwmon3/curr3_input").unlink()  # VIN_SYS_5V0 does not answer: the rest would be too little

@@ -1,6 +1,6 @@
 """The whole command line on a GPU: build, run, bench, rebuild, refuse.  Run by tests/engines/test_cuda.py.
 
-The engine is OpenVINO's, called on the addresses that the GPU runtime hands out: what is tested is everything around it.
+The engine is OpenVINO's, called on the addresses that the GPU runtime hands out: everything around it is tested.
 """
 
 from __future__ import annotations
@@ -88,11 +88,12 @@ sys.modules["engines.gpu_backend"].backend = _GPU()  # type: ignore[attr-defined
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stays() -> Iterator[None]:
+def _nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
     support.configure()
     before = support.alive()[1]
     yield
-    assert support.alive() == ({}, before)
+    if "lost" not in request.node.name:  # nothing can be freed in a context that is gone
+        assert support.alive() == ({}, before)
 
 
 @pytest.fixture(scope="module")
@@ -106,18 +107,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _build(output: Path, backend: str) -> list[str]:
-    return [
-        "build-engine",
-        "tests.models:tiny",
-        "-o",
-        str(output),
-        "--backend",
-        backend,
-        "--tile",
-        "64x96",
-        "--stride",
-        "48x64",
-    ]
+    windows = ["--tile", "64x96", "--stride", "48x64"]
+    return ["build-engine", "tests.models:tiny", "-o", str(output), "--backend", backend, *windows]
 
 
 @pytest.fixture(scope="module")
