@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import arguments
+from engines.base import TensorRTOptions
 from engines.bundle import is_bundle, open_bundle
 from engines.errors import DeployError, GateError, GpuLostError
 from engines.images import read_image
@@ -36,15 +37,9 @@ def build_engine(args: argparse.Namespace) -> int:
         from engines.assemble import rebuild
 
         manifest = rebuild(
-            Path(args.model),
-            args.output,
-            args.backend,
-            args.threads,
-            args.max_error,
-            args.min_agreement,
-            log,
-            args.batch,
-        )
+            Path(args.model), args.output, args.backend, args.threads, args.max_error, args.min_agreement, log,
+            args.batch, arguments.tensorrt_given(args), args.timing_cache,
+        )  # fmt: skip
     else:
         _require_packages()
         from calib.ranges import Ranges
@@ -65,6 +60,7 @@ def build_engine(args: argparse.Namespace) -> int:
                 int8=Int8Options(args.depthwise),
             ),
             _budget(args), args.max_pixels, batch=args.batch or 1,
+            tensorrt=TensorRTOptions(**arguments.tensorrt_given(args)), timing_cache=args.timing_cache,
         )  # fmt: skip
         manifest = build_bundle(request, log)
     size = sum(path.stat().st_size for path in args.output.iterdir())

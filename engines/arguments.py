@@ -6,9 +6,11 @@ Needs argparse and this package alone: `run` on a device parses without torch.
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from engines.base import BACKENDS, PRECISIONS
+from engines.base import BACKENDS, PRECISIONS, TensorRTOptions
 from engines.bundle import MAX_BATCH
 from engines.images import MAX_PIXELS
 from engines.tiling import BLENDS, PADDINGS, Tiling
@@ -45,6 +47,7 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
     engine_arguments(verb)
     verb.add_argument("--batch", type=batch, metavar="N", help="windows that the engine takes at once, after it was "
                       "seen to answer them as one by one (1; a rebuild keeps the bundle's)")  # fmt: skip
+    tensorrt_arguments(verb)
     verb.add_argument("--sample", type=Path, metavar="IMAGE", help="verify on this photograph, not a rendered scene")
     rewrite_argument(verb)
     verb.add_argument("--time-rewrites", action="store_true", help="measure what each rewrite gains on this machine")
@@ -146,6 +149,23 @@ def engine_arguments(verb: argparse.ArgumentParser) -> None:
     preprocessing_arguments(verb)
 
 
+def tensorrt_arguments(verb: argparse.ArgumentParser) -> None:
+    """What TensorRT's builder is asked for.  Absent from the result unless given: a rebuild then keeps what it was."""
+    group = verb.add_argument_group("TensorRT", argument_default=argparse.SUPPRESS)
+    group.add_argument("--timing-cache", type=Path, metavar="FILE", default=None,
+                       help="measurements kept between builds (beside BUNDLE)")  # fmt: skip
+    boolean = argparse.BooleanOptionalAction
+    group.add_argument("--workspace", type=mebibytes, metavar="MB", help="that kernels may use while they run; else "
+                       "what leaves room for others")  # fmt: skip
+    group.add_argument("--opt-level", dest="level", type=int, choices=range(6), help="5 builds longest")
+    group.add_argument("--aux-streams", type=count, metavar="N", help="0 takes the least memory")
+    group.add_argument("--version-compatible", action=boolean, help="the engine loads in later TensorRT too")
+    group.add_argument("--hardware", choices=("exact", "same_cc", "ampere_plus"), help="GPUs that it loads on: this "
+                       "model, this compute capability, or all from Ampere on")  # fmt: skip
+    group.add_argument("--strip-weights", action=boolean, help="take them from model.onnx when it is loaded")
+    group.add_argument("--dla", type=count, metavar="N", help="say what would run on this DLA core, and build nothing")
+
+
 def window_arguments(verb: argparse.ArgumentParser) -> None:
     """Where windows lie."""
     verb.add_argument("--tile", type=size, default=(1024, 1024), metavar="N|HxW", help="window (1024)")
@@ -195,6 +215,11 @@ def tiling(args: argparse.Namespace) -> Tiling:
     return Tiling(height, width, stride_h, stride_w, args.blend, args.padding)
 
 
+def tensorrt_given(args: argparse.Namespace) -> dict[str, Any]:
+    """Of TensorRTOptions, those that the command line sets."""
+    return {field.name: getattr(args, field.name) for field in fields(TensorRTOptions) if hasattr(args, field.name)}
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -207,6 +232,15 @@ def batch(text: str) -> int:
     if value > MAX_BATCH:
         raise argparse.ArgumentTypeError(f"got {value}, expected 1 to {MAX_BATCH}")
     return value
+
+
+def count(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
+def mebibytes(text: str) -> int:
+    """In bytes."""
+    return positive(text) * 2**20
 
 
 def threads(text: str) -> int:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from engines.agreement import GATES, Agreement, Gate
-from engines.base import Backend, BuildConfig, choose_backend
+from engines.base import Backend, BuildConfig, TensorRTOptions, choose_backend
 from engines.batches import STEP, compare_batch, reported, require_neutral
 from engines.bundle import (
     ENGINE,
@@ -29,11 +30,14 @@ from engines.bundle import (
     seal,
     writing,
 )
+from engines.errors import DeployError
 from engines.golden import Golden, windows_of
 from engines.layers import executed
 from engines.segmenter import Segmenter, open_on_device
 from engines.spec import ModelSpec
 from engines.tiling import Tiling
+from engines.trt.backend import TensorRTFamily
+from engines.trt.cache import default_path
 
 Log = Callable[[str, str], None]
 
@@ -58,6 +62,7 @@ def compile_engine(
     for agreement in agreements:
         log(agreement.step, str(agreement))
     if config.precision != "fp32":
+        config = replace(config, model=folder / MODEL)
         window = windows_of(golden.image, spec, tiling)[0]
         shares = executed(backend.layers(blob, config, window, runs=1))
         text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
@@ -78,6 +83,19 @@ def _kernels(folder: Path, log: Log) -> bytes:
     return cubin
 
 
+def tuning(backend: Backend, output: Path, given: TensorRTOptions, timing_cache: Path | None, log: Log) -> BuildConfig:
+    """What TensorRT's builder needs to know for the bundle `output`.  Raises DeployError where it cannot be heeded."""
+    if not isinstance(backend, TensorRTFamily):
+        if given != TensorRTOptions() or timing_cache is not None:
+            raise DeployError(
+                f"--backend {backend.name}: got options of TensorRT; leave them out, or --backend tensorrt"
+            )
+        return BuildConfig(log=log)
+    backend.require(given)
+    cache = timing_cache or default_path(output, backend.version(), backend.device())
+    return BuildConfig(tensorrt=given, timing_cache=cache, log=log)
+
+
 def finish(folder: Path, manifest: Manifest, report: dict[str, Any]) -> Manifest:
     """Write report.json and the manifest, which names the sha256 of every file."""
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
@@ -89,29 +107,34 @@ def finish(folder: Path, manifest: Manifest, report: dict[str, Any]) -> Manifest
 
 def rebuild(
     source: Path, output: Path, backend_name: str, threads: int, max_relative: float | None, min_labels: float | None,
-    log: Log, batch: int | None = None,
+    log: Log, batch: int | None = None, tensorrt: Mapping[str, Any] = MappingProxyType({}),
+    timing_cache: Path | None = None,
 ) -> Manifest:  # fmt: skip
     """Compile a bundle's own graph for this device; `output` may be the same folder.  Needs neither torch nor onnx.
 
-    max_relative, min_labels, batch: in place of what the bundle was built with; None keeps it.
+    max_relative, min_labels, batch: in place of what the bundle was built with; None keeps it.  tensorrt: likewise
+    TensorRTOptions by name.  timing_cache: None keeps it beside `output`.
     Raises DeployError or GateError; then nothing is written or replaced.
     """
     bundle = open_bundle(source)
     old = replace(bundle.manifest, batch=bundle.manifest.batch if batch is None else batch)
     backend, why = choose_backend(old.backend if backend_name == "auto" else backend_name, old.precision)
     log("backend", f"{why}; {backend.version()} on {backend.device()}")
+    options = replace(old.tensorrt, **tensorrt)
+    heeded = options if isinstance(backend, TensorRTFamily) else TensorRTOptions(**tensorrt)
+    tuned = tuning(backend, output, heeded, timing_cache, log)
     golden, report = Golden.load(bundle.path(GOLDEN)), bundle.report()
     require_neutral(report["history"], old.batch)
     with writing(output) as folder:
         for name in (MODEL, GOLDEN):
             shutil.copyfile(bundle.path(name), folder / name)
-        config = BuildConfig(old.precision, threads, batch=old.batch)
+        config = replace(tuned, precision=old.precision, threads=threads, batch=old.batch)
         gate = _gate(report, old.precision).but(max_relative, min_labels)
         agreements = compile_engine(folder, backend, config, golden, old.spec, old.tiling, gate, log)
         report["gate"] = asdict(gate)
         report["rebuilt"] = [agreement.to_json() for agreement in agreements]
         report = {**{k: v for k, v in report.items() if k != STEP}, **reported(agreements, config)}
-        manifest = finish(folder, describe(old, backend, agreements), report)
+        manifest = finish(folder, describe(replace(old, tensorrt=options), backend, agreements), report)
     return manifest
 
 

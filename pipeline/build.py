@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from calib.ranges import Ranges
 from calib.scenes import render
 from calib.windows import first_image
 from engines.agreement import GATES, Agreement, Gate, compare_logits
-from engines.assemble import Log, compile_engine, describe, finish
-from engines.base import Backend, BuildConfig, Float32, choose_backend
+from engines.assemble import Log, compile_engine, describe, finish, tuning
+from engines.base import Backend, BuildConfig, Float32, TensorRTOptions, choose_backend
 from engines.batches import reported, require_neutral
 from engines.bundle import GOLDEN, MODEL, Manifest, writing
 from engines.errors import DeployError
@@ -44,7 +44,7 @@ class BuildRequest:
     max_error, min_agreement: in place of what the precision's gate has (see Gate); None keeps it.
     rewrites: whether to make the graph cheaper.  time_rewrites: also measure what each rewrite gains on this machine.
     ranges: measured before; or photographs: folders or images to measure on now.  budget: for ``auto``.
-    batch: windows that the engine takes at once.
+    batch: windows that the engine takes at once.  timing_cache: None keeps it beside `output`.
     """
 
     model: str
@@ -65,6 +65,8 @@ class BuildRequest:
     budget: Budget = field(default_factory=Budget)
     max_pixels: int = MAX_PIXELS
     batch: int = 1
+    tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
+    timing_cache: Path | None = None
 
     def gate(self, precision: str) -> Gate:
         return GATES[precision].but(self.max_error, self.min_agreement)
@@ -77,6 +79,7 @@ def build_bundle(request: BuildRequest, log: Log) -> Manifest:
     """
     backend, why = choose_backend(request.backend, "fp32" if request.precision == "auto" else request.precision)
     log("backend", f"{why}; {backend.version()} on {backend.device()}")
+    tuned = tuning(backend, request.output, request.tensorrt, request.timing_cache, log)
     tiling = request.tiling
     with writing(request.output) as folder:
         source = load_source(request.model, (tiling.window_h, tiling.window_w), request.options)
@@ -98,7 +101,8 @@ def build_bundle(request: BuildRequest, log: Log) -> Manifest:
         golden = Golden.sample(image, reference, slide_labels(reference, tiling, image.shape[:2]), source.reference)
         golden.save(folder / GOLDEN)
         _save(graph, folder / MODEL)
-        config = BuildConfig(precision, request.threads, program if program.exists() else None, request.batch)
+        tuned = replace(tuned, precision=precision, threads=request.threads, batch=request.batch)
+        config = replace(tuned, program=program if program.exists() else None)
         proof = compile_engine(folder, backend, config, golden, source.spec, tiling, gate, log)
         program.unlink(missing_ok=True)
         draft = _draft(request, precision, source, backend, graph, steps)
@@ -210,6 +214,7 @@ def _draft(
         backend=backend.name, sdk=backend.version(), device=backend.device(),
         input_shape=graph.input_shape, output_shape=graph.output_shape,
         verification=tuple(step.to_json() for step in steps), created="", files={}, batch=request.batch,
+        tensorrt=request.tensorrt,
     )  # fmt: skip
 
 

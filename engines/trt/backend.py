@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engines.base import Backend, BuildConfig, DeviceSession, Float32
+from engines.base import Backend, BuildConfig, DeviceSession, Float32, TensorRTOptions
 from engines.device.base import GpuInfo
 from engines.errors import DeployError
 from engines.layers import Layer
 from engines.trt import blob as engine_file
 from engines.trt.builder import Room, build_plan
 from engines.trt.cache import TimingCache
-from engines.trt.features import has_bf16
+from engines.trt.features import has_bf16, require
 from engines.trt.flavour import Flavour
 from engines.trt.inspector import measure
 from engines.trt.runtime import TensorRTSession
@@ -83,8 +83,14 @@ class TensorRTFamily(Backend, ABC):
         reason = engine_file.refused_sdk(sdk, self.version(), config.tensorrt)
         return reason or engine_file.refused_device(device, self.device(), config.tensorrt, self.flavour.ahead)
 
+    def require(self, options: TensorRTOptions) -> None:
+        """Raises DeployError naming an option that this package or this release of it lacks."""
+        self.flavour.refuse(options, self._gpu() is not None)
+        require(self.sdk(), self._title(), options)
+
     def build(self, model: Path, config: BuildConfig) -> bytes:
         """Compile the ONNX file `model`.  Raises DeployError naming the node or the option that was refused."""
+        self.require(config.tensorrt)
         sdk, info = self.sdk(), self._gpu()
         device = "" if info is None else str(info)
         targets = self.flavour.targets(sdk, None if info is None else info.sm, config.tensorrt)
@@ -117,12 +123,14 @@ class TensorRTFamily(Backend, ABC):
         from engines.device.cuda import open_gpu
 
         with open_gpu() as gpu:
-            title = f"{self.flavour.title} {self.sdk().__version__}"
-            session = TensorRTSession(self.sdk(), title, header, plan, config.model, gpu)
+            session = TensorRTSession(self.sdk(), self._title(), header, plan, config.model, gpu)
             try:
                 yield session
             finally:
                 session.close()
+
+    def _title(self) -> str:
+        return f"{self.flavour.title} {self.sdk().__version__}"
 
     def _gpu(self) -> GpuInfo | None:
         """None where there is no GPU and this package can do without.  Raises DeployError."""

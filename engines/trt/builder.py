@@ -12,7 +12,7 @@ from engines.errors import DeployError
 from engines.trt import dla
 from engines.trt.cache import Log, TimingCache
 from engines.trt.errors import build_error, errors_of, logger_of, no_kernels, warnings_of
-from engines.trt.features import HARDWARE, member, require, strongly_typed
+from engines.trt.features import HARDWARE, member, strongly_typed
 from engines.trt.flavour import Flavour
 from engines.trt.network import Parsed, keep_types
 from engines.trt.progress import Progress, make_monitor, run_cancellable
@@ -35,20 +35,18 @@ def build_plan(
 ) -> bytes:  # fmt: skip
     """room: None where there is no GPU.  targets: see Flavour.  cache: None keeps no measurements.
 
-    Raises DeployError naming the node or the option at fault, KeyboardInterrupt when it was cancelled.
+    The options have been checked.  Raises DeployError naming the node at fault, KeyboardInterrupt when cancelled.
     """
     options, title = config.tensorrt, f"{flavour.title} {sdk.__version__}"
-    flavour.refuse(options)
-    require(sdk, title, options)
     logger = logger_of(sdk)
     logger.messages.clear()
     builder = _builder(sdk, title, logger)
     typed = strongly_typed(sdk) and options.dla is None
-    parsed = Parsed(sdk, title, builder, logger, model, typed or member(sdk, "BuilderFlag", "FP16") is None)
+    flagless = typed or member(sdk, "BuilderFlag", "FP16") is None
+    parsed = Parsed(sdk, title, builder, logger, model, flagless, config.batch)
     settings = builder.create_builder_config()
     if options.dla is not None:
         raise dla.answer(sdk, title, builder, settings, parsed, options.dla)
-    parsed.take(config.batch)
     _set_flags(sdk, settings, options, flavour)
     if not typed:
         told = keep_types(sdk, parsed, settings)
@@ -56,9 +54,11 @@ def build_plan(
             "types", ", ".join(f"{count} {name}" if count > 1 else name for name, count in told.items()) or "FP32"
         )
     workspace = _set_limits(sdk, settings, options, room, config.log)
-    for index, name in enumerate(targets):
+    if targets:
         settings.num_compute_capabilities = len(targets)
-        settings.set_compute_capability(getattr(sdk.ComputeCapability, name), index)
+    for index, name in enumerate(targets):
+        if not settings.set_compute_capability(getattr(sdk.ComputeCapability, name), index):
+            raise build_error(title, logger, None)
     if cache is not None:
         cache.attach(settings)
     plan = _run(sdk, builder, parsed.network, settings)

@@ -12,11 +12,10 @@ from engines.trt.features import name_of
 
 _BAD = ("ERROR", "INTERNAL_ERROR")
 _NO_IMPLEMENTATION = re.compile(
-    r"[Cc]ould not find any implementation for node (?:\{([^}]*)\}|(.*?)\.?(?:,|\)|$| due to))"
+    r"ould not find any implementation for node (?:\{([^}]*)\}|(.+?)(?: due to|\.? *[()]|\. |\.?$))"
 )
 _NO_KERNELS = re.compile(r"GPU SM \d+ is not supported|Unsupported SM", re.I)
 _MEMORY = re.compile(r"out of memory|OutOfMemory|insufficient memory|MEM_ALLOC|FAILED_ALLOCATION|std::bad_alloc", re.I)
-_WORKSPACE = re.compile(r"insufficient (?:memory|workspace)|workspace", re.I)
 _KEPT = 200  # messages
 
 
@@ -75,10 +74,11 @@ def build_error(title: str, logger: Any, workspace: int | None) -> DeployError:
     for text in errors:
         node = _NO_IMPLEMENTATION.search(text)
         if node:
+            name = node.group(1) or node.group(2)
             return DeployError(
-                f"{title}: no implementation for node {(node[1] or node[2]).strip()} fits{limit}; that is usually too "
-                "little memory, not a missing operator: give a larger --workspace, close programs that use the GPU, or "
-                "take a smaller --tile or --batch"
+                f"{title}: no implementation for node {name} fits{limit}; that is usually too little memory, not a "
+                "missing operator: give a larger --workspace, close programs that use the GPU, or take a smaller "
+                "--tile or --batch"
             )
     for text in errors:
         if out_of_memory([text]):

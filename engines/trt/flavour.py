@@ -48,8 +48,12 @@ class Flavour:
             f"{offered}); use --backend tensorrt"
         )
 
-    def refuse(self, options: TensorRTOptions) -> None:
-        """Raises DeployError for what this package cannot do whatever its version."""
+    def refuse(self, options: TensorRTOptions, on_gpu: bool) -> None:
+        """Raises DeployError for what this package cannot do whatever its version.  on_gpu: there is one to use."""
+        if self.ahead and options.strip_weights and not on_gpu:
+            raise DeployError(
+                f"--strip-weights: {self.title} builds refittable engines on a GPU alone; leave it out here"
+            )
         if self.ahead and options.version_compatible:
             raise DeployError(
                 f"--version-compatible: {self.title} engines run in the release that built them alone; leave it out"

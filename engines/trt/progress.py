@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -45,9 +47,12 @@ class Progress:
             return not self.cancelled
 
     def finish(self, name: str) -> None:
+        """Also of steps that were not reported one by one."""
         with self._lock:
+            if name in self._phases and not self.cancelled:
+                self._phases[name].done = self._phases[name].steps
+                self._show()
             self._phases.pop(name, None)
-            self._show()
 
     def __enter__(self) -> Progress:
         self._bar = tqdm(total=100, desc="building", unit="%", leave=False, disable=None)
@@ -99,22 +104,44 @@ def run_cancellable(work: Callable[[], Result], progress: Progress) -> Result:
     """
     results: list[Result] = []
     errors: list[BaseException] = []
+    done = threading.Event()
 
     def body() -> None:
         try:
             results.append(work())
         except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that asked
             errors.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=body, name="build")
-    thread.start()
-    while thread.is_alive():
-        try:
-            thread.join(0.1)
-        except KeyboardInterrupt:
-            progress.cancelled = True
+    with _interrupts(progress):
+        threading.Thread(target=body, name="build").start()
+        while not done.wait(0.1):  # in steps, so that Python gets to run the handler
+            pass
     if progress.cancelled:
         raise KeyboardInterrupt
     if errors:
         raise errors[0]
     return results[0]
+
+
+@contextmanager
+def _interrupts(progress: Progress) -> Iterator[None]:
+    """Signals that would raise KeyboardInterrupt cancel `progress` instead: an exception in the middle of waiting would
+    leave the SDK at work.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals never arrive here
+        return
+
+    def cancel(*_: object) -> None:
+        progress.cancelled = True
+
+    kinds = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is signal.default_int_handler]
+    for kind in kinds:
+        signal.signal(kind, cancel)
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            signal.signal(kind, signal.default_int_handler)

@@ -11,6 +11,7 @@ from engines.errors import DeployError
 from engines.trt.blob import Header, digest
 from engines.trt.errors import errors_of, load_error, logger_of, one_line
 from engines.trt.features import name_of
+from engines.trt.network import file_for
 
 _DTYPES = {"FLOAT": "fp32", "HALF": "fp16"}
 
@@ -33,12 +34,12 @@ class TensorRTSession:
         self.engine = self._runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise load_error(title, "loading the engine", self.logger)
+        self.input, self.output = self._tensors()
         if header.options.strip_weights:
             self._refit(header, model)
         self.context = self.engine.create_execution_context()
         if self.context is None:
             raise load_error(title, "making an execution context", self.logger)
-        self.input, self.output = self._tensors()
         self._host = HostRun(gpu, self)
 
     @property
@@ -66,15 +67,17 @@ class TensorRTSession:
 
     def _refit(self, header: Header, model: Path | None) -> None:
         """Give an engine without weights those of the bundle's graph."""
-        missing = "no graph" if model is None else "" if model.is_file() else f"no {model.name}"
-        if model is None or missing or digest(model.read_bytes()) != header.model_sha256:
+        missing = "no graph"
+        if model is not None:
+            missing = f"another {model.name}" if model.is_file() else f"no {model.name}"
+        if model is None or not model.is_file() or digest(model.read_bytes()) != header.model_sha256:
             raise DeployError(
-                f"{self._title}: the engine has no weights of its own, and {missing or f'another {model.name}'} to "
-                "take them from; build the bundle again"
+                f"{self._title}: the engine has no weights of its own, and {missing} to take them from; build the "
+                "bundle again"
             )
         refitter = self._sdk.Refitter(self.engine, self.logger)
         parser = self._sdk.OnnxParserRefitter(refitter, self.logger)
-        if not parser.refit_from_file(str(model)):
+        if not parser.refit_from_bytes(file_for(model, self.input.shape[0])):
             reason = one_line(parser.get_error(0).desc()) if parser.num_errors else "it gave no reason"
             raise DeployError(
                 f"{self._title}: cannot take the weights of {model.name}: {reason}; build the bundle again"

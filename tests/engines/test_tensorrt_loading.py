@@ -13,7 +13,7 @@ from engines.base import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
 from engines.trt.blob import MAGIC, unpack
 from tests.engines.conftest import Start
-from tests.engines.tensorrt_api.fakes import VERSIONS, called
+from tests.engines.tensorrt_api.fakes import RTX, VERSIONS, called
 from tests.engines.tensorrt_api.machine import AMPERE, ORIN, Machine, write_graph
 
 OLD = "8.6.1"
@@ -175,3 +175,27 @@ def test_the_header_says_what_was_built(start: Start, model: Path) -> None:
     header, plan = unpack(blob)
     assert (header.sdk, header.device, header.options) == ("tensorrt 10.16.1.11", str(ORIN), options)
     assert json.loads(bytes(plan))["io"][0][0] == "image"
+
+
+def test_tensorrt_rtx_makes_these_calls_and_no_others(start: Start, model: Path) -> None:
+    machine = start(RTX, AMPERE)
+    blob = machine.backend.build(model, BuildConfig(timing_cache=model.parent / "unused"))
+    assert machine.sdk.world["targets"] == ["SM86"]
+    assert machine.sdk.world["flags"] == {"REQUIRE_USER_ALLOCATION"}
+    assert called(machine.sdk) == {
+        "Builder", "Builder.create_network", "Builder.create_builder_config", "Builder.build_serialized_network",
+        "OnnxParser", "OnnxParser.parse", "INetworkDefinition.get_input", "INetworkDefinition.get_output",
+        "IBuilderConfig.clear_flag", "IBuilderConfig.set_flag", "IBuilderConfig.set_memory_pool_limit",
+        "IBuilderConfig.profiling_verbosity", "IBuilderConfig.num_compute_capabilities",
+        "IBuilderConfig.set_compute_capability", "IBuilderConfig.progress_monitor",
+    }  # fmt: skip
+    assert [path.name for path in model.parent.iterdir()] == ["model.onnx"]
+    for capturable in (True, False):
+        machine.sdk.world["capturable"] = capturable
+        with machine.backend.load(blob, BuildConfig()) as session:
+            assert session.capturable == capturable
+            session.run(WINDOW)
+    with start(RTX, replace(AMPERE, name="NVIDIA RTX 3090")).backend.load(blob, BuildConfig()) as session:
+        session.run(WINDOW)
+    _refused(start(RTX, replace(AMPERE, sm=(8, 9))), blob, "compiled for SM86, but this is .*sm_89")
+    _refused(start("10.3.0", AMPERE), blob, "built with 'tensorrt_rtx 1.7.1.116'")

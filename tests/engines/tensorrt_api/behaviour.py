@@ -7,19 +7,26 @@ networks are weakly typed, and that a strongly typed one takes none.
 
 from __future__ import annotations
 
-import ctypes
 import json
 from typing import Any
 
-import numpy as np
+from tests.engines.tensorrt_api.fakes import make, say
+from tests.engines.tensorrt_api.runtime import (
+    EngineInspector,
+    ICudaEngine,
+    IExecutionContext,
+    OnnxParserRefitter,
+    Refitter,
+    Runtime,
+)
 
-from tests.engines.tensorrt_api.fakes import make
 
-LAYER_TIME = 0.25  # milliseconds, of every layer
-
-
-def _say(sdk: Any, logger: Any, text: str) -> None:
-    logger.log(type("Severity", (), {"__str__": lambda self: "Severity.ERROR"})(), text)
+def json_with_batch(model: bytes, batch: int) -> bytes:
+    """What engines.onnx_batch.with_batch does to an ONNX file."""
+    graph = json.loads(model)
+    graph["tensors"][graph["input"]][1][0] = batch
+    graph["tensors"][graph["output"]][1] = None if graph.get("fixed") else [batch, *graph["tensors"]["logits"][1][1:]]
+    return json.dumps(graph).encode()
 
 
 class Builder:
@@ -53,7 +60,7 @@ class Builder:
         else:
             sdk.world.get("during", lambda: None)()
         if failure:
-            _say(sdk, self._logger, failure)
+            say(sdk, self._logger, failure)
             return None
         if config._cache is not None:
             config._cache._data += b"measured;"
@@ -99,6 +106,10 @@ class IBuilderConfig:
 
     def get_timing_cache(self: Any) -> Any:
         return self._cache
+
+    def set_compute_capability(self: Any, compute_capability: Any, index: int) -> bool:
+        self._sdk.world.setdefault("targets", []).append(compute_capability.name)
+        return index == len(self._sdk.world["targets"]) - 1 < self.num_compute_capabilities
 
     def can_run_on_DLA(self: Any, layer: Any) -> bool:
         return layer.type.name in ("CONVOLUTION", "ELEMENTWISE", "SOFTMAX")
@@ -185,12 +196,6 @@ class ITensor:
             raise RuntimeError("Could not get tensor shape.")  # what tensorrt_rtx 1.7.1 answered to a fixed Reshape
         return tuple(shape)
 
-    def _set_shape(self: Any, value: tuple[int, ...]) -> None:
-        assert self._name == self._graph["input"]
-        tensors, output = self._graph["tensors"], self._graph["output"]
-        tensors[self._name][1] = list(value)
-        tensors[output][1] = None if self._graph.get("fixed") else [value[0], *tensors[output][1][1:]]
-
 
 class ILayer:
     def name(self: Any) -> str:
@@ -219,96 +224,6 @@ class ILayer:
         assert "STRONGLY_TYPED" not in self._network._flags
         self._outs[index] = dtype.name
         self._sdk.world.setdefault("outputs", {})[self._layer["name"], index] = dtype.name
-
-
-class Runtime:
-    def _begin(self: Any, logger: Any) -> None:
-        self._logger = logger
-
-    def deserialize_cuda_engine(self: Any, serialized_engine: Any) -> Any:
-        if self._sdk.world.get("load_error"):
-            _say(self._sdk, self._logger, self._sdk.world["load_error"])
-            return None
-        plan = json.loads(bytes(serialized_engine))
-        io = {name: (kind, shape) for name, kind, shape in plan["io"]}
-        weights = not plan["stripped"]
-        return make(self._sdk, "ICudaEngine", _io=io, _plan=plan, _logger=self._logger, _weights=weights)
-
-
-class ICudaEngine:
-    def num_io_tensors(self: Any) -> int:
-        return len(self._io)
-
-    def get_tensor_name(self: Any, index: int) -> str:
-        return list(self._io)[index]
-
-    def get_tensor_mode(self: Any, name: str) -> Any:
-        return self._sdk.TensorIOMode["INPUT" if name == next(iter(self._io)) else "OUTPUT"]
-
-    def get_tensor_dtype(self: Any, name: str) -> Any:
-        return self._sdk.DataType[self._io[name][0]]
-
-    def get_tensor_shape(self: Any, name: str) -> tuple[int, ...]:
-        return tuple(self._io[name][1])
-
-    def create_execution_context(self: Any) -> Any:
-        assert self._weights, "weights are missing"
-        return make(self._sdk, "IExecutionContext", _engine=self, _at={}, _profiler=None)
-
-    def create_engine_inspector(self: Any) -> Any:
-        return make(self._sdk, "EngineInspector", _plan=self._plan)
-
-
-class IExecutionContext:
-    def set_tensor_address(self: Any, name: str, memory: int) -> bool:
-        assert name in self._engine._io
-        assert memory % 256 == 0
-        self._at[name] = memory
-        return True
-
-    def execute_async_v3(self: Any, stream_handle: int) -> bool:
-        """Logits: the input's first channel, and twice that, at half of its size; addresses are of host memory."""
-        if self._sdk.world.get("run_error"):
-            _say(self._sdk, self._engine._logger, self._sdk.world["run_error"])
-            return False
-        (source, target) = (_view(self._at[name], *self._engine._io[name]) for name in self._engine._io)
-        target[:, 0] = source[:, 0, ::2, ::2]
-        target[:, 1] = 2 * source[:, 0, ::2, ::2]
-        for layer in self._engine._plan["layers"] if self._profiler is not None else ():
-            self._profiler.report_layer_time(layer["name"], LAYER_TIME)
-        return True
-
-
-def _view(address: int, kind: str, shape: list[int]) -> np.ndarray:
-    dtype = np.dtype({"FLOAT": np.float32, "HALF": np.float16}[kind])
-    size = int(np.prod(shape)) * dtype.itemsize
-    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
-
-
-class EngineInspector:
-    def get_engine_information(self: Any, format: Any) -> str:
-        assert format.name == "JSON"
-        return json.dumps({"Layers": self._sdk.world.get("described", [])})
-
-
-class Refitter:
-    def _begin(self: Any, engine: Any, logger: Any) -> None:
-        self._engine, self._given = engine, False
-
-    def refit_cuda_engine(self: Any) -> bool:
-        object.__setattr__(self._engine, "_weights", self._given)
-        return bool(self._given)
-
-
-class OnnxParserRefitter:
-    def _begin(self: Any, refitter: Any, logger: Any) -> None:
-        self._refitter = refitter
-
-    def refit_from_file(self: Any, model: str) -> bool:
-        with open(model, "rb") as file:
-            json.loads(file.read())
-        object.__setattr__(self._refitter, "_given", True)
-        return True
 
 
 BEHAVIOURS = {

@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 HERE = Path(__file__).parent
-_recorded = (path.stem for path in HERE.glob("*.json"))
+_recorded = (path.stem for path in HERE.glob("[0-9]*.json"))
+RTX = "rtx-1.7.1.116"
 VERSIONS = tuple(sorted(_recorded, key=lambda name: [int(part) for part in name.split(".")]))
 SUBCLASSED = ("ILogger", "IProfiler", "IProgressMonitor")  # by the adapter, which then has attributes of its own
 
@@ -30,7 +31,7 @@ def fake(version: str, behaviours: dict[str, type]) -> Any:
     """behaviours: by class, what its methods and properties do.  What has none must not be touched."""
     api = json.loads((HERE / f"{version}.json").read_text())
     sdk: Any = ModuleType("tensorrt")
-    sdk.__version__ = version
+    sdk.__version__ = version.removeprefix("rtx-")
     sdk.log = []  # ("Class.name", arguments) in their order
     sdk.world = {}  # what the behaviours share
     for name, members in api["enums"].items():
@@ -67,6 +68,11 @@ def make(sdk: Any, name: str, **state: Any) -> Any:
     for key, value in state.items():
         object.__setattr__(made, key, value)
     return made
+
+
+def say(sdk: Any, logger: Any, text: str) -> None:
+    """Give a logger an error."""
+    logger.log(type("Severity", (), {"__str__": lambda self: "Severity.ERROR"})(), text)
 
 
 def _refuse_unknown(cls: str, members: dict[str, Any]) -> Callable[[Any, str, Any], None]:

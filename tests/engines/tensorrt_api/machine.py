@@ -14,7 +14,9 @@ import pytest
 
 from engines.device.base import GpuInfo
 from engines.tensorrt_backend import TensorRTBackend
-from tests.engines.tensorrt_api.behaviour import BEHAVIOURS
+from engines.tensorrt_rtx_backend import TensorRTRTXBackend
+from engines.trt.backend import TensorRTFamily
+from tests.engines.tensorrt_api.behaviour import BEHAVIOURS, json_with_batch
 from tests.engines.tensorrt_api.fakes import fake
 
 ORIN = GpuInfo("Orin", (8, 7), 12060, 8 << 30, True)
@@ -59,12 +61,14 @@ class HostGpu:
 
 
 class Machine:
-    """TensorRT `version` on `info`."""
+    """TensorRT `version` on `info`; a version ``rtx-...`` is one of TensorRT-RTX."""
 
     def __init__(self, patch: pytest.MonkeyPatch, version: str, info: GpuInfo) -> None:
         self.sdk, self.gpu = fake(version, BEHAVIOURS), HostGpu(info)
-        self.backend = TensorRTBackend()
-        patch.setattr(TensorRTBackend, "sdk", lambda backend: self.sdk)
+        kind = TensorRTRTXBackend if version.startswith("rtx-") else TensorRTBackend
+        self.backend: TensorRTFamily = kind()
+        patch.setattr(kind, "sdk", lambda backend: self.sdk)
+        patch.setattr("engines.trt.network.with_batch", json_with_batch)
         patch.setattr("engines.device.cuda.unavailable", lambda: None)
         patch.setattr("engines.device.cuda.gpu_info", lambda: info)
 

@@ -47,8 +47,26 @@ def record(requirement: str) -> Path:
             [sys.executable, "-c", code], env={"LD_LIBRARY_PATH": name}, check=True, stdout=subprocess.PIPE, text=True
         )
     path = Path(__file__).parent / f"{version[1]}.json"
-    body = {"version": version[1], "source": requirement, **json.loads(done.stdout)}
-    path.write_text(json.dumps(body, indent=0, sort_keys=True) + "\n")
+    return _write(path, {"version": version[1], "source": requirement, **json.loads(done.stdout)})
+
+
+def record_installed() -> Path:
+    import tensorrt_rtx as sdk
+
+    path = Path(__file__).parent / f"rtx-{sdk.__version__}.json"
+    return _write(path, {"version": sdk.__version__, "source": f"tensorrt_rtx=={sdk.__version__}", **_api(sdk)})
+
+
+def _write(path: Path, body: dict[str, Any]) -> Path:
+    """One name a line."""
+    parts = [f'"{key}": {json.dumps(body[key])}' for key in ("version", "source")]
+    for key in ("classes", "enums"):
+        groups = []
+        for name, members in body[key].items():
+            lines = ",\n".join(f'  "{member}": {json.dumps(value)}' for member, value in members.items())
+            groups.append(f' "{name}": {{\n{lines}\n }}')
+        parts.append(f'"{key}": {{\n' + ",\n".join(groups) + "\n}")
+    path.write_text("{" + ",\n".join(parts) + "}\n")
     return path
 
 
@@ -57,13 +75,17 @@ def show(folder: str) -> None:
     sys.path.insert(0, folder)
     import tensorrt as sdk
 
+    print(json.dumps(_api(sdk)))
+
+
+def _api(sdk: Any) -> dict[str, Any]:
     classes = {name: _members(getattr(sdk, name)) for name in CLASSES if hasattr(sdk, name)}
     enums = {
         name: {key: int(value) for key, value in getattr(sdk, name).__members__.items()}
         for name in ENUMS
         if hasattr(sdk, name)
     }
-    print(json.dumps({"classes": classes, "enums": enums}))
+    return {"classes": classes, "enums": enums}
 
 
 def _members(cls: Any) -> dict[str, Any]:
@@ -106,4 +128,4 @@ def _output(*command: str) -> str:
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        print(record(argument))
+        print(record_installed() if argument == "tensorrt_rtx" else record(argument))

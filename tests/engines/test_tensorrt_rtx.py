@@ -1,0 +1,224 @@
+"""TensorRT-RTX on this CPU, for real: it parses and builds what the pipeline lowers.  Running it takes a GPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from engines.base import BuildConfig, TensorRTOptions, choose_backend
+from engines.errors import DeployError
+from engines.trt import blob as engine_file
+from engines.trt import builder as builder_module
+from engines.trt.errors import logger_of
+from engines.trt.features import name_of
+from engines.trt.network import Parsed, held_types, outputs
+from engines.trt.progress import Progress
+from pipeline.batches import neutral
+from tests.engines.trt_graphs import NETWORKS, Made, made
+from tests.pipeline.lowering import graph_of, types
+
+trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: it is for Linux on x86-64")
+
+from engines.tensorrt_rtx_backend import backend  # noqa: E402
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+TYPES = {
+    "FLOAT": TensorProto.FLOAT,
+    "HALF": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "INT8": TensorProto.INT8,
+}
+CASES = [
+    pytest.param(network, precision, marks=pytest.mark.slow if network == "demo" else ())
+    for network in NETWORKS
+    for precision in PRECISIONS
+]
+
+
+@pytest.fixture(scope="module")
+def builder() -> Any:
+    return trt.Builder(logger_of(trt))
+
+
+@pytest.mark.parametrize(("network", "precision"), CASES)
+def test_every_tensor_has_the_type_that_the_graph_says(builder: Any, network: str, precision: str) -> None:
+    """By TensorRT's own account of the parsed network: islands are FP32, and what is INT8 lies between Q and DQ."""
+    graph = made(network, precision)
+    parsed = Parsed(trt, "TensorRT-RTX", builder, logger_of(trt), graph.path, typed=True)
+    found = {tensor.name: name_of(tensor.dtype) for layer in parsed.layers for tensor in outputs(layer)}
+    said = types(graph.graph)
+    compared = [name for name, kind in found.items() if kind in TYPES and name in said]
+    assert len(compared) > 0.5 * len(graph.graph.model.graph.node)
+    assert [name for name in compared if TYPES[found[name]] != said[name]] == []
+    if graph.plan is not None:
+        islands = [node.output for node in graph.plan.islands if node.output in found and node.precision == "fp32"]
+        assert {node.op for node in graph.plan.islands} >= {"LayerNormalization", "Softmax"}
+        assert islands
+        assert {found[name] for name in islands} == {"FLOAT"}
+    held = held_types(parsed.layers)
+    ops = [node.op_type for node in graph.graph.model.graph.node]
+    assert held["QUANTIZE"] == ops.count("QuantizeLinear")
+    assert held["DEQUANTIZE"] == ops.count("DequantizeLinear")
+    assert (held["QUANTIZE"] > 0) == (precision == "int8")
+
+
+@pytest.mark.parametrize(("network", "precision"), CASES)
+def test_builds_an_engine_for_every_gpu_from_ampere_on(network: str, precision: str) -> None:
+    """Without a GPU at hand; with a header that says what it is, and TensorRT's own plan behind it."""
+    graph = made(network, precision)
+    header, plan = engine_file.unpack(backend.build(graph.path, BuildConfig(precision)))
+    assert header.sdk == f"tensorrt_rtx {trt.__version__}"
+    assert header.targets == ("SM80", "SM86", "SM89", "SM120", "SM121")
+    assert len(plan) == header.plan_bytes > 100_000
+
+
+def test_inputs_and_outputs_keep_their_names_and_shapes(builder: Any) -> None:
+    parsed = Parsed(trt, "TensorRT-RTX", builder, logger_of(trt), made("segformer", "fp16").path, typed=True)
+    source, target = parsed.network.get_input(0), parsed.network.get_output(0)
+    assert (source.name, tuple(source.shape), name_of(source.dtype)) == ("image", (1, 3, 64, 64), "FLOAT")
+    assert (target.name, tuple(target.shape), name_of(target.dtype)) == ("logits", (1, 5, 16, 16), "FLOAT")
+
+
+def test_strongly_typed_without_any_flag_too(builder: Any) -> None:
+    """`create_network(0)` is what TensorRT 11 documents; the flag must make no other network here."""
+    assert builder.create_network(0).get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def _convolution(batch: int, op: str = "Relu", **attributes: Any) -> Made:
+    weight = np.full((4, 3, 1, 1), 0.25, np.float32)
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["x"], name="embed/conv"),
+        helper.make_node(op, ["x"], ["logits"], name="head/odd", **attributes),
+    ]
+    graph = graph_of(nodes, {"w": weight}, (batch, 3, 8, 8), (batch, 4, 8, 8))
+    return Made(Path(), graph, None)
+
+
+def test_an_operator_that_it_lacks_is_named(tmp_path: Path) -> None:
+    onnx.save(_convolution(1, "Bernoulli").graph.model, tmp_path / "model.onnx")
+    wanted = r"TensorRT-RTX .* cannot take model\.onnx: Bernoulli node head/odd: .+; replace this operator"
+    with pytest.raises(DeployError, match=wanted) as caught:
+        backend.build(tmp_path / "model.onnx", BuildConfig())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_model_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not a model at all")
+    with pytest.raises(DeployError, match=r"cannot (take|read) model\.onnx") as caught:
+        backend.build(tmp_path / "model.onnx", BuildConfig())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("network", ["segformer", "mla"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_two_windows_at_once(network: str, precision: str, tmp_path: Path) -> None:
+    """The real graphs, without the batch that exporters write into them."""
+    graph = neutral(made(network, precision).graph)
+    onnx.save(graph.model, tmp_path / "model.onnx")
+    config = BuildConfig(precision, batch=2)
+    parsed = Parsed(trt, "TensorRT-RTX", trt.Builder(logger_of(trt)), logger_of(trt), tmp_path / "model.onnx", True, 2)
+    shapes = [tuple(tensor.shape) for tensor in (parsed.network.get_input(0), parsed.network.get_output(0))]
+    assert shapes == [(2, *graph.input_shape[1:]), (2, *graph.output_shape[1:])]
+    header, _ = engine_file.unpack(backend.build(tmp_path / "model.onnx", config))
+    assert header.plan_bytes > 100_000
+
+
+def test_a_number_of_windows_written_into_the_graph_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match=r"batch: .*build from the model with --batch"):
+        backend.build(made("segformer", "fp32").path, BuildConfig(batch=2))
+
+
+def test_progress_goes_from_nothing_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+    phases: set[str] = set()
+
+    class Watched(Progress):
+        def _show(self) -> None:
+            super()._show()
+            shares.append(self.share)
+            phases.add(self.phase)
+
+    monkeypatch.setattr(builder_module, "Progress", Watched)
+    backend.build(made("segformer", "fp32").path, BuildConfig())
+    assert shares == sorted(shares)
+    assert shares[0] < 0.1
+    assert shares[-1] == 1.0
+    assert len(set(shares)) > 20
+    assert {"Building engine", "Optimizing graph"} <= phases
+
+
+def test_ctrl_c_ends_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real SIGINT while TensorRT is at work: it gives up, says so, and only then KeyboardInterrupt comes."""
+
+    class Interrupted(Progress):
+        sent = False
+
+        def step(self, name: str, index: int) -> bool:
+            if not Interrupted.sent:
+                Interrupted.sent = True
+                os.kill(os.getpid(), signal.SIGINT)
+                until = time.monotonic() + 30
+                while not self.cancelled and time.monotonic() < until:
+                    time.sleep(0.01)
+            return super().step(name, index)
+
+    monkeypatch.setattr(builder_module, "Progress", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        backend.build(made("segformer", "fp32").path, BuildConfig())
+    assert any("cancel" in text.lower() for _, text in logger_of(trt).messages)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (TensorRTOptions(version_compatible=True), r"--version-compatible: TensorRT-RTX engines run in the release"),
+        (TensorRTOptions(strip_weights=True), r"--strip-weights: .* on a GPU alone"),
+        (TensorRTOptions(dla=0), r"--dla 0: TensorRT-RTX .* sees no DLA here"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(options: TensorRTOptions, message: str) -> None:
+    with pytest.raises(DeployError, match=message):
+        backend.build(made("segformer", "fp32").path, BuildConfig(tensorrt=options))
+
+
+def test_without_a_gpu_it_says_so_and_auto_passes_it_by() -> None:
+    reason = backend.unavailable()
+    if reason is None:
+        pytest.skip("there is a GPU here")
+    assert reason.startswith("no GPU to run or verify on")
+    assert choose_backend("auto", "fp32")[0].name == "openvino"
+    with pytest.raises(DeployError, match="no GPU to run or verify on"):
+        choose_backend("tensorrt_rtx", "fp32")
+
+
+def test_an_engine_of_this_machine_is_not_loaded_without_a_gpu() -> None:
+    if backend.unavailable() is None:
+        pytest.skip("there is a GPU here")
+    engine = backend.build(made("naive", "fp32").path, BuildConfig())
+    with (
+        pytest.raises(DeployError, match=r"compiled for SM80, .*but this is 'no GPU'"),
+        backend.load(engine, BuildConfig()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("sm", "there"), [((8, 6), True), ((7, 5), True), ((8, 7), False), ((9, 0), False)])
+def test_devices_that_it_has_no_kernels_for(sm: tuple[int, int], there: bool) -> None:
+    reason = backend.flavour.without(trt, sm)
+    assert (reason is None) == there
+    if reason:
+        assert f"no kernels for compute capability {sm[0]}.{sm[1]}" in reason
+        assert "use --backend tensorrt" in reason
+    else:
+        assert backend.flavour.targets(trt, sm, TensorRTOptions()) == (f"SM{sm[0]}{sm[1]}",)
+        everywhere = replace(TensorRTOptions(), hardware="ampere_plus")
+        assert len(backend.flavour.targets(trt, sm, everywhere)) == 5
