@@ -126,8 +126,8 @@ def test_a_frame_that_fails_does_not_stop_the_others(
 
 def test_an_image_that_cannot_start_comes_after_the_masks_before_it(tiny_bundle: Path) -> None:
     images = [np.zeros((40, 60, 3), np.uint8), np.zeros((64, 96, 3), np.uint8), np.zeros((64, 96, 3), np.float32)]
-    masks = []
-    with open_segmenter(tiny_bundle) as (segmenter, _), pytest.raises(DeployError, match="expected .* uint8"):
-        for mask in _late(segmenter).segment_all(images):  # type: ignore[arg-type]
-            masks.append(mask.labels.shape)
-    assert masks == [(40, 60), (64, 96)]
+    with open_segmenter(tiny_bundle) as (segmenter, _):
+        masks = _late(segmenter).segment_all(images)  # type: ignore[arg-type]
+        assert [next(masks).labels.shape for _ in range(2)] == [(40, 60), (64, 96)]
+        with pytest.raises(DeployError, match="expected.*uint8"):
+            next(masks)
