@@ -149,7 +149,7 @@ def test_what_the_runtime_refuses_is_explained(start: Start, model: Path) -> Non
 
 def test_layers_are_the_inspectors_with_the_profilers_times(start: Start, model: Path) -> None:
     machine = start("10.3.0")
-    blob = machine.backend.build(model, BuildConfig())
+    blob = machine.backend.build(model, BuildConfig(batch=2))
     tensor = {"Format/Datatype": "Half"}
     machine.sdk.world["described"] = [
         {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Int8"}], "Outputs": [tensor]},
