@@ -249,10 +249,9 @@ def usable(device: str) -> list[str]:
     for name in BACKENDS:
         backend = get_backend(name)
         precision = "fp16" if device == "cuda" else "fp32"
-        if backend.unavailable() is None and backend.supports(precision) is None:
-            on_gpu = backend.device().startswith("cuda")
-            if on_gpu == (device == "cuda") and (on_gpu or name == "openvino"):
-                found.append(name)
+        fits = backend.on_gpu if device == "cuda" else name == "openvino"
+        if fits and backend.unavailable() is None and backend.supports(precision) is None:
+            found.append(name)
     return found
 
 

@@ -17,7 +17,10 @@ from engines.device import nvrtc
 from engines.errors import DeployError
 
 SOURCE = Path(__file__).parent.parent / "tile.cu"
-HEADER = SOURCE.with_name("tile.h")
+HEADERS = tuple(
+    SOURCE.with_name(name)
+    for name in ("tile.h", "tile_device.cuh", "tile_gather.cuh", "tile_ways.cuh", "tile_stitch.cuh")
+)
 TOOLKIT = Path("/usr/local/cuda")
 
 
@@ -28,7 +31,7 @@ def compile_kernels(sm: tuple[int, int]) -> bytes:
     Raises DeployError where neither is found, where the one found does not know the GPU, and with the compiler's own
     words where it fails.
     """
-    for path in (SOURCE, HEADER):
+    for path in (SOURCE, *HEADERS):
         if not path.is_file():
             raise DeployError(f"kernels: {path.name} is not beside the package engines; install edgeseg again")
     arch = f"sm_{sm[0]}{sm[1]}"
@@ -39,7 +42,7 @@ def compile_kernels(sm: tuple[int, int]) -> bytes:
     if library is not None:
         compiler = nvrtc.Compiler(library)
         _check_arch(arch, compiler.architectures(), f"NVRTC {compiler.version()}")
-        return compiler.cubin(SOURCE.read_text(), {"tile.h": HEADER.read_text()}, arch)
+        return compiler.cubin(SOURCE.read_text(), {path.name: path.read_text() for path in HEADERS}, arch)
     raise DeployError(
         f"kernels: no CUDA compiler for {arch}: got neither nvcc in PATH, $CUDA_HOME or {TOOLKIT} nor libnvrtc; "
         "install the CUDA toolkit (on a Jetson: apt-get install nvidia-jetpack), or run: pip install nvidia-cuda-nvrtc"

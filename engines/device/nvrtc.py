@@ -100,7 +100,7 @@ class Compiler:
             function = getattr(self._library, name)
         except AttributeError as error:
             raise DeployError(
-                f"kernels: this NVRTC has no {name}; install CUDA 11.2 or newer, or run: pip install nvidia-cuda-nvrtc"
+                f"kernels: this NVRTC has no {name}; install CUDA 12 or newer, or run: pip install nvidia-cuda-nvrtc"
             ) from error
         status = function(*arguments)
         if status:

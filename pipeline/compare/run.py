@@ -162,7 +162,7 @@ def _on_gpu(request: CompareRequest) -> bool:
     for precision in request.precisions:
         with suppress(DeployError):  # what cannot be built says so in its own row
             backend, _ = choose_backend(request.build.backend, "fp32" if precision == "auto" else precision)
-            if backend.device().startswith("cuda"):
+            if backend.on_gpu:
                 return True
     return False
 

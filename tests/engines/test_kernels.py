@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,6 +165,19 @@ def test_an_exact_tie_goes_to_the_lowest_class(machine: Emulated) -> None:
         assert (_stitch(machine, logits, case)[0] == 1).all()
 
 
+@pytest.mark.parametrize("low", [(8, 8), (4, 4), (16, 16), (32, 32)], ids=str)
+def test_zeros_of_both_signs_are_the_same(machine: Emulated, low: tuple[int, int]) -> None:
+    """exp(-d) takes d = -0 for a negative number: sums must be +0 where they are 0."""
+    for size in ((32, 32), (56, 80)):
+        case = StitchCase(4, low, TILING, size)
+        logits = np.random.default_rng(2).choice(np.float32([-0.0, 0.0]), case.logits("float32").shape)
+        certainty = np.zeros(size, np.float32)
+        at = machine.put(certainty)
+        _stitch(machine, logits, case, confidence=at, confidence_stride=size[1])
+        machine.take(certainty, at)
+        assert (certainty == 0.25).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -225,6 +239,14 @@ def test_rows_beyond_the_grid_are_stitched_too(machine: Emulated) -> None:
     machine.launch(kernels.Launch(launch.kernel, (launch.grid[0], 2, 1), launch.block, launch.argument))
     machine.take(labels, at)
     assert np.array_equal(labels, expected)
+
+
+def test_blocks_are_those_that_registers_are_limited_for() -> None:
+    source = (ROOT / "engines" / "tile.cu").read_text()
+    for argument, block in (("gather", kernels.GATHER_BLOCK), ("stitch", kernels.STITCH_BLOCK)):
+        threads = re.findall(rf"tile_{argument}_launch, (\d+),", source)
+        assert threads
+        assert {int(number) for number in threads} == {np.prod(block)}
 
 
 def test_layouts_are_the_compilers(tmp_path: Path) -> None:

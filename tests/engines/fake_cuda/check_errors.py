@@ -165,6 +165,11 @@ def test_no_driver_and_no_pycuda_say_what_to_do(monkeypatch: pytest.MonkeyPatch)
         cuda.gpu_info()
     monkeypatch.undo()
     driver.library.cache_clear()
+    configure(devices=0)
+    assert "no CUDA-capable device is detected (error 100); look at nvidia-smi" in (cuda.unavailable() or "")
+    with pytest.raises(DeployError, match="no CUDA-capable device"), open_gpu():
+        pass
+    configure()
     assert cuda.unavailable() is None
 
 

@@ -112,7 +112,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         built.append((request.backend, request.precision))
         raise DeployError("no memory left")
 
-    monkeypatch.setattr(OpenVINOBackend, "device", lambda self: "cuda sm_90 NVIDIA H100, driver for CUDA 13.0")
+    monkeypatch.setattr(OpenVINOBackend, "on_gpu", True)
     monkeypatch.setattr(run, "build_bundle", build_bundle)
     monkeypatch.setattr(run, "choose_backend", _choose)
     return built
