@@ -85,8 +85,11 @@ class TensorRTFamily(Backend, ABC):
 
     def require(self, options: TensorRTOptions) -> None:
         """Raises DeployError naming an option that this package or this release of it lacks."""
-        self.flavour.refuse(options, self._gpu() is not None)
+        info = self._gpu()
+        self.flavour.refuse(options, info is not None)
         require(self.sdk(), self._title(), options)
+        if info is not None and options.hardware != "exact":
+            _require_hardware(info, options.hardware)
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
         """Compile the ONNX file `model`.  Raises DeployError naming the node or the option that was refused."""
@@ -160,6 +163,15 @@ class TensorRTFamily(Backend, ABC):
             "sudo apt install python3-libnvinfer, JetPack's own, and make the environment with "
             "python3 -m venv --system-site-packages, so that it is seen"
         )
+
+
+def _require_hardware(info: GpuInfo, hardware: str) -> None:
+    """NVIDIA's guide on hardware compatibility: from Ampere on, and neither on DRIVE OS nor on JetPack."""
+    flag = f"--hardware {hardware}"
+    if info.integrated:
+        raise DeployError(f"{flag}: TensorRT has it for GPUs of their own, not for boards ({info.name}); leave it out")
+    if info.sm < (8, 0):
+        raise DeployError(f"{flag}: TensorRT has it from compute capability 8.0 on, {info.name} is older; leave it out")
 
 
 def _import_failure(title: str, error: str, install: str) -> str:

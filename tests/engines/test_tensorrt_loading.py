@@ -171,9 +171,9 @@ def test_layers_are_the_inspectors_with_the_profilers_times(start: Start, model:
 
 def test_the_header_says_what_was_built(start: Start, model: Path) -> None:
     options = TensorRTOptions(level=1, hardware="ampere_plus")
-    blob = start("10.16.1.11").backend.build(model, BuildConfig(tensorrt=options))
+    blob = start("10.16.1.11", AMPERE).backend.build(model, BuildConfig(tensorrt=options))
     header, plan = unpack(blob)
-    assert (header.sdk, header.device, header.options) == ("tensorrt 10.16.1.11", str(ORIN), options)
+    assert (header.sdk, header.device, header.options) == ("tensorrt 10.16.1.11", str(AMPERE), options)
     assert json.loads(bytes(plan))["io"][0][0] == "image"
 
 
