@@ -38,7 +38,7 @@ def build_engine(args: argparse.Namespace) -> int:
 
         manifest = rebuild(
             Path(args.model), args.output, args.backend, args.threads, args.max_error, args.min_agreement, log,
-            arguments.tensorrt_given(args), args.timing_cache,
+            args.batch, arguments.tensorrt_given(args), args.timing_cache,
         )  # fmt: skip
     else:
         _require_packages()
@@ -59,7 +59,7 @@ def build_engine(args: argparse.Namespace) -> int:
                 not args.no_islands, not args.no_smooth, not args.no_bias_correction, args.rest,
                 int8=Int8Options(args.depthwise),
             ),
-            _budget(args), args.max_pixels,
+            _budget(args), args.max_pixels, batch=args.batch or 1,
             tensorrt=TensorRTOptions(**arguments.tensorrt_given(args)), timing_cache=args.timing_cache,
         )  # fmt: skip
         manifest = build_bundle(request, log)
@@ -178,7 +178,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """time a bundle: the engine alone and whole frames, split into gather, engine and stitch; and its peak memory"""
+    """time a bundle: the engine, whole frames and their parts, frames in flight; with energy and peak memory"""
     from engines.bench import bench as measure
     from engines.files import write_json
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import BACKENDS, PRECISIONS, TensorRTOptions
+from engines.bundle import MAX_BATCH
 from engines.images import MAX_PIXELS
 from engines.tiling import BLENDS, PADDINGS, Tiling
 
@@ -44,6 +45,8 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--no-smooth", action="store_true", help="int8 without SmoothQuant rescaling")
     verb.add_argument("--no-bias-correction", action="store_true", help="int8 without bias correction")
     engine_arguments(verb)
+    verb.add_argument("--batch", type=batch, metavar="N", help="windows that the engine takes at once, after it was "
+                      "seen to answer them as one by one (1; a rebuild keeps the bundle's)")  # fmt: skip
     tensorrt_arguments(verb)
     verb.add_argument("--sample", type=Path, metavar="IMAGE", help="verify on this photograph, not a rendered scene")
     rewrite_argument(verb)
@@ -221,6 +224,13 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
+    return value
+
+
+def batch(text: str) -> int:
+    value = positive(text)
+    if value > MAX_BATCH:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 1 to {MAX_BATCH}")
     return value
 
 

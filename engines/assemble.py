@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from engines.agreement import GATES, Agreement, Gate
 from engines.base import Backend, BuildConfig, TensorRTOptions, choose_backend
+from engines.batches import STEP, compare_batch, reported, require_neutral
 from engines.bundle import (
     ENGINE,
     FILES,
@@ -31,7 +33,7 @@ from engines.bundle import (
 from engines.errors import DeployError
 from engines.golden import Golden, windows_of
 from engines.layers import executed
-from engines.segmenter import open_on_device
+from engines.segmenter import Segmenter, open_on_device
 from engines.spec import ModelSpec
 from engines.tiling import Tiling
 from engines.trt.backend import TensorRTFamily
@@ -50,7 +52,12 @@ def compile_engine(
     (folder / ENGINE).write_bytes(blob)
     log("compile", f"{config.precision}, {len(blob) / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s")
     kernels = _kernels(folder, log) if backend.on_gpu else None
-    with open_on_device(backend, blob, replace(config, model=folder / MODEL), spec, tiling, kernels) as segmenter:
+
+    def opened(engine: bytes, how: BuildConfig) -> AbstractContextManager[Segmenter]:
+        return open_on_device(backend, engine, replace(how, model=folder / MODEL), spec, tiling, kernels)
+
+    batch = compare_batch(opened, backend, folder / MODEL, blob, config, golden, log)
+    with opened(blob, config) as segmenter:
         agreements = golden.verify(segmenter, gate)
     for agreement in agreements:
         log(agreement.step, str(agreement))
@@ -61,7 +68,7 @@ def compile_engine(
         text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
         remark = backend.remark(config.precision)
         log("executed", f"{text} of the layer time{f'; {remark}' if remark else ''}")
-    return agreements
+    return [*batch, *agreements]
 
 
 def _kernels(folder: Path, log: Log) -> bytes:
@@ -100,30 +107,33 @@ def finish(folder: Path, manifest: Manifest, report: dict[str, Any]) -> Manifest
 
 def rebuild(
     source: Path, output: Path, backend_name: str, threads: int, max_relative: float | None, min_labels: float | None,
-    log: Log, tensorrt: Mapping[str, Any] = MappingProxyType({}), timing_cache: Path | None = None,
+    log: Log, batch: int | None = None, tensorrt: Mapping[str, Any] = MappingProxyType({}),
+    timing_cache: Path | None = None,
 ) -> Manifest:  # fmt: skip
     """Compile a bundle's own graph for this device; `output` may be the same folder.  Needs neither torch nor onnx.
 
-    max_relative, min_labels: in place of what the bundle was built with; None keeps it.  tensorrt: TensorRTOptions by
-    name, in place of those it was built with.  timing_cache: None keeps it beside `output`.
+    max_relative, min_labels, batch: in place of what the bundle was built with; None keeps it.  tensorrt: likewise
+    TensorRTOptions by name.  timing_cache: None keeps it beside `output`.
     Raises DeployError or GateError; then nothing is written or replaced.
     """
     bundle = open_bundle(source)
-    old = bundle.manifest
+    old = replace(bundle.manifest, batch=bundle.manifest.batch if batch is None else batch)
     backend, why = choose_backend(old.backend if backend_name == "auto" else backend_name, old.precision)
     log("backend", f"{why}; {backend.version()} on {backend.device()}")
     options = replace(old.tensorrt, **tensorrt)
     heeded = options if isinstance(backend, TensorRTFamily) else TensorRTOptions(**tensorrt)
     tuned = tuning(backend, output, heeded, timing_cache, log)
     golden, report = Golden.load(bundle.path(GOLDEN)), bundle.report()
+    require_neutral(report["history"], old.batch)
     with writing(output) as folder:
         for name in (MODEL, GOLDEN):
             shutil.copyfile(bundle.path(name), folder / name)
-        config = replace(tuned, precision=old.precision, threads=threads)
+        config = replace(tuned, precision=old.precision, threads=threads, batch=old.batch)
         gate = _gate(report, old.precision).but(max_relative, min_labels)
         agreements = compile_engine(folder, backend, config, golden, old.spec, old.tiling, gate, log)
         report["gate"] = asdict(gate)
         report["rebuilt"] = [agreement.to_json() for agreement in agreements]
+        report = {**{k: v for k, v in report.items() if k != STEP}, **reported(agreements, config)}
         manifest = finish(folder, describe(replace(old, tensorrt=options), backend, agreements), report)
     return manifest
 
@@ -138,7 +148,7 @@ def _gate(report: dict[str, Any], precision: str) -> Gate:
 
 def describe(manifest: Manifest, backend: Backend, agreements: Sequence[Agreement]) -> Manifest:
     """The same bundle, compiled by `backend` here and now."""
-    kept = [step for step in manifest.verification if step["step"] not in ("engine", "tiled mask")]
+    kept = [step for step in manifest.verification if step["step"] not in (STEP, "engine", "tiled mask")]
     return replace(
         manifest,
         backend=backend.name,

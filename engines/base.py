@@ -134,7 +134,10 @@ class Backend(Protocol):
         return None
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
-        """Compile the ONNX file `model` (static shapes).  Raises DeployError naming what was refused."""
+        """Compile the ONNX file `model` (static shapes, one window; see engines.onnx_batch for config.batch windows).
+
+        Raises DeployError naming what was refused.
+        """
 
     def load(self, blob: bytes, config: BuildConfig) -> AbstractContextManager[Session]:
         """Open an engine made by `build`.  Raises DeployError when the SDK refuses it."""
@@ -156,8 +159,9 @@ def check_windows(windows: Float32, shape: tuple[int, ...]) -> None:
 
 
 # In order of preference for `--backend auto`, which never chooses a reference by itself.
-BACKENDS = ("tensorrt", "tensorrt_rtx", "openvino", "torch", "onnxruntime")
-REFERENCES = ("torch", "onnxruntime")  # what checkpoints and ready .onnx files are compared with
+BACKENDS = ("tensorrt", "tensorrt_rtx", "openvino", "torch", "onnxruntime", "torch_cuda", "torch_compile")
+# What checkpoints and ready .onnx files are compared with, and on a GPU what engines have to beat.
+REFERENCES = ("torch", "onnxruntime", "torch_cuda", "torch_compile")
 
 
 def get_backend(name: str) -> Backend:

@@ -1,11 +1,12 @@
-"""`deploy.py bench`: how long one bundle takes here, how much memory, and under which settings."""
+"""`deploy.py bench`: how long one bundle takes here, how much energy and memory, and under which settings."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from tqdm import tqdm
 
 from engines import tile
 from engines.bundle import MANIFEST, file_sha256, open_bundle
+from engines.conditions import conditions, governor, say
 from engines.errors import DeployError
-from engines.worker import Worker
+from engines.power import Energy, NoMeter, find_meter, measured
+from engines.worker import Frame, OnDevice, Worker
 
 PARTS = ("gather", "engine", "stitch")
+ENERGY_S = 2.0  # of work at least, where energy can be measured: power readings are means over up to a second
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,43 @@ class Stats:
 
 
 @dataclass(frozen=True)
-class BenchReport:
-    """window_ms: the engine alone, one window.  frame_ms: decoded pixels to label map, of which gather, engine, stitch.
+class Throughput:
+    """Frames one after the other, with `in_flight` under way at once, and the energy that they took together."""
 
-    settings: what was in force; see `settings`.  size: (height, width) of the frame in pixels.
+    frames: int
+    seconds: float
+    in_flight: int
+    energy: Energy
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.frames / self.seconds
+
+    @property
+    def joules_per_frame(self) -> float | None:
+        return None if self.energy.joules is None else self.energy.joules / self.frames
+
+    def to_json(self) -> dict[str, Any]:
+        return {"frames": self.frames, "seconds": self.seconds, "in_flight": self.in_flight,
+                "frames_per_second": round(self.frames_per_second, 4), "joules_per_frame": self.joules_per_frame,
+                "energy": self.energy.to_json()}  # fmt: skip
+
+    def __str__(self) -> str:
+        lines = [f"{'in flight':10}{self.frames_per_second:.2f} frames/s with {self.in_flight} under way at once"]
+        if self.joules_per_frame is None:
+            return f"{lines[0]}\n{'energy':10}not measured: {self.energy.reason}"
+        mean = f"{self.energy.watts:.1f} W mean over {self.energy.seconds:.1f} s"
+        return f"{lines[0]}\n{'energy':10}{self.joules_per_frame:.3g} J a frame, {mean} ({self.energy.source})"
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """window_ms: the engine alone, one run of settings["batch"] windows.  frame_ms: decoded pixels to label map, of
+    which gather, engine, stitch.
+
+    On a GPU these three are measured in rounds of their own, because that takes time and forbids a graph, and window_ms
+    is between memory of the GPU unless settings says ``window_copies``.
+    settings: what was in force; see `settings` and `conditions`.  size: (height, width) of the frame in pixels.
     """
 
     bundle: str
@@ -62,13 +99,14 @@ class BenchReport:
     engine_ms: Stats
     stitch_ms: Stats
     peak_bytes: int
+    throughput: Throughput
 
     @property
     def frames_per_second(self) -> float:
         return 1e3 / self.frame_ms.p50
 
     def to_json(self) -> dict[str, Any]:
-        body = {k: v.to_json() if isinstance(v, Stats) else v for k, v in vars(self).items()}
+        body = {k: v.to_json() if isinstance(v, Stats | Throughput) else v for k, v in vars(self).items()}
         pixels = self.size[0] * self.size[1]
         return {**body, "size": list(self.size), "frames_per_second": round(self.frames_per_second, 4),
                 "megapixels_per_second": round(pixels * self.frames_per_second / 1e6, 4)}  # fmt: skip
@@ -79,15 +117,17 @@ class BenchReport:
         lines = [
             f"{'bundle':10}{self.bundle}: {force['precision']}, {force['sdk']} on {force['device']}",
             f"{'settings':10}{force['threads']} thread(s), tiling core {force['tiling_core']}, {force['cpu']}",
+            *_say_conditions(force),
             f"{'frame':10}{width}x{height}, {self.windows} window(s); loaded in {self.load_ms:.0f} ms",
             f"{'ms':10}{'p50':>10}{'p95':>10}{'p99':>10}{'mean':>10}{'fastest':>10}",
         ]
-        rows = {"1 window": self.window_ms, "frame": self.frame_ms}
+        rows = {f"{force['batch']} window{'s' * (force['batch'] > 1)}": self.window_ms, "frame": self.frame_ms}
         rows |= {f"  {part}": getattr(self, f"{part}_ms") for part in PARTS}
         for name, s in rows.items():
             lines.append(f"{name:10}" + "".join(f"{v:10.2f}" for v in (s.p50, s.p95, s.p99, s.mean, s.fastest)))
         speed = height * width * self.frames_per_second / 1e6
         lines.append(f"{'speed':10}{self.frames_per_second:.2f} frames/s, {speed:.1f} megapixels/s")
+        lines.append(str(self.throughput))
         lines.append(f"{'memory':10}{self.peak_bytes / 1e6:.0f} MB at most, the process as a whole")
         return "\n".join(lines)
 
@@ -103,21 +143,84 @@ def bench(bundle: Path, image: NDArray[np.uint8] | None, size: tuple[int, int] |
     if image is None:
         height, width = size or (manifest.tiling.window_h, manifest.tiling.window_w)
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    frames, alone = [], []
     with Worker(bundle, threads) as worker, tqdm(total=rounds, unit="round", disable=None, leave=False) as bar:
         worker.put(image)
-        for turn in range(-warmup, rounds):
-            window, frame = worker.engine(), worker.frame()
-            if turn >= 0:
-                alone.append(window)
-                frames.append(frame)
-                bar.update()
-        opened, peak = worker.opened, worker.peak_bytes()
-    parts = {f"{part}_ms": Stats.of([getattr(f, f"{part}_ms") for f in frames]) for part in ("frame", *PARTS)}
+        taken = _take(worker, rounds, warmup, bar)
+        opened, peak, on = worker.opened, worker.peak_bytes(), worker.device()
+    parts = {"frame_ms": Stats.of([frame.frame_ms for frame in taken.frames])}
+    parts |= {f"{part}_ms": Stats.of([getattr(frame, f"{part}_ms") for frame in taken.split]) for part in PARTS}
     in_force = {**settings(), "precision": opened.precision, "backend": opened.backend, "sdk": opened.sdk,
-                "device": opened.device, "threads": opened.threads, "rounds": rounds, "warmup": warmup}  # fmt: skip
+                "device": opened.device, "threads": opened.threads, "rounds": rounds, "warmup": warmup,
+                "runs_on": on.name, "graph": on.graph, "transfers": on.transfers,
+                "window_copies": on.name != "host" and not on.alone, "in_flight": on.in_flight,
+                "batch": manifest.batch, "before": taken.before, "after": taken.after}  # fmt: skip
     return BenchReport(str(bundle), file_sha256(bundle / MANIFEST), in_force, (image.shape[0], image.shape[1]),
-                       frames[0].windows, opened.load_ms, Stats.of(alone), **parts, peak_bytes=peak)  # fmt: skip
+                       taken.frames[0].windows, opened.load_ms, Stats.of(taken.alone), **parts, peak_bytes=peak,
+                       throughput=taken.throughput)  # fmt: skip
+
+
+@dataclass
+class _Taken:
+    """alone: milliseconds of the engine.  split: frames whose parts were timed, which on the host are `frames`."""
+
+    throughput: Throughput
+    alone: list[float] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+    split: list[Frame] = field(default_factory=list)
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
+
+
+def _take(worker: Worker, rounds: int, warmup: int, bar: Any) -> _Taken:
+    """Latency, then frames in flight and their energy, then the parts, where they need rounds of their own."""
+    on = worker.device()
+    gpu = _on_gpu(on, worker.opened.device)
+    alone, frames, before = [], [], {}
+    if on.in_flight > 1:
+        worker.frames(2 * on.in_flight)  # each place for a frame is made, and its graph recorded, on first use
+    for turn in range(-warmup, rounds):
+        if turn == 0:
+            before = conditions(gpu)
+        window, frame = worker.engine(), worker.frame()
+        if turn >= 0:
+            alone.append(window)
+            frames.append(frame)
+            bar.update()
+    bar.set_postfix_str("frames in flight")
+    throughput = _throughput(worker, on, gpu, frames)
+    taken = _Taken(throughput, alone, frames, frames, before, conditions(gpu))
+    if on.name != "host":
+        bar.set_postfix_str("parts")
+        worker.time_parts(True)
+        taken.split = [worker.frame() for _ in range(-warmup, rounds)][warmup:]
+        worker.time_parts(False)
+    return taken
+
+
+def _throughput(worker: Worker, on: OnDevice, gpu: bool, frames: Sequence[Frame]) -> Throughput:
+    """As many frames as there were rounds, or as make up ENERGY_S where there is something to measure."""
+    meter, count = find_meter(gpu), len(frames)
+    if not isinstance(meter, NoMeter):
+        count = max(count, math.ceil(1e3 * ENERGY_S / min(frame.frame_ms for frame in frames)))
+    with measured(meter) as energy:
+        seconds = worker.frames(count)
+    return Throughput(count, seconds, on.in_flight, energy)
+
+
+def _on_gpu(on: OnDevice, fingerprint: str) -> bool:
+    return on.name != "host" or fingerprint.startswith("cuda")
+
+
+def _say_conditions(force: dict[str, Any]) -> list[str]:
+    """How the device was driven, and what it ran at: nothing on a CPU, whose settings are said already."""
+    driven = [f"runs on {force['runs_on']}", f"batch {force['batch']}", f"graph {force['graph']}",
+              f"transfers {force['transfers']}"]  # fmt: skip
+    lines = [] if force["runs_on"] == "host" else [f"{'device':10}{', '.join(driven)}"]
+    before, after = say(force["before"]), say(force["after"])
+    if before or after:
+        lines.append(f"{'before':10}{before}")
+        lines.append(f"{'after':10}{after}")
+    return lines
 
 
 def settings() -> dict[str, Any]:
@@ -129,7 +232,7 @@ def settings() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "tiling_core": tile.build_info(),
-        "governor": _governor(),
+        "governor": governor(),
     }
 
 
@@ -141,11 +244,3 @@ def cpu_name() -> str:
         return "unknown CPU"
     names = [line.split(":", 1)[1].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
     return names[0] if names else "unknown CPU"
-
-
-def _governor() -> str:
-    """The frequency governor of the first core; a timing under ``powersave`` is not one under ``performance``."""
-    try:
-        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
-    except OSError:
-        return "unknown"

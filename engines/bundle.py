@@ -29,6 +29,7 @@ from engines.tiling import Tiling
 SCHEMA = 1
 MANIFEST, ENGINE, MODEL, GOLDEN, REPORT = "manifest.json", "engine.bin", "model.onnx", "golden.npz", "report.json"
 KERNELS = "kernels.cubin"
+MAX_BATCH = 64  # windows at once
 FILES = (ENGINE, MODEL, GOLDEN, REPORT)  # of every bundle
 OPTIONAL = (KERNELS,)
 
@@ -91,6 +92,10 @@ class Manifest:
             raise DeployError(
                 f"manifest: got a network {self.input_shape} -> {self.output_shape} for windows {window} "
                 f"and {classes} classes, expected one size; build the bundle again"
+            )
+        if not isinstance(self.batch, int) or not 1 <= self.batch <= MAX_BATCH:
+            raise DeployError(
+                f"manifest: got a batch of {self.batch!r}, expected 1 to {MAX_BATCH}; build the bundle again"
             )
 
 

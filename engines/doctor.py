@@ -8,9 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,25 +16,20 @@ from engines import tile
 from engines.base import BACKENDS, PRECISIONS, get_backend
 from engines.bench import cpu_name
 from engines.errors import DeployError
+from engines.finding import Finding
+from engines.gpu_doctor import examine_gpu
+from engines.interpreter import this_interpreter
+from engines.jetson import read_jetson
+from engines.jetson_doctor import examine_jetson
+from engines.sysfs import ROOT
 
 BUILD_PACKAGES = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "safetensors")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """status: ok, missing (something will not work) or note.  fix: the command that mends it, or ``""``."""
-
-    topic: str
-    status: str
-    detail: str
-    fix: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def examine() -> list[Finding]:
-    return [_machine(), _memory(), _python(), _core(), *map(_backend, BACKENDS), building(), _compiler(), *_gpu()]
+def examine(root: Path = ROOT) -> list[Finding]:
+    """root: the folder that holds the machine's proc, sys, etc and usr."""
+    general = [_machine(), _memory(root), _python(), _core(), *map(_backend, BACKENDS), building(), _compiler()]
+    return general + _gpu(root)
 
 
 def _machine() -> Finding:
@@ -44,9 +37,9 @@ def _machine() -> Finding:
     return Finding("machine", "ok", f"{platform.machine()}, {cpu_name()}, {cores} core(s), {platform.system()}")
 
 
-def _memory() -> Finding:
+def _memory(root: Path) -> Finding:
     try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        fields = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
         available = int(fields["MemAvailable"].split()[0]) / 1e6
     except (OSError, KeyError, ValueError, IndexError) as error:
         return Finding("memory", "note", f"unknown ({error})")
@@ -90,7 +83,8 @@ def building() -> Finding:
     absent = [name for name in BUILD_PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
         detail = f"{', '.join(absent)} not installed: bundles can be run and rebuilt here, not built from a checkpoint"
-        return Finding("building", "note", detail, "pip install -c constraints.txt -e '.[export]'")
+        pins = "-c constraints.txt " if sys.version_info >= (3, 11) else ""  # the pinned versions are not for 3.10
+        return Finding("building", "note", detail, f"pip install {pins}-e '.[export]'")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in BUILD_PACKAGES)
     return Finding("building", "ok", versions)
 
@@ -102,10 +96,6 @@ def _compiler() -> Finding:
     return Finding("C compiler", "ok", str(shutil.which(found)))
 
 
-def _gpu() -> list[Finding]:
-    release = Path("/etc/nv_tegra_release")
-    if release.exists():
-        return [Finding("gpu", "note", f"Jetson: {release.read_text().splitlines()[0]}; this version runs on its CPU")]
-    if Path("/proc/driver/nvidia/version").exists():
-        return [Finding("gpu", "note", "an NVIDIA GPU is present; this version runs on the CPU only")]
-    return []
+def _gpu(root: Path) -> list[Finding]:
+    jetson, python = read_jetson(root), this_interpreter()
+    return examine_gpu(python, root) if jetson is None else examine_jetson(jetson, python, root)

@@ -37,7 +37,8 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
         ("logits", f"{_shape(manifest.output_shape)}, 1/{spec.logits_stride} of the window"),
         ("tiling", f"window {tiling.window_h}x{tiling.window_w}, stride {tiling.stride_h}x{tiling.stride_w}, "
                    f"{tiling.blend} blend, {tiling.padding} padding"),
-        ("engine", f"{manifest.precision}, {manifest.sdk} on {manifest.device}, built {manifest.created}"),
+        ("engine", f"{manifest.precision}, {manifest.batch} window(s) at once, {manifest.sdk} on {manifest.device}, "
+                   f"built {manifest.created}"),
         *(("graph", _step(step)) for step in history),
         *_calibration(report.get("calibration")),
         *((f"  {step['step']}", _verified(step)) for step in manifest.verification),

@@ -48,6 +48,7 @@ class OnnxRuntimeBackend(Reference):
         raise DeployError("backend onnxruntime: it is the fp32 reference and is not profiled; use --backend openvino")
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
+        self.require_one_window(config)
         # The graph itself: ONNX Runtime compiles when it loads.  Opened once, so that a build says what is refused.
         blob = model.read_bytes()
         _open(blob, config)

@@ -16,9 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from engines.base import Backend, BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
 from engines.layers import Layer, from_microseconds
+from engines.onnx_batch import with_batch
 from engines.openvino_islands import half_type, with_marks
 
 
@@ -69,7 +72,8 @@ class OpenVINOBackend(Backend):
     def build(self, model: Path, config: BuildConfig) -> bytes:
         ov = _openvino()
         try:
-            graph = ov.Core().read_model(model)
+            source = model if config.batch == 1 else with_batch(model.read_bytes(), config.batch)
+            graph = ov.Core().read_model(source)
             hint = self._hint(half_type(graph))
             if hint == "f32" and config.precision in ("fp32", "fp16"):
                 compiled = ov.Core().compile_model(graph, "CPU", _properties(config, hint))
@@ -91,6 +95,7 @@ class OpenVINOBackend(Backend):
         """
         compiled = _import(blob, config, {"PERF_COUNT": True})
         request = compiled.create_infer_request()
+        window = np.repeat(window[:1], int(compiled.input(0).shape[0]), axis=0)
         sums: dict[str, float] = {}
         for run in range(runs + 1):
             request.infer([window])

@@ -46,11 +46,17 @@ class Segmenter:
     def segment_all(self, images: Iterable[UInt8], confidence: bool = False) -> Iterator[Mask]:
         """The masks of `images` in their order, with as many under way at once as the device takes.
 
-        An image is taken from the iterator while those before it are being worked on.
+        An image is taken from the iterator while those before it are being worked on.  One that cannot be worked on
+        raises DeployError after the masks of those before it.
         """
         running: deque[Running] = deque()
         for image in images:
-            running.append(self.start(image, confidence))
+            try:
+                running.append(self.start(image, confidence))
+            except DeployError:
+                while running:
+                    yield running.popleft().mask()
+                raise
             if len(running) >= self.device.in_flight:
                 yield running.popleft().mask()
         while running:
@@ -148,7 +154,7 @@ def open_on_device(
         gpu = stack.enter_context(open_gpu())
         session = stack.enter_context(backend.load(blob, config))
         kernels = compile_kernels(gpu.info.sm) if kernels is None else kernels
-        device = CudaDevice(gpu, cast(DeviceSession, session), spec, tiling, kernels, config.batch)
+        device = CudaDevice(gpu, cast(DeviceSession, session), spec, tiling, kernels, config.log)
         yield Segmenter(stack.enter_context(device))
 
 

@@ -1,6 +1,6 @@
 """PyTorch, eager, from an exported program: the reference that every other engine is compared with.
 
-The only file in this package that imports torch.
+With torch_cuda_backend.py the only file in this package that imports torch.
 """
 
 from __future__ import annotations
@@ -51,12 +51,8 @@ class TorchBackend(Reference):
         )
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
-        if config.program is None:
-            raise DeployError(
-                f"backend torch: {model.name} has no PyTorch module behind it; use --backend openvino, "
-                "or build from the checkpoint"
-            )
-        return config.program.read_bytes()
+        self.require_one_window(config)
+        return program_bytes(self.name, model, config)
 
     @contextmanager
     def load(self, blob: bytes, config: BuildConfig) -> Iterator[Session]:
@@ -65,15 +61,32 @@ class TorchBackend(Reference):
         before = torch.get_num_threads()
         if config.threads:
             torch.set_num_threads(config.threads)
-        try:
-            program = torch.export.load(io.BytesIO(blob))
-        except (RuntimeError, zipfile.BadZipFile, ValueError, KeyError) as error:
-            raise DeployError(f"torch: cannot load the program: {error}; build the bundle again") from error
+        program = load_program(blob)
         (example,), _ = program.example_inputs
         try:
             yield TorchSession(program.module(), tuple(example.shape))
         finally:
             torch.set_num_threads(before)
+
+
+def program_bytes(name: str, model: Path, config: BuildConfig) -> bytes:
+    """The exported program as it is, which is what backend `name` keeps in a bundle.  Raises DeployError."""
+    if config.program is None:
+        raise DeployError(
+            f"backend {name}: {model.name} has no PyTorch module behind it; use --backend openvino, "
+            "or build from the checkpoint"
+        )
+    return config.program.read_bytes()
+
+
+def load_program(blob: bytes) -> Any:
+    """The torch.export.ExportedProgram in `blob`.  Raises DeployError."""
+    import torch
+
+    try:
+        return torch.export.load(io.BytesIO(blob))
+    except (RuntimeError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise DeployError(f"torch: cannot load the program: {error}; build the bundle again") from error
 
 
 backend = TorchBackend()

@@ -18,6 +18,7 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.base import REFERENCES, BuildConfig, get_backend
-from engines.bundle import ENGINE, Manifest
+from engines.bundle import ENGINE, MODEL, Manifest
+from engines.device.alone import milliseconds_alone, runs_alone
 from engines.errors import DeployError
 from engines.layers import executed
 from engines.segmenter import Segmenter, Timings, open_segmenter
@@ -43,6 +45,21 @@ class Frame:
     engine_ms: float
     stitch_ms: float
     windows: int
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """What the segmenter runs on, and how.  name: ``host`` or ``cuda``.  in_flight: frames under way at once.
+
+    graph: ``on``, or ``off: `` and why.  transfers: ``pinned`` or ``mapped``.  Both are empty on the host.
+    alone: whether `Worker.engine` times the engine between the device's own memory, without copies.
+    """
+
+    name: str
+    in_flight: int
+    graph: str
+    transfers: str
+    alone: bool
 
 
 @dataclass(frozen=True)
@@ -103,8 +120,23 @@ class Worker:
         return labels
 
     def engine(self) -> float:
-        """Milliseconds of one run of the engine alone, on the first window of the image."""
+        """Milliseconds of one run of the engine alone: of as many windows as it takes, the image's first among them.
+
+        See `OnDevice.alone`.
+        """
         return float(self._ask("engine")["ms"])
+
+    def frames(self, count: int) -> float:
+        """Segment the image `count` times, with as many under way at once as the device takes.  Returns seconds."""
+        return float(self._ask("frames", count=count)["seconds"])
+
+    def device(self) -> OnDevice:
+        """As it is now: whether a graph is used is known only after the first frames."""
+        return OnDevice(**self._ask("device"))
+
+    def time_parts(self, on: bool) -> None:
+        """Whether frames of a device other than the host are split into parts, which costs time and forbids a graph."""
+        self._ask("time_parts", on=on)
 
     def peak_bytes(self) -> int:
         """The most memory that the process has held so far: Python, SDK, engine, image and labels."""
@@ -189,17 +221,33 @@ class _Served:
         return {}
 
     def engine(self) -> dict[str, Any]:
-        window = self._segmenter.first_window(self._image)
+        return {"ms": milliseconds_alone(self._segmenter.device, self._image)}
+
+    def frames(self, count: int) -> dict[str, Any]:
         begin = time.perf_counter()
-        self._segmenter.session.run(window)
-        return {"ms": 1e3 * (time.perf_counter() - begin)}
+        done = sum(1 for _ in self._segmenter.segment_all(repeat(self._image, count)))
+        assert done == count
+        return {"seconds": time.perf_counter() - begin}
+
+    def device(self) -> dict[str, Any]:
+        device = self._segmenter.device
+        gpu = getattr(device, "gpu", None)  # the host has none of these
+        transfers = "" if gpu is None else "mapped" if gpu.info.integrated else "pinned"
+        return asdict(
+            OnDevice(device.name, device.in_flight, getattr(device, "graph", ""), transfers, runs_alone(device))
+        )
+
+    def time_parts(self, on: bool) -> dict[str, Any]:
+        self._segmenter.device.parts = on
+        return {}
 
     def executed(self) -> dict[str, Any]:
         manifest = self._manifest
-        if manifest.backend in REFERENCES:  # they compute in fp32 alone, and keep no account of layers
-            return {"shares": {"fp32": 1.0}}
-        window = self._segmenter.first_window(self._image)
-        config = BuildConfig(manifest.precision, self._threads)
+        if manifest.backend in REFERENCES:  # they compute in one type, and most keep no account of layers
+            return {"shares": {manifest.precision: 1.0}}
+        window = self._segmenter.first_window(self._image)[:1]
+        config = BuildConfig(manifest.precision, self._threads, batch=manifest.batch, model=self._bundle / MODEL,
+                             tensorrt=manifest.tensorrt)  # fmt: skip
         blob = (self._bundle / ENGINE).read_bytes()
         return {"shares": executed(get_backend(manifest.backend).layers(blob, config, window))}
 

@@ -17,6 +17,7 @@ from calib.windows import first_image
 from engines.agreement import GATES, Agreement, Gate, compare_logits
 from engines.assemble import Log, compile_engine, describe, finish, tuning
 from engines.base import Backend, BuildConfig, Float32, TensorRTOptions, choose_backend
+from engines.batches import reported, require_neutral
 from engines.bundle import GOLDEN, MODEL, Manifest, writing
 from engines.errors import DeployError
 from engines.golden import Golden, windows_of
@@ -24,6 +25,7 @@ from engines.images import MAX_PIXELS, read_image
 from engines.tile import blend_weights
 from engines.tiling import Tiling
 from pipeline.auto import Budget
+from pipeline.batches import for_any_batch
 from pipeline.export import simplify
 from pipeline.graph import OnnxGraph, run_onnx
 from pipeline.lowering import lower_as_asked
@@ -42,7 +44,7 @@ class BuildRequest:
     max_error, min_agreement: in place of what the precision's gate has (see Gate); None keeps it.
     rewrites: whether to make the graph cheaper.  time_rewrites: also measure what each rewrite gains on this machine.
     ranges: measured before; or photographs: folders or images to measure on now.  budget: for ``auto``.
-    timing_cache: None keeps it beside `output`.
+    batch: windows that the engine takes at once.  timing_cache: None keeps it beside `output`.
     """
 
     model: str
@@ -62,6 +64,7 @@ class BuildRequest:
     lowering: LowerOptions = field(default_factory=LowerOptions)
     budget: Budget = field(default_factory=Budget)
     max_pixels: int = MAX_PIXELS
+    batch: int = 1
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
     timing_cache: Path | None = None
 
@@ -94,15 +97,17 @@ def build_bundle(request: BuildRequest, log: Log) -> Manifest:
         precision, lowered = lower_as_asked(request, source, backend, graph, inputs, reference, log)
         gate, graph = request.gate(precision), lowered.graph
         steps.extend(lowered.agreements)
+        graph = _for_batches(graph, inputs, request.batch, log)
         golden = Golden.sample(image, reference, slide_labels(reference, tiling, image.shape[:2]), source.reference)
         golden.save(folder / GOLDEN)
         _save(graph, folder / MODEL)
-        tuned = replace(tuned, precision=precision, threads=request.threads)
+        tuned = replace(tuned, precision=precision, threads=request.threads, batch=request.batch)
         config = replace(tuned, program=program if program.exists() else None)
         proof = compile_engine(folder, backend, config, golden, source.spec, tiling, gate, log)
         program.unlink(missing_ok=True)
         draft = _draft(request, precision, source, backend, graph, steps)
         report = {"history": [step.to_json() for step in graph.history], "gate": asdict(gate), **lowered.report}
+        report |= reported(proof, config)
         manifest = finish(folder, describe(draft, backend, proof), report)
     return manifest
 
@@ -160,6 +165,15 @@ def _rewrite(
     return final, agreement
 
 
+def _for_batches(graph: OnnxGraph, inputs: list[Float32], batch: int, log: Log) -> OnnxGraph:
+    """The same graph for any number of windows at once.  Raises DeployError where it cannot be and must."""
+    neutral = for_any_batch(graph, inputs, (2, 3) if batch > 1 else (2,))
+    step = neutral.history[-1]
+    log("batch", f"{step.rule}: {f'declined, {step.declined}' if step.declined else f'{step.places} place(s)'}")
+    require_neutral([step.to_json()], batch)
+    return neutral
+
+
 def slide_labels(logits: Float32, tiling: Tiling, size: tuple[int, int]) -> NDArray[np.uint8]:
     """mmsegmentation's slide mode in PyTorch, for logits (M, K, h, w) of all windows of an image of `size`."""
     height, width = size
@@ -199,7 +213,7 @@ def _draft(
         spec=source.spec, tiling=request.tiling, precision=precision,
         backend=backend.name, sdk=backend.version(), device=backend.device(),
         input_shape=graph.input_shape, output_shape=graph.output_shape,
-        verification=tuple(step.to_json() for step in steps), created="", files={},
+        verification=tuple(step.to_json() for step in steps), created="", files={}, batch=request.batch,
         tensorrt=request.tensorrt,
     )  # fmt: skip
 

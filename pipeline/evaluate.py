@@ -144,7 +144,7 @@ def evaluate(
 ) -> Evaluation:
     """Score the bundle at `folder`, opened as `segmenter`.  Raises DeployError as `score` does."""
     clock = Clock()
-    segmenter.session.run(np.zeros(manifest.input_shape, np.float32))
+    segmenter.session.run(np.zeros((manifest.batch, *manifest.input_shape[1:]), np.float32))
 
     def timed(image: UInt8) -> UInt8:
         segmenter.device.timings = Timings()

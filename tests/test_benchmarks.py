@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
+from benchmarks import gpu_flow, gpu_peers
 from benchmarks.peers import measure
 from benchmarks.peers import report as writer
 from benchmarks.peers.client import Client, Failed
@@ -84,6 +87,42 @@ def test_both_stitchings_are_one_definition() -> None:
     assert torch.equal(plain.logits.argmax(1)[0], torch.from_numpy(plain.labels).long())
 
 
+@pytest.mark.parametrize("lean", [False, True])
+def test_stitching_in_half_precision_gives_nearly_the_same_labels(lean: bool) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (150, 250, 3), np.uint8)
+    plain = slide(image, tiny(), 128, 96)
+    half = slide(image, tiny().half(), 128, 96, lean=lean, dtype=torch.float16, keep=True)
+    assert half.logits is not None
+    assert half.logits.dtype == torch.float16
+    assert (plain.labels == half.labels).mean() > 0.99
+
+
+def test_gpu_peers_run_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--device", "cpu", "--models", "tiny", "--size", "200x150", "--rounds", "1", "--backends", "openvino,tpu"]
+    assert gpu_peers.main([*words, "--json", str(tmp_path / "peers.json")]) == 0
+    body = json.loads((tmp_path / "peers.json").read_text())
+    eager, ours, unknown = body["models"]["tiny"]["rows"]
+    assert (eager["equal"], len(eager["times_ms"]), unknown["times_ms"]) == (1.0, 1, [])
+    assert ours["equal"] > 0.999
+    assert 0 < ours["network_ms"] < ours["median_ms"]
+    assert unknown["error"].startswith("backend: got 'tpu'")
+    assert "no goals on a CPU" in capsys.readouterr().out
+
+
+def test_gpu_goals_are_ratios_within_rounds() -> None:
+    peer = gpu_peers.Row(gpu_peers.PEER, [60.0, 50.0, 80.0], 40.0)
+    slow = gpu_peers.Row("edgeseg fp16 torch_cuda", [30.0, 31.0, 29.0], 10.0)
+    fast = gpu_peers.Row("edgeseg fp16 tensorrt", [10.0, 10.0, 20.0], 9.0)
+    lines, reached = gpu_peers.verdict([peer, slow, fast])
+    assert reached
+    assert lines[0].startswith("reached: edgeseg fp16 tensorrt is 5.00 times as fast")
+    assert "10.0 % of its frame outside" in lines[1]
+    fast.network_ms = 5.0
+    assert not gpu_peers.verdict([peer, slow, fast])[1]
+    assert not gpu_peers.verdict([peer, gpu_peers.Row("edgeseg fp16 tensorrt", error="no GPU")])[1]
+    assert "no GPU" in gpu_peers.table([gpu_peers.Row("edgeseg fp16 tensorrt", error="no GPU")])
+
+
 def test_miou_ignores_255_and_absent_classes() -> None:
     truth = np.array([[0, 0, 1, 255]], np.uint8)
     labels = np.array([[0, 1, 1, 3]], np.uint8)
@@ -136,3 +175,139 @@ def test_build_arguments_open_the_gate_only_for_random_weights(tmp_path: Path) -
     assert "--min-agreement" in words
     assert "--min-agreement" not in MODELS["b0"].build_arguments("int8", tmp_path, tmp_path / "calib")
     assert json.dumps(MODELS["b2"].build_arguments("fp32", tmp_path, tmp_path)).count("min-agreement") == 0
+
+
+def _flow(*words: str) -> gpu_flow.Result:
+    args = gpu_flow._arguments().parse_args(list(words))
+    return gpu_flow.flow(args)
+
+
+def test_gpu_flow_says_what_it_cannot_and_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(tmp_path), "--precision", "int8"]
+    assert gpu_flow.main([*words, "--backend", "tpu"]) == gpu_flow.SKIP
+    assert gpu_flow.main([*words, "--backend", "torch_cuda", "--json", str(tmp_path / "a.json")]) == gpu_flow.SKIP
+    assert json.loads((tmp_path / "a.json").read_text())["status"] == "skipped"
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "b0 int8 tpu: skipped: this version has no backend tpu"
+    assert out[1].startswith("b0 int8 torch_cuda: skipped: ")
+
+
+@pytest.fixture
+def deploy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """A `deploy.py` that writes what it is known to write.  Returns the verbs; `wrong` in the folder's name: labels."""
+    verbs: list[str] = []
+
+    def run(verb: str, *words: object) -> list[str]:
+        verbs.append(verb)
+        target = Path(str(words[words.index("-o") + 1])) if "-o" in words else tmp_path
+        if "--batch" in words and "--help" not in words:
+            raise gpu_flow.Failed("deploy.py build-engine, exit 3: error: batch of 2 diverges", 3)
+        if verb == "build-engine":
+            target.mkdir(parents=True, exist_ok=True)
+            (target / "manifest.json").write_text('{"sdk": "sdk 1", "device": "gpu 2"}')
+        elif verb == "run":
+            target.mkdir(parents=True)
+            given = Path(str(words[1]))
+            for path in sorted(given.glob("*.png")) if given.is_dir() else [given]:
+                labels = np.zeros((10, 20), np.uint8)
+                if "openvino" in str(target) and target.name == "all" and path.stem == "2":
+                    labels[0, :3] = 1  # 1.5 % of the second frame
+                PIL.Image.fromarray(labels).save(target / path.name)
+        elif verb == "bench":
+            target.write_text(json.dumps({f"{part}_ms": {"p50": 1.5} for part in ("frame", "engine")}))
+        return ["--batch"]
+
+    monkeypatch.setattr(gpu_flow, "_deploy", run)
+    return verbs
+
+
+def test_gpu_flow_compares_every_frame(tmp_path: Path, deploy: list[str]) -> None:
+    words = [str(tmp_path), "--size", "20x10", "--frames", "2", "--precision"]
+    good = _flow(*words, "fp32", "--backend", "torch")
+    assert (good.status, good.agreement, good.frames, good.device) == ("ok", 1.0, 2, "gpu 2")
+    assert "ms p50 frame 1.50, engine 1.50" in str(good)
+    assert deploy == ["build-engine", "run", "build-engine", "run", "run", "bench"]
+    bad = _flow(*words, "fp32", "--backend", "openvino")
+    assert (bad.status, bad.agreement) == ("failed", 0.985)
+    assert "98.500 % of labels as in fp32 PyTorch, required 99.9 %" in str(bad)
+    assert _flow(*words, "int8", "--backend", "openvino").status == "ok"  # its gate asks for less
+    refused = _flow(*words, "fp32", "--backend", "openvino", "--batch", "2")
+    assert (refused.status, refused.why.endswith("batch of 2 diverges")) == ("refused", True)
+
+
+SCRIPTS = [ROOT / "benchmarks" / name for name in ("gpu_check.sh", "gpu_wheels.sh")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_gpu_scripts_say_what_they_want(script: Path) -> None:
+    for words, code in ((["--help"], 0), ([], 2), (["--nonsense"], 2)):
+        done = subprocess.run([str(script), *words], capture_output=True, text=True, check=False)
+        assert done.returncode == code
+        assert done.stdout + done.stderr
+
+
+def test_gpu_check_reports_every_step_and_goes_on(tmp_path: Path) -> None:
+    """With this environment in place of one that it would make, and one step that fails: the next is reached."""
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "out" / "venv" / "bin").mkdir(parents=True)
+    stand_in = tmp_path / "out" / "venv" / "bin" / "python"
+    stand_in.write_text(f'#!/bin/sh\n[ "$2" = benchmarks.gpu_peers ] && exit 5\nexec {sys.executable} "$@"\n')
+    stand_in.chmod(0o755)
+    command = [str(SCRIPTS[0]), str(tmp_path / "wheels"), str(tmp_path / "out"), "--cpu", "--steps"]
+    for steps, code in (("kernels,tests", 0), ("peers,tests", 1)):
+        done = subprocess.run([*command, steps], capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        body = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
+        found = {check["name"]: (check["status"], check["detail"]) for check in body["checks"]}
+        assert found["tests"] == ("SKIP", "no GPU (--cpu)")
+        assert found["facts"][0] == "PASS"
+    assert found["peers-on-cpu"] == ("FAIL", "exit 5: no output")
+    assert "1 failed" in (tmp_path / "out" / "summary.txt").read_text()
+
+
+def test_gpu_check_on_a_gpu_runs_every_check(tmp_path: Path) -> None:
+    """The same script where everything answers as on a GPU: what it would have run there, word by word."""
+    (tmp_path / "wheels").mkdir()
+    said = tmp_path / "said"
+    tools = {
+        "bin/nvidia-smi": "exit 0",
+        "bin/python3": 'input=$(cat)\ncase $input in\n*"is_available()"*) echo "NVIDIA Fake, sm_90, torch 2" ;;\n'
+        f'*) echo "$input" | {sys.executable} "$@" ;;\nesac',
+        "bin/compute-sanitizer": f'echo "sanitizer $*" >> {said}',
+        "out/venv/bin/python": f'case "$1" in -c|-) exit 0;; esac\necho "$*" >> {said}\n'
+        'case "$*" in *"flow"*int8*) echo "no scales"; exit 1;; esac; echo fine',
+    }
+    for name, body in tools.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    steps = "kernels,times,flow,peers,tensorrt,tests"
+    command = [str(SCRIPTS[0]), str(tmp_path / "wheels"), str(tmp_path / "out"), "--steps", steps]
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1, done.stdout + done.stderr
+    body = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
+    assert body["gpu"] == "NVIDIA Fake, sm_90, torch 2"
+    failed = {check["name"]: check["detail"] for check in body["checks"] if check["status"] == "FAIL"}
+    assert failed == {f"flow-{b}-int8-{m}": "exit 1: no scales" for b in ("tensorrt", "tensorrt_rtx")
+                      for m in ("b0", "setr-pup")}  # fmt: skip
+    lines = said.read_text().splitlines()
+    if (ROOT / "benchmarks" / "kernels.py").exists():
+        assert "-m benchmarks.kernels --check" in lines
+        assert f"-m benchmarks.kernels --json {tmp_path}/out/figures/kernels.json" in lines
+        for tool in ("memcheck", "racecheck", "initcheck"):
+            assert any(line.startswith(f"sanitizer --tool {tool} --error-exitcode 9 ") for line in lines)
+    work = tmp_path / "out" / "work"
+    for words in (
+        f"-m benchmarks.gpu_flow {work} --backend torch_compile --precision fp16 --model b0 --json "
+        f"{tmp_path}/out/figures/flow-torch_compile-fp16-b0.json",
+        f"-m benchmarks.gpu_flow {work} --backend tensorrt --precision fp16 --model b0 --json "
+        f"{tmp_path}/out/figures/flow-tensorrt-fp16-b0-batch.json --batch 2",
+        f"-m benchmarks.gpu_peers --models b0,b2 --json {tmp_path}/out/figures/peers.json",
+    ):
+        assert words in lines
+        module, *arguments = words.split()[1:]
+        if module.endswith(("gpu_flow", "gpu_peers")):  # the real parsers take them
+            {"gpu_flow": gpu_flow, "gpu_peers": gpu_peers}[module.split(".")[1]]._arguments().parse_args(arguments)
+    assert any(line.startswith("-m pytest -m gpu") and "test_torch_cuda.py" in line for line in lines)

@@ -337,7 +337,7 @@ def test_a_device_without_the_packages_for_building_says_so(
     assert _run(*(word.format(tmp=tmp_path) for word in argv)) == 2
     line = _error(capsys)
     assert "onnx not installed" in line
-    assert "pip install -c constraints.txt -e '.[export]'" in line
+    assert "-e '.[export]'" in line
 
 
 def test_doctor_says_how_to_mend_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]

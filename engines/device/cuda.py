@@ -86,6 +86,7 @@ class CudaGpu:
         self._cuda = cuda
         self.info = _describe(cuda)
         self.lost: str | None = None
+        self._thread = threading.get_ident()
         self._owned: weakref.WeakSet[Any] = weakref.WeakSet()
         try:
             self._context = cuda.Device(0).retain_primary_context()
@@ -229,8 +230,9 @@ class CudaGpu:
         """Turns pycuda's errors into ours."""
         if self.lost is not None:
             raise GpuLostError(self.lost)
-        if self.main is None:
-            raise DeployError(f"GPU {self.info.name}: {doing}: it was closed; use it inside `with open_gpu()`")
+        if self.main is None or threading.get_ident() != self._thread:
+            how = "closed" if self.main is None else "opened in another thread"
+            raise DeployError(f"GPU {self.info.name}: {doing}: it was {how}; use it inside `with open_gpu()`")
         try:
             yield
         except (self._cuda.Error, DriverError) as error:
@@ -279,10 +281,12 @@ def _pycuda() -> Any:
 
 
 def _describe(cuda: Any) -> GpuInfo:
-    device = cuda.Device(0)
-    integrated = device.get_attribute(cuda.device_attribute.INTEGRATED)
-    major, minor = device.compute_capability()
-    return GpuInfo(device.name(), (major, minor), cuda.get_driver_version(), device.total_memory(), bool(integrated))
+    try:
+        device = cuda.Device(0)
+        integrated, sm = device.get_attribute(cuda.device_attribute.INTEGRATED), device.compute_capability()
+        return GpuInfo(device.name(), sm, cuda.get_driver_version(), device.total_memory(), bool(integrated))
+    except cuda.Error as error:
+        raise DeployError(f"GPU: the driver does not describe it: {error}; look at nvidia-smi") from error
 
 
 def _mib(size: int) -> str:

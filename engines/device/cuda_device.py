@@ -13,19 +13,17 @@ from engines import tile
 from engines.base import DeviceSession, Float32, Tensor
 from engines.device import kernels
 from engines.device.base import Frame, Timings, UInt8
-from engines.device.cuda import CudaGpu, GpuMemoryError
+from engines.device.cuda import CudaGpu
 from engines.device.cuda_frame import CudaFrame, CudaStrips
 from engines.device.cuda_memory import CudaMemory
-from engines.device.cuda_plan import STATUS_BYTES, Plan, Slot
+from engines.device.cuda_plan import ALIGNMENT
+from engines.device.cuda_pool import Pool
+from engines.device.cuda_slot import Slot
 from engines.device.graph import CaptureRefusedError, missing
 from engines.device.through import DTYPES
 from engines.errors import DeployError, GpuLostError
 from engines.spec import ModelSpec
 from engines.tiling import Tiling, WindowRow
-
-SIZES_KEPT = 4  # image sizes whose memory is kept for the next image of that size
-SHARE = 0.4  # of the free memory, that one frame may take: two are in flight
-ALIGNMENT = 256  # of what an engine reads and writes, in bytes
 
 
 class CudaDevice:
@@ -51,12 +49,11 @@ class CudaDevice:
         if self._no_graph:
             log("graph", f"frames are not recorded: {self._no_graph}")
         self._recording = False
-        self._slots: dict[tuple[int, int, bool, bool], list[Slot]] = {}  # last used last
-        self._busy: list[Slot] = []  # oldest first
         self._held: list[CudaMemory] = []
         self.batch, _, *size = session.input.shape
         self.size = (size[0], size[1])
         self._window_bytes = prod(session.output.shape[1:]) * DTYPES[session.output.dtype].itemsize
+        self.pool = Pool(gpu, tiling, self.batch, self._window_bytes, self.in_flight)
         self._kernels = gpu.load(cubin)
         try:
             self._windows = self._zeros(prod(session.input.shape) * DTYPES[session.input.dtype].itemsize)
@@ -84,20 +81,7 @@ class CudaDevice:
         self._no_graph = missing() if value == "on" else value.removeprefix("off: ")
 
     def frame(self, height: int, width: int, confidence: bool, whole: bool) -> Frame:
-        self._busy = [slot for slot in self._busy if slot.owner is not None]
-        if len(self._busy) >= self.in_flight:  # whoever asked for the oldest has given it up
-            self.gpu.synchronize()
-            self._busy.pop(0).owner = None
-        key = (height, width, confidence, whole)
-        slots = self._slots.pop(key, [])
-        self._slots[key] = slots
-        slot = next((slot for slot in slots if slot.owner is None), None)
-        if slot is None:
-            for old in list(self._slots)[:-SIZES_KEPT]:
-                self._drop(old)
-            slot = self._allocate(height, width, confidence, whole)
-            slots.append(slot)
-        self._busy.append(slot)
+        slot = self.pool.take(height, width, confidence, whole)
         return CudaFrame(self, slot) if slot.plan.whole else CudaStrips(self, slot)
 
     def first_window(self, image: UInt8) -> Float32:
@@ -137,16 +121,14 @@ class CudaDevice:
 
     def start_row(self, slot: Slot, step: WindowRow) -> None:
         """Start a row of windows, and the rows of labels that it finishes, on main.  The slot holds only those."""
-        self.gpu.clear(slot.status_at, STATUS_BYTES)
+        self.gpu.clear(slot.addresses["status"], slot.plan.regions["status"].bytes)
         self._start_row(slot, step)
 
     def close(self) -> None:
         """Free everything.  Does not raise after the GPU was lost."""
         with suppress(DeployError):
             self.gpu.synchronize()
-        for key in list(self._slots):
-            for slot in self._slots.pop(key):
-                slot.free()
+        self.pool.close()
         while self._held:
             self._held.pop().free()
         self._kernels.free()
@@ -160,19 +142,19 @@ class CudaDevice:
         self.close()
 
     def _start_rows(self, slot: Slot) -> None:
-        self.gpu.clear(slot.status_at, STATUS_BYTES)
+        self.gpu.clear(slot.addresses["status"], slot.plan.regions["status"].bytes)
         for step in slot.plan.steps:
             self._start_row(slot, step)
 
     def _start_row(self, slot: Slot, step: WindowRow) -> None:
         plan, columns = slot.plan, len(step.lefts)
         first_row = 0 if plan.whole else step.top
-        row_at = slot.logits + step.index % plan.ring * plan.pitch * plan.window_bytes
+        row_at = slot.addresses["logits"] + step.index % plan.ring * plan.pitch * self._window_bytes
         for start in range(0, columns, self.batch):
             some = step.lefts[start : start + self.batch]  # what is left in a short batch is run for nothing
-            self._gather(slot.image_at, (plan.height, plan.width), first_row, step.top, some)
+            self._gather(slot.addresses["image"], (plan.height, plan.width), first_row, step.top, some)
             self._mark(slot, "gather")
-            self._enqueue(row_at + start * plan.window_bytes)
+            self._enqueue(row_at + start * self._window_bytes)
             self._mark(slot, "engine")
             if self.on_window and not self._recording:
                 self.on_window(step.index * columns + start + len(some), plan.windows)
@@ -201,53 +183,19 @@ class CudaDevice:
 
     def _stitch(self, slot: Slot, step: WindowRow) -> None:
         plan, (start, _) = slot.plan, step.rows
-        offset = start * plan.width if plan.whole else 0
+        offset, confidence = start * plan.width if plan.whole else 0, slot.addresses.get("confidence")
         classes, low = self.session.output.shape[1], self.session.output.shape[2:]
         launch = kernels.stitch(
-            slot.logits, DTYPES[self.session.output.dtype].name, (low[0], low[1]), classes, plan.ring, plan.pitch,
-            self.tiling, (plan.height, plan.width), step.rows, step.held, self._weights,
-            slot.labels_at + offset, plan.width,
-            None if slot.confidence_at is None else slot.confidence_at + 4 * offset, plan.width, slot.status_at,
+            slot.addresses["logits"], DTYPES[self.session.output.dtype].name, (low[0], low[1]), classes,
+            plan.ring, plan.pitch, self.tiling, (plan.height, plan.width), step.rows, step.held, self._weights,
+            slot.addresses["labels"] + offset, plan.width,
+            None if confidence is None else confidence + 4 * offset, plan.width, slot.addresses["status"],
         )  # fmt: skip
         self.gpu.launch(self._kernels, launch)
 
     def _mark(self, slot: Slot, part: str) -> None:
         if self.parts:
             slot.clock.mark(part)
-
-    def _allocate(self, height: int, width: int, confidence: bool, whole: bool) -> Slot:
-        """Memory for the whole image where it fits, otherwise for strips of it."""
-
-        def plan(whole: bool) -> Plan:
-            return Plan.of(self.tiling, (height, width), confidence, whole, self.batch, self._window_bytes)
-
-        if whole:
-            for attempt in range(2):
-                try:
-                    if plan(True).bytes <= SHARE * self.gpu.free_memory():
-                        return Slot(self.gpu, plan(True))
-                except GpuMemoryError:
-                    pass
-                if attempt == 0:
-                    self._drop_idle()
-        try:
-            return Slot(self.gpu, plan(False))
-        except GpuMemoryError:
-            self._drop_idle()
-            return Slot(self.gpu, plan(False))
-
-    def _drop_idle(self) -> None:
-        """Free what other image sizes hold."""
-        for key in list(self._slots):
-            self._drop(key)
-
-    def _drop(self, key: tuple[int, int, bool, bool]) -> None:
-        slots = self._slots[key]
-        for slot in [slot for slot in slots if slot.owner is None]:
-            slots.remove(slot)
-            slot.free()
-        if not slots and key != next(reversed(self._slots)):
-            del self._slots[key]
 
     def _zeros(self, size: int) -> int:
         memory = self.gpu.allocate(size)

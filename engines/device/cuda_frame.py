@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engines.device.base import Band, Mask, UInt8
-from engines.device.cuda_plan import Slot
+from engines.device.cuda_slot import Slot
 from engines.device.kernels import NOT_FINITE
 from engines.errors import DeployError
 from engines.tile import MESSAGES
@@ -54,7 +54,7 @@ class _Frame:
         slot = self._slot
         self._gpu.finish(slot.done)
         slot.clock.add_to(self._device.timings)
-        status = int(slot.status.array[0])
+        status = int(slot.arrays["status"][0])
         if status:
             raise DeployError(f"stitch: {MESSAGES[3 if status & NOT_FINITE else 2]}")
 
@@ -67,7 +67,7 @@ class CudaFrame(_Frame):
 
     def put(self, image: UInt8) -> None:
         with self._working():
-            np.copyto(self._slot.image.array, image)
+            np.copyto(self._slot.arrays["image"], image)
 
     def play(self) -> None:
         with self._working():
@@ -86,9 +86,8 @@ class CudaFrame(_Frame):
     def mask(self) -> Mask:
         with self._working():
             self._wait()
-            slot = self._slot
-            self._device.timings.windows += slot.plan.windows
-            mask = Mask(slot.labels.array.copy(), None if slot.confidence is None else slot.confidence.array.copy())
+            self._device.timings.windows += self._slot.plan.windows
+            mask = Mask(*self._slot.result(self._slot.plan.height))
         self._release()
         return mask
 
@@ -116,8 +115,8 @@ class CudaStrips(_Frame):
     def advance(self, index: int) -> None:
         with self._working():
             step, slot, gpu = self.steps[index], self._slot, self._gpu
-            rows = self._image[step.top : step.top + slot.plan.image_rows]
-            np.copyto(slot.image.array[: rows.shape[0]], rows)
+            rows = self._image[step.top : step.top + self._device.size[0]]
+            np.copyto(slot.arrays["image"][: rows.shape[0]], rows)
             slot.upload(rows.shape[0], gpu.main)
             slot.clock.start()
             self._device.start_row(slot, step)
@@ -129,10 +128,8 @@ class CudaStrips(_Frame):
         start, end = self.steps[index].rows
         with self._working():
             self._wait()
-            slot = self._slot
             self._device.timings.windows += len(self.steps[index].lefts)
-            labels = slot.labels.array[: end - start].copy()
-            certainty = None if slot.confidence is None else slot.confidence.array[: end - start].copy()
+            labels, certainty = self._slot.result(end - start)
         if index + 1 == len(self.steps):
             self._release()
             self._image = np.empty((0, 0, 3), np.uint8)
@@ -144,7 +141,7 @@ class CudaStrips(_Frame):
     def mask(self) -> Mask:
         height, width = self._slot.plan.height, self._slot.plan.width
         labels = np.empty((height, width), np.uint8)
-        certainty = np.empty((height, width), np.float32) if self._slot.plan.confidence else None
+        certainty = np.empty((height, width), np.float32) if "confidence" in self._slot.plan.regions else None
         for step in self.steps:
             self.advance(step.index)
             band = self.band(step.index)

@@ -18,6 +18,7 @@ from engines.trt.flavour import Sm, sm_of
 
 MAGIC = b"edgeseg tensorrt engine 1\n"
 _LENGTH = 8  # bytes of the header's length, little endian
+_DIGEST = 32  # bytes of the header's sha256, which follow its length
 _DEVICE = re.compile(r"cuda sm_(\d+)(\d) (.+), driver for CUDA (\d+)\.(\d+)")
 _LATER = {8: (8, 9, 10), 9: (9, 10), 10: (10, 11)}  # majors that load a version-compatible engine of this one
 
@@ -41,7 +42,7 @@ class Header:
 
 def pack(header: Header, plan: bytes) -> bytes:
     body = json.dumps(asdict(header), sort_keys=True).encode()
-    return MAGIC + len(body).to_bytes(_LENGTH, "little") + body + plan
+    return MAGIC + len(body).to_bytes(_LENGTH, "little") + hashlib.sha256(body).digest() + body + plan
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -52,15 +53,18 @@ def unpack(blob: bytes) -> tuple[Header, memoryview]:
     """The header and the plan.  Raises DeployError unless every byte is as it was built."""
     if not blob.startswith(MAGIC):
         raise DeployError("engine: got a file of another kind, expected one that build-engine wrote; build it again")
-    start = len(MAGIC) + _LENGTH
-    end = start + int.from_bytes(blob[len(MAGIC) : start], "little")
+    sealed = len(MAGIC) + _LENGTH
+    start = sealed + _DIGEST
+    end = start + int.from_bytes(blob[len(MAGIC) : sealed], "little")
+    if hashlib.sha256(blob[start:end]).digest() != blob[sealed:start]:
+        raise DeployError("engine: its header has changed since it was built; copy or build it again")
     try:
         body: dict[str, Any] = json.loads(blob[start:end])
         body["options"] = TensorRTOptions(**body["options"])
         body["targets"] = tuple(body["targets"])
         header = Header(**body)
     except (ValueError, TypeError, KeyError) as error:
-        raise DeployError(f"engine: its header is damaged ({type(error).__name__}); build it again") from error
+        raise DeployError(f"engine: its header is of another edgeseg ({error!r}); build it again") from error
     plan = memoryview(blob)[end:]
     if len(plan) != header.plan_bytes:
         raise DeployError(

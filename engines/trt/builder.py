@@ -11,7 +11,7 @@ from engines.base import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
 from engines.trt import dla
 from engines.trt.cache import Log, TimingCache
-from engines.trt.errors import build_error, errors_of, logger_of, warnings_of
+from engines.trt.errors import build_error, errors_of, logger_of, no_kernels, warnings_of
 from engines.trt.features import HARDWARE, member, strongly_typed
 from engines.trt.flavour import Flavour
 from engines.trt.network import Parsed, keep_types
@@ -42,11 +42,11 @@ def build_plan(
     logger.messages.clear()
     builder = _builder(sdk, title, logger)
     typed = strongly_typed(sdk) and options.dla is None
-    parsed = Parsed(sdk, title, builder, logger, model, typed or member(sdk, "BuilderFlag", "FP16") is None)
+    flagless = typed or member(sdk, "BuilderFlag", "FP16") is None
+    parsed = Parsed(sdk, title, builder, logger, model, flagless, config.batch)
     settings = builder.create_builder_config()
     if options.dla is not None:
         raise dla.answer(sdk, title, builder, settings, parsed, options.dla)
-    parsed.take(config.batch)
     _set_flags(sdk, settings, options, flavour)
     if not typed:
         told = keep_types(sdk, parsed, settings)
@@ -57,7 +57,8 @@ def build_plan(
     if targets:
         settings.num_compute_capabilities = len(targets)
     for index, name in enumerate(targets):
-        settings.set_compute_capability(getattr(sdk.ComputeCapability, name), index)
+        if not settings.set_compute_capability(getattr(sdk.ComputeCapability, name), index):
+            raise build_error(title, logger, None)
     if cache is not None:
         cache.attach(settings)
     plan = _run(sdk, builder, parsed.network, settings, config.log)
@@ -93,7 +94,8 @@ def _builder(sdk: Any, title: str, logger: Any) -> Any:
         return sdk.Builder(logger)
     except (TypeError, RuntimeError) as error:  # pybind11's answer to a constructor that returned nothing
         reason = errors_of(logger) or [str(error)]
-        raise DeployError(f"{title}: does not start: {reason[-1]}; look at nvidia-smi, and run doctor") from error
+        plain = DeployError(f"{title}: does not start: {reason[-1]}; look at nvidia-smi, and run doctor")
+        raise no_kernels(title, reason) or plain from error
 
 
 def _set_flags(sdk: Any, settings: Any, options: TensorRTOptions, flavour: Flavour) -> None:

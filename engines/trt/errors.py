@@ -14,6 +14,7 @@ _BAD = ("ERROR", "INTERNAL_ERROR")
 _NO_IMPLEMENTATION = re.compile(
     r"ould not find any implementation for node (?:\{([^}]*)\}|(.+?)(?: due to|\.? *[()]|\. |\.?$))"
 )
+_NO_KERNELS = re.compile(r"GPU SM \d+ is not supported|Unsupported SM", re.I)
 _MEMORY = re.compile(r"out of memory|OutOfMemory|insufficient memory|MEM_ALLOC|FAILED_ALLOCATION|std::bad_alloc", re.I)
 _KEPT = 200  # messages
 
@@ -85,7 +86,20 @@ def build_error(title: str, logger: Any, workspace: int | None) -> DeployError:
                 f"{title}: out of memory while building{limit}: {text}; close programs that use the GPU, give a "
                 "smaller --workspace, or take a smaller --tile or --batch"
             )
-    return DeployError(f"{title}: cannot build: {_first(errors)}; try another --precision, and report this model")
+    return no_kernels(title, errors) or DeployError(
+        f"{title}: cannot build: {_first(errors)}; try another --precision, and report this model"
+    )
+
+
+def no_kernels(title: str, errors: Sequence[str]) -> DeployError | None:
+    """What pip's TensorRT says on a Jetson, and an old one on a new GPU: the answer is another package."""
+    text = next((text for text in errors if _NO_KERNELS.search(text)), None)
+    if text is None:
+        return None
+    return DeployError(
+        f"{title}: it has no kernels for this GPU ({text}); a Jetson needs the TensorRT of its JetPack (apt, not pip), "
+        "any other GPU a release that lists it"
+    )
 
 
 def out_of_memory(errors: Sequence[str]) -> bool:
@@ -100,7 +114,9 @@ def load_error(title: str, doing: str, logger: Any) -> DeployError:
             f"{title}: no GPU memory left while {doing}: {errors[0]}; close other programs that use the GPU, or build "
             "with a smaller --tile or --batch"
         )
-    return DeployError(f"{title}: cannot go on {doing}: {_first(errors)}; build the bundle again here")
+    return no_kernels(title, errors) or DeployError(
+        f"{title}: cannot go on {doing}: {_first(errors)}; build the bundle again here"
+    )
 
 
 def one_line(text: str) -> str:

@@ -8,45 +8,58 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError
-from engines.trt.errors import parse_error
+from engines.onnx_batch import with_batch
+from engines.trt.errors import errors_of, parse_error
 from engines.trt.features import member, name_of, network_flags
 
 QUANTISERS = ("QUANTIZE", "DEQUANTIZE")
 _FLOATS = ("FLOAT", "HALF", "BF16")
+_REMEDY = "it has a number of windows written into it: build from the model with --batch"
 
 
 class Parsed:
     """A network, and what must live as long as it does: TensorRT holds the parser's weights by address."""
 
-    def __init__(self, sdk: Any, title: str, builder: Any, logger: Any, model: Path, typed: bool) -> None:
-        """typed: False lets the builder's flags decide on precision.  Raises DeployError naming the node refused."""
+    def __init__(
+        self, sdk: Any, title: str, builder: Any, logger: Any, model: Path, typed: bool, batch: int = 1
+    ) -> None:
+        """typed: False lets the builder's flags decide on precision.  batch: windows at once, of a neutral graph.
+
+        The batch is set in the file: the parser settles shapes while it reads.  Raises DeployError naming the node
+        refused, or a graph that is tied to another batch.
+        """
         self.network = builder.create_network(network_flags(sdk, typed))
         self._parser = sdk.OnnxParser(self.network, logger)
-        self._bytes = model.read_bytes()
+        self._bytes = file_for(model, batch)
         if not self._parser.parse(self._bytes):
-            raise parse_error(title, model.name, self._parser, logger)
+            error = parse_error(title, model.name, self._parser, logger)
+            raise error if batch == 1 else DeployError(f"batch: {batch} windows: {error}; {_REMEDY}")
         if self.network.num_inputs != 1 or self.network.num_outputs != 1:
             raise DeployError(
                 f"{title}: {model.name} has {self.network.num_inputs} inputs and {self.network.num_outputs} outputs, "
                 "expected one of each; build the bundle again"
             )
+        self._require(batch, logger)
 
-    def take(self, batch: int) -> None:
-        """Make it a network of `batch` windows at once.  Raises DeployError when the graph is tied to another."""
-        source = self.network.get_input(0)
-        shape = tuple(source.shape)
-        if shape[0] != batch:
-            source.shape = (batch, *shape[1:])
-        target = tuple(self.network.get_output(0).shape)
-        if target[:1] != (batch,):
+    def _require(self, batch: int, logger: Any) -> None:
+        try:
+            shapes = [tuple(tensor.shape) for tensor in (self.network.get_input(0), self.network.get_output(0))]
+        except RuntimeError as error:  # of a shape that does not follow from the input's
+            reason = (errors_of(logger) or [str(error)])[0]
+            raise DeployError(f"batch: {batch} windows do not go through this graph: {reason}; {_REMEDY}") from error
+        if any(shape[:1] != (batch,) for shape in shapes):
             raise DeployError(
-                f"batch: got {batch} windows in and logits of shape {target} out, expected {batch}; the graph has a "
-                "number of windows written into it: build from the model with --batch"
+                f"batch: got {shapes[0]} in and logits of shape {shapes[1]} out, expected {batch} windows; {_REMEDY}"
             )
 
     @property
     def layers(self) -> Iterator[Any]:
         return (self.network.get_layer(index) for index in range(self.network.num_layers))
+
+
+def file_for(model: Path, batch: int) -> bytes:
+    """The ONNX file `model` for `batch` windows at once."""
+    return model.read_bytes() if batch == 1 else with_batch(model.read_bytes(), batch)
 
 
 def outputs(layer: Any) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from engines.errors import DeployError
 from engines.trt.blob import Header, digest
 from engines.trt.errors import errors_of, load_error, logger_of, one_line
 from engines.trt.features import name_of
+from engines.trt.network import file_for
 
 _DTYPES = {"FLOAT": "fp32", "HALF": "fp16"}
 
@@ -27,7 +28,7 @@ class TensorRTSession:
         self._runtime: Any = None
         self.engine: Any = None
         self.context: Any = None
-        self._host: HostRun | None = None
+        self._host = HostRun(gpu, self)
         self.logger = logger_of(sdk)
         self.logger.messages.clear()
         try:
@@ -50,14 +51,11 @@ class TensorRTSession:
             raise DeployError(f"{self._title}: cannot run the engine: {reason}; build the bundle again here")
 
     def run(self, windows: Float32) -> Float32:
-        if self._host is None:
-            self._host = HostRun(self._gpu, self)
         return self._host.run(windows)
 
     def close(self) -> None:
         """Free everything.  The context goes before the engine, and that before the runtime."""
-        if self._host is not None:
-            self._host.close()
+        self._host.close()
         self.context = None
         self.engine = None
         self._runtime = None
@@ -69,23 +67,26 @@ class TensorRTSession:
         self.engine = self._runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise load_error(self._title, "loading the engine", self.logger)
+        self.input, self.output = self._tensors()
         if header.options.strip_weights:
             self._refit(header, model)
         self.context = self.engine.create_execution_context()
         if self.context is None:
             raise load_error(self._title, "making an execution context", self.logger)
-        self.input, self.output = self._tensors()
 
     def _refit(self, header: Header, model: Path | None) -> None:
         """Give an engine without weights those of the bundle's graph."""
-        if model is None or digest(model.read_bytes()) != header.model_sha256:
+        missing = "no graph"
+        if model is not None:
+            missing = f"another {model.name}" if model.is_file() else f"no {model.name}"
+        if model is None or not model.is_file() or digest(model.read_bytes()) != header.model_sha256:
             raise DeployError(
-                f"{self._title}: the engine has no weights of its own, and "
-                f"{'no graph' if model is None else f'another {model.name}'} to take them from; build the bundle again"
+                f"{self._title}: the engine has no weights of its own, and {missing} to take them from; build the "
+                "bundle again"
             )
         refitter = self._sdk.Refitter(self.engine, self.logger)
         parser = self._sdk.OnnxParserRefitter(refitter, self.logger)
-        if not parser.refit_from_file(str(model)):
+        if not parser.refit_from_bytes(file_for(model, self.input.shape[0])):
             reason = one_line(parser.get_error(0).desc()) if parser.num_errors else "it gave no reason"
             raise DeployError(
                 f"{self._title}: cannot take the weights of {model.name}: {reason}; build the bundle again"

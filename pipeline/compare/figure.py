@@ -80,9 +80,9 @@ def _trade(axes: Axes, comparison: Comparison, theme: Theme) -> None:
     _limit(axes, comparison, theme, low)
     for row in rows:
         assert row.timing is not None
-        y, tint = accuracy[row.name], colour(theme, row.precision, row.reference)
+        y, tint = accuracy[row.name], colour(theme, row.precision, not row.judged)
         axes.plot([_ms(row), row.timing.frame.p95], [y, y], color=tint, lw=2.2, alpha=0.45, solid_capstyle="round")
-        passed = row.passed or row.reference
+        passed = row.passed or not row.judged
         axes.plot(_ms(row), y, _MARKS.get(row.precision, "o"), ms=10, mec=tint, mew=2, zorder=4,
                   mfc=tint if passed else theme.paper)  # fmt: skip
     _name_points(axes, rows, accuracy, theme)
@@ -184,7 +184,7 @@ def _name_points(axes: Axes, rows: list[Row], accuracy: dict[str, float], theme:
     for row in sorted(rows, key=lambda r: -accuracy[r.name]):
         text = axes.annotate(
             f"{row.name}  {_number(_ms(row))} ms", (_ms(row), accuracy[row.name]), textcoords="offset points",
-            xytext=(0, 0), color=colour(theme, row.precision, row.reference), fontsize=9.5, weight="bold", zorder=5,
+            xytext=(0, 0), color=colour(theme, row.precision, not row.judged), fontsize=9.5, weight="bold", zorder=5,
         )  # fmt: skip
         for x, y, ha, va in _SPOTS:
             text.set(position=(x, y), ha=ha, va=va)

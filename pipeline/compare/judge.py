@@ -75,17 +75,17 @@ def verdict(comparison: Comparison) -> Comparison:
     fastest = min(_ms(row) for row in passing)
     equals = [row for row in passing if _ms(row) <= SAME_SPEED * fastest]
     best = max(equals, key=lambda row: row.agreement.labels if row.agreement else 0.0)
-    text = f"ship {best.name}: {_describe(best, comparison.reference)}"
+    text = f"ship {best.name}: {_describe(best, comparison)}"
     others = [_against(row, best) for row in comparison.candidates if row is not best]
     return replace(comparison, ship=best.name, verdict="; ".join([text, *others]))
 
 
-def _describe(row: Row, reference: Row) -> str:
+def _describe(row: Row, comparison: Comparison) -> str:
     assert row.agreement is not None
-    lost = drop(reference, row)
+    lost, slow = drop(comparison.reference, row), comparison.yardstick
     change = "" if lost is None else f", mIoU {0.0 - round(lost, 2):+.2f} points"
     kept = f"{percent(row.agreement.labels)} % of labels kept{change}"
-    return f"{_ms(row):.0f} ms a frame, {row.speedup:.1f}x {_BASELINES.get(reference.backend, reference.name)}, {kept}"
+    return f"{_ms(row):.0f} ms a frame, {row.speedup:.1f}x {BASELINES.get(slow.backend, slow.name)}, {kept}"
 
 
 def _against(row: Row, best: Row) -> str:
@@ -107,4 +107,7 @@ def _ms(row: Row) -> float:
     return row.timing.frame.p50
 
 
-_BASELINES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+BASELINES = {
+    "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "torch_cuda": "PyTorch on the GPU",
+    "torch_compile": "torch.compile on the GPU",
+}  # fmt: skip

@@ -8,6 +8,7 @@ from html import escape
 
 from engines.masks import jpeg_bytes
 from pipeline.compare.figure import class_panel, trade_off
+from pipeline.compare.judge import BASELINES
 from pipeline.compare.rows import Comparison, Row, drop, percent
 from pipeline.compare.style import CSS
 from pipeline.compare.table import cells, class_table, executed, result, split_cells
@@ -63,7 +64,7 @@ def _header(comparison: Comparison) -> str:
 def _key_figures(comparison: Comparison, row: Row) -> list[tuple[str, str]]:
     assert row.timing is not None
     assert row.agreement is not None
-    baseline = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}.get(comparison.reference.backend, "the baseline")
+    baseline = BASELINES.get(comparison.yardstick.backend, "the baseline")
     shown = [
         (f"{row.timing.frame.p50:.3g} ms", "a frame, median"),
         (f"{row.speedup:.1f}x", f"as fast as {baseline}"),
@@ -97,7 +98,7 @@ def _badge(cell: str) -> str:
 
 
 def _failures(comparison: Comparison) -> str:
-    failed = [row for row in comparison.candidates if row.reasons]
+    failed = comparison.failed
     lines = (f"<li><b>{escape(row.name)}</b> fails: {escape('; '.join(row.reasons))}</li>" for row in failed)
     return f'<ul class="failures">{"".join(lines)}</ul>' if failed else ""
 
@@ -215,14 +216,14 @@ def _colours(comparison: Comparison) -> str:
     out = []
     for theme, wrap in ((LIGHT, "{}"), (DARK, "@media (prefers-color-scheme: dark){{{}}}")):
         rules = {
-            f".{_css(row)}{{--row:{colour(theme, row.precision, row.reference)}}}": None for row in comparison.rows
+            f".{_css(row)}{{--row:{colour(theme, row.precision, not row.judged)}}}": None for row in comparison.rows
         }
         out.append(wrap.format("".join(rules)))
     return "".join(out)
 
 
 def _css(row: Row) -> str:
-    return "row-reference" if row.reference else f"row-{row.precision}"
+    return f"row-{row.precision}" if row.judged else "row-reference"
 
 
 def _scientific(value: object) -> str:

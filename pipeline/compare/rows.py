@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,12 @@ class Timing:
 class Row:
     """One precision on one backend.
 
+    reference: what labels are compared with.  baseline: PyTorch on the GPU, measured beside the others for its time,
+    not judged and never shipped.
     folder: where its bundle lies in the output, "" if there is none.  executed: share of the layers' time by the type
     that they really ran in.  bytes: of the engine.  miou, pixel_accuracy, class_iou: 0..1 in the data's classes, None
-    without labels.  agreement: with the reference's labels, in the model's classes.  speedup: the reference's median
-    frame time over this one's.  peak_bytes: of a process that does nothing else.
+    without labels.  agreement: with the reference's labels, in the model's classes.  speedup: the median frame
+    time of the comparison's yardstick over this one's.  peak_bytes: of a process that does nothing else.
     passed, reasons: whether it was built, ran and stayed within the limits, and if not, why not.
     """
 
@@ -43,6 +45,7 @@ class Row:
     precision: str
     backend: str
     reference: bool = False
+    baseline: bool = False
     folder: str = ""
     sdk: str = ""
     device: str = ""
@@ -65,6 +68,11 @@ class Row:
     @property
     def name(self) -> str:
         return f"{self.precision} {self.backend}".strip()
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is a candidate, not one of those that candidates are held against."""
+        return not (self.reference or self.baseline)
 
     @property
     def measured(self) -> bool:
@@ -129,7 +137,16 @@ class Comparison:
 
     @property
     def candidates(self) -> tuple[Row, ...]:
-        return self.rows[1:]
+        return tuple(row for row in self.rows if row.judged)
+
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.reasons)
+
+    @property
+    def yardstick(self) -> Row:
+        """What speed-ups are counted from: PyTorch on the device that engines run on."""
+        return yardstick(self.rows)
 
     @property
     def labelled(self) -> bool:
@@ -157,6 +174,11 @@ class Comparison:
             return cls(**body)
         except (KeyError, TypeError, ValueError) as error:
             raise DeployError(f"comparison: {error!r} while reading it; compare again") from error
+
+
+def yardstick(rows: Sequence[Row]) -> Row:
+    """The first baseline that was measured, else the reference: never the CPU's time where a GPU was compared."""
+    return next((row for row in rows if row.baseline and row.measured), rows[0])
 
 
 def drop(reference: Row, row: Row) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,13 +25,14 @@ from pipeline.compare.figure import require_matplotlib
 from pipeline.compare.frames import Frames
 from pipeline.compare.judge import Limits, judge, verdict
 from pipeline.compare.measure import Measured, measure
-from pipeline.compare.rows import Comparison, Row
+from pipeline.compare.rows import Comparison, Row, yardstick
 from pipeline.compare.write import FILES, JSON, RANGES, write
 from pipeline.sources import load_source
 
 Log = Callable[[str, str], None]
 
 QUANTISED = {"int8", "auto"}  # what needs ranges
+GPU_BASELINES = (("torch_cuda", "fp32"), ("torch_compile", "fp16"))  # backend, precision
 _PACKAGES = ("edgeseg", "numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt")
 
 
@@ -82,7 +84,7 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         photographs = (str(request.calib),) if request.calib is not None and request.calib.is_dir() else ()
         measured = replace(build, ranges=_ranges(request, folder, log), photographs=photographs, sample=frames[0].image)
         request = replace(request, build=measured)
-        rows = {"reference": _reference(request, folder, log)}
+        rows = {"reference": _reference(request, folder, log), **_baselines(request, folder, log)}
         for precision in request.precisions:
             rows[precision] = _candidate(request, folder, precision, log)
         bundles = {name: folder / row.folder for name, row in rows.items() if row.folder}
@@ -140,10 +142,39 @@ def _reference(request: CompareRequest, folder: Path, log: Log) -> Row:
     return _described(row, build.output, manifest, steps)
 
 
+def _baselines(request: CompareRequest, folder: Path, log: Log) -> dict[str, Row]:
+    """PyTorch on the GPU, by name, where an engine for the GPU is compared and the model has a module.
+
+    One that is compared itself, or that cannot run, is not left out unsaid: it is a candidate, or a row with a reason.
+    """
+    if request.build.model.endswith(".onnx") or not _on_gpu(request):
+        return {}
+    rows = {}
+    for backend, precision in GPU_BASELINES:
+        if backend != request.build.backend or precision not in request.precisions:
+            name = f"{backend}-{precision}"
+            rows[name] = replace(_build(request, folder, name, backend, precision, log), baseline=True)
+    return rows
+
+
+def _on_gpu(request: CompareRequest) -> bool:
+    """Whether any of the precisions would be built for one."""
+    for precision in request.precisions:
+        with suppress(DeployError):  # what cannot be built says so in its own row
+            backend, _ = choose_backend(request.build.backend, "fp32" if precision == "auto" else precision)
+            if backend.on_gpu:
+                return True
+    return False
+
+
 def _candidate(request: CompareRequest, folder: Path, precision: str, log: Log) -> Row:
-    """Build one precision.  A refusal or a failed gate becomes the row's reason, in the builder's own words."""
-    steps = _Steps(precision, log)
-    build = replace(request.build, output=folder / precision, precision=precision)
+    return _build(request, folder, precision, request.build.backend, precision, log)
+
+
+def _build(request: CompareRequest, folder: Path, name: str, backend: str, precision: str, log: Log) -> Row:
+    """Build one row.  A refusal or a failed gate becomes the row's reason, in the builder's own words."""
+    steps = _Steps(name, log)
+    build = replace(request.build, output=folder / name, precision=precision, backend=backend)
     row = Row(build.model, precision, build.backend)
     try:
         row = replace(row, backend=choose_backend(build.backend, "fp32" if precision == "auto" else precision)[0].name)
@@ -175,11 +206,14 @@ def _described(row: Row, bundle: Path, manifest: Manifest, steps: _Steps) -> Row
 
 
 def _judged(rows: dict[str, Row], results: dict[str, Measured | str], limits: Limits) -> tuple[Row, ...]:
-    base, *rest = (_filled(row, results.get(name)) for name, row in rows.items())
-    assert base.timing is not None  # an error of the reference has ended the comparison
-    slow = base.timing.frame.p50
-    rest = [row if row.timing is None else replace(row, speedup=slow / row.timing.frame.p50) for row in rest]
-    return (replace(base, speedup=1.0, passed=True), *(judge(row, base, limits) for row in rest))
+    filled = [_filled(row, results.get(name)) for name, row in rows.items()]
+    slow = yardstick(filled).timing
+    assert slow is not None  # an error of the reference has ended the comparison
+    sped = [
+        row if row.timing is None else replace(row, speedup=slow.frame.p50 / row.timing.frame.p50) for row in filled
+    ]
+    base = sped[0]
+    return tuple(judge(row, base, limits) if row.judged else replace(row, passed=row.measured) for row in sped)
 
 
 def _filled(row: Row, result: Measured | str | None) -> Row:

@@ -20,7 +20,7 @@ def terminal(comparison: Comparison) -> str:
     lines.insert(1, "-" * max(map(len, lines)))
     notes = [f"ms: p50/p95 of {comparison.rounds} interleaved rounds on the same frames; {_frame(comparison)}"]
     notes += [f"{row.name}: {_changes(comparison, row)}" for row in comparison.candidates if _changes(comparison, row)]
-    notes += [f"{row.name} fails: {'; '.join(row.reasons)}" for row in comparison.candidates if row.reasons]
+    notes += [f"{row.name} fails: {'; '.join(row.reasons)}" for row in comparison.failed]
     wrapped = [textwrap.fill(note, WIDTH, subsequent_indent="    ", break_on_hyphens=False) for note in notes]
     return "\n".join([*lines, "", *wrapped, "", textwrap.fill(comparison.verdict, WIDTH, break_on_hyphens=False)])
 
@@ -28,7 +28,7 @@ def terminal(comparison: Comparison) -> str:
 def markdown(comparison: Comparison) -> str:
     """compare.md: the whole table, the split of the time, every class, and what it was measured with."""
     data, machine, tiling = comparison.data, comparison.machine, comparison.tiling
-    failures = [f"- **{row.name}** fails: {'; '.join(row.reasons)}" for row in comparison.candidates if row.reasons]
+    failures = [f"- **{row.name}** fails: {'; '.join(row.reasons)}" for row in comparison.failed]
     parts = [
         f"# {comparison.model}: which precision to ship",
         f"**{_sentence(comparison.verdict)}**",
@@ -86,7 +86,7 @@ def executed(row: Row) -> str:
 
 
 def result(row: Row) -> str:
-    return "baseline" if row.reference else "pass" if row.passed else "FAIL"
+    return ("pass" if row.passed else "FAIL") if row.judged else "baseline"
 
 
 def _class_note(comparison: Comparison) -> str:

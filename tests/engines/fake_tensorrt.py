@@ -250,8 +250,8 @@ def make(version: str, **behaviour: Any) -> Any:
     class OnnxParserRefitter(Strict):
         def __init__(self, refitter: Refitter, logger: Any) -> None: ...
 
-        def refit_from_file(self, path: str) -> bool:
-            record("refit_from_file", path)
+        def refit_from_bytes(self, model: bytes) -> bool:
+            record("refit_from_bytes", model)
             return True
 
     class ILogger:

@@ -1,49 +1,48 @@
-"""Which names TensorRT has, release by release, as far as the adapter could touch them.
-
-Enum values are renumbered between releases as the real ones are (NVIDIA/TensorRT, include/ at tags 8.6.1, v10.3.0 and
-main).
-"""
+"""Which names TensorRT has, release by release: what its own bindings show (tests/engines/tensorrt_api)."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-_FLAGS = ("DEBUG", "GPU_FALLBACK", "REFIT", "TF32", "DIRECT_IO", "VERSION_COMPATIBLE")
-_WEAK = ("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS")
-_STRIP = ("STRIP_PLAN", "REFIT_IDENTICAL")
-_TYPES = ("FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8")
-_CONFIG = (
-    "builder_optimization_level", "max_aux_streams", "hardware_compatibility_level", "profiling_verbosity", "DLA_core",
-)  # fmt: skip
+RECORDED = {
+    "8.6.2": "8.6.1",
+    "10.3.0": "10.3.0",
+    "10.16.2": "10.16.1.11",
+    "11.4.1": "11.4.0.106",
+}  # closest of the minor
 
 
 @dataclass(frozen=True)
 class Shape:
+    """network, flags, types, hardware: enums.  config, layer: properties that can be set.  modern: has a monitor."""
+
     network: dict[str, int]
-    flags: tuple[str, ...]
-    types: tuple[str, ...] = (*_TYPES, "BF16", "INT64")
-    hardware: tuple[str, ...] = ("NONE", "AMPERE_PLUS")
-    config: tuple[str, ...] = (*_CONFIG, "progress_monitor")
-    layer: tuple[str, ...] = ("precision",)
-    modern: bool = True  # IProgressMonitor, OnnxParserRefitter, names in parser errors
+    flags: dict[str, int]
+    types: dict[str, int]
+    hardware: dict[str, int]
+    config: tuple[str, ...]
+    layer: tuple[str, ...]
+    modern: bool
 
 
-SHAPES = {
-    "8.6.2": Shape(
-        {"EXPLICIT_BATCH": 0, "EXPLICIT_PRECISION": 1}, (*_WEAK, *_FLAGS), _TYPES, config=_CONFIG, modern=False
-    ),
-    "10.3.0": Shape({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, (*_FLAGS, *_WEAK, "BF16", *_STRIP)),
-    "10.16.2": Shape(
-        {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, (*_FLAGS, *_STRIP, *_WEAK, "BF16"),
-        hardware=("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
-    ),
-    "11.4.1": Shape(
-        {"STRONGLY_TYPED": 0, "PREFER_JIT_PYTHON_PLUGINS": 1}, (*_STRIP, *_FLAGS), layer=(),
-        hardware=("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
-    ),
-}  # fmt: skip
+def _shape(recorded: str) -> Shape:
+    api = json.loads((Path(__file__).parent / "tensorrt_api" / f"{recorded}.json").read_text())
+    enums, classes = api["enums"], api["classes"]
+    writable = [
+        tuple(name for name, shape in classes[cls].items() if shape == ["read", "write"])
+        for cls in ("IBuilderConfig", "ILayer")
+    ]
+    return Shape(
+        enums["NetworkDefinitionCreationFlag"], enums["BuilderFlag"], enums["DataType"],
+        enums["HardwareCompatibilityLevel"], writable[0], writable[1], "IProgressMonitor" in classes,
+    )  # fmt: skip
+
+
+SHAPES = {version: _shape(recorded) for version, recorded in RECORDED.items()}
 
 
 class Member:

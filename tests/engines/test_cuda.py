@@ -8,16 +8,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.engines import emulated
+
 ROOT = Path(__file__).parent.parent.parent
 HERE = Path(__file__).parent
-MODULE = "tests.engines.fake_cuda"
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("pycuda") is None,
@@ -33,10 +33,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     if subprocess.run(["bash", build, "--toolkit"], capture_output=True, check=False).returncode:
         pytest.skip("no CUDA toolkit, whose headers the fake driver is compiled with")
     subprocess.run(["bash", build, folder], check=True)
-    compiler = shutil.which("c++") or pytest.skip("no C++ compiler")
-    kernels = folder / "kernels.so"
-    command = [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
-    subprocess.run([*command, HERE / "emulated" / "emulated.cpp", "-o", kernels], check=True)
+    kernels = emulated.build(folder / "kernels.so")
     return {**os.environ, "LD_LIBRARY_PATH": str(folder), "FAKE_CUDA_KERNELS": str(kernels), "PYTHONPATH": str(ROOT)}
 
 
@@ -65,6 +62,13 @@ def test_on_the_fake_driver(environment: dict[str, str], name: str) -> None:
     assert "FAKE CUDA" not in err  # how the driver says that something was wrong, or never freed
 
 
+def test_the_command_line_on_the_fake_driver(environment: dict[str, str]) -> None:
+    """A GPU that was lost takes its process with it: that one has a process of its own."""
+    both = [_check(environment, "check_bundle", "-k", which) for which in ("not lost", "lost")]
+    outcomes = [_finished(process) for process in both]
+    assert "FAKE CUDA" not in outcomes[0][1]
+
+
 def test_two_processes_at_once(environment: dict[str, str]) -> None:
     both = [_check(environment, "check_flow", "-k", "folder or strips") for _ in range(2)]
     for process in both:
@@ -75,12 +79,18 @@ def test_two_processes_at_once(environment: dict[str, str]) -> None:
 @pytest.mark.parametrize("integrated", ["0", "1"], ids=["discrete", "integrated"])
 @pytest.mark.parametrize("lazy", ["0", "1"], ids=["at once", "late"])
 def test_a_context_lost_in_the_middle_of_a_folder(
-    environment: dict[str, str], launches: int, masks: tuple[int, int], integrated: str, lazy: str
+    environment: dict[str, str], tmp_path: Path, launches: int, masks: tuple[int, int], integrated: str, lazy: str
 ) -> None:
-    out, err = _finished(_start(environment, f"{MODULE}.lost", str(launches), integrated, lazy))
+    """The masks that were written are whole and right, the others are reported, and nothing more runs on the GPU."""
+    arguments = [str(launches), integrated, lazy, str(tmp_path)]
+    out, err = _finished(_start(environment, "tests.engines.fake_cuda.lost", *arguments))
     seen = json.loads(out)
-    assert masks[0] <= seen["masks"] == seen["right"] <= masks[1]
-    assert "an illegal memory access was encountered (error 700); start the program again" in seen["error"]
-    assert set(seen["later"]) == {seen["error"]}
+    report, written = seen["report"], seen["written"]
+    assert masks[0] <= len(written) <= masks[1]
+    assert seen["right"]
+    assert sorted(Path(image["mask"]).name for image in report["images"]) == written
+    assert len(report["failed"]) == 8 - len(written)
+    assert "an illegal memory access was encountered (error 700); start the program again" in report["lost"]
+    assert {*report["failed"].values(), *seen["later"]} == {report["lost"]}
     assert "Traceback" not in err
     assert err.count("PyCUDA WARNING") <= 1  # freeing is not tried block by block

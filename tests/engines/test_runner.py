@@ -122,3 +122,12 @@ def test_a_frame_that_fails_does_not_stop_the_others(
         report = run_images(_late(segmenter), expand([str(photographs)], out), out, RunOptions())
     assert [Path(path).name for path in report.failed] == ["1.png"]
     assert sorted(path.name for path in out.iterdir()) == ["0.png", "2.png", "3.png", "4.png"]
+
+
+def test_an_image_that_cannot_start_comes_after_the_masks_before_it(tiny_bundle: Path) -> None:
+    images = [np.zeros((40, 60, 3), np.uint8), np.zeros((64, 96, 3), np.uint8), np.zeros((64, 96, 3), np.float32)]
+    masks = []
+    with open_segmenter(tiny_bundle) as (segmenter, _), pytest.raises(DeployError, match="expected .* uint8"):
+        for mask in _late(segmenter).segment_all(images):  # type: ignore[arg-type]
+            masks.append(mask.labels.shape)
+    assert masks == [(40, 60), (64, 96)]

@@ -154,13 +154,6 @@ def test_weights_are_stripped_to_come_back_identical(backend_of: Any, tmp_path: 
     assert _called(sdk, "set_flag") == ["STRIP_PLAN", "REFIT_IDENTICAL"]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_batch_is_set_on_the_parsed_input(backend_of: Any, tmp_path: Path, version: str) -> None:
-    backend, sdk = backend_of(version)
-    _build(backend, tmp_path, FP32, batch=4)
-    assert _called(sdk, "Tensor.shape") == [(4, 3, 8, 8)]
-
-
 @pytest.mark.parametrize(
     ("version", "named"),
     [("8.6.2", "node number 7"), ("10.3.0", "Mystery node head/odd"), ("11.4.1", "Mystery node head/odd")],

@@ -113,7 +113,7 @@ A100 = GpuInfo("NVIDIA A100", (8, 0), 13000, 40 * 2**30, False)
         ({"bytes": CUT}, "got 17 bytes of plan, expected 20"),
         ({"bytes": EMPTY}, "got a file of another kind"),
         ({"bytes": FOREIGN}, "got a file of another kind"),
-        ({"bytes": "header"}, "its header is damaged"),
+        ({"bytes": "header"}, "its header has changed"),
     ],
 )
 def test_tensorrt_never_sees_an_engine_that_is_not_its_own(
@@ -189,7 +189,7 @@ def test_stripped_engines_take_their_weights_from_the_graph(backend_of: Maker, t
     backend, sdk = backend_of("10.3.0")
     with backend.load(blob, BuildConfig(model=model)):
         pass
-    called = ["deserialize_cuda_engine", "refit_from_file", "refit_cuda_engine", "create_execution_context"]
+    called = ["deserialize_cuda_engine", "refit_from_bytes", "refit_cuda_engine", "create_execution_context"]
     assert _names(sdk) == called
     for config in (BuildConfig(), BuildConfig(model=tmp_path / "other.onnx")):
         fake_tensorrt.graph(tmp_path / "other.onnx", LAYERS[:1])

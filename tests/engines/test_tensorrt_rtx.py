@@ -22,6 +22,7 @@ from engines.trt.errors import load_error, logger_of
 from engines.trt.features import name_of
 from engines.trt.network import Parsed, held_types, outputs
 from engines.trt.progress import Progress
+from pipeline.batches import neutral
 from tests.engines.trt_graphs import NETWORKS, Made, made
 from tests.pipeline.lowering import graph_of, types
 
@@ -117,21 +118,23 @@ def test_a_damaged_model_is_told_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_batch_is_the_number_of_windows_in_and_out(builder: Any, tmp_path: Path, batch: int) -> None:
-    onnx.save(_convolution(1).graph.model, tmp_path / "model.onnx")
-    parsed = Parsed(trt, "TensorRT-RTX", builder, logger_of(trt), tmp_path / "model.onnx", typed=True)
-    parsed.take(batch)
-    assert tuple(parsed.network.get_output(0).shape) == (batch, 4, 8, 8)
-
-
-def test_a_number_of_windows_written_into_the_graph_is_refused(builder: Any, tmp_path: Path) -> None:
-    nodes = [helper.make_node("Reshape", ["image", "shape"], ["logits"])]
-    graph = graph_of(nodes, {"shape": np.array([1, -1, 8, 8])}, (1, 3, 8, 8), (1, 3, 8, 8))
+@pytest.mark.parametrize("network", ["segformer", "mla"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_two_windows_at_once(network: str, precision: str, tmp_path: Path) -> None:
+    """The real graphs, without the batch that exporters write into them."""
+    graph = neutral(made(network, precision).graph)
     onnx.save(graph.model, tmp_path / "model.onnx")
-    parsed = Parsed(trt, "TensorRT-RTX", builder, logger_of(trt), tmp_path / "model.onnx", typed=True)
-    with pytest.raises(DeployError, match=r"batch: got 4 windows in and logits of shape \(1, 12, 8, 8\) out"):
-        parsed.take(4)
+    config = BuildConfig(precision, batch=2)
+    parsed = Parsed(trt, "TensorRT-RTX", trt.Builder(logger_of(trt)), logger_of(trt), tmp_path / "model.onnx", True, 2)
+    shapes = [tuple(tensor.shape) for tensor in (parsed.network.get_input(0), parsed.network.get_output(0))]
+    assert shapes == [(2, *graph.input_shape[1:]), (2, *graph.output_shape[1:])]
+    header, _ = engine_file.unpack(backend.build(tmp_path / "model.onnx", config))
+    assert header.plan_bytes > 100_000
+
+
+def test_a_number_of_windows_written_into_the_graph_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match=r"batch: .*build from the model with --batch"):
+        backend.build(made("segformer", "fp32").path, BuildConfig(batch=2))
 
 
 def test_progress_goes_from_nothing_to_all(monkeypatch: pytest.MonkeyPatch) -> None:

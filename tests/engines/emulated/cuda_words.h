@@ -39,6 +39,8 @@ static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shi
     return (unsigned)(((uint64_t)high << 32 | low) >> (shift & 31));
 }
 
+template <typename T> static inline T __ldg(const T *p) { return *p; }
+
 static inline int atomicOr(int *address, int value) { return __atomic_fetch_or(address, value, __ATOMIC_RELAXED); }
 
 #endif

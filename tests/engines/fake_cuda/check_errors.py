@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import pytest
 
 from engines.base import Tensor
 from engines.device import cuda, driver
-from engines.device.cuda import GpuMemoryError, open_gpu
+from engines.device.cuda import CudaGpu, GpuMemoryError, open_gpu
 from engines.device.cuda_device import CudaDevice
 from engines.device.kernels import MAX_LEFTS
 from engines.device.launch import Launch
@@ -45,11 +46,12 @@ def test_no_memory_left_says_how_much_was_wanted() -> None:
 
 
 def test_memory_of_other_sizes_makes_room() -> None:
-    configure(memory=500_000)
+    configure(memory=900_000)  # room for one size
     engine = Engine(TILING)
-    with opened(engine, TILING) as (segmenter, _, _):
-        for size in ((150, 333), (333, 150), (200, 200), (150, 333)):
+    with opened(engine, TILING) as (segmenter, device, _):
+        for size in ((150, 333), (333, 150), (200, 240), (150, 333)):
             assert same(segmenter.segment(image(*size)), on_host(engine, TILING).segment(image(*size)))
+            assert all(slot.plan.whole for slots in device.pool.slots.values() for slot in slots)
 
 
 def test_an_engine_that_does_not_fit_is_told_before_anything_runs() -> None:
@@ -163,7 +165,31 @@ def test_no_driver_and_no_pycuda_say_what_to_do(monkeypatch: pytest.MonkeyPatch)
         cuda.gpu_info()
     monkeypatch.undo()
     driver.library.cache_clear()
+    configure(devices=0)
+    assert "no CUDA-capable device is detected (error 100); look at nvidia-smi" in (cuda.unavailable() or "")
+    with pytest.raises(DeployError, match="no CUDA-capable device"), open_gpu():
+        pass
+    configure()
     assert cuda.unavailable() is None
+
+
+def test_a_gpu_is_used_in_the_thread_that_opened_it() -> None:
+    caught: list[str] = []
+
+    def use(gpu: CudaGpu) -> None:
+        with pytest.raises(DeployError, match="opened in another thread") as error:
+            gpu.free_memory()
+        caught.append(str(error.value))
+        with open_gpu() as own:  # which has one of its own
+            assert own is not gpu
+            own.free_memory()
+
+    with open_gpu() as gpu:
+        thread = threading.Thread(target=use, args=(gpu,))
+        thread.start()
+        thread.join()
+        gpu.free_memory()
+    assert caught
 
 
 def test_the_tiling_may_blend() -> None:

@@ -11,8 +11,8 @@ import pytest
 from engines.device import driver
 from engines.device.base import Timings
 from engines.device.cuda import gpu_info, open_gpu, unavailable
-from engines.device.cuda_device import SIZES_KEPT
 from engines.device.cuda_frame import CudaFrame, CudaStrips
+from engines.device.cuda_pool import IDLE_KEPT, SIZES_KEPT
 from engines.device.through import HostRun
 from engines.errors import DeployError
 from engines.tiling import Tiling
@@ -218,8 +218,23 @@ def test_only_the_last_sizes_are_kept() -> None:
         for height in range(100, 100 + 3 * SIZES_KEPT):
             for _ in range(3):
                 segmenter.segment(image(height, 100))
-            assert len(device._slots) <= SIZES_KEPT
+            assert len(device.pool.slots) <= SIZES_KEPT
         assert support.alive()[0]["graphs"] == SIZES_KEPT
+        assert support.alive()[0]["host"] <= SIZES_KEPT + IDLE_KEPT
+
+
+def test_images_of_ever_new_sizes_use_each_others_memory(schedule: int) -> None:
+    configure(lazy=schedule)
+    engine = Engine(TILING)
+    host = on_host(engine, TILING)
+    pictures = [image(150 + 7 * i % 30, 300 + 11 * i % 40, i) for i in range(30)]
+    with opened(engine, TILING) as (segmenter, _, gpu):
+        taken: list[int] = []
+        allocate = gpu.allocate
+        gpu.allocate = lambda size: taken.append(size) or allocate(size)  # type: ignore[func-returns-value]
+        for mask, picture in zip(segmenter.segment_all(pictures, confidence=True), pictures, strict=True):
+            assert same(mask, host.segment(picture, confidence=True))
+    assert len(taken) <= SIZES_KEPT + IDLE_KEPT + 2
 
 
 def test_a_frame_that_was_given_up_goes_to_the_next_image(schedule: int) -> None:
@@ -257,7 +272,9 @@ def test_the_gpu_is_shared_by_who_opens_it_inside() -> None:
         assert np.array_equal(back, data)
         memory.free()
         memory.free()
-        gpu.allocate(5000)  # whoever forgets it
+        forgotten = gpu.allocate(5000)
+    assert support.alive()[0] == {}  # the GPU frees what was forgotten
+    forgotten.free()
     with open_gpu() as other:
         assert other is not gpu
     with pytest.raises(DeployError):

@@ -14,7 +14,7 @@
 #define PAGE 4096u
 #define EXPORT __attribute__((visibility("default")))
 
-struct settings fake_settings = {1LL << 30, 0, 0, -1, 0};
+struct settings fake_settings = {1LL << 30, 0, 0, -1, 0, 1};
 CUresult fake_sticky = CUDA_SUCCESS;
 long fake_alive[KINDS];
 
@@ -53,7 +53,7 @@ EXPORT int fake_set(const char *name, long long value) {
     const struct { const char *name; long long *value; } known[] = {
         {"memory", &fake_settings.memory},         {"integrated", &fake_settings.integrated},
         {"lazy", &fake_settings.lazy},             {"fail_after", &fake_settings.fail_after},
-        {"refuse_capture", &fake_settings.refuse_capture},
+        {"refuse_capture", &fake_settings.refuse_capture}, {"devices", &fake_settings.devices},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(name, known[i].name)) {
@@ -76,7 +76,7 @@ EXPORT int fake_state(long *alive) {
 }
 
 __attribute__((constructor)) static void read_environment(void) {
-    const char *names[] = {"memory", "integrated", "lazy", "fail_after", "refuse_capture"};
+    const char *names[] = {"memory", "integrated", "lazy", "fail_after", "refuse_capture", "devices"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char variable[64] = "FAKE_CUDA_";
         for (size_t j = 0; names[i][j]; j++) variable[10 + j] = (char)(names[i][j] == '_' ? '_' : names[i][j] - 32);
@@ -100,6 +100,7 @@ CUresult fake_enter(int needs_context) {
 }
 
 CUresult cuInit(unsigned flags) {
+    if (!fake_settings.devices) return CUDA_ERROR_NO_DEVICE;
     initialised = 1;
     return flags ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
@@ -131,6 +132,7 @@ CUresult cuGetErrorString(CUresult error, const char **text) {
     switch (error) {
         case CUDA_ERROR_INVALID_VALUE: *text = "invalid argument"; break;
         case CUDA_ERROR_OUT_OF_MEMORY: *text = "out of memory"; break;
+        case CUDA_ERROR_NO_DEVICE: *text = "no CUDA-capable device is detected"; break;
         case CUDA_ERROR_INVALID_IMAGE: *text = "device kernel image is invalid"; break;
         case CUDA_ERROR_INVALID_CONTEXT: *text = "invalid device context"; break;
         case CUDA_ERROR_NO_BINARY_FOR_GPU: *text = "no kernel image is available for execution on the device"; break;

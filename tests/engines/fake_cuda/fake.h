@@ -6,7 +6,8 @@
  *
  * Settings, from the environment when it is loaded (FAKE_CUDA_MEMORY ...) or by fake_set at any time:
  *   memory        bytes that the GPU has                         integrated  1: shares memory with the CPU
- *   lazy          1: streams run as late as possible             refuse_capture  1: nothing can be recorded
+ *   lazy          1: streams run as late as possible             devices     how many GPUs there are, 0 or 1
+ *   refuse_capture  1: nothing can be recorded, 2: no host function can be
  *   fail_after    this many launches from now, counted once it is set, an illegal address breaks the context; -1 never
  */
 #ifndef FAKE_H
@@ -19,7 +20,7 @@
 typedef int (*fake_launcher)(const char *kernel, const uint32_t *grid, const uint32_t *block, const void *argument);
 
 struct settings {
-    long long memory, integrated, lazy, fail_after, refuse_capture;
+    long long memory, integrated, lazy, fail_after, refuse_capture, devices;
 };
 extern struct settings fake_settings;
 extern CUresult fake_sticky; /* what broke the context, or CUDA_SUCCESS */

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # install_pycuda.sh PYTHON [SDIST]: real pycuda, built without a GPU, into PYTHON's environment.  About a minute.
 # The fake driver stands in for libcuda when linking; what is built runs on a real one just as well.
-# Needs a C++ compiler and the CUDA toolkit's headers.  SDIST: pycuda's archive, where there is no network.
+# Needs a C++ compiler and the CUDA toolkit's headers.  SDIST: pycuda's archive, where there is no network; then PYTHON
+# needs numpy and setuptools 70.1 or later.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=$1

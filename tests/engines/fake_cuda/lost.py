@@ -1,57 +1,67 @@
-"""lost.py N INTEGRATED: a folder of images; after N launches the GPU's context breaks.  Prints what could be seen."""
+"""lost.py N INTEGRATED LAZY FOLDER: `run` over 8 images; after N launches the GPU's context breaks.
+
+FOLDER gets the images and the masks.  Prints the report and what is left.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from engines.device.cuda import open_gpu
 from engines.device.cuda_device import CudaDevice
 from engines.errors import GpuLostError
+from engines.inputs import expand
+from engines.runner import RunOptions, run_images
 from engines.segmenter import Segmenter
 from engines.tiling import Tiling
-from tests.engines.fake_cuda.support import CUBIN, SPEC, Engine, configure, driver, image, on_host, same
+from tests.engines.fake_cuda.support import CUBIN, SPEC, Engine, configure, driver, image, on_host
 
 TILING = Tiling(64, 96, 48, 64)
 
 
-def _error(action: object, *arguments: object) -> str:
+def _error(action: Callable[[], object]) -> str:
     try:
-        action(*arguments)  # type: ignore[operator]
+        action()
     except GpuLostError as error:
         return str(error)
     return "no error"
 
 
-def main(launches: int, integrated: int, lazy: int) -> None:
+def _open() -> None:
+    with open_gpu():
+        pass
+
+
+def main(launches: int, integrated: int, lazy: int, folder: Path) -> None:
     configure(integrated=integrated, lazy=lazy)
-    engine, seen = Engine(TILING), {"masks": 0, "right": 0, "error": "", "later": []}
-    pictures = [image(150, 333, seed) for seed in range(8)]
+    engine = Engine(TILING)
     host = on_host(engine, TILING)
-    with open_gpu() as gpu:
-        try:
-            with CudaDevice(gpu, engine, SPEC, TILING, CUBIN) as device:
-                driver().fake_set(b"fail_after", launches)
-                segmenter = Segmenter(device)
-                try:
-                    for mask, picture in zip(segmenter.segment_all(pictures), pictures, strict=False):
-                        seen["masks"] += 1
-                        seen["right"] += same(mask, host.segment(picture))
-                finally:
-                    seen["later"] = [
-                        _error(segmenter.segment, pictures[0]),
-                        _error(lambda: list(segmenter.bands(pictures[0]))),
-                        _error(gpu.allocate, 10),
-                    ]
-        except GpuLostError as error:
-            seen["error"] = str(error)
-
-    def again() -> None:
-        with open_gpu():
-            pass
-
-    seen["later"].append(_error(again))
-    print(json.dumps(seen))
+    pictures = {f"{seed}.png": image(150, 333, seed) for seed in range(8)}
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(folder / name)
+    output = folder / "masks"
+    with open_gpu() as gpu, CudaDevice(gpu, engine, SPEC, TILING, CUBIN) as device:
+        driver().fake_set(b"fail_after", launches)
+        segmenter = Segmenter(device)
+        report = run_images(segmenter, expand([str(folder)], output), output, RunOptions())
+        later = [
+            _error(lambda: segmenter.segment(pictures["0.png"])),
+            _error(lambda: list(segmenter.bands(pictures["0.png"]))),
+            _error(lambda: gpu.allocate(10)),
+        ]
+    later.append(_error(_open))
+    written = sorted(path.name for path in output.iterdir())
+    right = all(
+        np.array_equal(np.asarray(Image.open(output / name)), host.segment(pictures[name]).labels) for name in written
+    )
+    print(json.dumps({"report": report.to_json(), "written": written, "right": right, "later": later}))
 
 
-main(*map(int, sys.argv[1:]))
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:4]), Path(sys.argv[4]))

@@ -1,0 +1,240 @@
+"""Launches of every kernel on odd sizes, compared with the C core bit by bit, on whatever runs kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import tile
+from engines.device import kernels
+from engines.device.launch import Launch
+from engines.tiling import Tiling
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+CANARY = 77
+
+
+class Machine(Protocol):
+    """A GPU, or the emulated one of the tests."""
+
+    def put(self, array: NDArray[np.generic]) -> int:
+        """The address of a copy of a C-contiguous array, aligned to 256 bytes."""
+
+    def take(self, array: NDArray[np.generic], address: int) -> None:
+        """Fill a C-contiguous array."""
+
+    def launch(self, launch: Launch) -> None: ...
+
+
+@dataclass(frozen=True)
+class GatherCase:
+    """view: how the image lies in memory, see `_view`.  strip: it begins with the first row that the windows need.
+
+    offset: elements by which the output is not aligned.
+    """
+
+    size: tuple[int, int]
+    top: int
+    lefts: tuple[int, ...]
+    window: tuple[int, int]
+    view: str = "plain"
+    order: tuple[int, int, int] = (0, 1, 2)
+    padding: str = "zero"
+    strip: bool = False
+    offset: int = 0
+
+    def differences(self, machine: Machine, dtype: str) -> int:
+        """Values that are not the C core's, and values written beside the windows."""
+        base, image = _view(self.view, *self.size)
+        first = self.top if self.strip else 0
+        memory = machine.put(base) + image[first:].__array_interface__["data"][0] - base.ctypes.data
+        shape = (len(self.lefts), 3, *self.window)
+        canvas = np.full(self.offset + int(np.prod(shape)) + 5, CANARY, dtype)
+        out = machine.put(canvas)
+        launch = kernels.gather(
+            memory, *self.size, image.strides, self.top, self.lefts, self.window, MEAN, STD, self.order, self.padding,
+            out + self.offset * canvas.itemsize, dtype, first,
+        )  # fmt: skip
+        machine.launch(launch)
+        machine.take(canvas, out)
+        expected = [
+            tile.gather(image, self.top, left, self.window, MEAN, STD, order=self.order, padding=self.padding)
+            for left in self.lefts
+        ]
+        inner = canvas[self.offset : -5].reshape(shape)
+        wrong = _unequal(inner, np.stack(expected).astype(dtype))
+        return wrong + int((canvas[: self.offset] != CANARY).sum() + (canvas[-5:] != CANARY).sum())
+
+
+@dataclass(frozen=True)
+class StitchCase:
+    """extra: columns beside the image in each row of the output."""
+
+    classes: int
+    low: tuple[int, int]
+    tiling: Tiling
+    size: tuple[int, int]
+    seed: int = 0
+    extra: int = 0
+
+    def differences(self, machine: Machine, dtype: str, confidence: bool, bands: bool) -> int:
+        """Values that are not the C core's, and values written beside the image.
+
+        bands: stitched row of windows by row, with a ring that holds no more than it must.
+        """
+        steps = self.tiling.window_rows(*self.size)
+        logits = self.logits(dtype)
+        weights = tile.blend_weights(self.tiling.blend, self.tiling.window_h, self.tiling.window_w)
+        ring = max(len(step.held) for step in steps) if bands else len(steps)
+        pitch = len(steps[0].lefts) + bands
+        memory = np.full((ring, pitch, self.classes, *self.low), np.nan, dtype)  # reading what is not held shows
+        shape = (self.size[0], self.size[1] + self.extra)
+        outputs = np.full(shape, CANARY, np.uint8), np.full(shape, CANARY, np.float32)
+        status = np.zeros(1, np.int32)
+        at = [machine.put(array) for array in (*outputs, status)]
+        weights_at = (machine.put(weights[0]), machine.put(weights[1])) if weights else None
+        for step in steps:
+            memory[step.index % ring, : len(step.lefts)] = logits[step.index]
+            if not bands and step is not steps[-1]:
+                continue
+            rows, held = (step.rows, step.held) if bands else ((0, self.size[0]), range(len(steps)))
+            launch = kernels.stitch(
+                machine.put(memory), dtype, self.low, self.classes, ring, pitch, self.tiling, self.size, rows, held,
+                weights_at, at[0] + rows[0] * shape[1], shape[1],
+                at[1] + 4 * rows[0] * shape[1] if confidence else 0, shape[1], at[2],
+            )  # fmt: skip
+            machine.launch(launch)
+        for array, address in zip((*outputs, status), at, strict=True):
+            machine.take(array, address)
+        labels, certainty = self.expected(logits, confidence)
+        wrong = int(status[0] != 0) + _unequal(outputs[0][:, : self.size[1]], labels)
+        wrong += int((outputs[0][:, self.size[1] :] != CANARY).sum() + (outputs[1][:, self.size[1] :] != CANARY).sum())
+        inner = outputs[1][:, : self.size[1]]
+        return wrong + (int((inner != CANARY).sum()) if certainty is None else _unequal(inner, certainty))
+
+    def logits(self, dtype: str) -> NDArray[np.generic]:
+        """(rows of windows, windows in each, K, h, w)."""
+        tops, lefts = self.tiling.placements(*self.size)
+        rng = np.random.default_rng(self.seed)
+        return (3 * rng.standard_normal((len(tops), len(lefts), self.classes, *self.low))).astype(dtype)
+
+    def expected(self, logits: NDArray[np.generic], confidence: bool) -> tuple[tile.UInt8, tile.Float32 | None]:
+        tops, lefts = self.tiling.placements(*self.size)
+        windows = [np.ascontiguousarray(window, np.float32) for row in logits for window in row]
+        size = (self.tiling.window_h, self.tiling.window_w)
+        return tile.stitch(
+            windows, [top for top in tops for _ in lefts], lefts * len(tops), size, self.size,
+            weights=tile.blend_weights(self.tiling.blend, *size), confidence=confidence,
+        )  # fmt: skip
+
+
+GATHERS = [
+    GatherCase((50, 70), 0, (0, 3, 38), (48, 32)),
+    GatherCase((50, 70), 2, (0, 1, 2, 3, 4, 5, 6, 7), (47, 63)),  # every place in a word; odd rows
+    GatherCase((50, 70), 10, (0, 30), (40, 40), strip=True),
+    GatherCase((64, 64), 0, tuple(range(64)), (64, 1)),
+    GatherCase((64, 64), 3, (0, 1, 2, 3), (60, 60), offset=1),
+    GatherCase((50, 70), 2, (1, 2), (48, 64), order=(2, 1, 0)),
+    GatherCase((50, 70), 2, (1, 2), (48, 64), order=(1, 2, 0)),
+    *(
+        GatherCase((40, 50), 5, (0, 3, 10), (30, 40), view=view, order=(2, 1, 0), strip=strip)
+        for view in ("flipped", "mirrored", "bgr", "subsampled", "planar", "four", "six", "transposed", "unaligned")
+        for strip in (False, True)
+    ),
+    GatherCase((41, 51), 1, (0, 1, 2, 3), (40, 48), view="unaligned"),  # to the last byte of the image
+    GatherCase((41, 51), 1, (0, 1, 2, 3), (40, 48), view="clipped"),
+    *(
+        GatherCase(size, 0, (0,), (66, 96), padding=padding, view=view)
+        for size in ((50, 70), (3, 2), (1, 1), (1, 40), (64, 5), (65, 96), (66, 95), (66, 93))
+        for padding in ("zero", "edge", "reflect")
+        for view in ("plain", "four")
+    ),
+]
+STITCHES = [
+    StitchCase(19, (16, 16), Tiling(64, 64, 48, 48), (112, 160)),  # a quarter, as SegFormer, all at multiples of 4
+    StitchCase(19, (16, 24), Tiling(64, 96, 48, 64), (20, 90), extra=3),  # one window, smaller image
+    StitchCase(7, (16, 16), Tiling(64, 64, 16, 12), (96, 100)),  # up to twenty windows over a pixel
+    StitchCase(19, (16, 24), Tiling(64, 96, 48, 64), (111, 333), extra=1),  # the last windows anywhere
+    *(StitchCase(3, (8, 8), Tiling(32, 32, 24, 24), (57 + i, 60 + i), seed=i) for i in range(4)),
+    StitchCase(3, (8, 8), Tiling(32, 32, 17, 23), (99, 99)),
+    StitchCase(19, (8, 8), Tiling(64, 64, 48, 48), (100, 131)),  # an eighth
+    StitchCase(5, (8, 8), Tiling(64, 64, 33, 41), (99, 130)),
+    StitchCase(5, (4, 8), Tiling(64, 64, 48, 48), (160, 150)),  # a sixteenth down, an eighth across
+    StitchCase(3, (2, 2), Tiling(64, 64, 40, 27), (99, 131)),  # a thirty-second
+    StitchCase(3, (2, 2), Tiling(128, 128, 100, 100), (130, 230)),  # a sixty-fourth
+    StitchCase(5, (64, 64), Tiling(64, 64, 48, 48), (100, 70)),  # full resolution
+    StitchCase(3, (32, 32), Tiling(64, 64, 40, 48), (101, 147), extra=1),  # a half
+    StitchCase(4, (32, 16), Tiling(64, 64, 40, 48), (101, 147)),  # a half down, a quarter across
+    StitchCase(3, (17, 23), Tiling(61, 90, 40, 70), (150, 200)),  # not a whole ratio
+    StitchCase(3, (90, 70), Tiling(60, 61, 40, 50), (99, 99)),  # logits finer than pixels
+    StitchCase(4, (20, 10), Tiling(60, 60, 40, 50), (99, 131)),  # whole ratios that are no powers of two
+    StitchCase(4, (1, 1), Tiling(16, 16, 12, 12), (1, 100)),
+    StitchCase(1, (8, 8), Tiling(32, 32, 32, 32), (32, 32)),
+    StitchCase(2, (8, 8), Tiling(32, 32, 20, 20), (1, 1)),
+    StitchCase(150, (8, 8), Tiling(32, 32, 24, 24), (45, 70)),
+    StitchCase(255, (8, 8), Tiling(32, 32, 24, 24), (33, 37)),
+    *(
+        StitchCase(6, low, Tiling(64, 64, 40, 48, blend), (90, 113))
+        for low in ((16, 16), (8, 4), (64, 64), (20, 30))
+        for blend in ("gaussian", "hann")
+    ),
+    StitchCase(6, (16, 16), Tiling(64, 64, 48, 48, "gaussian"), (112, 160)),
+]
+
+
+def check(machine: Machine) -> Iterator[tuple[str, int]]:
+    """Every case in every variant: what it is, and how many values differ."""
+    for dtype in ("float32", "float16"):
+        for case in GATHERS:
+            yield f"gather {dtype} {case}", case.differences(machine, dtype)
+        for stitch in STITCHES:
+            for confidence in (False, True):
+                for bands in (False, True):
+                    yield (
+                        f"stitch {dtype} confidence={confidence} bands={bands} {stitch}",
+                        stitch.differences(machine, dtype, confidence, bands),
+                    )
+
+
+def _unequal(got: NDArray[np.generic], expected: NDArray[np.generic]) -> int:
+    """Values whose bits differ."""
+    bits = f"u{got.itemsize}"
+    assert got.dtype == expected.dtype
+    return int((np.ascontiguousarray(got).view(bits) != np.ascontiguousarray(expected).view(bits)).sum())
+
+
+def _view(name: str, height: int, width: int) -> tuple[tile.UInt8, tile.UInt8]:
+    """The memory of an image, one contiguous array without a byte more than the name says, and the image in it."""
+    rng = np.random.default_rng(4)
+
+    def pixels(*shape: int) -> tile.UInt8:
+        return rng.integers(0, 256, shape, np.uint8)
+
+    if name == "four":  # of four bytes a pixel, as Pillow's own
+        base = pixels(height, width, 4)
+        return base, base[:, :, :3]
+    if name == "clipped":  # the same without what follows the last pixel
+        base = pixels(4 * height * width - 1)
+        return base, np.lib.stride_tricks.as_strided(base, (height, width, 3), (4 * width, 4, 1))
+    if name == "six":
+        base = pixels(height, width, 6)
+        return base, base[:, :, 2:5]
+    if name == "subsampled":
+        base = pixels(2 * height, 3 * width, 3)
+        return base, base[::2, 1::3]
+    if name == "planar":
+        base = pixels(3, height, width)
+        return base, base.transpose(1, 2, 0)
+    if name == "transposed":
+        base = pixels(width, height, 3)
+        return base, base.transpose(1, 0, 2)
+    if name == "unaligned":  # rows begin anywhere in a word
+        base = pixels(height * (3 * width + 1) + 1)
+        return base, np.lib.stride_tricks.as_strided(base[1:], (height, width, 3), (3 * width + 1, 3, 1))
+    base = pixels(height, width, 3)
+    turned = {"plain": base, "flipped": base[::-1], "mirrored": base[:, ::-1], "bgr": base[:, :, ::-1]}
+    return base, turned[name]

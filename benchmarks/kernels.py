@@ -1,0 +1,240 @@
+"""The kernels on a GPU: their bits against the C core (--check), or their time against copying as many bytes.
+
+    python -m benchmarks.kernels --check
+    python -m benchmarks.kernels [--rounds 15] [--json FILE]
+
+Times: a frame of 2048x1024, three windows of 1024 at stride 768, 19 classes.  A kernel's time is that of many launches
+in one CUDA graph, divided; beside it, in the same round, that of as many copies within the GPU of what the kernel reads
+and writes.  Buffers take turns: `cached` has two sets, which mostly stay in the second-level cache, as a frame's do;
+`cold` so many that they do not.  Medians of the rounds.  --check exits with 1 on any difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.kernel_cases import MEAN, STD, check
+from engines import tile
+from engines.device import kernels
+from engines.device.compile import compile_kernels
+from engines.device.launch import Launch
+from engines.tiling import Tiling
+
+FRAME = (1024, 2048)
+COLD_BYTES = 400 * 2**20  # several times any second-level cache
+ITEM = {"float32": 4, "float16": 2}
+
+
+class GpuMachine:
+    """A GPU as `kernel_cases.Machine`."""
+
+    def __init__(self, gpu: Any) -> None:
+        self.gpu = gpu
+        self.kernels = gpu.load(compile_kernels(gpu.info.sm))
+        self._held: list[Any] = []
+
+    def put(self, array: NDArray[np.generic]) -> int:
+        address = self.room(array.nbytes)
+        self.gpu.upload(address, array)
+        return address
+
+    def take(self, array: NDArray[np.generic], address: int) -> None:
+        self.gpu.download(array, address)
+
+    def launch(self, launch: Launch) -> None:
+        self.gpu.launch(self.kernels, launch)
+
+    def room(self, size: int) -> int:
+        self._held.append(self.gpu.allocate(size))
+        return int(self._held[-1].address)
+
+    def free(self) -> None:
+        self.gpu.synchronize()
+        while self._held:
+            self._held.pop().free()
+
+
+@dataclass(frozen=True)
+class Work:
+    """A kernel on one frame.  inputs, outputs: bytes of its buffers.  make: its launch, from their addresses."""
+
+    name: str
+    inputs: int
+    outputs: Sequence[int]
+    make: Callable[[GpuMachine, int, Sequence[int]], Launch]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds.  ratio: median of the rounds' kernel / copy.  graph: whether launches were one graph."""
+
+    name: str
+    kernel: str
+    cache: str
+    bytes: int
+    kernel_us: float
+    copy_us: float
+    ratio: float
+    graph: bool
+
+
+def gather_work(dtype: str, size: tuple[int, int] = FRAME, window: int = 1024) -> Work:
+    _, lefts = Tiling(window, window, window * 3 // 4, window * 3 // 4).placements(*size)
+
+    def make(machine: GpuMachine, image: int, outputs: Sequence[int]) -> Launch:
+        return kernels.gather(
+            image, *size, (3 * size[1], 3, 1), 0, lefts, (window, window), MEAN, STD, (0, 1, 2), "zero", outputs[0],
+            dtype,
+        )  # fmt: skip
+
+    return Work(
+        f"gather {dtype}", 3 * size[0] * size[1], [len(lefts) * 3 * window**2 * ITEM[dtype]], make
+    )  # fmt: skip
+
+
+def stitch_work(
+    name: str, dtype: str, ratio: int = 4, confidence: bool = False, blend: str = "uniform",
+    size: tuple[int, int] = FRAME, window: int = 1024, classes: int = 19,
+) -> Work:  # fmt: skip
+    tiling = Tiling(window, window, window * 3 // 4, window * 3 // 4, blend)
+    tops, lefts = tiling.placements(*size)
+    low = window // ratio
+    weights = tile.blend_weights(blend, window, window)
+
+    def make(machine: GpuMachine, logits: int, outputs: Sequence[int]) -> Launch:
+        at = (machine.put(weights[0]), machine.put(weights[1])) if weights else None
+        return kernels.stitch(
+            logits, dtype, (low, low), classes, len(tops), len(lefts), tiling, size, (0, size[0]), range(len(tops)),
+            at, outputs[0], size[1], outputs[1] if confidence else 0, size[1], machine.put(np.zeros(1, np.int32)),
+        )  # fmt: skip
+
+    pixels = size[0] * size[1]
+    return Work(
+        f"stitch {name} {dtype}", len(tops) * len(lefts) * classes * low**2 * ITEM[dtype],
+        [pixels, 4 * pixels] if confidence else [pixels], make,
+    )  # fmt: skip
+
+
+def works() -> list[Work]:
+    found = []
+    for dtype in ITEM:
+        found += [
+            gather_work(dtype),
+            stitch_work("1/4", dtype),
+            stitch_work("1/4, confidence", dtype, confidence=True),
+            stitch_work("1/4, 2050x1027", dtype, size=(1027, 2050)),  # the last windows not at multiples of 4
+            stitch_work("1/4, gaussian", dtype, blend="gaussian"),
+            stitch_work("1/8", dtype, ratio=8),
+            stitch_work("1/16", dtype, ratio=16),
+            stitch_work("full resolution", dtype, ratio=1),
+        ]
+    return found
+
+
+def measure(machine: GpuMachine, work: Work, cold: bool, rounds: int, launches: int = 20) -> Timing:
+    gpu, total = machine.gpu, work.inputs + sum(work.outputs)
+    sets = max(2, -(-COLD_BYTES // total)) if cold else 2
+    launches = max(launches, sets)
+    rng = np.random.default_rng(0)
+    pattern = (rng.standard_normal(work.inputs // 4 // 8 + 1) * 3).astype(np.float16)  # small numbers in any dtype
+    content = np.resize(pattern.view(np.uint8), work.inputs)
+    jobs = []
+    for _ in range(sets):
+        launch = work.make(machine, machine.put(content), [machine.room(size) for size in work.outputs])
+        jobs.append((launch, machine.room(total), machine.room(total)))
+
+    def compute() -> None:
+        for index in range(launches):
+            machine.launch(jobs[index % sets][0])
+
+    def copy() -> None:
+        for index in range(launches):
+            gpu.copy(jobs[index % sets][1], jobs[index % sets][2], total)
+
+    runs, graphs = _recorded(gpu, (compute, copy))
+    start, end = gpu.event(), gpu.event()
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for index in range(rounds + 1):
+        for run, times in zip(runs, seconds, strict=True):
+            gpu.mark(start, gpu.main)
+            run()
+            gpu.mark(end, gpu.main)
+            gpu.finish(end)
+            if index:  # the first round warms up
+                times.append(gpu.seconds(start, end) / launches * 1e6)
+    for graph in graphs:
+        graph.free()
+    machine.free()
+    return Timing(
+        work.name, jobs[0][0].kernel, "cold" if cold else "cached", total, statistics.median(seconds[0]),
+        statistics.median(seconds[1]), statistics.median(a / b for a, b in zip(*seconds, strict=True)), bool(graphs),
+    )  # fmt: skip
+
+
+def _recorded(gpu: Any, works: Sequence[Callable[[], None]]) -> tuple[list[Callable[[], None]], list[Any]]:
+    """Each as one graph where the driver records it: else starting a kernel would take longer than the kernel."""
+    from engines.device.graph import CaptureRefusedError
+
+    for work in works:
+        work()
+    gpu.synchronize()
+    try:
+        graphs = [gpu.record(work) for work in works]
+    except CaptureRefusedError as error:
+        print(f"no graphs, launches are timed with their start: {error}", file=sys.stderr)
+        return list(works), []
+    return [lambda graph=graph: gpu.replay(graph) for graph in graphs], graphs
+
+
+def run_check(machine: GpuMachine) -> int:
+    """The number of cases that differ."""
+    total = wrong = 0
+    for text, differences in check(machine):
+        total += 1
+        if differences:
+            wrong += 1
+            print(f"DIFFERS in {differences} values: {text}")
+        machine.free()
+    print(f"{total} cases on {machine.gpu.info}: {wrong} differ from the C core")
+    return wrong
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    from engines.device.cuda import open_gpu
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    with open_gpu() as gpu:
+        machine = GpuMachine(gpu)
+        if args.check:
+            sys.exit(bool(run_check(machine)))
+        timings = []
+        print(f"{gpu.info}\n{'':34} {'':6} {'MB':>6} {'kernel us':>9} {'copy us':>9} {'ratio':>6}")
+        for work in works():
+            for cold in (False, True):
+                t = measure(machine, work, cold, args.rounds)
+                timings.append(t)
+                print(
+                    f"{t.name:34} {t.cache:6} {t.bytes / 1e6:6.1f} {t.kernel_us:9.1f} {t.copy_us:9.1f} {t.ratio:6.2f}",
+                    flush=True,
+                )
+        if args.json:
+            report = {"gpu": str(gpu.info), "rounds": args.rounds, "timings": [asdict(t) for t in timings]}
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The cubin of tile.cu for one GPU, by nvcc where there is one, otherwise by NVRTC.  No GPU is needed.
+
+A cubin runs on GPUs of its SM's major version from its minor version on; bundles carry one, so that a machine that only
+runs needs no compiler.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from engines.device import nvrtc
+from engines.errors import DeployError
+
+SOURCE = Path(__file__).parent.parent / "tile.cu"
+HEADERS = tuple(
+    SOURCE.with_name(name)
+    for name in ("tile.h", "tile_device.cuh", "tile_gather.cuh", "tile_ways.cuh", "tile_stitch.cuh")
+)
+TOOLKIT = Path("/usr/local/cuda")
+
+
+def compile_kernels(sm: tuple[int, int]) -> bytes:
+    """sm: compute capability, (8, 7) for a Jetson Orin.
+
+    nvcc is looked for in PATH, $CUDA_HOME and /usr/local/cuda; NVRTC also among the packages of pip.
+    Raises DeployError where neither is found, where the one found does not know the GPU, and with the compiler's own
+    words where it fails.
+    """
+    for path in (SOURCE, *HEADERS):
+        if not path.is_file():
+            raise DeployError(f"kernels: {path.name} is not beside the package engines; install edgeseg again")
+    arch = f"sm_{sm[0]}{sm[1]}"
+    nvcc = find_nvcc()
+    if nvcc is not None:
+        return _by_nvcc(nvcc, arch)
+    library = nvrtc.find((_home(), TOOLKIT))
+    if library is not None:
+        compiler = nvrtc.Compiler(library)
+        _check_arch(arch, compiler.architectures(), f"NVRTC {compiler.version()}")
+        return compiler.cubin(SOURCE.read_text(), {path.name: path.read_text() for path in HEADERS}, arch)
+    raise DeployError(
+        f"kernels: no CUDA compiler for {arch}: got neither nvcc in PATH, $CUDA_HOME or {TOOLKIT} nor libnvrtc; "
+        "install the CUDA toolkit (on a Jetson: apt-get install nvidia-jetpack), or run: pip install nvidia-cuda-nvrtc"
+    )
+
+
+def find_nvcc() -> Path | None:
+    on_path = shutil.which("nvcc")
+    candidates = [Path(on_path)] if on_path else []
+    candidates += [folder / "bin" / "nvcc" for folder in (_home(), TOOLKIT) if folder is not None]
+    return next((path for path in candidates if os.access(path, os.X_OK)), None)
+
+
+def _home() -> Path | None:
+    home = os.environ.get("CUDA_HOME")
+    return Path(home) if home else None
+
+
+def _by_nvcc(nvcc: Path, arch: str) -> bytes:
+    release = re.search(r"release (\S+),", _run([nvcc, "--version"]))
+    _check_arch(arch, _run([nvcc, "--list-gpu-code"]).split(), f"nvcc {release[1] if release else ''} at {nvcc}")
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "tile.cubin"
+        _run([nvcc, "-cubin", f"-arch={arch}", "--fmad=false", "-Werror", "all-warnings", SOURCE, "-o", target])
+        return target.read_bytes()
+
+
+def _run(command: list[Path | str]) -> str:
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    except OSError as error:
+        raise DeployError(f"kernels: cannot run {words[0]}: {error}; install the CUDA toolkit again") from error
+    if done.returncode != 0:
+        said = " ".join((done.stderr or done.stdout).split())[-600:]
+        raise DeployError(
+            f"kernels: {words[0]} failed ({said}); it needs a host compiler (apt-get install g++) and room in "
+            f"{tempfile.gettempdir()}"
+        )
+    return done.stdout
+
+
+def _check_arch(arch: str, known: list[str], compiler: str) -> None:
+    if arch not in known:
+        raise DeployError(
+            f"kernels: {compiler} does not know this GPU, {arch}: got {', '.join(known) or 'no list of GPUs'}; "
+            "install a CUDA toolkit that supports it, newer for a newer GPU and older for an older one"
+        )

@@ -1,0 +1,116 @@
+"""Which memory the next frame on a GPU takes: that of the last image of its size, of a size gone by, or new."""
+
+from __future__ import annotations
+
+from engines.device.cuda import CudaGpu, GpuMemoryError
+from engines.device.cuda_plan import Plan
+from engines.device.cuda_slot import Blocks, Slot
+from engines.tiling import Tiling
+
+SIZES_KEPT = 4  # image sizes whose frames are kept, with what was recorded for them
+IDLE_KEPT = 2  # blocks of memory of other sizes that are kept
+SHARE = 0.4  # of the free memory, that one frame of a whole image may take: two are in flight
+
+Key = tuple[int, int, bool, bool]  # height, width, confidence, whole
+
+
+class Pool:
+    """Hands out slots.  batch: windows per run of the engine.  window_bytes: the logits of one window."""
+
+    def __init__(self, gpu: CudaGpu, tiling: Tiling, batch: int, window_bytes: int, in_flight: int) -> None:
+        self._gpu, self._tiling, self._batch, self._window_bytes = gpu, tiling, batch, window_bytes
+        self._in_flight = in_flight
+        self.slots: dict[Key, list[Slot]] = {}  # last used last
+        self._busy: list[Slot] = []  # oldest first
+        self._idle: list[Blocks] = []  # of sizes that were dropped, oldest first
+
+    def take(self, height: int, width: int, confidence: bool, whole: bool) -> Slot:
+        """A free slot.  The caller names its owner.  Raises GpuMemoryError when not even strips of the image fit.
+
+        Where more than `in_flight` are wanted, the one that was handed out first is taken from its owner.
+        """
+        self._busy = [slot for slot in self._busy if slot.owner is not None]
+        if len(self._busy) >= self._in_flight:  # whoever asked for it has given it up
+            self._gpu.synchronize()
+            self._busy.pop(0).owner = None
+        key = (height, width, confidence, whole)
+        slots = self.slots.pop(key, [])
+        self.slots[key] = slots
+        slot = next((slot for slot in slots if slot.owner is None), None)
+        if slot is None:
+            for old in list(self.slots)[:-SIZES_KEPT]:
+                self._drop(old)
+            slot = self._new(key)
+            slots.append(slot)
+        self._busy.append(slot)
+        return slot
+
+    def close(self) -> None:
+        """Free everything."""
+        for slots in self.slots.values():
+            for slot in slots:
+                slot.free()
+                slot.blocks.free()
+        self.slots.clear()
+        while self._idle:
+            self._idle.pop().free()
+
+    def _new(self, key: Key) -> Slot:
+        """For the whole image where it fits, otherwise for strips of it; for either, other sizes make room."""
+        height, width, confidence, whole = key
+        for kind in (True, False) if whole else (False,):
+            plan = Plan.of(
+                self._tiling, (height, width), confidence, kind, self._batch, self._window_bytes,
+                self._gpu.info.integrated,
+            )  # fmt: skip
+            blocks = self._reused(plan) or self._allocated(plan)
+            if blocks is None:
+                self._make_room()
+                blocks = self._allocated(plan)
+            if blocks is not None:
+                return self._slot(plan, blocks)
+        return self._slot(plan, Blocks(self._gpu, plan))  # which says what is missing
+
+    def _reused(self, plan: Plan) -> Blocks | None:
+        fitting = [blocks for blocks in self._idle if blocks.holds(plan) and blocks.bytes <= 4 * plan.bytes]
+        if not fitting:
+            return None
+        blocks = min(fitting, key=lambda blocks: blocks.bytes)
+        self._idle.remove(blocks)
+        return blocks
+
+    def _allocated(self, plan: Plan) -> Blocks | None:
+        """None where the GPU has no room, or the whole image would take too much of it."""
+        wanted = plan.bytes if self._gpu.info.integrated else plan.device
+        if plan.whole and wanted > SHARE * self._gpu.free_memory():
+            return None
+        try:
+            return Blocks(self._gpu, plan)
+        except GpuMemoryError:
+            return None
+
+    def _slot(self, plan: Plan, blocks: Blocks) -> Slot:
+        try:
+            return Slot(self._gpu, plan, blocks)
+        except BaseException:
+            blocks.free()
+            raise
+
+    def _make_room(self) -> None:
+        """Free what no frame uses now."""
+        for key in list(self.slots):
+            self._drop(key)
+        while self._idle:
+            self._idle.pop().free()
+
+    def _drop(self, key: Key) -> None:
+        """Forget an image size, except frames at work, and keep its memory for sizes to come."""
+        slots = self.slots[key]
+        for slot in [slot for slot in slots if slot.owner is None]:
+            slots.remove(slot)
+            slot.free()
+            self._idle.append(slot.blocks)
+        if not slots and key != next(reversed(self.slots)):  # the last one is being filled
+            del self.slots[key]
+        while len(self._idle) > IDLE_KEPT:
+            self._idle.pop(0).free()

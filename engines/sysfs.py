@@ -1,0 +1,47 @@
+"""Small files of /proc and /sys, below a root folder so that recorded trees can be read too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path("/")
+
+
+def text(path: Path) -> str | None:
+    """The file's content without surrounding white space and NULs; None where it cannot be read.
+
+    A sensor that is switched off exists and answers with an error: that is None too.
+    """
+    try:
+        return path.read_text(errors="replace").strip("\0 \t\r\n")
+    except OSError:
+        return None
+
+
+def number(path: Path) -> int | None:
+    """The whole number in a file; None where there is none."""
+    content = text(path)
+    return int(content) if content and re.fullmatch(r"-?\d+", content) else None
+
+
+def glob(root: Path, pattern: str) -> list[Path]:
+    """Sorted, with the numbers in names as numbers: policy2 before policy10."""
+    return sorted(root.glob(pattern), key=_natural)
+
+
+def packages(root: Path = ROOT) -> dict[str, str]:
+    """Installed Debian packages and their versions, from dpkg's own file; empty where there is none."""
+    return dict(_packages(text(root / "var/lib/dpkg/status") or ""))
+
+
+def _packages(status: str) -> Iterator[tuple[str, str]]:
+    for paragraph in status.split("\n\n"):
+        fields = dict(re.findall(r"^([A-Za-z-]+): *(.*)$", paragraph, re.M))
+        if fields.get("Status", "").endswith(" installed") and {"Package", "Version"} <= set(fields):
+            yield fields["Package"], fields["Version"]
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]

@@ -1,0 +1,94 @@
+/* gather on a GPU: a thread makes 4 pixels of one row, in all 3 planes.
+ *
+ * A warp reads 384 contiguous bytes as three words a lane and writes three runs of 512 (fp16: 256) bytes.  Where a
+ * window does not start at a word, four words are read and shifted: never a word outside the image's row. */
+#ifndef EDGESEG_TILE_GATHER_CUH
+#define EDGESEG_TILE_GATHER_CUH
+
+#include "tile_device.cuh"
+
+/* Four pixels from column x on, of a row of `width` pixels whose channels are contiguous; false where it cannot. */
+TILE_DEVICE bool tile_read4(const uint8_t *row, int32_t x, int32_t width, int32_t stride_x, uint8_t (&pixels)[4][3])
+{
+    const uint8_t *p = row + (int64_t)x * stride_x;
+    uint32_t words[4] = {0, 0, 0, 0}, shift = (uint32_t)(reinterpret_cast<size_t>(p) & 3);
+    const uint32_t *from = reinterpret_cast<const uint32_t *>(p - shift);
+    if (stride_x == 4) {
+        if (shift != 0 || x + 4 >= width) /* the fourth byte of the last pixel may not be there */
+            return false;
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            words[i] = from[i];
+#pragma unroll
+        for (int i = 0; i < 12; i++)
+            pixels[i / 3][i % 3] = (uint8_t)(words[i / 3] >> (8 * (i % 3)));
+        return true;
+    }
+    if (shift != 0 && (p - shift < row || p - shift + 16 > row + 3 * (int64_t)width))
+        return false;
+#pragma unroll
+    for (int i = 0; i < 3; i++)
+        words[i] = from[i];
+    if (shift != 0) {
+        words[3] = from[3];
+#pragma unroll
+        for (int i = 0; i < 3; i++)
+            words[i] = __funnelshift_r(words[i], words[i + 1], 8 * shift);
+    }
+#pragma unroll
+    for (int i = 0; i < 12; i++)
+        pixels[i / 3][i % 3] = (uint8_t)(words[i / 4] >> (8 * (i % 4)));
+    return true;
+}
+
+/* Row y of window blockIdx.z, columns x..x+4. */
+template <typename T>
+TILE_DEVICE void tile_gather4(const tile_gather_launch &a, int32_t left, int32_t x, int32_t y)
+{
+    int32_t from = tile_pad_index(a.top + y, a.height, a.padding), n = tile_min(4, a.window_w - x);
+    const uint8_t *row = a.image + (int64_t)(from - a.first_row) * a.stride_y;
+    uint8_t pixels[4][3] = {};
+    bool there[4] = {true, true, true, true};
+    bool easy = from >= 0 && left + x + 4 <= a.width && a.stride_c == 1 && (a.stride_x == 3 || a.stride_x == 4);
+    if (!easy || !tile_read4(row, left + x, a.width, (int32_t)a.stride_x, pixels)) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int32_t column = from < 0 || i >= n ? -1 : tile_pad_index(left + x + i, a.width, a.padding);
+            there[i] = column >= 0;
+#pragma unroll
+            for (int c = 0; c < 3; c++)
+                pixels[i][c] = column < 0 ? 0 : row[column * a.stride_x + c * a.stride_c];
+        }
+    }
+    T *out = static_cast<T *>(a.out) + (size_t)y * (size_t)a.window_w + x;
+    size_t plane = (size_t)a.window_h * (size_t)a.window_w;
+    bool whole = n == 4 && a.window_w % 4 == 0 && tile_aligned(a.out, 4 * sizeof(T));
+#pragma unroll
+    for (int c = 0; c < 3; c++) {
+        T *p = out + (size_t)(blockIdx.z * 3 + (uint32_t)a.plane[c]) * plane;
+        float v[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            v[i] = there[i] ? tile_normalise(pixels[i][c], a.scale[c], a.bias[c]) : 0.0f;
+        if (whole)
+            tile_store4(p, v);
+        else {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (i < n)
+                    tile_store(p + i, v[i]);
+        }
+    }
+}
+
+template <typename T> TILE_DEVICE void tile_gather(const tile_gather_launch &a)
+{
+    int32_t x = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    if (x >= a.window_w)
+        return;
+    int32_t left = a.lefts[blockIdx.z];
+    for (int32_t y = (int32_t)(blockIdx.y * blockDim.y + threadIdx.y); y < a.window_h; y += gridDim.y * blockDim.y)
+        tile_gather4<T>(a, left, x, y);
+}
+
+#endif

@@ -1,0 +1,7 @@
+"""PyTorch through torch.compile on an NVIDIA GPU: the faster of the two baselines there, see torch_cuda_backend.py."""
+
+from __future__ import annotations
+
+from engines.torch_cuda_backend import TorchCudaBackend
+
+backend = TorchCudaBackend("torch_compile", compiled=True)

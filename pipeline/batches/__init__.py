@@ -1,0 +1,44 @@
+"""A graph for one window becomes one for any number of windows: nothing in it says any more that there is one.
+
+Exporters write the batch into constants: into the targets of Reshape, the sizes of Resize and Expand, a class token of
+shape (1, 1, C) that is concatenated.  Each becomes what means the same for one window and follows the input for more.
+The graph still declares (1, 3, H, W); who wants N windows sets that one dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from engines.base import Float32
+from engines.batches import NEUTRAL
+from engines.errors import DeployError
+from pipeline.batches.fixes import FIXES
+from pipeline.batches.proof import confirm
+from pipeline.batches.walk import Declined, Walk
+from pipeline.graph import OnnxGraph
+from pipeline.precision.view import constants_to_initializers
+
+
+def for_any_batch(graph: OnnxGraph, windows: Sequence[Float32], batches: Sequence[int] = (2, 3)) -> OnnxGraph:
+    """`graph` without a baked-in batch, confirmed by ONNX Runtime on `windows` (1, 3, H, W); or unchanged.
+
+    batches: the numbers of windows at once that it is confirmed for.
+    Its history gets one more step: how many nodes were changed, or why the graph stays one for a single window.
+    """
+    try:
+        changed = neutral(graph)
+        confirm(graph, changed, windows, batches)
+    except (Declined, DeployError) as reason:
+        return graph.declined(NEUTRAL, str(reason))
+    return changed
+
+
+def neutral(graph: OnnxGraph) -> OnnxGraph:
+    """The pass alone, not confirmed.  Raises Declined, or DeployError on control flow."""
+    walk = Walk.over(constants_to_initializers(graph.model), FIXES)
+    for node in walk.shown.nodes:
+        walk.visit(node)
+    made = graph.then(walk.finish(), NEUTRAL)
+    step = replace(made.history[-1], places=walk.places)
+    return replace(made, history=(*made.history[:-1], step))

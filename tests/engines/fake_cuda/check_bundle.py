@@ -1,0 +1,221 @@
+"""The whole command line on a GPU: build, run, bench, rebuild, refuse.  Run by tests/engines/test_cuda.py.
+
+The engine is OpenVINO's, called on the addresses that the GPU runtime hands out: everything around it is tested.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import engines.base
+from engines.base import Backend, BuildConfig, Session, Tensor
+
+engines.base.BACKENDS = (*engines.base.BACKENDS, "gpu")  # before the command line reads it
+
+import deploy  # noqa: E402
+from engines.bundle import KERNELS, MANIFEST, open_bundle  # noqa: E402
+from engines.device.cuda import gpu_info  # noqa: E402
+from engines.openvino_backend import backend as openvino  # noqa: E402
+from tests.engines.fake_cuda import support  # noqa: E402
+
+
+class _Session:
+    capturable = False
+
+    def __init__(self, session: Session, config: BuildConfig) -> None:
+        self._session, self.input = session, Tensor("image", (config.batch, 3, 64, 96), "fp32")
+        self.output = Tensor("logits", (config.batch, 5, 16, 24), "fp32")
+        self.enqueued = 0
+
+    def run(self, windows: np.ndarray) -> np.ndarray:
+        return self._session.run(windows)
+
+    def enqueue(self, source: int, target: int, stream: int) -> None:
+        _GPU.enqueued += 1
+        _at(target, self.output)[:] = self._session.run(_at(source, self.input).copy())
+
+
+def _at(address: int, tensor: Tensor) -> np.ndarray:
+    size = 4 * int(np.prod(tensor.shape))
+    return np.frombuffer((ctypes.c_char * size).from_address(address), np.float32).reshape(tensor.shape)
+
+
+class _GPU(Backend):
+    name = "gpu"
+    on_gpu = True
+    enqueued = 0
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def version(self) -> str:
+        return "gpu 1.0"
+
+    def device(self) -> str:
+        return str(gpu_info())
+
+    def supports(self, precision: str) -> str | None:
+        return None
+
+    def remark(self, precision: str) -> str | None:
+        return None
+
+    def build(self, model: Path, config: BuildConfig) -> bytes:
+        return openvino.build(model, config)
+
+    @contextmanager
+    def load(self, blob: bytes, config: BuildConfig) -> Iterator[Any]:
+        with openvino.load(blob, config) as session:
+            yield _Session(session, config)
+
+    def layers(self, *args: Any, **kwargs: Any) -> Any:
+        return openvino.layers(*args, **kwargs)
+
+
+sys.modules["engines.gpu_backend"] = ModuleType("engines.gpu_backend")
+sys.modules["engines.gpu_backend"].backend = _GPU()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    support.configure()
+    before = support.alive()[1]
+    yield
+    if "lost" not in request.node.name:  # nothing can be freed in a context that is gone
+        assert support.alive() == ({}, before)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model for the CPU and for the GPU."""
+    folder = tmp_path_factory.mktemp("bundles")
+    support.configure()
+    for backend in ("openvino", "gpu"):
+        assert deploy.main(_build(folder / backend, backend)) == 0
+    return folder
+
+
+def _build(output: Path, backend: str) -> list[str]:
+    windows = ["--tile", "64x96", "--stride", "48x64"]
+    return ["build-engine", "tests.models:tiny", "-o", str(output), "--backend", backend, *windows]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    for index, size in enumerate([(150, 333), (40, 50), (64, 96), (150, 333), (201, 97)]):
+        Image.fromarray(support.image(*size, index)).save(folder / f"{index}.png")
+    return folder
+
+
+def test_a_bundle_carries_the_kernels_and_gives_the_masks_of_the_cpu(
+    bundles: Path, photographs: Path, tmp_path: Path
+) -> None:
+    manifest = open_bundle(bundles / "gpu").manifest
+    assert KERNELS in manifest.files
+    assert (bundles / "gpu" / KERNELS).read_bytes()[:4] == b"\x7fELF"
+    before = _GPU.enqueued
+    for name in ("openvino", "gpu"):
+        command = ["run", str(bundles / name), str(photographs), "-o", str(tmp_path / name), "--confidence"]
+        assert deploy.main(command) == 0
+    assert _GPU.enqueued > before
+    written = sorted(path.name for path in (tmp_path / "gpu").iterdir())
+    assert len(written) == 10
+    for name in written:
+        assert (tmp_path / "gpu" / name).read_bytes() == (tmp_path / "openvino" / name).read_bytes()
+
+
+def test_running_needs_no_compiler(bundles: Path, photographs: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    import engines.device.compile as compiler
+
+    def refuse(sm: tuple[int, int]) -> bytes:
+        raise AssertionError("compiled while running")
+
+    monkeypatch.setattr(compiler, "compile_kernels", refuse)
+    assert deploy.main(["run", str(bundles / "gpu"), str(photographs / "0.png"), "-o", str(tmp_path)]) == 0
+
+
+def test_a_rebuild_makes_the_kernels_again_and_another_gpu_is_refused(
+    bundles: Path, photographs: Path, tmp_path: Path, capsys: Any
+) -> None:
+    again = tmp_path / "again"
+    assert deploy.main(["build-engine", str(bundles / "openvino"), "-o", str(again), "--backend", "gpu"]) == 0
+    assert KERNELS in open_bundle(again).manifest.files
+    back = tmp_path / "back"
+    assert deploy.main(["build-engine", str(again), "-o", str(back), "--backend", "openvino"]) == 0
+    assert KERNELS not in open_bundle(back).manifest.files
+
+    class Other(_GPU):
+        def device(self) -> str:
+            return "cuda sm_87 Orin, driver for CUDA 12.6"
+
+    module = sys.modules["engines.gpu_backend"]
+    own, module.backend = module.backend, Other()  # type: ignore[attr-defined]
+    try:
+        capsys.readouterr()
+        assert deploy.main(["run", str(again), str(photographs / "0.png"), "-o", str(tmp_path / "no")]) == 2
+    finally:
+        module.backend = own  # type: ignore[attr-defined]
+    assert "rebuild it here: deploy.py build-engine" in capsys.readouterr().err
+
+
+def test_kernels_with_a_changed_byte_are_refused(bundles: Path, photographs: Path, tmp_path: Path, capsys: Any) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(bundles / "gpu", copy)
+    kernels = bytearray((copy / KERNELS).read_bytes())
+    kernels[len(kernels) // 2] ^= 1
+    (copy / KERNELS).write_bytes(kernels)
+    assert deploy.main(["run", str(copy), str(photographs / "0.png"), "-o", str(tmp_path / "no")]) == 2
+    assert f"{KERNELS} has changed" in capsys.readouterr().err
+
+
+def test_a_gpu_lost_in_a_folder_exits_with_1_and_keeps_the_masks(
+    bundles: Path, photographs: Path, tmp_path: Path, capsys: Any
+) -> None:
+    # Windows of the first image: 15, each a gather; then 3 stitches.
+    support.driver().fake_set(b"fail_after", 40)
+    code = deploy.main(["run", str(bundles / "gpu"), str(photographs), "-o", str(tmp_path / "masks"), "--json"])
+    support.configure()
+    text = capsys.readouterr()
+    assert code == 1
+    assert text.err.startswith("error: ")
+    assert len(text.err.splitlines()) == 1
+    report = json.loads(text.out)
+    done = [Path(image["input"]).name for image in report["images"]]
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == done
+    assert 1 <= len(done) <= 4
+    assert len(report["failed"]) == 5 - len(done)
+    right = tmp_path / "right"
+    assert deploy.main(["run", str(bundles / "openvino"), str(photographs), "-o", str(right)]) == 0
+    for name in done:
+        assert (tmp_path / "masks" / name).read_bytes() == (right / name).read_bytes()
+
+
+def test_bands_and_batches(bundles: Path, tmp_path: Path) -> None:
+    from engines.segmenter import open_segmenter
+
+    batched = tmp_path / "batched"
+    source = str(bundles / "gpu")
+    assert deploy.main(["build-engine", source, "-o", str(batched), "--batch", "3"]) == 0
+    assert json.loads((batched / MANIFEST).read_text())["batch"] == 3
+    picture = support.image(333, 150)
+    with open_segmenter(bundles / "openvino") as (segmenter, _):
+        right = segmenter.segment(picture, confidence=True)
+    for bundle in (bundles / "gpu", batched):
+        with open_segmenter(bundle) as (segmenter, _):
+            assert support.same(segmenter.segment(picture, confidence=True), right)
+            bands = list(segmenter.bands(picture))
+        assert np.array_equal(np.concatenate([band.labels for band in bands]), right.labels)

@@ -1,0 +1,105 @@
+"""What the fakes do with a plan: load it, run it on host memory, describe it, refit it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from typing import Any
+
+import numpy as np
+
+from tests.engines.tensorrt_api.fakes import make, say
+
+LAYER_TIME = 0.25  # milliseconds, of every layer
+
+
+class Runtime:
+    def _begin(self: Any, logger: Any) -> None:
+        self._logger = logger
+
+    def deserialize_cuda_engine(self: Any, serialized_engine: Any) -> Any:
+        if self._sdk.world.get("load_error"):
+            say(self._sdk, self._logger, self._sdk.world["load_error"])
+            return None
+        plan = json.loads(bytes(serialized_engine))
+        io = {name: (kind, shape) for name, kind, shape in plan["io"]}
+        weights = not plan["stripped"]
+        return make(self._sdk, "ICudaEngine", _io=io, _plan=plan, _logger=self._logger, _weights=weights)
+
+
+class ICudaEngine:
+    def num_io_tensors(self: Any) -> int:
+        return len(self._io)
+
+    def get_tensor_name(self: Any, index: int) -> str:
+        return list(self._io)[index]
+
+    def get_tensor_mode(self: Any, name: str) -> Any:
+        return self._sdk.TensorIOMode["INPUT" if name == next(iter(self._io)) else "OUTPUT"]
+
+    def get_tensor_dtype(self: Any, name: str) -> Any:
+        return self._sdk.DataType[self._io[name][0]]
+
+    def get_tensor_shape(self: Any, name: str) -> tuple[int, ...]:
+        return tuple(self._io[name][1])
+
+    def create_execution_context(self: Any) -> Any:
+        assert self._weights, "weights are missing"
+        return make(self._sdk, "IExecutionContext", _engine=self, _at={}, _profiler=None)
+
+    def create_engine_inspector(self: Any) -> Any:
+        return make(self._sdk, "EngineInspector", _plan=self._plan)
+
+
+class IExecutionContext:
+    def set_tensor_address(self: Any, name: str, memory: int) -> bool:
+        assert name in self._engine._io
+        assert memory % 256 == 0
+        self._at[name] = memory
+        return True
+
+    def execute_async_v3(self: Any, stream_handle: int) -> bool:
+        """Logits: the input's first channel, and twice that, at half of its size; addresses are of host memory."""
+        if self._sdk.world.get("run_error"):
+            say(self._sdk, self._engine._logger, self._sdk.world["run_error"])
+            return False
+        (source, target) = (_view(self._at[name], *self._engine._io[name]) for name in self._engine._io)
+        target[:, 0] = source[:, 0, ::2, ::2]
+        target[:, 1] = 2 * source[:, 0, ::2, ::2]
+        for layer in self._engine._plan["layers"] if self._profiler is not None else ():
+            self._profiler.report_layer_time(layer["name"], LAYER_TIME)
+        return True
+
+    def is_stream_capturable(self: Any, stream: int) -> bool:
+        return bool(self._sdk.world["capturable"])
+
+
+def _view(address: int, kind: str, shape: list[int]) -> np.ndarray:
+    dtype = np.dtype({"FLOAT": np.float32, "HALF": np.float16}[kind])
+    size = int(np.prod(shape)) * dtype.itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
+
+class EngineInspector:
+    def get_engine_information(self: Any, format: Any) -> str:
+        assert format.name == "JSON"
+        return json.dumps({"Layers": self._sdk.world.get("described", [])})
+
+
+class Refitter:
+    def _begin(self: Any, engine: Any, logger: Any) -> None:
+        self._engine, self._given = engine, False
+
+    def refit_cuda_engine(self: Any) -> bool:
+        object.__setattr__(self._engine, "_weights", self._given)
+        return bool(self._given)
+
+
+class OnnxParserRefitter:
+    def _begin(self: Any, refitter: Any, logger: Any) -> None:
+        self._refitter = refitter
+
+    def refit_from_bytes(self: Any, model: bytes) -> bool:
+        json.loads(model)
+        object.__setattr__(self._refitter, "_given", True)
+        return True

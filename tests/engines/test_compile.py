@@ -1,0 +1,147 @@
+"""The cubin of the kernels, by both compilers; neither needs a GPU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from engines.device import compile as compiling
+from engines.device import kernels, nvrtc
+from engines.device.compile import SOURCE, compile_kernels, find_nvcc
+from engines.errors import DeployError
+
+KERNELS = [f"tile_gather_{suffix}" for suffix in kernels.SUFFIX.values()] + [
+    f"tile_stitch_{way}{confidence}_{suffix}"
+    for way in ("quarter", "whole", "whole_weighted", "any", "any_weighted")
+    for confidence in ("", "_confidence")
+    for suffix in kernels.SUFFIX.values()
+]
+# Registers of a thread, of which a multiprocessor has 65536: 4 blocks of 128 threads at work (5 with one row a thread),
+# 3 where confidence or weights keep more.
+REGISTERS = {"gather": 40, "quarter": 128, "whole": 168, "whole_confidence": 168, "any": 80, "any_confidence": 102}
+
+
+def _nvcc() -> Path:
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("nvcc is not installed")
+    return nvcc
+
+
+def _names(cubin: bytes) -> list[str]:
+    """Of the kernels in an ELF file, by the sections with their code."""
+    assert cubin.startswith(b"\x7fELF")
+    return sorted({name.decode() for name in re.findall(rb"\.text\.(tile_\w+)\0", cubin)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_87", "sm_90", "sm_110", "sm_120"])
+def test_kernels_compile_without_warnings_and_without_a_stack(arch: str, tmp_path: Path) -> None:
+    command = [_nvcc(), "-cubin", f"-arch={arch}", "--fmad=false", "-Werror", "all-warnings", "-Xptxas", "-v", SOURCE,
+               "-o", tmp_path / "tile.cubin"]  # fmt: skip
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    each = r"entry function '(\w+)'.*?(\d+) bytes stack.*? (\d+) bytes spill stores, (\d+) bytes.*?Used (\d+) registers"
+    found = re.findall(each, done.stderr, re.S)
+    assert sorted(name for name, *_ in found) == sorted(KERNELS)
+    for name, *numbers in found:
+        stack, stores, loads, registers = map(int, numbers)
+        assert (stack, stores, loads) == (0, 0, 0), name
+        kind = re.sub(r"^tile_(stitch_)?|_weighted|_f\d+$", "", name)
+        assert registers <= REGISTERS.get(kind, REGISTERS["quarter"]), name
+
+
+def test_nvcc_makes_the_cubin() -> None:
+    _nvcc()
+    assert _names(compile_kernels((9, 0))) == sorted(KERNELS)
+
+
+def test_nvrtc_makes_the_cubin_without_a_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
+    if nvrtc.find((compiling.TOOLKIT,)) is None:
+        pytest.skip("libnvrtc is not installed (pip install nvidia-cuda-nvrtc)")
+    monkeypatch.setattr(compiling, "find_nvcc", lambda: None)
+    assert _names(compile_kernels((9, 0))) == sorted(KERNELS)
+    with pytest.raises(DeployError, match=r"NVRTC \d+\.\d+ does not know this GPU, sm_99: got sm_.*sm_90"):
+        compile_kernels((9, 9))
+
+
+def test_no_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "find_nvcc", lambda: None)
+    monkeypatch.setattr(nvrtc, "find", lambda toolkits: None)
+    with pytest.raises(DeployError, match=r"sm_87.*neither nvcc.*nor libnvrtc.*nvidia-jetpack.*nvidia-cuda-nvrtc"):
+        compile_kernels((8, 7))
+
+
+def test_the_toolkit_is_found_without_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiling, "TOOLKIT", tmp_path / "none")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert find_nvcc() is None
+    _script(tmp_path, "")
+    assert find_nvcc() == tmp_path / "bin" / "nvcc"
+
+
+def _script(home: Path, compile_: str) -> None:
+    """An nvcc that knows one GPU."""
+    (home / "bin").mkdir()
+    nvcc = home / "bin" / "nvcc"
+    nvcc.write_text(
+        "#!/bin/sh\ncase $1 in\n--version) echo 'Cuda compilation tools, release 11.4, V11.4.1';;\n"
+        f"--list-gpu-code) echo sm_72; echo sm_87;;\n*) {compile_};;\nesac\n"
+    )
+    nvcc.chmod(0o755)
+
+
+def test_an_unknown_gpu_is_refused_with_both_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _script(tmp_path, "exit 1")
+    monkeypatch.setattr(compiling, "find_nvcc", lambda: tmp_path / "bin" / "nvcc")
+    with pytest.raises(DeployError, match=r"nvcc 11\.4 .*does not know this GPU, sm_120: got sm_72, sm_87"):
+        compile_kernels((12, 0))
+
+
+def test_a_failing_compiler_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _script(tmp_path, "echo 'gcc: not found' >&2; exit 1")
+    monkeypatch.setattr(compiling, "find_nvcc", lambda: tmp_path / "bin" / "nvcc")
+    with pytest.raises(DeployError, match=r"nvcc failed \(gcc: not found\)"):
+        compile_kernels((8, 7))
+    (tmp_path / "bin" / "nvcc").write_text("#!/nowhere\n")
+    with pytest.raises(DeployError, match=r"cannot run .*nvcc"):
+        compile_kernels((8, 7))
+
+
+class _Library:
+    """As much of NVRTC as the first calls need."""
+
+    class _String:
+        restype: object = None
+
+        def __call__(self, status: int) -> bytes:
+            return b"NVRTC_ERROR_BUILTIN_OPERATION_FAILURE"
+
+    nvrtcGetErrorString = _String()
+
+    def nvrtcVersion(self, *_: object) -> int:
+        return 7
+
+
+def test_nvrtc_errors_are_named() -> None:
+    compiler = nvrtc.Compiler(_Library())  # type: ignore[arg-type]
+    with pytest.raises(DeployError, match="nvrtcVersion failed: NVRTC_ERROR_BUILTIN"):
+        compiler.version()
+    with pytest.raises(DeployError, match=r"has no nvrtcGetNumSupportedArchs; install CUDA 12"):
+        compiler.architectures()
+
+
+def test_the_sources_are_part_of_the_package() -> None:
+    text = (SOURCE.parent.parent / "pyproject.toml").read_text()
+    assert 'engines = ["tile.cu", "tile*.cuh", "tile.h"]' in text
+    included = {
+        name
+        for path in SOURCE.parent.glob("tile*.cu*")
+        for name in re.findall(r'#include "(.+)"', path.read_text())
+    }  # fmt: skip
+    assert included == {path.name for path in compiling.HEADERS}

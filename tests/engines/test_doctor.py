@@ -1,0 +1,128 @@
+"""The doctor as a whole, and what it finds where a GPU has memory of its own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+import pytest
+
+from engines import doctor, interpreter
+from engines.finding import Finding
+from engines.gpu_doctor import examine_gpu
+from engines.interpreter import Interpreter
+
+TREES = Path(__file__).parent / "trees"
+OPEN = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs-builder@host)  "
+    "Tue Sep 23 09:55:41 UTC 2025\nGCC version:  gcc version 13.3.0\n"
+)
+OLD = (
+    "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.103.01  Thu Jan  6 12:10:04 UTC 2022\n"
+    "GCC version:  gcc version 4.8.5 20150623 (Red Hat 4.8.5-44) (GCC)\n"
+)
+READY = Interpreter((3, 11), modules=frozenset({"tensorrt", "pycuda"}), nvcc="/usr/local/cuda/bin/nvcc")
+
+
+def test_the_doctor_examines_the_tree_that_it_is_given() -> None:
+    findings = {finding.topic: finding for finding in doctor.examine(TREES / "orin-nano-super-jp6.2.1")}
+    assert "JetPack 6.2.1" in findings["jetson"].detail
+    assert findings["memory"].detail.startswith("0.8 GB free")
+    assert all(finding.status in ("ok", "missing", "note") for finding in findings.values())
+    assert set(findings["jetson"].to_json()) == {"topic", "status", "detail", "fix"}
+
+
+def test_the_pinned_versions_are_not_asked_of_python_3_10(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JetPack 6 has 3.10, for which the pinned numpy and Pillow do not exist."""
+    monkeypatch.setattr(doctor, "BUILD_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(doctor.sys, "version_info", (3, 10, 12))
+    assert doctor.building().fix == "pip install -e '.[export]'"
+    monkeypatch.setattr(doctor.sys, "version_info", (3, 12, 3))
+    assert doctor.building().fix == "pip install -c constraints.txt -e '.[export]'"
+
+
+def test_a_machine_without_an_nvidia_gpu_hears_nothing_of_it(tmp_path: Path) -> None:
+    assert examine_gpu(Interpreter((3, 11)), tmp_path) == []
+
+
+def test_a_workstation_that_is_ready(tmp_path: Path) -> None:
+    findings = _examine(_workstation(tmp_path), READY)
+    assert findings["gpu"].detail == "NVIDIA H100 80GB HBM3, driver 580.95.05"
+    assert {finding.status for finding in findings.values()} == {"ok"}
+
+
+def test_a_workstation_with_the_driver_alone(tmp_path: Path) -> None:
+    findings = _examine(_workstation(tmp_path), Interpreter((3, 11)))
+    assert findings["kernels"].status == "missing"
+    assert findings["kernels"].fix == "sudo apt-get install nvidia-cuda-toolkit"
+    assert findings["pycuda"].fix == "sudo apt-get install nvidia-cuda-toolkit && pip install pycuda"
+    assert findings["tensorrt"].fix == "pip install tensorrt-cu13"
+
+
+def test_a_toolkit_that_is_not_on_path(tmp_path: Path) -> None:
+    root = _workstation(tmp_path)
+    nvcc = root / "usr/local/cuda-13.0/bin/nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch()
+    assert _examine(root, Interpreter((3, 11)))["kernels"].fix == "export PATH=/usr/local/cuda-13.0/bin:$PATH"
+    nvcc.unlink()
+    library = root / "usr/lib/x86_64-linux-gnu/libnvrtc.so.13"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    assert "NVRTC" in _examine(root, Interpreter((3, 11)))["kernels"].detail
+
+
+def test_an_old_driver_and_no_tools(tmp_path: Path) -> None:
+    root = _workstation(tmp_path, OLD)
+    (root / "usr/bin/nvidia-smi").unlink()
+    findings = _examine(root, READY)
+    assert findings["gpu"].status == "missing"
+    assert "driver 470.103.01: CUDA 12 wants 525" in findings["gpu"].detail
+    assert "compute,utility" in findings["nvidia-smi"].fix
+
+
+def test_a_container_that_was_not_given_the_gpu(tmp_path: Path) -> None:
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    (tmp_path / "proc/driver/nvidia/version").write_text(OPEN)
+    assert "--gpus all" in _examine(tmp_path, READY)["gpu"].fix
+
+
+def test_a_card_without_a_driver(tmp_path: Path) -> None:
+    card = tmp_path / "sys/bus/pci/devices/0000:2f:00.0"
+    card.mkdir(parents=True)
+    (card / "vendor").write_text("0x10de\n")
+    (card / "class").write_text("0x040300\n")  # its sound device alone is no GPU
+    assert examine_gpu(READY, tmp_path) == []
+    (card / "class").write_text("0x030200\n")
+    assert "ubuntu-drivers install" in _examine(tmp_path, READY)["gpu"].fix
+
+
+def test_this_interpreter_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreter.sys, "prefix", str(tmp_path))
+    (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
+    assert (interpreter.this_interpreter().venv, interpreter.this_interpreter().sees_system) == (True, False)
+    (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = true\n")
+    assert interpreter.this_interpreter().sees_system
+
+
+def test_pypis_tensorrt_is_told_from_jetpacks(tmp_path: Path) -> None:
+    for name in ("tensorrt", "tensorrt_cu12", "tensorrt-cu12-libs"):
+        folder = tmp_path / f"{name}-11.4.0.106.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 11.4.0.106\n")
+    found = interpreter._wheels(interpreter._named(importlib.metadata.distributions(path=[str(tmp_path)])))
+    assert found == (("tensorrt_cu12", "11.4.0.106"), ("tensorrt_cu12_libs", "11.4.0.106"))
+
+
+def _workstation(root: Path, version: str = OPEN) -> Path:
+    card = root / "proc/driver/nvidia/gpus/0000:2f:00.0"
+    card.mkdir(parents=True)
+    (card / "information").write_text("Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 214\n")
+    (root / "proc/driver/nvidia/version").write_text(version)
+    (root / "usr/bin").mkdir(parents=True)
+    (root / "usr/bin/nvidia-smi").touch()
+    return root
+
+
+def _examine(root: Path, python: Interpreter) -> dict[str, Finding]:
+    return {finding.topic: finding for finding in examine_gpu(python, root)}
