@@ -179,7 +179,7 @@ def _import_failure(title: str, error: str, install: str) -> str:
     text = " ".join(error.split())
     if "libnvdla_compiler" in text:
         return (
-            f"{title} does not load: it is the build for boards with a DLA, and libnvdla_compiler.so is missing; sudo "
-            "apt install nvidia-l4t-dla-compiler, or install the TensorRT of this JetPack"
+            f"{title} does not load: it is the build for boards with a DLA, and libnvdla_compiler.so is missing; on "
+            "the board itself: sudo apt install nvidia-l4t-dla-compiler, or install the TensorRT of this JetPack"
         )
     return f"{title} does not load ({text}); {install}"

@@ -28,7 +28,7 @@ class TensorRTSession:
         self._runtime: Any = None
         self.engine: Any = None
         self.context: Any = None
-        self._host: HostRun | None = None
+        self._host = HostRun(gpu, self)
         self.logger = logger_of(sdk)
         self.logger.messages.clear()
         try:
@@ -51,14 +51,11 @@ class TensorRTSession:
             raise DeployError(f"{self._title}: cannot run the engine: {reason}; build the bundle again here")
 
     def run(self, windows: Float32) -> Float32:
-        if self._host is None:
-            self._host = HostRun(self._gpu, self)
         return self._host.run(windows)
 
     def close(self) -> None:
         """Free everything.  The context goes before the engine, and that before the runtime."""
-        if self._host is not None:
-            self._host.close()
+        self._host.close()
         self.context = None
         self.engine = None
         self._runtime = None

@@ -194,18 +194,20 @@ def test_engines_can_be_recorded_and_say_what_their_layers_are(monkeypatch: pyte
     """REQUIRE_USER_ALLOCATION is what the notes of release 1.2 ask for; TF32, on by default, would not be FP32."""
     seen: list[Any] = []
 
-    def run(sdk: Any, builder: Any, network: Any, settings: Any) -> Any:
+    def run(sdk: Any, builder: Any, network: Any, settings: Any, log: Any) -> Any:
         seen.append(settings)
-        return real(sdk, builder, network, settings)
+        return real(sdk, builder, network, settings, log)
 
     real = builder_module._run
     monkeypatch.setattr(builder_module, "_run", run)
-    backend.build(made("naive", "fp32").path, BuildConfig(tensorrt=TensorRTOptions(level=1, aux_streams=0)))
+    options = TensorRTOptions(workspace=64 * 2**20, level=1, aux_streams=0)
+    backend.build(made("naive", "fp32").path, BuildConfig(tensorrt=options))
     (settings,) = seen
     assert settings.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     assert not settings.get_flag(trt.BuilderFlag.TF32)
     assert settings.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
     assert (settings.builder_optimization_level, settings.max_aux_streams) == (1, 0)
+    assert settings.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 * 2**20
     assert settings.num_compute_capabilities == 5
 
 
