@@ -85,8 +85,11 @@ class TensorRTFamily(Backend, ABC):
 
     def require(self, options: TensorRTOptions) -> None:
         """Raises DeployError naming an option that this package or this release of it lacks."""
-        self.flavour.refuse(options, self._gpu() is not None)
+        info = self._gpu()
+        self.flavour.refuse(options, info is not None)
         require(self.sdk(), self._title(), options)
+        if info is not None and options.hardware != "exact":
+            _require_hardware(info, options.hardware)
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
         """Compile the ONNX file `model`.  Raises DeployError naming the node or the option that was refused."""
@@ -162,12 +165,21 @@ class TensorRTFamily(Backend, ABC):
         )
 
 
+def _require_hardware(info: GpuInfo, hardware: str) -> None:
+    """NVIDIA's guide on hardware compatibility: from Ampere on, and neither on DRIVE OS nor on JetPack."""
+    flag = f"--hardware {hardware}"
+    if info.integrated:
+        raise DeployError(f"{flag}: TensorRT has it for GPUs of their own, not for boards ({info.name}); leave it out")
+    if info.sm < (8, 0):
+        raise DeployError(f"{flag}: TensorRT has it from compute capability 8.0 on, {info.name} is older; leave it out")
+
+
 def _import_failure(title: str, error: str, install: str) -> str:
     """Why an installed package does not load."""
     text = " ".join(error.split())
     if "libnvdla_compiler" in text:
         return (
-            f"{title} does not load: it is the build for boards with a DLA, and libnvdla_compiler.so is missing; sudo "
-            "apt install nvidia-l4t-dla-compiler, or install the TensorRT of this JetPack"
+            f"{title} does not load: it is the build for boards with a DLA, and libnvdla_compiler.so is missing; on "
+            "the board itself: sudo apt install nvidia-l4t-dla-compiler, or install the TensorRT of this JetPack"
         )
     return f"{title} does not load ({text}); {install}"

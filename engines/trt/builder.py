@@ -61,7 +61,7 @@ def build_plan(
             raise build_error(title, logger, None)
     if cache is not None:
         cache.attach(settings)
-    plan = _run(sdk, builder, parsed.network, settings)
+    plan = _run(sdk, builder, parsed.network, settings, config.log)
     if plan is None:
         raise build_error(title, logger, workspace)
     for text in warnings_of(logger)[:_WARNINGS]:
@@ -131,9 +131,11 @@ def _set_limits(sdk: Any, settings: Any, options: TensorRTOptions, room: Room | 
     return limit
 
 
-def _run(sdk: Any, builder: Any, network: Any, settings: Any) -> Any:
+def _run(sdk: Any, builder: Any, network: Any, settings: Any, log: Log) -> Any:
     with Progress() as progress:
         monitor = make_monitor(sdk, progress)
         if monitor is not None:
             settings.progress_monitor = monitor
+        else:
+            log("build", "this TensorRT tells no progress, and Ctrl-C ends it only when it is done")
         return run_cancellable(lambda: builder.build_serialized_network(network, settings), progress)

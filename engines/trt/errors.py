@@ -53,7 +53,7 @@ def warnings_of(logger: Any) -> list[str]:
 def parse_error(title: str, model: str, parser: Any, logger: Any) -> DeployError:
     """Of the ONNX parser: which node, of which type, why, and what to do."""
     if not parser.num_errors:
-        return DeployError(f"{title}: cannot read {model}: {_last(errors_of(logger))}; build the bundle again")
+        return DeployError(f"{title}: cannot read {model}: {_first(errors_of(logger))}; build the bundle again")
     error = parser.get_error(0)
     reason = one_line(error.desc())
     more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
@@ -87,7 +87,7 @@ def build_error(title: str, logger: Any, workspace: int | None) -> DeployError:
                 "smaller --workspace, or take a smaller --tile or --batch"
             )
     return no_kernels(title, errors) or DeployError(
-        f"{title}: cannot build: {_last(errors)}; try another --precision, and report this model"
+        f"{title}: cannot build: {_first(errors)}; try another --precision, and report this model"
     )
 
 
@@ -111,11 +111,11 @@ def load_error(title: str, doing: str, logger: Any) -> DeployError:
     errors = errors_of(logger)
     if out_of_memory(errors):
         return DeployError(
-            f"{title}: no GPU memory left while {doing}: {errors[-1]}; close other programs that use the GPU, or build "
+            f"{title}: no GPU memory left while {doing}: {errors[0]}; close other programs that use the GPU, or build "
             "with a smaller --tile or --batch"
         )
     return no_kernels(title, errors) or DeployError(
-        f"{title}: cannot go on {doing}: {_last(errors)}; build the bundle again here"
+        f"{title}: cannot go on {doing}: {_first(errors)}; build the bundle again here"
     )
 
 
@@ -125,5 +125,6 @@ def one_line(text: str) -> str:
     return line if len(line) <= 400 else f"{line[:399]}…"
 
 
-def _last(errors: Sequence[str]) -> str:
-    return errors[-1] if errors else "it gave no reason"
+def _first(errors: Sequence[str]) -> str:
+    """The root; what comes after it is what it led to."""
+    return errors[0] if errors else "it gave no reason"

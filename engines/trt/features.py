@@ -40,8 +40,8 @@ def network_flags(sdk: Any, typed: bool) -> int:
 
 
 def has_bf16(sdk: Any) -> bool:
-    """BF16 is a type since 9, and computed as such only where the network is strongly typed."""
-    return member(sdk, "DataType", "BF16") is not None and strongly_typed(sdk)
+    """BF16 came with strongly typed networks, in 9."""
+    return member(sdk, "DataType", "BF16") is not None
 
 
 def require(sdk: Any, title: str, options: TensorRTOptions) -> None:

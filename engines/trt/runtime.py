@@ -7,6 +7,7 @@ from typing import Any
 
 from engines.base import Float32, Tensor
 from engines.device.base import Gpu
+from engines.device.through import HostRun
 from engines.errors import DeployError
 from engines.trt.blob import Header, digest
 from engines.trt.errors import errors_of, load_error, logger_of, one_line
@@ -23,24 +24,18 @@ class TensorRTSession:
     """
 
     def __init__(self, sdk: Any, title: str, header: Header, plan: memoryview, model: Path | None, gpu: Gpu) -> None:
-        from engines.device.through import HostRun
-
         self._sdk, self._title, self._gpu = sdk, title, gpu
+        self._runtime: Any = None
+        self.engine: Any = None
+        self.context: Any = None
+        self._host = HostRun(gpu, self)
         self.logger = logger_of(sdk)
         self.logger.messages.clear()
-        self._runtime = sdk.Runtime(self.logger)
-        if header.options.version_compatible:
-            self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime; its bytes are as built
-        self.engine = self._runtime.deserialize_cuda_engine(plan)
-        if self.engine is None:
-            raise load_error(title, "loading the engine", self.logger)
-        self.input, self.output = self._tensors()
-        if header.options.strip_weights:
-            self._refit(header, model)
-        self.context = self.engine.create_execution_context()
-        if self.context is None:
-            raise load_error(title, "making an execution context", self.logger)
-        self._host = HostRun(gpu, self)
+        try:
+            self._open(header, plan, model)
+        except BaseException:
+            self.close()  # before the GPU is: the error may be held for longer
+            raise
 
     @property
     def capturable(self) -> bool:
@@ -64,6 +59,20 @@ class TensorRTSession:
         self.context = None
         self.engine = None
         self._runtime = None
+
+    def _open(self, header: Header, plan: memoryview, model: Path | None) -> None:
+        self._runtime = self._sdk.Runtime(self.logger)
+        if header.options.version_compatible:
+            self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime; its bytes are as built
+        self.engine = self._runtime.deserialize_cuda_engine(plan)
+        if self.engine is None:
+            raise load_error(self._title, "loading the engine", self.logger)
+        self.input, self.output = self._tensors()
+        if header.options.strip_weights:
+            self._refit(header, model)
+        self.context = self.engine.create_execution_context()
+        if self.context is None:
+            raise load_error(self._title, "making an execution context", self.logger)
 
     def _refit(self, header: Header, model: Path | None) -> None:
         """Give an engine without weights those of the bundle's graph."""

@@ -71,8 +71,9 @@ def test_networks_are_strongly_typed_where_they_can_be(
 ) -> None:
     """EXPLICIT_BATCH of 8.6 is bit 0, STRONGLY_TYPED of 10 is bit 1; bit 1 of 11 would be something else altogether."""
     backend, sdk = backend_of(version)
-    _build(backend, tmp_path, FP16)
+    _, said = _build(backend, tmp_path, FP16)
     assert _called(sdk, "create_network") == [flags]
+    assert ("build" in dict(said)) == (version == "8.6.2")  # which cannot be interrupted
     weak = {"FP16", "OBEY_PRECISION_CONSTRAINTS"} if version == "8.6.2" else set()
     assert set(_called(sdk, "set_flag")) == weak
     assert _called(sdk, "clear_flag") == ["TF32"]

@@ -109,7 +109,7 @@ def test_a_removed_flag_is_found_here(start: Start, model: Path, monkeypatch: py
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_options_reach_the_builder(start: Start, model: Path, version: str) -> None:
-    machine = start(version)
+    machine = start(version, AMPERE)
     config = _config(workspace=1 << 28, level=2, aux_streams=0, version_compatible=True, hardware="ampere_plus")
     machine.backend.build(model, config)
     assert _last(machine, "IBuilderConfig.set_memory_pool_limit") == 1 << 28

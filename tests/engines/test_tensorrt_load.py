@@ -288,7 +288,7 @@ def test_unavailable_says_what_is_missing(backend_of: Maker, monkeypatch: pytest
         raise ImportError("libnvdla_compiler.so: cannot open shared object file")
 
     monkeypatch.setattr(backend, "sdk", fails)
-    assert "libnvdla_compiler.so is missing; sudo apt install" in (backend.unavailable() or "")
+    assert "libnvdla_compiler.so is missing; on the board itself: sudo apt install" in (backend.unavailable() or "")
     from engines.device import cuda
 
     monkeypatch.setattr(cuda, "unavailable", lambda: "GPU: pycuda is not installed; pip install pycuda")

@@ -149,7 +149,7 @@ def test_what_the_runtime_refuses_is_explained(start: Start, model: Path) -> Non
 
 def test_layers_are_the_inspectors_with_the_profilers_times(start: Start, model: Path) -> None:
     machine = start("10.3.0")
-    blob = machine.backend.build(model, BuildConfig())
+    blob = machine.backend.build(model, BuildConfig(batch=2))
     tensor = {"Format/Datatype": "Half"}
     machine.sdk.world["described"] = [
         {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Int8"}], "Outputs": [tensor]},
@@ -171,9 +171,9 @@ def test_layers_are_the_inspectors_with_the_profilers_times(start: Start, model:
 
 def test_the_header_says_what_was_built(start: Start, model: Path) -> None:
     options = TensorRTOptions(level=1, hardware="ampere_plus")
-    blob = start("10.16.1.11").backend.build(model, BuildConfig(tensorrt=options))
+    blob = start("10.16.1.11", AMPERE).backend.build(model, BuildConfig(tensorrt=options))
     header, plan = unpack(blob)
-    assert (header.sdk, header.device, header.options) == ("tensorrt 10.16.1.11", str(ORIN), options)
+    assert (header.sdk, header.device, header.options) == ("tensorrt 10.16.1.11", str(AMPERE), options)
     assert json.loads(bytes(plan))["io"][0][0] == "image"
 
 

@@ -18,7 +18,7 @@ from engines.base import BuildConfig, TensorRTOptions, choose_backend
 from engines.errors import DeployError
 from engines.trt import blob as engine_file
 from engines.trt import builder as builder_module
-from engines.trt.errors import logger_of
+from engines.trt.errors import load_error, logger_of
 from engines.trt.features import name_of
 from engines.trt.network import Parsed, held_types, outputs
 from engines.trt.progress import Progress
@@ -188,6 +188,40 @@ def test_ctrl_c_ends_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_it_cannot_do_is_refused(options: TensorRTOptions, message: str) -> None:
     with pytest.raises(DeployError, match=message):
         backend.build(made("segformer", "fp32").path, BuildConfig(tensorrt=options))
+
+
+def test_engines_can_be_recorded_and_say_what_their_layers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """REQUIRE_USER_ALLOCATION is what the notes of release 1.2 ask for; TF32, on by default, would not be FP32."""
+    seen: list[Any] = []
+
+    def run(sdk: Any, builder: Any, network: Any, settings: Any, log: Any) -> Any:
+        seen.append(settings)
+        return real(sdk, builder, network, settings, log)
+
+    real = builder_module._run
+    monkeypatch.setattr(builder_module, "_run", run)
+    options = TensorRTOptions(workspace=64 * 2**20, level=1, aux_streams=0)
+    backend.build(made("naive", "fp32").path, BuildConfig(tensorrt=options))
+    (settings,) = seen
+    assert settings.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    assert not settings.get_flag(trt.BuilderFlag.TF32)
+    assert settings.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
+    assert (settings.builder_optimization_level, settings.max_aux_streams) == (1, 0)
+    assert settings.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 * 2**20
+    assert settings.num_compute_capabilities == 5
+
+
+def test_a_plan_that_the_runtime_refuses_is_told_in_one_line() -> None:
+    """Without a GPU it refuses every plan; with one it takes this."""
+    if backend.unavailable() is None:
+        pytest.skip("there is a GPU here")
+    _, plan = engine_file.unpack(backend.build(made("naive", "fp32").path, BuildConfig()))
+    logger = logger_of(trt)
+    logger.messages.clear()
+    assert trt.Runtime(logger).deserialize_cuda_engine(plan) is None
+    error = str(load_error("TensorRT-RTX", "loading the engine", logger))
+    assert "\n" not in error
+    assert "CUDA" in error
 
 
 def test_without_a_gpu_it_says_so_and_auto_passes_it_by() -> None:

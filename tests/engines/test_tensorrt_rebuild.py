@@ -1,52 +1,20 @@
-"""TensorRT's options: from the command line into the builder and the manifest, and through rebuilds."""
+"""TensorRT's options from a request into the build and the manifest, and through rebuilds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import deploy
-from engines.arguments import tensorrt_given
 from engines.assemble import rebuild, tuning
 from engines.base import BuildConfig, TensorRTOptions, get_backend
 from engines.bundle import ENGINE, open_bundle
 from engines.errors import DeployError
 from tests.engines.conftest import Start
 from tests.engines.tensorrt_api.machine import AMPERE, ORIN
-
-ASKED = {
-    "workspace": 512 << 20, "level": 4, "aux_streams": 0, "version_compatible": True, "hardware": "same_cc",
-    "strip_weights": True, "dla": 1,
-}  # fmt: skip
-WORDS = "--workspace 512 --opt-level 4 --aux-streams 0 --version-compatible --hardware same_cc --strip-weights --dla 1"
-
-
-def _given(words: str) -> dict[str, Any]:
-    return tensorrt_given(deploy._parser().parse_args(["build-engine", "demo", "-o", "b", *words.split()]))
-
-
-def test_every_option_is_read() -> None:
-    assert _given(WORDS) == ASKED
-    assert set(ASKED) == set(TensorRTOptions().to_json())
-    assert _given("") == {}
-    assert _given("--no-strip-weights") == {"strip_weights": False}
-
-
-@pytest.mark.parametrize("words", ["--workspace 0", "--opt-level 6", "--aux-streams -1", "--hardware any", "--dla x"])
-def test_nonsense_is_refused(words: str) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        _given(words)
-
-
-def test_other_backends_say_that_these_are_not_theirs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["build-engine", "tests.models:tiny", "-o", str(tmp_path / "b"), "--tile", "64", "--backend", "openvino"]
-    for words in (["--workspace", "100"], ["--timing-cache", str(tmp_path / "cache")]):
-        assert deploy.main([*argv, *words]) == 2
-        assert "error: --backend openvino: got options of TensorRT" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_timing_cache_lies_beside_the_bundle(start: Start, tmp_path: Path) -> None:
@@ -60,6 +28,15 @@ def test_the_timing_cache_lies_beside_the_bundle(start: Start, tmp_path: Path) -
 def test_what_a_release_lacks_is_refused_before_the_model_is_loaded(start: Start, tmp_path: Path) -> None:
     with pytest.raises(DeployError, match=r"--strip-weights: TensorRT 8\.6\.1 has no such thing"):
         tuning(start("8.6.1").backend, tmp_path / "b", TensorRTOptions(strip_weights=True), None, print)
+
+
+@pytest.mark.parametrize("hardware", ["same_cc", "ampere_plus"])
+def test_hardware_compatible_engines_need_a_gpu_that_can_have_them(start: Start, tmp_path: Path, hardware: str) -> None:
+    options, turing = TensorRTOptions(hardware=hardware), replace(AMPERE, name="Tesla T4", sm=(7, 5))
+    tuning(start("10.13.3", AMPERE).backend, tmp_path / "b", options, None, print)
+    for info, words in ((ORIN, "not for boards"), (turing, "from compute capability 8.0 on")):
+        with pytest.raises(DeployError, match=f"--hardware {hardware}: .*{words}"):
+            tuning(start("10.13.3", info).backend, tmp_path / "b", options, None, print)
 
 
 def test_a_rebuild_keeps_what_the_bundle_was_built_with(
@@ -78,7 +55,7 @@ def test_a_rebuild_keeps_what_the_bundle_was_built_with(
 
     monkeypatch.setattr("engines.assemble.compile_engine", compile_engine)
     monkeypatch.setattr("engines.tensorrt_backend.TensorRTBackend.unavailable", lambda backend: None)
-    machine = start("10.13.3", ORIN)
+    machine = start("10.13.3", AMPERE)
     monkeypatch.setattr(get_backend("tensorrt"), "sdk", lambda: machine.sdk)
     first = again(tiny_bundle, "a", "tensorrt", level=2, hardware="same_cc")
     assert first == asked[-1].tensorrt == TensorRTOptions(level=2, hardware="same_cc")
