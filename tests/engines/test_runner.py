@@ -129,5 +129,5 @@ def test_an_image_that_cannot_start_comes_after_the_masks_before_it(tiny_bundle:
     with open_segmenter(tiny_bundle) as (segmenter, _):
         masks = _late(segmenter).segment_all(images)  # type: ignore[arg-type]
         assert [next(masks).labels.shape for _ in range(2)] == [(40, 60), (64, 96)]
-        with pytest.raises(DeployError, match="expected.*uint8"):
+        with pytest.raises(DeployError, match=r"expected.*uint8"):
             next(masks)
