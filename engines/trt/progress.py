@@ -115,9 +115,11 @@ def run_cancellable(work: Callable[[], Result], progress: Progress) -> Result:
             done.set()
 
     with _interrupts(progress):
-        threading.Thread(target=body, name="build").start()
+        thread = threading.Thread(target=body, name="build")
+        thread.start()
         while not done.wait(0.1):  # in steps, so that Python gets to run the handler
             pass
+        thread.join()  # or it might be the one that frees what `work` holds, while this one goes on with the SDK
     if progress.cancelled:
         raise KeyboardInterrupt
     if errors:
