@@ -12,6 +12,7 @@ from typing import Any
 from engines.base import Backend, BuildConfig, DeviceSession, Float32, TensorRTOptions
 from engines.device.base import GpuInfo
 from engines.errors import DeployError
+from engines.jetson import read_jetson
 from engines.layers import Layer
 from engines.trt import blob as engine_file
 from engines.trt.builder import Room, build_plan
@@ -20,8 +21,6 @@ from engines.trt.features import has_bf16, require
 from engines.trt.flavour import Flavour
 from engines.trt.inspector import measure
 from engines.trt.runtime import TensorRTSession
-
-BOARD = Path("/proc/device-tree/model")
 
 
 class TensorRTFamily(Backend, ABC):
@@ -154,11 +153,11 @@ class TensorRTFamily(Backend, ABC):
             return Room(gpu.free_memory(), info.integrated)
 
     def _install(self) -> str:
-        board = BOARD.read_text(errors="replace").strip("\0\n") if BOARD.exists() else ""
-        if "Jetson" not in board:
+        board = read_jetson()
+        if board is None:
             return f"on a machine with an NVIDIA GPU: {self.flavour.install}"
         if self.flavour.ahead:
-            return f"there is none for {board}: use --backend tensorrt"
+            return f"there is none for a {board.board}: use --backend tensorrt"
         return (  # pip's wheels are for other systems than JetPack
             "sudo apt install python3-libnvinfer, JetPack's own, and make the environment with "
             "python3 -m venv --system-site-packages, so that it is seen"

@@ -17,6 +17,7 @@ import pytest
 from engines.base import BuildConfig, TensorRTOptions
 from engines.device.base import GpuInfo
 from engines.errors import DeployError, GpuLostError
+from engines.jetson import read_jetson
 from engines.layers import executed
 from engines.tensorrt_backend import TensorRTBackend
 from engines.trt import backend as backend_module
@@ -294,9 +295,11 @@ def test_unavailable_says_what_is_missing(backend_of: Maker, monkeypatch: pytest
     monkeypatch.setattr(cuda, "unavailable", lambda: "GPU: pycuda is not installed; pip install pycuda")
     assert backend.unavailable() == "GPU: pycuda is not installed; pip install pycuda"
     found["there"] = False
-    monkeypatch.setattr(backend_module, "BOARD", tmp_path / "model")
+    monkeypatch.setattr(backend_module, "read_jetson", lambda: read_jetson(tmp_path))
     assert (backend.unavailable() or "").endswith("on a machine with an NVIDIA GPU: pip install -e '.[tensorrt]'")
-    (tmp_path / "model").write_text("NVIDIA Jetson Orin Nano Developer Kit\0")
+    (tmp_path / "sys/devices/soc0").mkdir(parents=True)  # all that a container on a board sees of it
+    (tmp_path / "sys/devices/soc0/family").write_text("Tegra\n")
+    (tmp_path / "sys/devices/soc0/soc_id").write_text("35\n")
     assert "python3-libnvinfer" in (backend.unavailable() or "")
     assert "--system-site-packages" in (backend.unavailable() or "")
 
