@@ -1,5 +1,5 @@
-"""A build that gets a real SIGINT, in a process of its own: other libraries that tests load leave the main thread with a
-signal stack that is gone, and the next signal kills the process.  Prints what TensorRT said of it.
+"""A build that gets a real SIGINT, in a process of its own: other libraries that tests load leave the main thread with
+a signal stack that is gone, and the next signal kills the process.  Prints what TensorRT said of it.
 """
 
 from __future__ import annotations
