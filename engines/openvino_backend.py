@@ -23,6 +23,7 @@ from engines.errors import DeployError
 from engines.layers import Layer, from_microseconds
 from engines.onnx_batch import with_batch
 from engines.openvino_islands import half_type, with_marks
+from engines.signal_stack import signal_stack_kept
 
 
 class OpenVINOSession:
@@ -76,9 +77,9 @@ class OpenVINOBackend(Backend):
             graph = ov.Core().read_model(source)
             hint = self._hint(half_type(graph))
             if hint == "f32" and config.precision in ("fp32", "fp16"):
-                compiled = ov.Core().compile_model(graph, "CPU", _properties(config, hint))
+                compiled = _compile(ov, graph, config, hint)
             else:
-                compiled = ov.Core().compile_model(with_marks(ov, graph), "CPU", _properties(config, hint))
+                compiled = _compile(ov, with_marks(ov, graph), config, hint)
         except RuntimeError as error:
             raise DeployError(f"openvino: cannot compile {model.name}: {_one_line(error)}") from error
         blob: bytes = compiled.export_model().getvalue()
@@ -144,9 +145,16 @@ def _import(blob: bytes, config: BuildConfig, extra: dict[str, Any] | None = Non
         raise DeployError("openvino: cannot load the engine: not one of this version; build it again")
     hint = header[len(_HEADER) :].decode("ascii", "replace")
     try:
-        return _openvino().Core().import_model(io.BytesIO(body), "CPU", {**_properties(config, hint), **(extra or {})})
+        with signal_stack_kept():
+            properties = {**_properties(config, hint), **(extra or {})}
+            return _openvino().Core().import_model(io.BytesIO(body), "CPU", properties)
     except RuntimeError as error:
         raise DeployError(f"openvino: cannot load the engine: {_one_line(error)}; build it again") from error
+
+
+def _compile(ov: ModuleType, graph: Any, config: BuildConfig, hint: str) -> Any:
+    with signal_stack_kept():
+        return ov.Core().compile_model(graph, "CPU", _properties(config, hint))
 
 
 def _text(value: Any) -> str:
@@ -161,8 +169,7 @@ def observing(model: bytes, names: Sequence[str], config: BuildConfig) -> Iterat
     """
     ov = _openvino()
     try:
-        core = ov.Core()
-        compiled = core.compile_model(core.read_model(model), "CPU", _properties(config, "f32"))
+        compiled = _compile(ov, ov.Core().read_model(model), config, "f32")
     except RuntimeError as error:
         raise DeployError(
             f"openvino: cannot compile the graph with {len(names)} outputs: {_one_line(error)}"
