@@ -137,6 +137,7 @@ def test_the_manifest_is_judged_by_the_same_rules(start: Start) -> None:
     assert backend.refuses("tensorrt 10.3.0", str(H100), BuildConfig()) is not None
     assert backend.refuses("openvino 2026.4", "cpu x86_64", compatible) is not None
     assert backend.refuses("tensorrt 11.4.0.106", "cpu x86_64", compatible) is not None
+    assert backend.refuses("another 10.3.0", str(H100), compatible) is not None  # whatever its number
 
 
 def test_the_header_says_what_was_built(start: Start, model: Path) -> None:

@@ -28,6 +28,7 @@ def _layer(name: str, kind: str, taken: str, made: str) -> dict[str, Any]:
 def test_layers_join_what_they_are_with_what_they_took(start: Start, model: Path, version: str) -> None:
     machine = start(version)
     blob = machine.backend.build(model, BuildConfig(batch=2))
+    machine.sdk.log.clear()
     machine.sdk.world["described"] = [
         _layer("conv", "CaskConvolution", "Int8", "Half"), _layer("norm", "kgen", "Half", "Int8"),
         _layer("never timed", "NoOp", "Half", "Half"), _layer("product", "gemm", "Half", "Float"),
@@ -41,6 +42,9 @@ def test_layers_join_what_they_are_with_what_they_took(start: Start, model: Path
     ]  # fmt: skip
     assert [layer.share for layer in layers] == pytest.approx([0.2, 0.1, 0.05, 0.6, 0.05])
     assert executed(layers) == pytest.approx({"fp32": 0.6, "int8": 0.2, "fp16": 0.15, "?": 0.05})
+    watched = ("IExecutionContext.execute_async_v3", "IExecutionContext.profiler")
+    run, profiler = watched
+    assert [name for name, _ in machine.sdk.log if name in watched] == [run, profiler, run, run, run]  # the first warms
     assert machine.gpu.held == 0
 
 
