@@ -1,28 +1,19 @@
-"""Engines are loaded on what they were built for, and refused elsewhere before TensorRT sees a byte of them."""
+"""Engines are loaded with the calls that each release has, run on addresses, and freed."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engines.base import BuildConfig, TensorRTOptions
-from engines.errors import DeployError
-from engines.trt.blob import MAGIC, unpack
+from engines.base import BuildConfig
+from engines.errors import DeployError, GpuLostError
+from engines.trt.blob import unpack
 from tests.engines.conftest import Start
-from tests.engines.tensorrt_api.fakes import RTX, VERSIONS, called
-from tests.engines.tensorrt_api.machine import AMPERE, ORIN, Machine, write_graph
-
-OLD = "8.6.1"
-TYPED = tuple(version for version in VERSIONS if version != OLD)
-WINDOW = np.linspace(-1, 1, 3 * 8 * 12, dtype=np.float32).reshape(1, 3, 8, 12)
-
-
-def _config(**options: object) -> BuildConfig:
-    return BuildConfig(tensorrt=TensorRTOptions(**options))  # type: ignore[arg-type]
+from tests.engines.tensorrt_api.fakes import VERSIONS, called
+from tests.engines.tensorrt_api.machine import TYPED, WINDOW, tuned, write_graph
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -36,6 +27,7 @@ def test_loads_runs_and_frees(start: Start, tmp_path: Path, version: str) -> Non
         assert (session.output.name, session.output.shape, session.output.dtype) == ("logits", (2, 2, 4, 6), "fp32")
         assert session.capturable
         logits = session.run(windows)
+        assert logits.dtype == np.float32
         np.testing.assert_array_equal(logits[:, 0], windows[:, 0, ::2, ::2])
         np.testing.assert_array_equal(logits[:, 1], 2 * windows[:, 0, ::2, ::2])
         assert machine.gpu.held > 0
@@ -50,13 +42,62 @@ def test_loads_runs_and_frees(start: Start, tmp_path: Path, version: str) -> Non
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_runs_by_name_on_addresses(start: Start, model: Path, version: str) -> None:
+    """The whole conversation, from the plan to the second run: no binding indices, no default stream."""
+    machine = start(version)
+    blob = machine.backend.build(model, BuildConfig())
+    machine.sdk.log.clear()
+    with machine.backend.load(blob, BuildConfig()) as session:
+        blocks = [(machine.gpu.allocate(WINDOW.nbytes), machine.gpu.allocate(4 * 2 * 4 * 6)) for _ in range(2)]
+        for source, target in blocks:
+            machine.gpu.upload(source.address, WINDOW)
+            session.enqueue(source.address, target.address, 0x300)
+    calls = [call for call in machine.sdk.log if not call[0].startswith("ICudaEngine.get_tensor")]
+    runs = [
+        [
+            ("IExecutionContext.set_tensor_address", ("image", source.address)),
+            ("IExecutionContext.set_tensor_address", ("logits", target.address)),
+            ("IExecutionContext.execute_async_v3", (0x300,)),
+        ]
+        for source, target in blocks
+    ]
+    assert calls[0][0] == "Runtime"
+    assert calls[1:] == [
+        ("Runtime.deserialize_cuda_engine", (unpack(blob)[1],)),
+        ("ICudaEngine.create_execution_context", ()),
+        *runs[0],
+        *runs[1],
+    ]
+
+
+def test_engines_for_other_versions_may_bring_their_own_runtime(start: Start, model: Path) -> None:
+    """Which TensorRT must be told before it sees the plan; and is told of no other engine."""
+    for options in ({"version_compatible": True}, {}):
+        machine = start("11.4.0.106")
+        blob = machine.backend.build(model, tuned(**options))
+        machine.sdk.log.clear()
+        with machine.backend.load(blob, BuildConfig()):
+            pass
+        allowed = [("Runtime.engine_host_code_allowed", (True,))] if options else []
+        names = [name for name, _ in machine.sdk.log]
+        assert machine.sdk.log[1 : names.index("Runtime.deserialize_cuda_engine")] == allowed
+
+
 @pytest.mark.parametrize("version", TYPED)
 def test_weights_come_from_the_bundle(start: Start, model: Path, version: str) -> None:
-    machine, config = start(version), _config(strip_weights=True)
+    machine, config = start(version), tuned(strip_weights=True)
     blob = machine.backend.build(model, config)
     assert machine.sdk.world["flags"] == {"STRIP_PLAN", "REFIT_IDENTICAL"}
+    machine.sdk.log.clear()
     with machine.backend.load(blob, replace(config, model=model)) as session:
         assert session.run(WINDOW).shape == (1, 2, 4, 6)
+    names = [name for name, _ in machine.sdk.log if not name.startswith("ICudaEngine.get_tensor")]
+    assert names[:7] == [
+        "Runtime", "Runtime.deserialize_cuda_engine", "Refitter", "OnnxParserRefitter",
+        "OnnxParserRefitter.refit_from_bytes", "Refitter.refit_cuda_engine", "ICudaEngine.create_execution_context",
+    ]  # fmt: skip
+    assert ("OnnxParserRefitter.refit_from_bytes", (model.read_bytes(),)) in machine.sdk.log
     for given, words in (
         (config, "no weights of its own, and no graph"),
         (replace(config, model=write_graph(model.parent / "other.onnx", "fp16")), "another other.onnx"),
@@ -66,136 +107,35 @@ def test_weights_come_from_the_bundle(start: Start, model: Path, version: str) -
             pass
 
 
-def _refused(machine: Machine, blob: bytes, words: str) -> None:
-    machine.sdk.log.clear()
-    with pytest.raises(DeployError, match=words), machine.backend.load(blob, BuildConfig()):
-        pass
-    assert not called(machine.sdk), "the SDK was touched"
-
-
-def test_other_machines_are_refused_before_deserialising(start: Start, model: Path) -> None:
-    blob = start("10.3.0").backend.build(model, BuildConfig())
-    _refused(start("10.13.3"), blob, "built with 'tensorrt 10.3.0', but this is 'tensorrt 10.13.3'")
-    _refused(start("10.3.0", AMPERE), blob, "sm_87 .*but this is .*sm_86")
-    _refused(start("10.3.0", replace(ORIN, name="Orin NX")), blob, "Orin NX")
-    _refused(start("10.3.0", replace(ORIN, driver=12020)), blob, "driver for CUDA 12.6, but .* 12.2")
-    with start("10.3.0", replace(ORIN, driver=13000)).backend.load(blob, BuildConfig()) as session:
-        session.run(WINDOW)
-
-
-def test_a_changed_byte_is_refused_before_deserialising(start: Start, model: Path) -> None:
-    machine = start("10.3.0")
-    blob = machine.backend.build(model, BuildConfig())
-    start_of_plan = len(blob) - unpack(blob)[0].plan_bytes
-    for place in range(0, len(blob), 7):
-        changed = bytearray(blob)
-        changed[place] ^= 4
-        if place >= start_of_plan:
-            _refused(machine, bytes(changed), "its plan has changed")
-        else:
-            _refused(machine, bytes(changed), "engine: ")
-    for length in (0, 5, len(MAGIC) + 3, len(MAGIC) + 20, start_of_plan - 1, start_of_plan, len(blob) - 1):
-        _refused(machine, blob[:length], "engine: ")
-    _refused(machine, blob + b"x", "engine: ")
-
-
 @pytest.mark.parametrize(
-    ("built", "here", "loads"),
+    ("failure", "words"),
     [
-        ("8.6.1", "10.3.0", True), ("10.3.0", "10.16.1.11", True), ("10.13.3", "11.4.0.106", True),
-        ("8.6.1", "11.4.0.106", False), ("11.4.0.106", "10.16.1.11", False), ("10.3.0", "8.6.1", False),
-        ("10.13.3", "10.3.0", False),
+        ({"load_error": "Error Code 1: Serialization (magic tag)"}, "cannot go on loading the engine: .*magic tag"),
+        ({"load_error": "Error Code 2: OutOfMemory (Requested size was 9 bytes.)"}, "no GPU memory left while loading"),
+        (
+            {"context_error": "Error Code 2: OutOfMemory (requested 1 GB)"},
+            "no GPU memory left while making an execution",
+        ),
     ],
-)  # fmt: skip
-def test_version_compatible_engines_go_upward(start: Start, model: Path, built: str, here: str, loads: bool) -> None:
-    config = _config(version_compatible=True)
-    blob = start(built).backend.build(model, config)
-    machine = start(here)
-    reason = machine.backend.refuses(f"tensorrt {built}", str(ORIN), config)
-    if loads:
-        assert reason is None
-        with machine.backend.load(blob, config) as session:
-            session.run(WINDOW)
-        assert ("Runtime.engine_host_code_allowed", (True,)) in machine.sdk.log
-    else:
-        assert f"built with 'tensorrt {built}'" in str(reason)
-        _refused(machine, blob, f"built with 'tensorrt {built}'")
-
-
-def test_hardware_compatible_engines_run_on_other_gpus(start: Start, model: Path) -> None:
-    other, ada = replace(AMPERE, name="NVIDIA RTX 3090"), replace(AMPERE, name="NVIDIA L4", sm=(8, 9))
-    turing = replace(AMPERE, name="Tesla T4", sm=(7, 5))
-    for hardware, fits, not_fits in (("same_cc", [other], [ada, turing]), ("ampere_plus", [other, ada], [turing])):
-        blob = start("10.13.3", AMPERE).backend.build(model, _config(hardware=hardware))
-        for info in fits:
-            with start("10.13.3", info).backend.load(blob, BuildConfig()) as session:
-                session.run(WINDOW)
-        for info in not_fits:
-            _refused(start("10.13.3", info), blob, "but this is")
-
-
-def test_what_the_runtime_refuses_is_explained(start: Start, model: Path) -> None:
+)
+def test_what_the_runtime_refuses_is_explained(start: Start, model: Path, failure: dict[str, str], words: str) -> None:
     machine = start("11.4.0.106")
     blob = machine.backend.build(model, BuildConfig())
-    with machine.backend.load(blob, BuildConfig()) as session:
-        machine.sdk.world["run_error"] = "Error Code 3: API Usage Error (something)"
-        with pytest.raises(DeployError, match="cannot run the engine: Error Code 3"):
-            session.run(WINDOW)
-    machine.sdk.world["load_error"] = "Error Code 2: OutOfMemory (Requested size was 9 bytes.)"
-    with pytest.raises(DeployError, match="no GPU memory left"), machine.backend.load(blob, BuildConfig()):
+    machine.sdk.world |= failure
+    with pytest.raises(DeployError, match=words), machine.backend.load(blob, BuildConfig()):
         pass
     assert machine.gpu.held == 0
 
 
-def test_layers_are_the_inspectors_with_the_profilers_times(start: Start, model: Path) -> None:
-    machine = start("10.3.0")
-    blob = machine.backend.build(model, BuildConfig(batch=2))
-    tensor = {"Format/Datatype": "Half"}
-    machine.sdk.world["described"] = [
-        {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Int8"}], "Outputs": [tensor]},
-        {"Name": "norm", "LayerType": "kgen", "Inputs": [{"Format/Datatype": "Float"}], "Outputs": [tensor]},
-        {"Name": "product", "LayerType": "gemm", "Inputs": [tensor], "Outputs": [{"Format/Datatype": "Float"}]},
-        {"Name": "never timed", "LayerType": "NoOp", "Inputs": [tensor], "Outputs": [tensor]},
-    ]
-    layers = {layer.name: layer for layer in machine.backend.layers(blob, BuildConfig(), WINDOW, 3)}
-    assert {name: layers[name].precision for name in ("conv", "norm", "product")} == {
-        "conv": "int8", "norm": "fp32", "product": "fp16",
-    }  # fmt: skip
-    assert "never timed" not in layers
-    assert layers["classifier"].precision == "?"  # timed, and not described
-    assert sum(layer.share for layer in layers.values()) == pytest.approx(1)
-    machine.sdk.world["described"] = ["conv", "norm"]
-    with pytest.raises(DeployError, match="without an account of its layers"):
-        machine.backend.layers(blob, BuildConfig(), WINDOW)
-
-
-def test_the_header_says_what_was_built(start: Start, model: Path) -> None:
-    options = TensorRTOptions(level=1, hardware="ampere_plus")
-    blob = start("10.16.1.11", AMPERE).backend.build(model, BuildConfig(tensorrt=options))
-    header, plan = unpack(blob)
-    assert (header.sdk, header.device, header.options) == ("tensorrt 10.16.1.11", str(AMPERE), options)
-    assert json.loads(bytes(plan))["io"][0][0] == "image"
-
-
-def test_tensorrt_rtx_makes_these_calls_and_no_others(start: Start, model: Path) -> None:
-    machine = start(RTX, AMPERE)
-    blob = machine.backend.build(model, BuildConfig(timing_cache=model.parent / "unused"))
-    assert machine.sdk.world["targets"] == ["SM86"]
-    assert machine.sdk.world["flags"] == {"REQUIRE_USER_ALLOCATION"}
-    assert called(machine.sdk) == {
-        "Builder", "Builder.create_network", "Builder.create_builder_config", "Builder.build_serialized_network",
-        "OnnxParser", "OnnxParser.parse", "INetworkDefinition.get_input", "INetworkDefinition.get_output",
-        "IBuilderConfig.clear_flag", "IBuilderConfig.set_flag", "IBuilderConfig.set_memory_pool_limit",
-        "IBuilderConfig.profiling_verbosity", "IBuilderConfig.num_compute_capabilities",
-        "IBuilderConfig.set_compute_capability", "IBuilderConfig.progress_monitor",
-    }  # fmt: skip
-    assert [path.name for path in model.parent.iterdir()] == ["model.onnx"]
-    for capturable in (True, False):
-        machine.sdk.world["capturable"] = capturable
-        with machine.backend.load(blob, BuildConfig()) as session:
-            assert session.capturable == capturable
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_that_fails_is_an_error_and_a_lost_gpu_is_told_as_such(start: Start, model: Path, lost: bool) -> None:
+    machine = start("11.4.0.106")
+    blob = machine.backend.build(model, BuildConfig())
+    words = "GPU: lost" if lost else r"cannot run the engine: Error Code 1: Cask \(illegal memory access\)"
+    with machine.backend.load(blob, BuildConfig()) as session:
+        machine.sdk.world["run_error"] = "Error Code 1: Cask (illegal memory access)"
+        machine.gpu.lost = lost
+        with pytest.raises(DeployError, match=words) as caught:
             session.run(WINDOW)
-    with start(RTX, replace(AMPERE, name="NVIDIA RTX 3090")).backend.load(blob, BuildConfig()) as session:
-        session.run(WINDOW)
-    _refused(start(RTX, replace(AMPERE, sm=(8, 9))), blob, "compiled for SM86, but this is .*sm_89")
-    _refused(start("10.3.0", AMPERE), blob, "built with 'tensorrt_rtx 1.7.1.116'")
+    assert isinstance(caught.value, GpuLostError) == lost
+    assert machine.gpu.held == 0

@@ -32,6 +32,9 @@ def json_with_batch(model: bytes, batch: int) -> bytes:
 class Builder:
     def _begin(self: Any, logger: Any) -> None:
         self._logger, self._cores = logger, self._sdk.world.get("cores", 0)
+        if self._sdk.world.get("start_error"):
+            say(self._sdk, logger, self._sdk.world["start_error"])
+            raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def num_DLA_cores(self: Any) -> int:
         return int(self._cores)
@@ -99,7 +102,7 @@ class IBuilderConfig:
 
     def set_timing_cache(self: Any, cache: Any, ignore_mismatch: bool) -> bool:
         assert not ignore_mismatch
-        if cache._data and not cache._data.startswith(b"measured;"):
+        if cache._data and self._sdk.world.get("refuses_cache"):
             return False
         self._cache = cache
         return True
@@ -112,7 +115,9 @@ class IBuilderConfig:
         return index == len(self._sdk.world["targets"]) - 1 < self.num_compute_capabilities
 
     def can_run_on_DLA(self: Any, layer: Any) -> bool:
-        return layer.type.name in ("CONVOLUTION", "ELEMENTWISE", "SOFTMAX")
+        """Of what the DLA computes in the builder must be told; where networks are typed, they tell."""
+        allowed = not hasattr(self._sdk.BuilderFlag, "FP16") or self._flags & {"FP16", "INT8"}
+        return bool(allowed) and layer.type.name in ("CONVOLUTION", "ELEMENTWISE", "SOFTMAX")
 
 
 class ITimingCache:

@@ -12,16 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engines.base import BuildConfig, TensorRTOptions
 from engines.device.base import GpuInfo
+from engines.errors import GpuLostError
 from engines.tensorrt_backend import TensorRTBackend
 from engines.tensorrt_rtx_backend import TensorRTRTXBackend
 from engines.trt.backend import TensorRTFamily
 from tests.engines.tensorrt_api.behaviour import BEHAVIOURS, json_with_batch
-from tests.engines.tensorrt_api.fakes import fake
+from tests.engines.tensorrt_api.fakes import VERSIONS, fake
 
+OLD = "8.6.1"  # whose networks are not strongly typed
+TYPED = tuple(version for version in VERSIONS if version != OLD)
 ORIN = GpuInfo("Orin", (8, 7), 12060, 8 << 30, True)
 AMPERE = GpuInfo("NVIDIA A10", (8, 6), 13000, 24 << 30, False)
 FREE = 4 << 30
+WINDOW = np.linspace(-1, 1, 3 * 8 * 12, dtype=np.float32).reshape(1, 3, 8, 12)  # for `write_graph`'s graphs
 
 
 class _Memory:
@@ -42,7 +47,7 @@ class HostGpu:
     stream = 77
 
     def __init__(self, info: GpuInfo) -> None:
-        self.info, self.held = info, 0
+        self.info, self.held, self.lost = info, 0, False
 
     def allocate(self, size: int) -> _Memory:
         return _Memory(self, size)
@@ -57,7 +62,8 @@ class HostGpu:
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
     def synchronize(self) -> None:
-        pass
+        if self.lost:
+            raise GpuLostError("GPU: lost; start the program again")
 
 
 class Machine:
@@ -79,18 +85,24 @@ class Machine:
         patch.setattr("engines.device.cuda.open_gpu", opened)
 
 
+def tuned(**options: object) -> BuildConfig:
+    """With these of TensorRT's options."""
+    return BuildConfig(tensorrt=TensorRTOptions(**options))  # type: ignore[arg-type]
+
+
 def write_graph(path: Path, precision: str = "fp32", batch: int = 1, **more: Any) -> Path:
     """A network of a few layers: convolution, LayerNorm with its statistics in FP32, product, classifier in FP32."""
     half = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT"}[precision]
     shape, small = [batch, 3, 8, 12], [batch, 2, 4, 6]
     tensors = {
         "image": ["FLOAT", shape], "c": [half, shape], "a": [half, small], "n32": ["FLOAT", small],
-        "n": ["FLOAT", small], "m16": [half, small], "m": [half, small], "i": ["INT32", [2]], "l32": ["FLOAT", small],
-        "logits": ["FLOAT", small],
+        "n": ["FLOAT", small], "m16": [half, small], "m": [half, small], "w": ["FLOAT", [6]],
+        "i": ["INT32", [2]], "l32": ["FLOAT", small], "logits": ["FLOAT", small],
     }  # fmt: skip
     layers = [
+        _layer("weight", "CONSTANT", [], ["w"]),
         _layer("cast in", "CAST", ["image"], ["c"]), _layer("conv", "CONVOLUTION", ["c"], ["a"]),
-        _layer("up", "CAST", ["a"], ["n32"]), _layer("norm", "NORMALIZATION", ["n32"], ["n"]),
+        _layer("up", "CAST", ["a"], ["n32"]), _layer("norm", "NORMALIZATION", ["n32", "w"], ["n"]),
         _layer("down", "CAST", ["n"], ["m16"]), _layer("size", "CONSTANT", [], ["i"]),
         _layer("product", "MATRIX_MULTIPLY", ["m16"], ["m"]), _layer("up again", "CAST", ["m"], ["l32"]),
         _layer("classifier", "CONVOLUTION", ["l32"], ["logits"]),
