@@ -275,8 +275,13 @@ def test_gpu_check_on_a_gpu_runs_every_check(tmp_path: Path) -> None:
         f'*) echo "$input" | {sys.executable} "$@" ;;\nesac',
         "bin/compute-sanitizer": f'echo "sanitizer $*" >> {said}',
         "out/venv/bin/python": f'case "$1" in -c|-) exit 0;; esac\necho "$*" >> {said}\n'
-        'case "$*" in *"flow"*int8*) echo "no scales"; exit 1;; esac; echo fine',
+        'case "$*" in *"flow"*int8*|*"kernels --json"*) echo "no scales"; exit 1;; esac\n'
+        'while [ $# -gt 1 ]; do [ "$1" = --json ] && echo \'{"new": 1}\' > "$2"; shift; done; echo fine',
     }
+    figures = tmp_path / "out" / "figures"
+    figures.mkdir(parents=True)
+    for name in ("kernels", "peers", "flow-tensorrt-int8-b0", "left-over"):  # of an earlier call
+        (figures / f"{name}.json").write_text('{"old": 1, "timings": []}')
     for name, body in tools.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -290,8 +295,13 @@ def test_gpu_check_on_a_gpu_runs_every_check(tmp_path: Path) -> None:
     body = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
     assert body["gpu"] == "NVIDIA Fake, sm_90, torch 2"
     failed = {check["name"]: check["detail"] for check in body["checks"] if check["status"] == "FAIL"}
-    assert failed == {f"flow-{b}-int8-{m}": "exit 1: no scales" for b in ("tensorrt", "tensorrt_rtx")
-                      for m in ("b0", "setr-pup")}  # fmt: skip
+    names = ["times", *(f"flow-{b}-int8-{m}" for b in ("tensorrt", "tensorrt_rtx") for m in ("b0", "setr-pup"))]
+    assert failed == dict.fromkeys(names, "exit 1: no scales")
+    skipped = {check["name"]: check["detail"] for check in body["checks"] if check["status"] == "SKIP"}
+    assert skipped["times-within-2x-of-a-copy"] == "times did not pass"
+    assert body["figures"]["peers"] == {"new": 1}
+    assert all(found == {"new": 1} for found in body["figures"].values())
+    assert {"kernels", "left-over", "flow-tensorrt-int8-b0"}.isdisjoint(body["figures"])
     lines = said.read_text().splitlines()
     if (ROOT / "benchmarks" / "kernels.py").exists():
         assert "-m benchmarks.kernels --check" in lines
