@@ -104,23 +104,41 @@ def test_gpu_peers_run_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixtu
     eager, ours, unknown = body["models"]["tiny"]["rows"]
     assert (eager["equal"], len(eager["times_ms"]), unknown["times_ms"]) == (1.0, 1, [])
     assert ours["equal"] > 0.999
-    assert 0 < ours["network_ms"] < ours["median_ms"]
+    assert 0 < ours["gather_ms"] + ours["network_ms"] + ours["stitch_ms"] < ours["within_ms"]
+    assert ours["outside"] == 1 - ours["network_ms"] / ours["within_ms"]
+    assert eager["within_ms"] == eager["median_ms"]
     assert unknown["error"].startswith("backend: got 'tpu'")
     assert "no goals on a CPU" in capsys.readouterr().out
 
 
 def test_gpu_goals_are_ratios_within_rounds() -> None:
-    peer = gpu_peers.Row(gpu_peers.PEER, [60.0, 50.0, 80.0], 40.0)
-    slow = gpu_peers.Row("edgeseg fp16 torch_cuda", [30.0, 31.0, 29.0], 10.0)
-    fast = gpu_peers.Row("edgeseg fp16 tensorrt", [10.0, 10.0, 20.0], 9.0)
-    lines, reached = gpu_peers.verdict([peer, slow, fast])
+    peer = gpu_peers.Row(gpu_peers.PEER, [60.0, 50.0, 80.0], 40.0, 60.0)
+    slow = gpu_peers.Row("edgeseg fp16 torch_cuda", [30.0, 31.0, 29.0], 10.0, 30.0)
+    fast = gpu_peers.Row("edgeseg fp16 tensorrt", [10.0, 10.0, 20.0], 18.0, 20.0)
+    dead = gpu_peers.Row("edgeseg fp16 tensorrt_rtx", [5.0, 5.0], 5.0, 5.0, error="the GPU was lost")
+    lines, reached = gpu_peers.verdict([peer, slow, fast, dead])
     assert reached
     assert lines[0].startswith("reached: edgeseg fp16 tensorrt is 5.00 times as fast")
-    assert "10.0 % of its frame outside" in lines[1]
-    fast.network_ms = 5.0
+    assert "10.0 % of its frame of 20.00 ms" in lines[1]  # of the rounds that timed the engine, not of 10 ms
+    fast.network_ms = 10.0
     assert not gpu_peers.verdict([peer, slow, fast])[1]
     assert not gpu_peers.verdict([peer, gpu_peers.Row("edgeseg fp16 tensorrt", error="no GPU")])[1]
     assert "no GPU" in gpu_peers.table([gpu_peers.Row("edgeseg fp16 tensorrt", error="no GPU")])
+    peer.times_ms, peer.error = [60.0], "out of memory"
+    assert gpu_peers.verdict([peer, slow, fast]) == (["no figures: the peer or every edgeseg backend failed"], False)
+
+
+@pytest.mark.parametrize(
+    ("network", "unsplit", "words"),
+    [(21.0, "", "took 21.00 ms of a frame of 20.00 ms"), (None, "the engine could not be timed: lost", "timed: lost")],
+)
+def test_an_engine_that_was_not_timed_reaches_no_goal(network: float | None, unsplit: str, words: str) -> None:
+    peer = gpu_peers.Row(gpu_peers.PEER, [60.0], 40.0, 60.0)
+    fast = gpu_peers.Row("edgeseg fp16 tensorrt", [10.0], network, None if network is None else 20.0, unsplit=unsplit)
+    lines, reached = gpu_peers.verdict([peer, fast])
+    assert (reached, fast.to_json()["outside"]) == (False, None)
+    assert words in lines[1]
+    assert words in gpu_peers.table([fast])
 
 
 def test_miou_ignores_255_and_absent_classes() -> None:
