@@ -253,6 +253,33 @@ def test_gpu_flow_compares_every_frame(tmp_path: Path, deploy: list[str]) -> Non
     assert (refused.status, refused.why.endswith("batch of 2 diverges")) == ("refused", True)
 
 
+def test_gpu_flow_keeps_nothing_of_an_interrupted_call(
+    tmp_path: Path, deploy: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [str(tmp_path), "--size", "20x10", "--frames", "2", "--precision", "fp32", "--backend", "torch"]
+    whole = gpu_flow._deploy
+
+    def interrupted(verb: str, *rest: object) -> list[str]:
+        if verb != "run":
+            return whole(verb, *rest)
+        Path(str(rest[-1])).mkdir(parents=True)
+        raise gpu_flow.Failed("deploy.py run: not done after 900 s", -1)
+
+    monkeypatch.setattr(gpu_flow, "_deploy", interrupted)
+    with pytest.raises(gpu_flow.Failed, match="not done"):
+        _flow(*words)
+    monkeypatch.setattr(gpu_flow, "_deploy", whole)
+    assert _flow(*words).agreement == 1.0
+    left = next(tmp_path.glob("*.masks")) / "all" / "2.png"
+    assert left.exists()
+
+    def lazy(verb: str, *rest: object) -> list[str]:
+        return [] if verb == "run" else whole(verb, *rest)
+
+    monkeypatch.setattr(gpu_flow, "_deploy", lazy)  # writes no mask: those of the call before do not count
+    assert _flow(*words).status == "failed"
+
+
 SCRIPTS = [ROOT / "benchmarks" / name for name in ("gpu_check.sh", "gpu_wheels.sh")]
 
 
