@@ -15,7 +15,8 @@ set -uo pipefail
 
 usage() { sed -n '2,15s/^# \{0,1\}//p' "$0"; }
 
-wheels="" out="" cpu=0 steps=install,kernels,times,flow,peers,tensorrt,tests
+all=install,kernels,times,flow,peers,tensorrt,tests
+wheels="" out="" cpu=0 steps=$all
 while (($#)); do
   case $1 in
     --cpu) cpu=1 ;;
@@ -25,6 +26,9 @@ while (($#)); do
     *) if [[ -z $wheels ]]; then wheels=$1; else out=$1; fi ;;
   esac
   shift
+done
+for step in ${steps//,/ }; do # a misspelt step would pass, since nothing of it fails
+  [[ ,$all, == *,$step,* ]] || { echo "gpu_check: got the step $step, expected some of $all" >&2; exit 2; }
 done
 if [[ ! -d $wheels ]]; then
   echo "gpu_check: got ${wheels:-no folder of wheels}, expected one that benchmarks/gpu_wheels.sh filled" >&2
@@ -61,7 +65,10 @@ check() { # name, most seconds, command...; 0 is PASS, 77 is SKIP; the last line
   local name=$1 most=$2 log=$out/logs/$1.log begin=$SECONDS code status word last=""
   shift 2
   for word in "$@"; do # figures of an earlier call must not pass for those of this one
-    [[ $last != --json ]] || { rm -f "$word" && basename "$word" >>"$written"; } || return
+    if [[ $last == --json ]]; then
+      rm -f "$word" || { record FAIL "$name" 0 "cannot remove the figures of an earlier call: $word"; return 1; }
+      basename "$word" >>"$written"
+    fi
     last=$word
   done
   if declare -F "$1" >/dev/null; then set -- bash -uo pipefail -c "$1"; fi # one of the functions below, all exported

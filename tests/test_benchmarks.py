@@ -299,6 +299,8 @@ def test_gpu_check_reports_every_step_and_goes_on(tmp_path: Path) -> None:
     stand_in.write_text(f'#!/bin/sh\n[ "$2" = benchmarks.gpu_peers ] && exit 5\nexec {sys.executable} "$@"\n')
     stand_in.chmod(0o755)
     command = [str(SCRIPTS[0]), str(tmp_path / "wheels"), str(tmp_path / "out"), "--cpu", "--steps"]
+    misspelt = subprocess.run([*command, "kernel"], capture_output=True, text=True, check=False)
+    assert (misspelt.returncode, "got the step kernel, expected" in misspelt.stderr) == (2, True)
     for steps, code in (("kernels,tests", 0), ("peers,tests", 1)):
         done = subprocess.run([*command, steps], capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stdout + done.stderr
