@@ -4,15 +4,19 @@
 #
 #     benchmarks/gpu_check.sh WHEELS [OUT] [--steps install,kernels,times,flow,peers,tensorrt,tests] [--cpu]
 #
-# WHEELS: the folder that benchmarks/gpu_wheels.sh filled.  OUT (out/gpu-check): logs, JSON and the summary; its
-# environment and bundles are used again by the next call, so that the steps can be run one after the other.  Each check
-# is reported as PASS, FAIL or SKIP with a reason, and the next one runs all the same.  Exit code 0 only when all that ran
-# passed.  --cpu tries the script itself where there is no GPU: what needs one is skipped, the rest runs on small models.
+# WHEELS: the folder that benchmarks/gpu_wheels.sh filled.  OUT (out/gpu-check): logs, figures and the summary; its
+# environment and reference masks are used again by the next call, so that the steps can be run one after the other, each
+# into an OUT/gpu_check.json that holds the checks and figures of that call alone.  A check first removes the figures that
+# it writes.  Each is reported as PASS, FAIL or SKIP with a reason, and the next one runs all the same, unless it reads
+# the figures of one that did not pass.  Exit code 0 when no check failed, 1 when one did, 2 when the words are wrong, 130
+# after Ctrl-C.  --cpu tries the script itself where there is no GPU: what needs one is skipped, the rest runs on small
+# models.
 set -uo pipefail
 
-usage() { sed -n '2,12s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,15s/^# \{0,1\}//p' "$0"; }
 
-wheels="" out="" cpu=0 steps=install,kernels,times,flow,peers,tensorrt,tests
+all=install,kernels,times,flow,peers,tensorrt,tests
+wheels="" out="" cpu=0 steps=$all
 while (($#)); do
   case $1 in
     --cpu) cpu=1 ;;
@@ -22,6 +26,9 @@ while (($#)); do
     *) if [[ -z $wheels ]]; then wheels=$1; else out=$1; fi ;;
   esac
   shift
+done
+for step in ${steps//,/ }; do # a misspelt step would pass, since nothing of it fails
+  [[ ,$all, == *,$step,* ]] || { echo "gpu_check: got the step $step, expected some of $all" >&2; exit 2; }
 done
 if [[ ! -d $wheels ]]; then
   echo "gpu_check: got ${wheels:-no folder of wheels}, expected one that benchmarks/gpu_wheels.sh filled" >&2
@@ -34,7 +41,9 @@ out=${out:-$root/out/gpu-check}
 mkdir -p "$out/logs"
 out=$(cd "$out" && pwd)
 results=$out/results.tsv
+written=$out/figures.txt # the figures of this call
 : >"$results"
+: >"$written"
 cd "$root" || exit 2
 export PYTHONPATH=$root HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 TQDM_DISABLE=1
 host=$(command -v python3) || { echo "gpu_check: no python3 here" >&2; exit 2; }
@@ -53,8 +62,15 @@ record() { # status name seconds detail
 skip() { record SKIP "$1" 0 "$2"; }
 
 check() { # name, most seconds, command...; 0 is PASS, 77 is SKIP; the last line that it printed is the detail
-  local name=$1 most=$2 log=$out/logs/$1.log begin=$SECONDS code status
+  local name=$1 most=$2 log=$out/logs/$1.log begin=$SECONDS code status word last=""
   shift 2
+  for word in "$@"; do # figures of an earlier call must not pass for those of this one
+    if [[ $last == --json ]]; then
+      rm -f "$word" || { record FAIL "$name" 0 "cannot remove the figures of an earlier call: $word"; return 1; }
+      basename "$word" >>"$written"
+    fi
+    last=$word
+  done
   if declare -F "$1" >/dev/null; then set -- bash -uo pipefail -c "$1"; fi # one of the functions below, all exported
   timeout --kill-after=10 "$most" "$@" >"$log" 2>&1 &
   running=$!
@@ -77,7 +93,7 @@ check() { # name, most seconds, command...; 0 is PASS, 77 is SKIP; the last line
 }
 
 finish() { # the summary, as text and JSON; exit code 0 when nothing failed
-  "$host" - "$results" "$out" "$gpu" "$cpu" <<'PY'
+  "$host" - "$results" "$out" "$gpu" "$cpu" "$written" <<'PY'
 import json, sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -88,7 +104,9 @@ checks = [dict(zip(keys, line.split("\t"))) for line in results.read_text().spli
 for check in checks:
     check["seconds"] = int(check["seconds"])
 figures = {}
-for path in sorted(out.glob("figures/*.json")):
+for path in sorted(out / "figures" / name for name in set(Path(sys.argv[5]).read_text().splitlines())):
+    if not path.exists():  # its check ended before it wrote any, and says so
+        continue
     try:
         figures[path.stem] = json.loads(path.read_text())
     except ValueError as error:
@@ -303,9 +321,12 @@ if wanted times; then
   elif ! module benchmarks.kernels; then
     skip times "this version has no benchmarks.kernels"
   else
-    check times 600 "$python" -m benchmarks.kernels --json "$out/figures/kernels.json"
+    if check times 600 "$python" -m benchmarks.kernels --json "$out/figures/kernels.json"; then
+      check times-within-2x-of-a-copy 60 ratios
+    else
+      skip times-within-2x-of-a-copy "times did not pass"
+    fi
     cat "$out/logs/times.log"
-    check times-within-2x-of-a-copy 60 ratios
   fi
 fi
 

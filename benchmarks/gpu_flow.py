@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -100,6 +101,7 @@ def flow(args: argparse.Namespace) -> Result:
     manifest = json.loads((bundle / "manifest.json").read_text())
     masks = args.work / f"{bundle.name}.masks"
     first = sorted(frames.glob("*.png"))[0]
+    shutil.rmtree(masks, ignore_errors=True)  # masks of an earlier call must not pass for those of this bundle
     _deploy("run", bundle, first, "-o", masks / "one")
     begin = time.perf_counter()
     _deploy("run", bundle, frames, "-o", masks / "all")
@@ -137,7 +139,10 @@ def _reference(work: Path, model: PeerModel, frames: Path) -> Path:
         size = ("--tile", model.window, "--stride", model.stride)
         _deploy("build-engine", model.source, *size, "--backend", "torch", "-o", bundle)
     if not masks.exists():
-        _deploy("run", bundle, frames, "-o", masks)
+        unfinished = masks.with_name(f"{masks.name}.unfinished")  # `run` makes its folder before the first mask
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _deploy("run", bundle, frames, "-o", unfinished)
+        unfinished.rename(masks)
     return masks
 
 

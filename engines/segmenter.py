@@ -47,11 +47,16 @@ class Segmenter:
         """The masks of `images` in their order, with as many under way at once as the device takes.
 
         An image is taken from the iterator while those before it are being worked on.  One that cannot be worked on
-        raises DeployError after the masks of those before it.
+        raises DeployError after the masks of those before it, and so does one that the iterator cannot read.
         """
         running: deque[Running] = deque()
-        for image in images:
+        source = iter(images)
+        while True:
             try:
+                try:
+                    image = next(source)
+                except StopIteration:
+                    break
                 running.append(self.start(image, confidence))
             except DeployError:
                 while running:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from engines.base import REFERENCES, BuildConfig, get_backend
 from engines.bundle import ENGINE, MODEL, Manifest
 from engines.device.alone import milliseconds_alone, runs_alone
-from engines.errors import DeployError
+from engines.errors import DeployError, GpuLostError
 from engines.layers import executed
 from engines.segmenter import Segmenter, Timings, open_segmenter
 
@@ -75,7 +75,10 @@ class Opened:
 
 
 class Worker:
-    """The parent's side.  Raises DeployError with the worker's own message; ends the process when closed."""
+    """The parent's side.  Ends the process when closed.
+
+    Raises DeployError with the worker's own message, and GpuLostError where the worker did.
+    """
 
     def __init__(self, bundle: Path, threads: int = 0) -> None:
         self._bundle = bundle
@@ -181,7 +184,8 @@ class Worker:
             raise self._died()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise DeployError(answer["error"])
+            lost = answer["code"] == GpuLostError.exit_code
+            raise (GpuLostError if lost else DeployError)(answer["error"])
         return answer
 
     def _died(self) -> DeployError:
@@ -284,7 +288,7 @@ def main(argv: list[str]) -> int:
                 command = json.loads(line)
                 print(json.dumps(getattr(served, command.pop("do"))(**command)), file=answers)
     except DeployError as error:
-        print(json.dumps({"error": str(error)}), file=answers)
+        print(json.dumps({"error": str(error), "code": error.exit_code}), file=answers)
         return error.exit_code
     return 0
 

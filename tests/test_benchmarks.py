@@ -104,23 +104,41 @@ def test_gpu_peers_run_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixtu
     eager, ours, unknown = body["models"]["tiny"]["rows"]
     assert (eager["equal"], len(eager["times_ms"]), unknown["times_ms"]) == (1.0, 1, [])
     assert ours["equal"] > 0.999
-    assert 0 < ours["network_ms"] < ours["median_ms"]
+    assert 0 < ours["gather_ms"] + ours["network_ms"] + ours["stitch_ms"] < ours["within_ms"]
+    assert ours["outside"] == 1 - ours["network_ms"] / ours["within_ms"]
+    assert eager["within_ms"] == eager["median_ms"]
     assert unknown["error"].startswith("backend: got 'tpu'")
     assert "no goals on a CPU" in capsys.readouterr().out
 
 
 def test_gpu_goals_are_ratios_within_rounds() -> None:
-    peer = gpu_peers.Row(gpu_peers.PEER, [60.0, 50.0, 80.0], 40.0)
-    slow = gpu_peers.Row("edgeseg fp16 torch_cuda", [30.0, 31.0, 29.0], 10.0)
-    fast = gpu_peers.Row("edgeseg fp16 tensorrt", [10.0, 10.0, 20.0], 9.0)
-    lines, reached = gpu_peers.verdict([peer, slow, fast])
+    peer = gpu_peers.Row(gpu_peers.PEER, [60.0, 50.0, 80.0], 40.0, 60.0)
+    slow = gpu_peers.Row("edgeseg fp16 torch_cuda", [30.0, 31.0, 29.0], 10.0, 30.0)
+    fast = gpu_peers.Row("edgeseg fp16 tensorrt", [10.0, 10.0, 20.0], 18.0, 20.0)
+    dead = gpu_peers.Row("edgeseg fp16 tensorrt_rtx", [5.0, 5.0], 5.0, 5.0, error="the GPU was lost")
+    lines, reached = gpu_peers.verdict([peer, slow, fast, dead])
     assert reached
     assert lines[0].startswith("reached: edgeseg fp16 tensorrt is 5.00 times as fast")
-    assert "10.0 % of its frame outside" in lines[1]
-    fast.network_ms = 5.0
+    assert "10.0 % of its frame of 20.00 ms" in lines[1]  # of the rounds that timed the engine, not of 10 ms
+    fast.network_ms = 10.0
     assert not gpu_peers.verdict([peer, slow, fast])[1]
     assert not gpu_peers.verdict([peer, gpu_peers.Row("edgeseg fp16 tensorrt", error="no GPU")])[1]
     assert "no GPU" in gpu_peers.table([gpu_peers.Row("edgeseg fp16 tensorrt", error="no GPU")])
+    peer.times_ms, peer.error = [60.0], "out of memory"
+    assert gpu_peers.verdict([peer, slow, fast]) == (["no figures: the peer or every edgeseg backend failed"], False)
+
+
+@pytest.mark.parametrize(
+    ("network", "unsplit", "words"),
+    [(21.0, "", "took 21.00 ms of a frame of 20.00 ms"), (None, "the engine could not be timed: lost", "timed: lost")],
+)
+def test_an_engine_that_was_not_timed_reaches_no_goal(network: float | None, unsplit: str, words: str) -> None:
+    peer = gpu_peers.Row(gpu_peers.PEER, [60.0], 40.0, 60.0)
+    fast = gpu_peers.Row("edgeseg fp16 tensorrt", [10.0], network, None if network is None else 20.0, unsplit=unsplit)
+    lines, reached = gpu_peers.verdict([peer, fast])
+    assert (reached, fast.to_json()["outside"]) == (False, None)
+    assert words in lines[1]
+    assert words in gpu_peers.table([fast])
 
 
 def test_miou_ignores_255_and_absent_classes() -> None:
@@ -235,6 +253,33 @@ def test_gpu_flow_compares_every_frame(tmp_path: Path, deploy: list[str]) -> Non
     assert (refused.status, refused.why.endswith("batch of 2 diverges")) == ("refused", True)
 
 
+def test_gpu_flow_keeps_nothing_of_an_interrupted_call(
+    tmp_path: Path, deploy: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [str(tmp_path), "--size", "20x10", "--frames", "2", "--precision", "fp32", "--backend", "torch"]
+    whole = gpu_flow._deploy
+
+    def interrupted(verb: str, *rest: object) -> list[str]:
+        if verb != "run":
+            return whole(verb, *rest)
+        Path(str(rest[-1])).mkdir(parents=True)
+        raise gpu_flow.Failed("deploy.py run: not done after 900 s", -1)
+
+    monkeypatch.setattr(gpu_flow, "_deploy", interrupted)
+    with pytest.raises(gpu_flow.Failed, match="not done"):
+        _flow(*words)
+    monkeypatch.setattr(gpu_flow, "_deploy", whole)
+    assert _flow(*words).agreement == 1.0
+    left = next(tmp_path.glob("*.masks")) / "all" / "2.png"
+    assert left.exists()
+
+    def lazy(verb: str, *rest: object) -> list[str]:
+        return [] if verb == "run" else whole(verb, *rest)
+
+    monkeypatch.setattr(gpu_flow, "_deploy", lazy)  # writes no mask: those of the call before do not count
+    assert _flow(*words).status == "failed"
+
+
 SCRIPTS = [ROOT / "benchmarks" / name for name in ("gpu_check.sh", "gpu_wheels.sh")]
 
 
@@ -254,6 +299,8 @@ def test_gpu_check_reports_every_step_and_goes_on(tmp_path: Path) -> None:
     stand_in.write_text(f'#!/bin/sh\n[ "$2" = benchmarks.gpu_peers ] && exit 5\nexec {sys.executable} "$@"\n')
     stand_in.chmod(0o755)
     command = [str(SCRIPTS[0]), str(tmp_path / "wheels"), str(tmp_path / "out"), "--cpu", "--steps"]
+    misspelt = subprocess.run([*command, "kernel"], capture_output=True, text=True, check=False)
+    assert (misspelt.returncode, "got the step kernel, expected" in misspelt.stderr) == (2, True)
     for steps, code in (("kernels,tests", 0), ("peers,tests", 1)):
         done = subprocess.run([*command, steps], capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stdout + done.stderr
@@ -275,8 +322,13 @@ def test_gpu_check_on_a_gpu_runs_every_check(tmp_path: Path) -> None:
         f'*) echo "$input" | {sys.executable} "$@" ;;\nesac',
         "bin/compute-sanitizer": f'echo "sanitizer $*" >> {said}',
         "out/venv/bin/python": f'case "$1" in -c|-) exit 0;; esac\necho "$*" >> {said}\n'
-        'case "$*" in *"flow"*int8*) echo "no scales"; exit 1;; esac; echo fine',
+        'case "$*" in *"flow"*int8*|*"kernels --json"*) echo "no scales"; exit 1;; esac\n'
+        'while [ $# -gt 1 ]; do [ "$1" = --json ] && echo \'{"new": 1}\' > "$2"; shift; done; echo fine',
     }
+    figures = tmp_path / "out" / "figures"
+    figures.mkdir(parents=True)
+    for name in ("kernels", "peers", "flow-tensorrt-int8-b0", "left-over"):  # of an earlier call
+        (figures / f"{name}.json").write_text('{"old": 1, "timings": []}')
     for name, body in tools.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -290,8 +342,13 @@ def test_gpu_check_on_a_gpu_runs_every_check(tmp_path: Path) -> None:
     body = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
     assert body["gpu"] == "NVIDIA Fake, sm_90, torch 2"
     failed = {check["name"]: check["detail"] for check in body["checks"] if check["status"] == "FAIL"}
-    assert failed == {f"flow-{b}-int8-{m}": "exit 1: no scales" for b in ("tensorrt", "tensorrt_rtx")
-                      for m in ("b0", "setr-pup")}  # fmt: skip
+    names = ["times", *(f"flow-{b}-int8-{m}" for b in ("tensorrt", "tensorrt_rtx") for m in ("b0", "setr-pup"))]
+    assert failed == dict.fromkeys(names, "exit 1: no scales")
+    skipped = {check["name"]: check["detail"] for check in body["checks"] if check["status"] == "SKIP"}
+    assert skipped["times-within-2x-of-a-copy"] == "times did not pass"
+    assert body["figures"]["peers"] == {"new": 1}
+    assert all(found == {"new": 1} for found in body["figures"].values())
+    assert {"kernels", "left-over", "flow-tensorrt-int8-b0"}.isdisjoint(body["figures"])
     lines = said.read_text().splitlines()
     if (ROOT / "benchmarks" / "kernels.py").exists():
         assert "-m benchmarks.kernels --check" in lines

@@ -53,13 +53,14 @@ class Measured:
 
 @dataclass
 class _Lane:
-    """One worker and what is counted for it."""
+    """One worker and what is counted for it.  split: frames whose parts were timed, where `times` do not tell them."""
 
     worker: Worker
     tally: Tally
     worst: Worst
     confusion: Confusion | None
     times: list[Frame] = field(default_factory=list)
+    split: list[Frame] = field(default_factory=list)
 
 
 def measure(
@@ -97,7 +98,8 @@ def measure(
 
 def _measured(lane: _Lane, size: tuple[int, int], classes: tuple[str, ...]) -> Measured:
     worker, times = lane.worker, lane.times
-    stats = {part: Stats.of([getattr(frame, f"{part}_ms") for frame in times]) for part in ("frame", *PARTS)}
+    stats = {part: Stats.of([getattr(frame, f"{part}_ms") for frame in lane.split or times]) for part in PARTS}
+    stats["frame"] = Stats.of([frame.frame_ms for frame in times])
     timing = Timing(**stats, windows=times[0].windows, size=size)
     scores = lane.confusion.scores(classes) if lane.confusion else None
     peak = worker.peak_bytes()  # before `executed`, which loads the engine once more
@@ -136,20 +138,46 @@ def _timing(
     lanes: dict[str, _Lane], reference: str, frames: Frames, sizes: list[tuple[int, tuple[int, int]]], rounds: int,
     failed: dict[str, str],
 ) -> None:  # fmt: skip
-    """Time every engine on the same frames, in an order that turns by one from round to round."""
-    for turn in tqdm(range(rounds), desc="timing", unit="round", disable=None, leave=False):
-        image = frames[sizes[turn % len(sizes)][0]].image
-        names = list(lanes)
-        for name in (names[(turn + k) % len(names)] for k in range(len(names))):
-            lane = lanes[name]
-            try:
-                lane.worker.put(image)
-                time.sleep(SETTLE_S)
-                lane.times.append(lane.worker.frame())
-            except DeployError as error:
-                _unless_reference(name, reference, error)
-                failed[name] = str(error)
-                del lanes[name]
+    """Time every engine on the same frames, in an order that turns by one from round to round.
+
+    On a GPU frames tell their parts only where they are slowed down for it: in rounds of their own, after the others.
+    """
+
+    def attempt(name: str, do: Callable[[_Lane], object]) -> object:
+        try:
+            return do(lanes[name])
+        except DeployError as error:
+            _unless_reference(name, reference, error)
+            failed[name] = str(error)
+            del lanes[name]
+            return None
+
+    def interleaved(names: list[str], what: str, take: Callable[[_Lane, UInt8, int], None]) -> None:
+        for turn in tqdm(range(rounds), desc=what, unit="round", disable=None, leave=False):
+            image = frames[sizes[turn % len(sizes)][0]].image
+            names = [name for name in names if name in lanes]
+            for name in (names[(turn + k) % len(names)] for k in range(len(names))):
+                attempt(name, lambda lane: take(lane, image, turn))  # noqa: B023  called at once
+
+    interleaved(list(lanes), "timing", _take)
+    on_gpu = [name for name in list(lanes) if attempt(name, lambda lane: lane.worker.device().name != "host")]
+    if on_gpu:
+        interleaved(on_gpu, "parts", _take_parts)
+
+
+def _take(lane: _Lane, image: UInt8, turn: int) -> None:
+    lane.worker.put(image)
+    time.sleep(SETTLE_S)
+    lane.times.append(lane.worker.frame())
+
+
+def _take_parts(lane: _Lane, image: UInt8, turn: int) -> None:
+    lane.worker.put(image)
+    lane.worker.time_parts(True)
+    if turn == 0:
+        lane.worker.frame()  # its events are made on first use
+    time.sleep(SETTLE_S)
+    lane.split.append(lane.worker.frame())
 
 
 def _labels(worker: Worker, image: UInt8) -> UInt8:

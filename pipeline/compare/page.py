@@ -11,7 +11,7 @@ from pipeline.compare.figure import class_panel, trade_off
 from pipeline.compare.judge import BASELINES
 from pipeline.compare.rows import Comparison, Row, drop, percent
 from pipeline.compare.style import CSS
-from pipeline.compare.table import cells, class_table, executed, result, split_cells
+from pipeline.compare.table import cells, class_table, executed, parts_note, result, split_cells
 from pipeline.compare.theme import DARK, LIGHT, colour
 from pipeline.compare.worst import Picture
 
@@ -169,6 +169,7 @@ def _split(comparison: Comparison) -> str:
     note = (
         f"Milliseconds a frame, p50 / p95 of {comparison.rounds} rounds, the same frame through every engine in turn. "
         f"A frame is {width}x{height} pixels, {timing.windows} window(s), from decoded pixels to the label map."
+        f"{parts_note(comparison)}"
     )
     return f"<p>{note}</p>{_table(split_cells(comparison), comparison.rows)}"
 

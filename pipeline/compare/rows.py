@@ -18,7 +18,10 @@ PARTS = ("gather", "engine", "stitch")
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds a frame, from decoded pixels to label map, and its three parts.  windows: in one frame."""
+    """Milliseconds a frame, from decoded pixels to label map, and its three parts.  windows: in one frame.
+
+    On a GPU the parts are of other, slower rounds than the frame, and need not add up to it.
+    """
 
     frame: Stats
     gather: Stats

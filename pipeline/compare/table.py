@@ -19,6 +19,8 @@ def terminal(comparison: Comparison) -> str:
     lines = ["  ".join(line).rstrip() for line in padded]
     lines.insert(1, "-" * max(map(len, lines)))
     notes = [f"ms: p50/p95 of {comparison.rounds} interleaved rounds on the same frames; {_frame(comparison)}"]
+    if parts_note(comparison):
+        notes.append(f"engine ms:{parts_note(comparison)}")
     notes += [f"{row.name}: {_changes(comparison, row)}" for row in comparison.candidates if _changes(comparison, row)]
     notes += [f"{row.name} fails: {'; '.join(row.reasons)}" for row in comparison.failed]
     wrapped = [textwrap.fill(note, WIDTH, subsequent_indent="    ", break_on_hyphens=False) for note in notes]
@@ -37,7 +39,7 @@ def markdown(comparison: Comparison) -> str:
         "![accuracy against latency, and what each class loses](compare.png)",
         "## Where the time goes",
         f"Milliseconds a frame, p50 / p95 of {comparison.rounds} rounds, the same frame through every engine in turn; "
-        f"{_frame(comparison)}.",
+        f"{_frame(comparison)}.{parts_note(comparison)}",
         _pipes(_table(comparison, _SPLIT)),
         f"## Classes\n\n{_class_note(comparison)}",
         _pipes(class_table(comparison)),
@@ -75,6 +77,13 @@ def cells(comparison: Comparison) -> list[list[str]]:
 def split_cells(comparison: Comparison) -> list[list[str]]:
     """Where the time goes: a header, then a line for each row that was measured."""
     return _table(comparison, _SPLIT)
+
+
+def parts_note(comparison: Comparison) -> str:
+    """A sentence after another, or nothing where the parts add up to the frame."""
+    if not any(row.measured and row.device.startswith("cuda") for row in comparison.rows):
+        return ""
+    return " On a GPU the parts are timed in rounds of their own, without a graph, and need not add up to the frame."
 
 
 def executed(row: Row) -> str:

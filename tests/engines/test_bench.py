@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,24 @@ def test_a_worker_says_what_is_wrong_with_its_bundle(tiny_bundle: Path, tmp_path
         Worker(copy)
     with pytest.raises(DeployError, match="expected a folder made by build-engine"):
         Worker(tmp_path)
+
+
+@pytest.mark.parametrize(("error", "code"), [("GpuLostError", 1), ("DeployError", 2)])
+def test_bench_ends_as_its_worker_did(
+    error: str, code: int, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A process of its own whose first frame fails: a GPU that was lost there is told from input at fault."""
+    (tmp_path / "worker.py").write_text(
+        "import sys\nfrom engines import errors, worker\ndef fail(*words):\n"
+        f"    raise errors.{error}('gpu: an illegal memory access was encountered')\n"
+        "worker.Segmenter.segment = fail\nsys.exit(worker.main(sys.argv[3:]))\n"
+    )
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/worker.py "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert deploy.main(["bench", str(tiny_bundle), "--rounds", "1"]) == code
+    assert capsys.readouterr().err.splitlines()[-1] == "error: gpu: an illegal memory access was encountered"
 
 
 def test_a_worker_that_dies_is_an_error_with_its_signal(tiny_bundle: Path) -> None:

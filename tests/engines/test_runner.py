@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,18 @@ def test_a_frame_that_fails_does_not_stop_the_others(
         report = run_images(_late(segmenter), expand([str(photographs)], out), out, RunOptions())
     assert [Path(path).name for path in report.failed] == ["1.png"]
     assert sorted(path.name for path in out.iterdir()) == ["0.png", "2.png", "3.png", "4.png"]
+
+
+def test_an_image_that_cannot_be_read_comes_after_the_masks_before_it(tiny_bundle: Path) -> None:
+    def read() -> Iterator[np.ndarray]:
+        yield np.zeros((40, 60, 3), np.uint8)
+        raise DeployError("image 2.png: cannot be read")
+
+    with open_segmenter(tiny_bundle) as (segmenter, _):
+        masks = _late(segmenter).segment_all(read())
+        assert next(masks).labels.shape == (40, 60)
+        with pytest.raises(DeployError, match=r"2\.png"):
+            next(masks)
 
 
 def test_an_image_that_cannot_start_comes_after_the_masks_before_it(tiny_bundle: Path) -> None:

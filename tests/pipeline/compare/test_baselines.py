@@ -86,6 +86,10 @@ def test_reports_show_them_as_what_they_are() -> None:
     for text in (terminal(c), markdown(c), page(c, {})):
         assert "fp32 torch_cuda" in text
         assert "torch.compile needs triton" in text
+    on_cuda = replace(c, rows=tuple(replace(each, device="cuda sm_90 a GPU") for each in c.rows))
+    for write in (terminal, markdown, lambda each: page(each, {})):
+        assert "timed in rounds of their own" in " ".join(write(on_cuda).split())
+        assert "timed in rounds of their own" not in " ".join(write(comparison()).split())
     line = next(each for each in markdown(c).splitlines() if each.startswith("| fp32 torch_cuda"))
     assert "| baseline |" in line
 
