@@ -14,7 +14,7 @@ import deploy
 import pipeline.precision.search as search_module
 from calib.ranges import Ranges
 from calib.scenes import CLASSES, render
-from engines.base import Session, get_backend
+from engines.base import BuildConfig, Session, get_backend
 from engines.bundle import REPORT, open_bundle
 from pipeline.graph import OnnxGraph
 from pipeline.precision.blocks import blocks_of
@@ -81,7 +81,7 @@ def _search(demo: tuple, monkeypatch: pytest.MonkeyPatch, gains: Sequence[float]
     def score(session: Session) -> float:
         return 100 * float(np.mean([session.run(w).argmax(1)[0] == r for w, r in zip(windows, wanted, strict=True)]))
 
-    bench = Workbench(get_backend("openvino"), 1, windows, reference, score, 2.0)
+    bench = Workbench(get_backend("openvino"), BuildConfig(threads=1), windows, reference, score, 2.0)
     decision = search(graph, ranges, LowerOptions(rest="fp32"), bench, lambda step, text: lines.append(text))
     return decision, lines
 
