@@ -18,7 +18,7 @@ from engines.trt import blob as engine_file
 from engines.trt.builder import Room, build_plan
 from engines.trt.cache import TimingCache
 from engines.trt.features import has_bf16, require, strongly_typed
-from engines.trt.flavour import Flavour
+from engines.trt.flavour import Flavour, do_without
 from engines.trt.inspector import measure
 from engines.trt.runtime import TensorRTSession
 from engines.trt.scales import half_scales
@@ -179,12 +179,20 @@ class TensorRTFamily(Backend, ABC):
 
 
 def _require_hardware(info: GpuInfo, hardware: str) -> None:
-    """NVIDIA's guide on hardware compatibility: from Ampere on, and neither on DRIVE OS nor on JetPack."""
+    """NVIDIA's guide on hardware compatibility: AMPERE_PLUS from Ampere on, SAME_COMPUTE_CAPABILITY from Turing on, and
+    neither on DRIVE OS nor on JetPack.
+    """
     flag = f"--hardware {hardware}"
     if info.integrated:
-        raise DeployError(f"{flag}: TensorRT has it for GPUs of their own, not for boards ({info.name}); leave it out")
-    if info.sm < (8, 0):
-        raise DeployError(f"{flag}: TensorRT has it from compute capability 8.0 on, {info.name} is older; leave it out")
+        raise DeployError(
+            f"{flag}: TensorRT has it for GPUs of their own, not for boards ({info.name}); {do_without(flag)}"
+        )
+    oldest = (7, 5) if hardware == "same_cc" else (8, 0)
+    if info.sm < oldest:
+        raise DeployError(
+            f"{flag}: TensorRT has it from compute capability {oldest[0]}.{oldest[1]} on, {info.name} is older; "
+            f"{do_without(flag)}"
+        )
 
 
 def _import_failure(title: str, error: str, install: str) -> str:

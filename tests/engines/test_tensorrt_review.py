@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
+import deploy
+from engines import arguments
+from engines.assemble import tuning
 from engines.base import BuildConfig, TensorRTOptions, get_backend
+from engines.device.base import GpuInfo
 from engines.errors import DeployError
 from engines.tiling import Tiling
 from engines.trt.scales import half_scales
@@ -17,8 +23,8 @@ from pipeline.lowering import half_of, rest_of
 from pipeline.precision.lower import LowerOptions
 from pipeline.scenes_folder import render_folder
 from tests.engines.conftest import Start
-from tests.engines.tensorrt_api.fakes import called
-from tests.engines.tensorrt_api.machine import AMPERE
+from tests.engines.tensorrt_api.fakes import RTX, called, say
+from tests.engines.tensorrt_api.machine import AMPERE, ORIN
 from tests.engines.trt_graphs import made
 
 TURING = replace(AMPERE, name="Tesla T4", sm=(7, 5))
@@ -111,3 +117,119 @@ def test_a_dla_is_answered_before_calibration(tmp_path: Path, monkeypatch: pytes
         build_bundle(request, lambda step, text: said.append(step))
     assert "dataset" not in said
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_address_that_is_refused_runs_nothing(start: Start, model: Path, which: int) -> None:
+    machine, taken = start("10.3.0"), list[str]()
+    blob = machine.backend.build(model, BuildConfig())
+
+    def refuse(context: Any, name: str, memory: int) -> bool:
+        taken.append(name)
+        say(machine.sdk, machine.sdk.logger, f"setTensorAddress: Error Code 3: {name}")
+        return len(taken) <= which
+
+    machine.sdk.IExecutionContext.set_tensor_address = refuse
+    with machine.backend.load(blob, BuildConfig()) as session:
+        machine.sdk.logger = session.logger  # type: ignore[attr-defined]
+        name = ("image", "logits")[which]
+        with pytest.raises(DeployError, match=f"cannot take the address of {name}: .*Error Code 3: {name}"):
+            session.run(np.zeros((1, 3, 8, 12), np.float32))
+    assert "IExecutionContext.execute_async_v3" not in called(machine.sdk)
+    assert machine.gpu.held == 0
+
+
+@pytest.mark.parametrize("kind", ["Runtime", "Refitter", "OnnxParserRefitter"])
+def test_what_the_sdk_does_not_make_is_told_in_one_line(start: Start, model: Path, kind: str) -> None:
+    machine = start("10.3.0")
+    config = BuildConfig(tensorrt=TensorRTOptions(strip_weights=True), model=model)
+    blob = machine.backend.build(model, config)
+
+    def none(*arguments: Any) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    setattr(machine.sdk, kind, none)
+    words = f"makes no {kind}: .*nullptr; look at nvidia-smi, and run doctor"
+    with pytest.raises(DeployError, match=words) as caught, machine.backend.load(blob, config):
+        pass
+    assert "\n" not in str(caught.value)
+    assert machine.gpu.held == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--aux-streams", "2147483648"], "expected 0 or more, up to 2147483647"),
+        (["--aux-streams", "-1"], "expected 0 or more"),
+        (["--workspace", "17592186044416"], "expected 1 to 17592186044415"),
+        (["--threads", "-1"], "expected 0 or more"),
+    ],
+)
+def test_numbers_that_no_sdk_takes_are_refused(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        deploy.main(["build-engine", "demo", "-o", "out", *words])
+    assert f"argument {words[0]}: got {words[1]}, {expected}" in capsys.readouterr().err
+
+
+def test_the_largest_numbers_fit_what_bindings_take() -> None:
+    assert arguments.count("2147483647") < 2**31
+    assert arguments.mebibytes("17592186044415") < 2**64
+
+
+def test_rtx_engines_without_weights_are_for_one_compute_capability(start: Start, model: Path) -> None:
+    machine = start(RTX, AMPERE)
+    machine.backend.build(model, BuildConfig(tensorrt=TensorRTOptions(strip_weights=True)))
+    with pytest.raises(DeployError, match=r"--strip-weights with --hardware ampere_plus: .* one compute capability"):
+        machine.backend.build(model, BuildConfig(tensorrt=TensorRTOptions(strip_weights=True, hardware="ampere_plus")))
+
+
+def test_rtx_refuses_a_timing_cache_that_it_has_no_use_for(start: Start, tmp_path: Path) -> None:
+    backend = start(RTX, AMPERE).backend
+    with pytest.raises(DeployError, match="--timing-cache: TensorRT-RTX times nothing"):
+        tuning(backend, tmp_path / "b", TensorRTOptions(), tmp_path / "mine", print)
+    assert tuning(backend, tmp_path / "b", TensorRTOptions(), None, print).timing_cache is None
+
+
+@pytest.mark.parametrize(
+    ("version", "info", "options", "way_out"),
+    [
+        ("8.6.1", AMPERE, {"strip_weights": True}, "--no-strip-weights"),
+        ("10.3.0", AMPERE, {"hardware": "same_cc"}, "--hardware exact"),
+        ("10.13.3", ORIN, {"hardware": "same_cc"}, "--hardware exact"),
+        ("10.13.3", TURING, {"hardware": "ampere_plus"}, "--hardware exact"),
+        (RTX, AMPERE, {"version_compatible": True}, "--no-version-compatible"),
+        (RTX, AMPERE, {"strip_weights": True, "hardware": "same_cc"}, "--no-strip-weights"),
+    ],
+)
+def test_a_refused_option_of_the_bundle_has_a_way_out(
+    start: Start, version: str, info: GpuInfo, options: dict[str, Any], way_out: str
+) -> None:
+    """A rebuild takes options from the bundle, where there is nothing to leave out."""
+    with pytest.raises(DeployError, match=f"leave it out, or {way_out} where it is the bundle's"):
+        start(version, info).backend.require(TensorRTOptions(**options))
+    words = arguments.tensorrt_given(deploy._parser().parse_args(["build-engine", "b", "-o", "c", *way_out.split()]))
+    start(version, info).backend.require(replace(TensorRTOptions(**options), **words))
+
+
+@pytest.mark.parametrize(
+    ("said", "node"),
+    [
+        (
+            "(Unnamed Layer* 0) [Shuffle] due to insufficient workspace. See verbose log.",
+            "(Unnamed Layer* 0) [Shuffle]",
+        ),
+        ("(Unnamed Layer* 0) [Shuffle] + (Unnamed Layer* 1).)", "(Unnamed Layer* 0) [Shuffle] + (Unnamed Layer* 1)"),
+        ("(Unnamed Layer* 0)", "(Unnamed Layer* 0)"),
+        ("{ForeignNode[a (b)...c]}.)", "ForeignNode[a (b)...c]"),
+        ("/conv.1/Conv. [optimizer.cpp::computeCosts::1]", "/conv.1/Conv"),
+    ],
+)
+def test_names_of_nodes_are_told_whole(start: Start, model: Path, said: str, node: str) -> None:
+    machine = start("10.3.0")
+    text = f"Error Code 10: Internal Error (Could not find any implementation for node {said}"
+    machine.sdk.world["build_error"] = text
+    with pytest.raises(DeployError) as caught:
+        machine.backend.build(model, BuildConfig())
+    assert f"no implementation for node {node} fits (" in str(caught.value)
