@@ -15,6 +15,9 @@ from engines.bundle import MAX_BATCH
 from engines.images import MAX_PIXELS
 from engines.tiling import BLENDS, PADDINGS, Tiling
 
+MAX_COUNT = 2**31 - 1  # of the int32 that SDKs take
+MAX_MEBIBYTES = 2**44 - 1  # whose bytes fit size_t
+
 # What a bundle's graph was made for, and a rebuild of it cannot change.
 FIXED_IN_A_BUNDLE = (
     "precision", "tile", "stride", "blend", "padding", "weights", "classes", "mean", "std", "bgr", "sample", "rewrites",
@@ -71,7 +74,7 @@ def calibrate_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--every", action="store_true", help="also low, high and rms of all other activations")
     verb.add_argument("--windows", type=positive, default=64, metavar="N", help="at most so many, over all images")
     verb.add_argument("--seed", type=int, default=0, help="which windows are drawn")
-    verb.add_argument("--threads", type=threads, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
     verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
     rewrite_argument(verb)
     window_arguments(verb)
@@ -87,7 +90,7 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--recursive", action="store_true", help="folders within folders too; DIR then mirrors them")
     verb.add_argument("--overlay", action="store_true", help="also write NAME.overlay.jpg")
     verb.add_argument("--confidence", action="store_true", help="also write NAME.confidence.png, 255 = certain")
-    verb.add_argument("--threads", type=threads, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
     verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
 
 
@@ -120,7 +123,7 @@ def bench_arguments(verb: argparse.ArgumentParser) -> None:
     frame.add_argument("--size", type=width_height, metavar="WxH", help="of a frame of noise (one window)")
     verb.add_argument("--rounds", type=positive, default=20, metavar="N")
     verb.add_argument("--warmup", type=positive, default=2, metavar="N", help="rounds before the clock runs")
-    verb.add_argument("--threads", type=threads, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
     verb.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the result there, as JSON")
 
 
@@ -135,7 +138,7 @@ def evaluate_arguments(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write DIR/evaluate.json")
     data_arguments(verb)
-    verb.add_argument("--threads", type=threads, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
     verb.add_argument("--fail-under", type=percent, metavar="MIOU", help="exit with 3 if lower: 0.7, or 70")
 
 
@@ -144,7 +147,7 @@ def engine_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
     window_arguments(verb)
     verb.add_argument("--blend", choices=BLENDS, default="uniform", help="weights of overlapping windows")
-    verb.add_argument("--threads", type=threads, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
     model_arguments(verb)
     preprocessing_arguments(verb)
 
@@ -235,16 +238,18 @@ def batch(text: str) -> int:
 
 
 def count(text: str) -> int:
-    return 0 if text == "0" else positive(text)
+    value = int(text)
+    if not 0 <= value <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 0 or more, up to {MAX_COUNT}")
+    return value
 
 
 def mebibytes(text: str) -> int:
     """In bytes."""
-    return positive(text) * 2**20
-
-
-def threads(text: str) -> int:
-    return 0 if text == "0" else positive(text)
+    value = positive(text)
+    if value > MAX_MEBIBYTES:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 1 to {MAX_MEBIBYTES}")
+    return value * 2**20
 
 
 def number(text: str) -> float:

@@ -92,6 +92,13 @@ def tuning(backend: Backend, output: Path, given: TensorRTOptions, timing_cache:
             )
         return BuildConfig(log=log)
     backend.require(given)
+    if backend.flavour.ahead:
+        if timing_cache is not None:
+            raise DeployError(
+                f"--timing-cache: {backend.flavour.title} times nothing while it builds, so that there is nothing to "
+                "keep; leave it out"
+            )
+        return BuildConfig(tensorrt=given, log=log)
     cache = timing_cache or default_path(output, backend.version(), backend.device())
     return BuildConfig(tensorrt=given, timing_cache=cache, log=log)
 

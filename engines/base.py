@@ -123,6 +123,10 @@ class Backend(Protocol):
     def supports(self, precision: str) -> str | None:
         """None when the precision can be built here, otherwise the reason why not."""
 
+    def refuses_rest(self, rest: str) -> str | None:
+        """None when an INT8 graph may compute everything else, and scale, in `rest`, otherwise the reason why not."""
+        return None
+
     def remark(self, precision: str) -> str | None:
         """None when `precision` is computed here as its name says, otherwise what is different, in words."""
 

@@ -18,7 +18,7 @@ from engines.bench import cpu_name
 from engines.errors import DeployError
 from engines.finding import Finding
 from engines.gpu_doctor import examine_gpu
-from engines.interpreter import this_interpreter
+from engines.interpreter import pip_install, this_interpreter, version_of
 from engines.jetson import read_jetson
 from engines.jetson_doctor import examine_jetson
 from engines.sysfs import ROOT
@@ -83,9 +83,8 @@ def building() -> Finding:
     absent = [name for name in BUILD_PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
         detail = f"{', '.join(absent)} not installed: bundles can be run and rebuilt here, not built from a checkpoint"
-        pins = "-c constraints.txt " if sys.version_info >= (3, 11) else ""  # the pinned versions are not for 3.10
-        return Finding("building", "note", detail, f"pip install {pins}-e '.[export]'")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in BUILD_PACKAGES)
+        return Finding("building", "note", detail, pip_install("export"))
+    versions = ", ".join(f"{name} {version_of(name)}" for name in BUILD_PACKAGES)
     return Finding("building", "ok", versions)
 
 

@@ -14,7 +14,7 @@ from engines.sysfs import ROOT, glob, text
 NVIDIA, DISPLAY = "0x10de", "0x03"  # PCI vendor; class of VGA and 3D controllers
 OLDEST_DRIVER = 525  # the first for CUDA 12; CUDA 13 wants 580 (CUDA release notes, table of minimum drivers)
 CUDA_13_DRIVER = 580
-TOOLKIT = "sudo apt-get install nvidia-cuda-toolkit"
+TOOLKIT = "install NVIDIA's CUDA toolkit (https://developer.nvidia.com/cuda-downloads: Ubuntu's own is too old)"
 
 
 def examine_gpu(python: Interpreter, root: Path) -> list[Finding]:
@@ -22,7 +22,7 @@ def examine_gpu(python: Interpreter, root: Path) -> list[Finding]:
     version = text(root / "proc/driver/nvidia/version")
     if version is None:
         return list(_without_driver(root))
-    return [_driver(version, root), *_tools(root), *_kernels(python, root), *_modules(python, version)]
+    return [_driver(version, root), *_tools(root), *_kernels(python, root, version), *_modules(python, version)]
 
 
 def _without_driver(root: Path) -> Iterator[Finding]:
@@ -60,7 +60,7 @@ def _tools(root: Path) -> Iterator[Finding]:
                       "docker run --gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility ...")  # fmt: skip
 
 
-def _kernels(python: Interpreter, root: Path) -> Iterator[Finding]:
+def _kernels(python: Interpreter, root: Path, version: str) -> Iterator[Finding]:
     """nvcc, or NVRTC, its library: either compiles the kernels that a bundle for this GPU carries."""
     nvcc = python.nvcc or next((str(path) for path in glob(root, "usr/local/cuda*/bin/nvcc")), "")
     places = ("usr/local/cuda*/lib64", "usr/local/cuda*/targets/*/lib", "usr/lib/*-linux-gnu")
@@ -74,15 +74,26 @@ def _kernels(python: Interpreter, root: Path) -> Iterator[Finding]:
     elif nvrtc or python.nvrtc:
         yield Finding("kernels", "ok", "compiled by NVRTC; no nvcc, which installing pycuda needs")
     else:
-        yield Finding("kernels", "missing", "neither nvcc nor NVRTC: no bundle for this GPU can be built", TOOLKIT)
+        yield Finding("kernels", "missing", "neither nvcc nor NVRTC: no bundle for this GPU can be built",
+                      f"pip install nvidia-cuda-nvrtc{'' if _takes_13(version) else '-cu12'}")  # fmt: skip
 
 
 def _modules(python: Interpreter, version: str) -> Iterator[Finding]:
     if "pycuda" not in python.modules:
-        need = "" if python.nvcc else f"{TOOLKIT} && "
+        need = "" if python.nvcc else f"{TOOLKIT}, then "
         yield Finding("pycuda", "missing", "not installed; it is compiled here, with nvcc and Python's headers",
                       f"{need}pip install pycuda")  # fmt: skip
+    new = _takes_13(version)
     if "tensorrt" not in python.modules:
-        number = _number(version)
-        new = not number or int(number.split(".")[0]) >= CUDA_13_DRIVER
         yield Finding("tensorrt", "missing", "not installed", f"pip install tensorrt-cu{13 if new else 12}")
+    elif not new and any(name.startswith("tensorrt_cu13") for name, _ in python.wheels):
+        names = " ".join(name for name, _ in python.wheels)
+        yield Finding("tensorrt", "missing",
+                      f"pip's is for CUDA 13, which wants driver {CUDA_13_DRIVER} or newer, this is {_number(version)}",
+                      f"pip uninstall -y tensorrt {names} && pip install tensorrt-cu12")  # fmt: skip
+
+
+def _takes_13(version: str) -> bool:
+    """Whether the driver, if its number is known, serves CUDA 13."""
+    number = _number(version)
+    return not number or int(number.split(".")[0]) >= CUDA_13_DRIVER

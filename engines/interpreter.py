@@ -43,6 +43,21 @@ def this_interpreter() -> Interpreter:
     return Interpreter(sys.version_info[:2], venv, _sees_system(venv), found, _wheels(named), nvcc, nvrtc)
 
 
+def pip_install(extra: str) -> str:
+    """The command that gets an optional part of this package; the pinned versions are not for Python 3.10."""
+    pins = "-c constraints.txt " if sys.version_info >= (3, 11) else ""
+    return f"pip install {pins}-e '.[{extra}]'"
+
+
+def version_of(module: str) -> str:
+    """Of the package that `module` is from, which may have another name: onnxruntime is also from onnxruntime-gpu."""
+    try:
+        return importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:
+        names = importlib.metadata.packages_distributions().get(module)
+        return importlib.metadata.version(names[0]) if names else "of unknown version"
+
+
 def _sees_system(venv: bool) -> bool:
     if not venv:
         return True

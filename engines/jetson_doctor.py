@@ -115,11 +115,17 @@ def _dla(jetson: Jetson, root: Path) -> Iterator[Finding]:
 
 
 def _wheels(jetson: Jetson, python: Interpreter) -> Iterator[Finding]:
-    if python.wheels:
+    if python.wheels and not _made_for_jetson(jetson, python.wheels[0][1]):
         names = " ".join(name for name, _ in python.wheels)
         yield Finding("tensorrt wheel", "missing" if jetson.sm == (8, 7) else "note",
                       f"pip installed {names} {python.wheels[0][1]}: not made for a Jetson, and it hides JetPack's",
                       f"pip uninstall -y tensorrt {names}")  # fmt: skip
+
+
+def _made_for_jetson(jetson: Jetson, version: str) -> bool:
+    """NVIDIA's wheels are, from TensorRT 11.4.1 and Jetson Linux 39 on."""
+    release = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+    return jetson.major >= 39 and release >= (11, 4, 1)
 
 
 def _kernels(jetson: Jetson, python: Interpreter, root: Path) -> Iterator[Finding]:

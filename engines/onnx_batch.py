@@ -23,13 +23,13 @@ def with_batch(model: bytes, batch: int) -> bytes:
     """
     changed = bytearray(model)
     try:
-        (graph,) = _inside(model, (0, len(model)), 7)
+        (graph,) = inside(model, (0, len(model)), 7)
         for field in (11, 12):
-            (value,) = _inside(model, graph, field)
+            (value,) = inside(model, graph, field)
             places = [value]
             for step in _SHAPE:
-                places = [inner for place in places for inner in _inside(model, place, step)]
-            ((number, kind, start, stop),) = _fields(model, places[0])
+                places = [inner for place in places for inner in inside(model, place, step)]
+            ((number, kind, start, stop),) = fields(model, places[0])
             if (number, kind, model[start:stop]) != (1, _VARINT, b"\x01"):
                 raise ValueError(f"a first dimension {model[start:stop].hex()}")
             changed[start] = batch
@@ -38,21 +38,21 @@ def with_batch(model: bytes, batch: int) -> bytes:
     return bytes(changed)
 
 
-def _inside(data: bytes, span: tuple[int, int], wanted: int) -> list[tuple[int, int]]:
+def inside(data: bytes, span: tuple[int, int], wanted: int) -> list[tuple[int, int]]:
     """Where the messages in field `wanted` of the message at `span` lie."""
-    return [(start, stop) for number, kind, start, stop in _fields(data, span) if (number, kind) == (wanted, _BYTES)]
+    return [(start, stop) for number, kind, start, stop in fields(data, span) if (number, kind) == (wanted, _BYTES)]
 
 
-def _fields(data: bytes, span: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+def fields(data: bytes, span: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
     """(number, wire type, start, stop) of the value of every field of the message at `span`."""
     at, end = span
     while at < end:
-        key, at = _varint(data, at)
+        key, at = varint(data, at)
         kind, start = key & 7, at
         if kind == _VARINT:
-            _, stop = _varint(data, at)
+            _, stop = varint(data, at)
         elif kind == _BYTES:
-            length, start = _varint(data, at)
+            length, start = varint(data, at)
             stop = start + length
         elif kind in (1, 5):
             stop = start + (8 if kind == 1 else 4)
@@ -64,7 +64,7 @@ def _fields(data: bytes, span: tuple[int, int]) -> Iterator[tuple[int, int, int,
         at = stop
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[at]

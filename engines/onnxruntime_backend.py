@@ -5,7 +5,6 @@ The only file in this package that imports onnxruntime.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 from engines.base import BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
+from engines.interpreter import pip_install, version_of
 from engines.layers import Layer
 from engines.reference import Reference
 
@@ -38,11 +38,11 @@ class OnnxRuntimeBackend(Reference):
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("onnxruntime") is None:
-            return "the onnxruntime package is not installed; pip install 'edgeseg[export]'"
+            return f"the onnxruntime package is not installed; {pip_install('export')}"
         return None
 
     def version(self) -> str:
-        return f"onnxruntime {importlib.metadata.version('onnxruntime').split('+')[0]}"
+        return f"onnxruntime {version_of('onnxruntime').split('+')[0]}"
 
     def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
         raise DeployError("backend onnxruntime: it is the fp32 reference and is not profiled; use --backend openvino")

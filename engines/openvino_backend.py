@@ -20,6 +20,7 @@ import numpy as np
 
 from engines.base import Backend, BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
+from engines.interpreter import pip_install
 from engines.layers import Layer, from_microseconds
 from engines.onnx_batch import with_batch
 from engines.openvino_islands import half_type, with_marks
@@ -45,7 +46,7 @@ class OpenVINOBackend(Backend):
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("openvino") is None:
-            return "the openvino package is not installed; pip install -c constraints.txt -e '.[cpu]'"
+            return f"the openvino package is not installed; {pip_install('cpu')}"
         return None
 
     def version(self) -> str:

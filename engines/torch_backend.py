@@ -16,6 +16,7 @@ from typing import Any
 
 from engines.base import BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
+from engines.interpreter import pip_install
 from engines.layers import Layer
 from engines.reference import Reference
 
@@ -39,7 +40,7 @@ class TorchBackend(Reference):
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("torch") is None:
-            return "the torch package is not installed; pip install -c constraints.txt -e '.[export]'"
+            return f"the torch package is not installed; {pip_install('export')}"
         return None
 
     def version(self) -> str:

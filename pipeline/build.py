@@ -80,7 +80,7 @@ def build_bundle(request: BuildRequest, log: Log) -> Manifest:
     backend, why = choose_backend(request.backend, "fp32" if request.precision == "auto" else request.precision)
     log("backend", f"{why}; {backend.version()} on {backend.device()}")
     tuned = tuning(backend, request.output, request.tensorrt, request.timing_cache, log)
-    tiling = request.tiling
+    tiling, trial = request.tiling, replace(tuned, threads=request.threads, log=BuildConfig.log)  # of many: in silence
     with writing(request.output) as folder:
         source = load_source(request.model, (tiling.window_h, tiling.window_w), request.options)
         log("load", summary(source.spec))
@@ -92,9 +92,12 @@ def build_bundle(request: BuildRequest, log: Log) -> Manifest:
         graph, steps = to_onnx(source, inputs, reference, program, exact, log)
         _check_interface(source, graph)
         if request.rewrites:
-            graph, rewritten = _rewrite(graph, inputs, exact, backend if request.time_rewrites else None, log)
+            graph, rewritten = _rewrite(graph, inputs, exact, backend if request.time_rewrites else None, trial, log)
             steps.append(rewritten)
-        precision, lowered = lower_as_asked(request, source, backend, graph, inputs, reference, log)
+        if request.tensorrt.dla is not None:  # a question: answered here, and not after an hour of calibration
+            _save(graph, folder / MODEL)
+            backend.build(folder / MODEL, tuned)
+        precision, lowered = lower_as_asked(request, source, backend, graph, inputs, reference, trial, log)
         gate, graph = request.gate(precision), lowered.graph
         steps.extend(lowered.agreements)
         graph = _for_batches(graph, inputs, request.batch, log)
@@ -143,17 +146,17 @@ def to_onnx(
 
 
 def _rewrite(
-    graph: OnnxGraph, inputs: list[Float32], gate: Gate, timer: Backend | None, log: Log
+    graph: OnnxGraph, inputs: list[Float32], gate: Gate, timer: Backend | None, config: BuildConfig, log: Log
 ) -> tuple[OnnxGraph, Agreement]:
     """The same function, cheaper.  Raises GateError at the first rule after which it is not the same.
 
-    timer: the backend to measure each rule's gain with, or None.
+    timer: the backend to measure each rule's gain with, or None.  config: of the engines that it is measured on.
     """
     logits = run_onnx(graph, inputs)
     stages = apply_rules(graph)
     final = stages[-1]
     if timer is not None:
-        final = time_stages(graph, stages, timer, BuildConfig(), inputs[0])
+        final = time_stages(graph, stages, timer, config, inputs[0])
     agreement = compare_logits("rewrite", run_onnx(final, inputs), "the simplified graph", logits)
     if not agreement.within(gate):
         for stage in stages:

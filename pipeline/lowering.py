@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from calib.ranges import Ranges
 from calib.windows import CalibrationSet, draw_windows
-from engines.base import Backend, Float32
+from engines.base import Backend, BuildConfig, Float32
 from engines.errors import DeployError, GateError
 from pipeline.auto import HELD_OUT, scorer
 from pipeline.calibrate import DEFAULT_WINDOWS, CalibrateRequest, collect_ranges
 from pipeline.fingerprint import graph_sha256
 from pipeline.graph import OnnxGraph
 from pipeline.observe import Effort
-from pipeline.precision.lower import Log, Lowered, LowerOptions, lower
-from pipeline.precision.search import Decision, Workbench, search
+from pipeline.precision.lower import Log, Lowered, lower
+from pipeline.precision.search import Workbench, search
 from pipeline.scenes_folder import render_folder
 from pipeline.sources import Source
 
@@ -33,12 +33,19 @@ HELD_OUT_SCENES = range(100, 100 + HELD_OUT)
 
 def lower_as_asked(
     request: BuildRequest, source: Source, backend: Backend, graph: OnnxGraph, inputs: Sequence[Float32],
-    reference: Float32, log: Log,
+    reference: Float32, config: BuildConfig, log: Log,
 ) -> tuple[str, Lowered]:  # fmt: skip
-    """The precision, decided where it was ``auto``, and the verified lowered graph.  Raises DeployError, GateError."""
+    """The precision, decided where it was ``auto``, and the verified lowered graph.  Raises DeployError, GateError.
+
+    config: of the engines that ``auto`` measures, but for their precision.
+    """
     options, report = request.lowering, {}
+    half = half_of(backend) if options.rest == "auto" else options.rest
     if options.rest == "auto":
         options = replace(options, rest=rest_of(backend))
+    refused = backend.refuses_rest(options.rest) if request.precision in QUANTISED else None
+    if refused:
+        raise DeployError(f"--rest {options.rest}: {refused}")
     plans: list[tuple[str, tuple[str, ...]]] = [(request.precision, tuple(options.int8.skip))]
     ranges: Ranges | None = None
     if request.precision in QUANTISED:
@@ -49,7 +56,8 @@ def lower_as_asked(
                 windows = [window for _, window in held_out.inputs(source.spec, request.tiling)] if held_out else []
                 if not windows and request.budget.dataset is None:
                     log("warning", "no photographs: plans are judged on the windows that the build is verified on")
-                decision = _search(request, source, backend, graph, ranges, windows or list(inputs), options, log)
+                bench = _bench(request, source, backend, windows or list(inputs), config, half)
+                decision = search(graph, ranges, options, bench, log)
                 plans, report = [(decision.precision, decision.skip), *decision.others], decision.report
     if ranges is not None:
         report = {**report, "calibration": {k: v for k, v in ranges.to_json().items() if k != "tensors"}}
@@ -66,19 +74,22 @@ def lower_as_asked(
     raise AssertionError("there is always a plan")
 
 
-def _search(
-    request: BuildRequest, source: Source, backend: Backend, graph: OnnxGraph, ranges: Ranges | None,
-    windows: list[Float32], options: LowerOptions, log: Log,
-) -> Decision:  # fmt: skip
-    expected = source.logits(windows)
-    score = scorer(request.budget, source.spec, request.tiling, windows, expected, request.max_pixels)
-    budget = request.budget
-    bench = Workbench(backend, request.threads, windows, expected, score, budget.max_drop, budget.dataset is not None)
-    return search(graph, ranges, options, bench, log)
+def _bench(
+    request: BuildRequest, source: Source, backend: Backend, windows: list[Float32], config: BuildConfig, half: str
+) -> Workbench:
+    expected, budget = source.logits(windows), request.budget
+    score = scorer(budget, source.spec, request.tiling, windows, expected, request.max_pixels)
+    return Workbench(backend, config, windows, expected, score, budget.max_drop, budget.dataset is not None, half)
 
 
 def rest_of(backend: Backend) -> str:
-    """What an INT8 graph computes everything else in: a half type that this device computes natively, or fp32.
+    """What an INT8 graph computes everything else in: as `half_of`, or fp32 where the SDK cannot mix the two."""
+    half = half_of(backend)
+    return half if backend.refuses_rest(half) is None else "fp32"
+
+
+def half_of(backend: Backend) -> str:
+    """A half type that this device computes natively, or fp32.
 
     FP16 first on a GPU, where every kernel has it and it is the finer one; BF16 first on a CPU, where it is the faster.
     """

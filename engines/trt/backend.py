@@ -17,10 +17,11 @@ from engines.layers import Layer
 from engines.trt import blob as engine_file
 from engines.trt.builder import Room, build_plan
 from engines.trt.cache import TimingCache
-from engines.trt.features import has_bf16, require
-from engines.trt.flavour import Flavour
+from engines.trt.features import has_bf16, require, strongly_typed
+from engines.trt.flavour import Flavour, do_without
 from engines.trt.inspector import measure
 from engines.trt.runtime import TensorRTSession
+from engines.trt.scales import half_scales
 
 
 class TensorRTFamily(Backend, ABC):
@@ -62,13 +63,22 @@ class TensorRTFamily(Backend, ABC):
         return "no GPU" if info is None else str(info)
 
     def supports(self, precision: str) -> str | None:
-        if precision != "bf16":
-            return None
+        lacks = self._lacks_bf16() if precision == "bf16" else None
+        return lacks and f"{lacks}; use --precision fp16"
+
+    def refuses_rest(self, rest: str) -> str | None:
+        """The ONNX parser of releases before strong typing reads every scale as FP32, whatever its type."""
+        if rest != "fp32" and not strongly_typed(self.sdk()):
+            return f"{self._title()} takes scales of INT8 in FP32 alone; use --rest fp32, or TensorRT 10"
+        lacks = self._lacks_bf16() if rest == "bf16" else None
+        return lacks and f"{lacks}; use --rest fp16"
+
+    def _lacks_bf16(self) -> str | None:
         if not has_bf16(self.sdk()):
-            return f"{self.flavour.title} {self.sdk().__version__} has no BF16; use --precision fp16"
+            return f"{self._title()} has no BF16"
         info = self._gpu()
         if info is not None and info.sm < (8, 0):
-            return f"{info.name} has no BF16 arithmetic (it came with compute capability 8.0); use --precision fp16"
+            return f"{info.name} has no BF16 arithmetic (it came with compute capability 8.0)"
         return None
 
     def remark(self, precision: str) -> str | None:
@@ -93,6 +103,10 @@ class TensorRTFamily(Backend, ABC):
     def build(self, model: Path, config: BuildConfig) -> bytes:
         """Compile the ONNX file `model`.  Raises DeployError naming the node or the option that was refused."""
         self.require(config.tensorrt)
+        for rest in half_scales(model.read_bytes()):
+            reason = self.refuses_rest(rest)
+            if reason:
+                raise DeployError(f"precision int8, the rest in {rest}: {reason}")
         sdk, info = self.sdk(), self._gpu()
         device = "" if info is None else str(info)
         targets = self.flavour.targets(sdk, None if info is None else info.sm, config.tensorrt)
@@ -165,12 +179,20 @@ class TensorRTFamily(Backend, ABC):
 
 
 def _require_hardware(info: GpuInfo, hardware: str) -> None:
-    """NVIDIA's guide on hardware compatibility: from Ampere on, and neither on DRIVE OS nor on JetPack."""
+    """NVIDIA's guide on hardware compatibility: AMPERE_PLUS from Ampere on, SAME_COMPUTE_CAPABILITY from Turing on, and
+    neither on DRIVE OS nor on JetPack.
+    """
     flag = f"--hardware {hardware}"
     if info.integrated:
-        raise DeployError(f"{flag}: TensorRT has it for GPUs of their own, not for boards ({info.name}); leave it out")
-    if info.sm < (8, 0):
-        raise DeployError(f"{flag}: TensorRT has it from compute capability 8.0 on, {info.name} is older; leave it out")
+        raise DeployError(
+            f"{flag}: TensorRT has it for GPUs of their own, not for boards ({info.name}); {do_without(flag)}"
+        )
+    oldest = (7, 5) if hardware == "same_cc" else (8, 0)
+    if info.sm < oldest:
+        raise DeployError(
+            f"{flag}: TensorRT has it from compute capability {oldest[0]}.{oldest[1]} on, {info.name} is older; "
+            f"{do_without(flag)}"
+        )
 
 
 def _import_failure(title: str, error: str, install: str) -> str:

@@ -12,7 +12,7 @@ from engines.trt.features import name_of
 
 _BAD = ("ERROR", "INTERNAL_ERROR")
 _NO_IMPLEMENTATION = re.compile(
-    r"ould not find any implementation for node (?:\{([^}]*)\}|(.+?)(?: due to|\.? *[()]|\. |\.?$))"
+    r"ould not find any implementation for node (?:\{([^}]*)\}|(.+?)(?: due to |\. |\.\)?$|$))"
 )
 _NO_KERNELS = re.compile(r"GPU SM \d+ is not supported|Unsupported SM", re.I)
 _MEMORY = re.compile(r"out of memory|OutOfMemory|insufficient memory|MEM_ALLOC|FAILED_ALLOCATION|std::bad_alloc", re.I)

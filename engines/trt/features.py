@@ -10,6 +10,7 @@ from typing import Any
 
 from engines.base import TensorRTOptions
 from engines.errors import DeployError
+from engines.trt.flavour import do_without
 
 HARDWARE = {"same_cc": "SAME_COMPUTE_CAPABILITY", "ampere_plus": "AMPERE_PLUS"}
 
@@ -57,7 +58,7 @@ def require(sdk: Any, title: str, options: TensorRTOptions) -> None:
         wanted.append((True, level, f"--hardware {options.hardware}"))
     for asked, there, flag in wanted:
         if asked and (there is None or there is False):
-            raise DeployError(f"{flag}: {title} has no such thing; leave it out, or update TensorRT")
+            raise DeployError(f"{flag}: {title} has no such thing; {do_without(flag)}, or update TensorRT")
 
 
 def _can_strip(sdk: Any) -> bool:

@@ -9,6 +9,11 @@ from engines.base import TensorRTOptions
 from engines.errors import DeployError
 
 Sm = tuple[int, int]
+_OFF = {
+    "--version-compatible": "--no-version-compatible",
+    "--hardware": "--hardware exact",
+    "--strip-weights": "--no-strip-weights",
+}
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,25 @@ class Flavour:
         """Raises DeployError for what this package cannot do whatever its version.  on_gpu: there is one to use."""
         if self.ahead and options.strip_weights and not on_gpu:
             raise DeployError(
-                f"--strip-weights: {self.title} builds refittable engines on a GPU alone; leave it out here"
+                f"--strip-weights: {self.title} builds refittable engines on a GPU alone; here, "
+                f"{do_without('--strip-weights')}"
+            )
+        if self.ahead and options.strip_weights and options.hardware != "exact":
+            raise DeployError(
+                f"--strip-weights with --hardware {options.hardware}: {self.title} builds refittable engines for one "
+                f"compute capability at a time; {do_without('--strip-weights')}, or --hardware exact"
             )
         if self.ahead and options.version_compatible:
             raise DeployError(
-                f"--version-compatible: {self.title} engines run in the release that built them alone; leave it out"
+                f"--version-compatible: {self.title} engines run in the release that built them alone; "
+                f"{do_without('--version-compatible')}"
             )
+
+
+def do_without(flag: str) -> str:
+    """How to do without `flag`, also where a rebuild takes it from the bundle and there is nothing to leave out."""
+    off = _OFF.get(flag.split()[0])
+    return "leave it out" if off is None else f"leave it out, or {off} where it is the bundle's"
 
 
 def sm_of(name: str) -> Sm:

@@ -10,7 +10,7 @@ from engines.device.base import Gpu
 from engines.device.through import HostRun
 from engines.errors import DeployError
 from engines.trt.blob import Header, digest
-from engines.trt.errors import errors_of, load_error, logger_of, one_line
+from engines.trt.errors import errors_of, load_error, logger_of, no_kernels, one_line
 from engines.trt.features import name_of
 from engines.trt.network import file_for
 
@@ -44,11 +44,11 @@ class TensorRTSession:
         return True if ask is None else bool(ask(self._gpu.stream))
 
     def enqueue(self, source: int, target: int, stream: int) -> None:
-        self.context.set_tensor_address(self.input.name, source)
-        self.context.set_tensor_address(self.output.name, target)
+        for tensor, address in ((self.input, source), (self.output, target)):
+            if not self.context.set_tensor_address(tensor.name, address):
+                raise self._refused(f"take the address of {tensor.name}")
         if not self.context.execute_async_v3(stream):
-            reason = (errors_of(self.logger) or ["it gave no reason"])[-1]
-            raise DeployError(f"{self._title}: cannot run the engine: {reason}; build the bundle again here")
+            raise self._refused("run the engine")
 
     def run(self, windows: Float32) -> Float32:
         return self._host.run(windows)
@@ -60,8 +60,23 @@ class TensorRTSession:
         self.engine = None
         self._runtime = None
 
+    def _refused(self, what: str) -> DeployError:
+        reason = (errors_of(self.logger) or ["it gave no reason"])[-1]
+        return DeployError(f"{self._title}: cannot {what}: {reason}; build the bundle again here")
+
+    def _made(self, kind: str, *given: Any) -> Any:
+        """An object of the SDK's class `kind`."""
+        try:
+            return getattr(self._sdk, kind)(*given, self.logger)
+        except (TypeError, RuntimeError) as error:  # pybind11's answer to a constructor that returned nothing
+            reason = errors_of(self.logger) or [str(error)]
+            plain = DeployError(
+                f"{self._title}: makes no {kind}: {one_line(reason[-1])}; look at nvidia-smi, and run doctor"
+            )
+            raise no_kernels(self._title, reason) or plain from error
+
     def _open(self, header: Header, plan: memoryview, model: Path | None) -> None:
-        self._runtime = self._sdk.Runtime(self.logger)
+        self._runtime = self._made("Runtime")
         if header.options.version_compatible:
             self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime; its bytes are as built
         self.engine = self._runtime.deserialize_cuda_engine(plan)
@@ -84,8 +99,8 @@ class TensorRTSession:
                 f"{self._title}: the engine has no weights of its own, and {missing} to take them from; build the "
                 "bundle again"
             )
-        refitter = self._sdk.Refitter(self.engine, self.logger)
-        parser = self._sdk.OnnxParserRefitter(refitter, self.logger)
+        refitter = self._made("Refitter", self.engine)
+        parser = self._made("OnnxParserRefitter", refitter)
         if not parser.refit_from_bytes(file_for(model, self.input.shape[0])):
             reason = one_line(parser.get_error(0).desc()) if parser.num_errors else "it gave no reason"
             raise DeployError(

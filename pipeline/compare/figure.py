@@ -10,6 +10,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import DeployError
+from engines.interpreter import pip_install
 from pipeline.compare.rows import Comparison, Row, class_changes
 from pipeline.compare.theme import LIGHT, Theme, colour
 
@@ -24,7 +25,7 @@ _MARKS = {"fp32": "o", "fp16": "D", "bf16": "s", "int8": "^", "auto": "P"}
 def require_matplotlib() -> None:
     """Raise DeployError, naming the command that gets it, where matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise DeployError("picture: matplotlib is not installed; pip install -c constraints.txt -e '.[report]'")
+        raise DeployError(f"picture: matplotlib is not installed; {pip_install('report')}")
 
 
 def picture(comparison: Comparison, kind: str, theme: Theme = LIGHT) -> bytes:

@@ -7,7 +7,7 @@ gains on this machine's backend, is measured; then whole plans are measured agai
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -47,8 +47,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class BlockTrial:
-    """One block, quantised alone.  gain_ms: against everything in the half type.  label_loss: percent of labels that
-    change beyond those of the half type.  error: rms of the logits' change over their rms.
+    """One block, quantised alone.  gain_ms: against everything in the rest's type.  label_loss: percent of labels that
+    change beyond those of that type.  error: rms of the logits' change over their rms.
     """
 
     name: str
@@ -77,16 +77,21 @@ class Workbench:
     """What plans are measured with.  windows: held out, (1, 3, H, W) each; reference: fp32 logits (M, K, h, w).
 
     score: of a session, in points of 100: mIoU, or percent of labels equal to the reference's.  max_drop: how many of
-    them may be lost against fp32.  labelled: whether the score is mIoU.
+    them may be lost against fp32.  labelled: whether the score is mIoU.  config: of every engine but for its precision.
+    half: the type of the plan without INT8, fp32 for none; "" takes the one that INT8 leaves the rest in.
     """
 
     backend: Backend
-    threads: int
+    config: BuildConfig
     windows: Sequence[Float32]
     reference: Float32
     score: Score
     max_drop: float
     labelled: bool = False
+    half: str = ""
+
+    def compiled(self, graph: OnnxGraph, precision: str) -> AbstractContextManager[Session]:
+        return compiled(graph, self.backend, replace(self.config, precision=precision))
 
 
 def search(graph: OnnxGraph, ranges: Ranges | None, options: LowerOptions, bench: Workbench, log: Log) -> Decision:
@@ -95,15 +100,14 @@ def search(graph: OnnxGraph, ranges: Ranges | None, options: LowerOptions, bench
         sessions: dict[str, Session] = {}
 
         def open_plan(name: str, lowered: OnnxGraph, precision: str) -> Session:
-            sessions[name] = stack.enter_context(
-                compiled(lowered, bench.backend, BuildConfig(precision, bench.threads))
-            )
+            sessions[name] = stack.enter_context(bench.compiled(lowered, precision))
             return sessions[name]
 
         base = open_plan("fp32", graph, "fp32")
-        half = options.rest
+        half = bench.half or options.rest
         if half != "fp32":
-            base = open_plan(half, _half(graph, half, bench.windows[:1], options), half)
+            opened = open_plan(half, _half(graph, half, bench.windows[:1], options), half)
+            base = opened if half == options.rest else base
         skips: dict[str, tuple[str, ...]] = {}
         if ranges is None:
             log("auto", "int8 is not tried: no photographs or ranges were given (--calib)")
@@ -205,7 +209,7 @@ def _sensitivity(lowering: _Int8, base: Session, bench: Workbench, log: Log) -> 
     loss = 100 * (1 - _agreement(plain, bench.reference))
     trials, kept = [], []
     for block in lowering.blocks:
-        with compiled(lowering.graph(block.layers), bench.backend, BuildConfig("int8", bench.threads)) as session:
+        with bench.compiled(lowering.graph(block.layers), "int8") as session:
             before, after = median_ms([base, session], bench.windows[0])
             logits = _logits(session, bench.windows)
         lost = 100 * (1 - _agreement(logits, bench.reference)) - loss

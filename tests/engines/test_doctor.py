@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from engines import doctor, interpreter
+from engines.base import get_backend
+from engines.errors import DeployError
 from engines.finding import Finding
 from engines.gpu_doctor import examine_gpu
 from engines.interpreter import Interpreter
+from pipeline.compare.figure import require_matplotlib
 
 TREES = Path(__file__).parent / "trees"
 OPEN = (
@@ -37,6 +40,12 @@ def test_the_pinned_versions_are_not_asked_of_python_3_10(monkeypatch: pytest.Mo
     monkeypatch.setattr(doctor, "BUILD_PACKAGES", ("no_such_package",))
     monkeypatch.setattr(doctor.sys, "version_info", (3, 10, 12))
     assert doctor.building().fix == "pip install -e '.[export]'"
+    with monkeypatch.context() as context:
+        context.setattr("importlib.util.find_spec", lambda *_: None)
+        for name in ("openvino", "torch", "onnxruntime"):
+            assert "; pip install -e '.[" in str(get_backend(name).unavailable())
+        with pytest.raises(DeployError, match=r"; pip install -e '\.\[report\]'"):
+            require_matplotlib()
     monkeypatch.setattr(doctor.sys, "version_info", (3, 12, 3))
     assert doctor.building().fix == "pip install -c constraints.txt -e '.[export]'"
 
@@ -54,8 +63,9 @@ def test_a_workstation_that_is_ready(tmp_path: Path) -> None:
 def test_a_workstation_with_the_driver_alone(tmp_path: Path) -> None:
     findings = _examine(_workstation(tmp_path), Interpreter((3, 11)))
     assert findings["kernels"].status == "missing"
-    assert findings["kernels"].fix == "sudo apt-get install nvidia-cuda-toolkit"
-    assert findings["pycuda"].fix == "sudo apt-get install nvidia-cuda-toolkit && pip install pycuda"
+    assert findings["kernels"].fix == "pip install nvidia-cuda-nvrtc"  # that of CUDA 13
+    assert "developer.nvidia.com/cuda-downloads" in findings["pycuda"].fix
+    assert "apt-get" not in findings["pycuda"].fix  # whose toolkit knows no new GPU
     assert findings["tensorrt"].fix == "pip install tensorrt-cu13"
 
 
@@ -79,6 +89,36 @@ def test_an_old_driver_and_no_tools(tmp_path: Path) -> None:
     assert findings["gpu"].status == "missing"
     assert "driver 470.103.01: CUDA 12 wants 525" in findings["gpu"].detail
     assert "compute,utility" in findings["nvidia-smi"].fix
+
+
+def test_pips_tensorrt_must_fit_the_driver(tmp_path: Path) -> None:
+    wheels = (("tensorrt_cu13", "11.4.0.106"), ("tensorrt_cu13_libs", "11.4.0.106"))
+    python = Interpreter((3, 11), modules=READY.modules, wheels=wheels)
+    assert "tensorrt" not in _examine(_workstation(tmp_path / "new"), python)
+    root = _workstation(tmp_path / "old", OPEN.replace("580.95.05", "570.133.20"))
+    findings = _examine(root, python)
+    assert findings["tensorrt"].status == "missing"
+    assert "CUDA 13, which wants driver 580 or newer, this is 570.133.20" in findings["tensorrt"].detail
+    assert findings["tensorrt"].fix == (
+        "pip uninstall -y tensorrt tensorrt_cu13 tensorrt_cu13_libs && pip install tensorrt-cu12"
+    )
+    assert findings["kernels"].fix == "pip install nvidia-cuda-nvrtc-cu12"
+    assert "tensorrt" not in _examine(root, READY)
+
+
+def test_onnxruntime_has_a_version_whichever_package_it_is_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.23.4" if name == "onnxruntime-gpu" else original(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
+    assert get_backend("onnxruntime").version() == "onnxruntime 1.23.4"
+    monkeypatch.setattr(doctor, "BUILD_PACKAGES", ("onnxruntime",))
+    assert doctor.building().detail == "onnxruntime 1.23.4"
 
 
 def test_a_container_that_was_not_given_the_gpu(tmp_path: Path) -> None:

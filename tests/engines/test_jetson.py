@@ -169,6 +169,19 @@ def test_known_traps(tree: str, python: Interpreter, topic: str, detail: str, fi
     assert fix in finding.fix
 
 
+@pytest.mark.parametrize(
+    ("version", "major", "refused"), [("11.4.1.12", 39, False), ("11.4.0.106", 39, True), ("11.4.1.12", 38, True)]
+)
+def test_nvidias_wheels_are_for_boards_from_11_4_1_and_jetson_linux_39_on(
+    tmp_path: Path, version: str, major: int, refused: bool
+) -> None:
+    shutil.copytree(TREES / "orin-agx-jp7.2", tmp_path / "root")
+    release = tmp_path / "root/etc/nv_tegra_release"
+    release.write_text(release.read_text().replace("# R39 ", f"# R{major} "))
+    python = Interpreter((3, 12), modules=GOOD.modules, wheels=(("tensorrt_cu13", version),))
+    assert ("tensorrt wheel" in _examine_root(tmp_path / "root", python)) == refused
+
+
 def test_a_board_that_is_too_old_is_not_told_what_else_it_lacks() -> None:
     topics = set(_examine_root(TREES / "orin-agx-jp5.1.2", Interpreter((3, 8))))
     assert topics == {"jetson", "power mode", "clocks"}

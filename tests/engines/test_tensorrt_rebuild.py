@@ -34,7 +34,13 @@ def test_what_a_release_lacks_is_refused_before_the_model_is_loaded(start: Start
 def test_hardware_compatible_engines_need_a_gpu_that_can_have_them(start: Start, tmp_path: Path, hardware: str) -> None:
     options, turing = TensorRTOptions(hardware=hardware), replace(AMPERE, name="Tesla T4", sm=(7, 5))
     tuning(start("10.13.3", AMPERE).backend, tmp_path / "b", options, None, print)
-    for info, words in ((ORIN, "not for boards"), (turing, "from compute capability 8.0 on")):
+    refused = [(ORIN, "not for boards")]
+    if hardware == "same_cc":
+        tuning(start("10.13.3", turing).backend, tmp_path / "b", options, None, print)
+        refused.append((replace(turing, name="Tesla V100", sm=(7, 0)), "from compute capability 7.5 on"))
+    else:
+        refused.append((turing, "from compute capability 8.0 on"))
+    for info, words in refused:
         with pytest.raises(DeployError, match=f"--hardware {hardware}: .*{words}"):
             tuning(start("10.13.3", info).backend, tmp_path / "b", options, None, print)
 

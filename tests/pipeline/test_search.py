@@ -14,7 +14,7 @@ import deploy
 import pipeline.precision.search as search_module
 from calib.ranges import Ranges
 from calib.scenes import CLASSES, render
-from engines.base import Session, get_backend
+from engines.base import BuildConfig, Session, get_backend
 from engines.bundle import REPORT, open_bundle
 from pipeline.graph import OnnxGraph
 from pipeline.precision.blocks import blocks_of
@@ -64,7 +64,13 @@ def test_the_fastest_inside_the_budget(trials: list[tuple[str, float, float]], c
         assert ("beyond the budget" in trial.verdict) == (trial.cost > 0.5)
 
 
-def _search(demo: tuple, monkeypatch: pytest.MonkeyPatch, gains: Sequence[float], whole: dict[str, float]):  # type: ignore[no-untyped-def, type-arg]
+def _search(  # type: ignore[no-untyped-def]
+    demo: tuple,  # type: ignore[type-arg]
+    monkeypatch: pytest.MonkeyPatch,
+    gains: Sequence[float],
+    whole: dict[str, float],
+    half: str = "",
+):
     """With made-up times: `gains` of the blocks in turn against 100 ms, then `whole` plans by their number."""
     graph, ranges, windows, reference = demo
     blocks = iter(gains)
@@ -81,7 +87,7 @@ def _search(demo: tuple, monkeypatch: pytest.MonkeyPatch, gains: Sequence[float]
     def score(session: Session) -> float:
         return 100 * float(np.mean([session.run(w).argmax(1)[0] == r for w, r in zip(windows, wanted, strict=True)]))
 
-    bench = Workbench(get_backend("openvino"), 1, windows, reference, score, 2.0)
+    bench = Workbench(get_backend("openvino"), BuildConfig(threads=1), windows, reference, score, 2.0, half=half)
     decision = search(graph, ranges, LowerOptions(rest="fp32"), bench, lambda step, text: lines.append(text))
     return decision, lines
 
@@ -103,6 +109,17 @@ def test_int8_that_gains_nothing_is_not_chosen(demo: tuple, monkeypatch: pytest.
     decision, lines = _search(demo, monkeypatch, [0.5] * 99, {"fp32": 100.0, "int8": 99.0})
     assert (decision.precision, decision.skip) == ("fp32", ())
     assert any(line.startswith("int8: 99.0 ms") and "less than 2 % faster than fp32" in line for line in lines)
+
+
+def test_a_half_type_is_a_plan_where_int8_cannot_be_mixed_with_it(
+    demo: tuple,  # type: ignore[type-arg]
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TensorRT 8.6, which scales in FP32 alone: its FP16 is faster than its INT8 beside FP32."""
+    whole = {"fp32": 100.0, "fp16": 50.0, "int8": 70.0}
+    decision, _ = _search(demo, monkeypatch, [0.5] * 99, whole, "fp16")
+    assert decision.precision == "fp16"
+    assert [trial["name"] for trial in decision.report["search"]["trials"]] == ["fp32", "fp16", "int8"]
 
 
 def _photographs(folder: Path) -> Path:
