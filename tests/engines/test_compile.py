@@ -39,7 +39,7 @@ def _names(cubin: bytes) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_87", "sm_90", "sm_110", "sm_120"])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_110", "sm_120"])
 def test_kernels_compile_without_warnings_and_without_a_stack(arch: str, tmp_path: Path) -> None:
     command = [_nvcc(), "-cubin", f"-arch={arch}", "--fmad=false", "-Werror", "all-warnings", "-Xptxas", "-v", SOURCE,
                "-o", tmp_path / "tile.cubin"]  # fmt: skip
