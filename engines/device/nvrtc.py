@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,10 @@ class Compiler:
     @classmethod
     def load(cls, library: str) -> Compiler:
         """library: one that `find` found."""
+        beside = sorted(Path(library).parent.glob("libnvrtc-builtins.so*")) if os.sep in library else ()
         try:
+            for path in beside:  # which pip's NVRTC asks for by name alone, and finds only if it is loaded
+                ctypes.CDLL(str(path))
             return cls(ctypes.CDLL(library))
         except OSError as error:
             raise DeployError(f"kernels: cannot load {library}: {error}; install nvidia-cuda-nvrtc again") from error
