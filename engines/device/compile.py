@@ -29,6 +29,19 @@ TOOLKIT = Path("/usr/local/cuda")
 OLDEST = (7, 0)  # Volta: before it fp16 and threads of a warp work in other ways, and CUDA 13 knows none of them
 
 
+TEGRA = ((7, 2), (8, 7), (10, 1), (11, 0))
+
+
+def fits(built: tuple[int, int], here: tuple[int, int]) -> bool:
+    """Whether a cubin for `built` runs on a GPU of `here`: on later minor versions, and on Tegra only on its own.
+
+    CUDA C++ Programming Guide, "Binary Compatibility".
+    """
+    if built in TEGRA or here in TEGRA:
+        return built == here
+    return built[0] == here[0] and built[1] <= here[1]
+
+
 def compile_kernels(sm: tuple[int, int], strict: bool = False) -> bytes:
     """sm: compute capability, (8, 7) for a Jetson Orin.  strict: a warning is an error, for tests.
 

@@ -159,6 +159,15 @@ def test_gpus_before_volta_are_refused() -> None:
         compile_kernels((6, 1))
 
 
+@pytest.mark.parametrize(
+    ("built", "here", "fits"),
+    [((8, 0), (8, 0), True), ((8, 0), (8, 6), True), ((8, 9), (8, 6), False), ((8, 6), (9, 0), False),
+     ((8, 7), (8, 7), True), ((8, 6), (8, 7), False), ((8, 7), (8, 9), False), ((12, 0), (12, 1), True)],
+)  # fmt: skip
+def test_where_a_cubin_runs(built: tuple[int, int], here: tuple[int, int], fits: bool) -> None:
+    assert compiling.fits(built, here) is fits
+
+
 class _Library:
     """As much of NVRTC as the first calls need."""
 
