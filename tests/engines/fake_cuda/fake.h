@@ -37,6 +37,7 @@ int fake_is_host(const void *address);                         /* page-locked: c
 int fake_is_valid(const void *address, size_t size);           /* within live memory of the GPU, or page-locked */
 CUresult fake_run_kernel(const char *name, const uint32_t *grid, const uint32_t *block, const void *argument);
 const char *fake_function_name(CUfunction function);
+int fake_state(long *alive);
 void fake_complain(const char *format, ...);
 
 /* First line of every call: a broken context answers everything alike, and most calls need a context. */

@@ -256,7 +256,14 @@ CUresult cuStreamBeginCapture(CUstream stream, CUstreamCaptureMode mode) {
     spoilt = 0;
     return CUDA_SUCCESS;
 }
+/* A real driver may crash on the handles of a context that was released. */
+static void check_released(const char *call) {
+    long alive[KINDS + 1];
+    fake_state(alive);
+    if (!alive[KINDS]) fake_complain("%s after the context was released", call);
+}
 CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
+    check_released("cuStreamEndCapture");
     ENTER(1);
     if (fake_capturing != (struct stream *)stream) return CUDA_ERROR_ILLEGAL_STATE;
     fake_capturing = NULL;
@@ -279,4 +286,8 @@ CUresult cuGraphLaunch(CUgraphExec graph, CUstream stream) {
     return status;
 }
 CUresult cuGraphDestroy(CUgraph graph) { ENTER(1); return (void)graph, fake_alive[GRAPH]--, CUDA_SUCCESS; }
-CUresult cuGraphExecDestroy(CUgraphExec graph) { ENTER(1); return (void)graph, fake_alive[GRAPH]--, CUDA_SUCCESS; }
+CUresult cuGraphExecDestroy(CUgraphExec graph) {
+    check_released("cuGraphExecDestroy");
+    ENTER(1);
+    return (void)graph, fake_alive[GRAPH]--, CUDA_SUCCESS;
+}
