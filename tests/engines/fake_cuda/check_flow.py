@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines.device import driver
+from engines.device import cuda_pool, driver
 from engines.device.base import Timings
 from engines.device.cuda import gpu_info, open_gpu, unavailable
 from engines.device.cuda_frame import CudaFrame, CudaStrips
@@ -126,6 +126,37 @@ def test_an_image_that_does_not_fit_is_done_in_strips(schedule: int) -> None:
         assert isinstance(device.frame(60, 50, True, whole=True), CudaFrame)
     for mask, picture in zip(masks, pictures, strict=True):
         assert same(mask, on_host(engine, TILING).segment(picture, confidence=True))
+
+
+def test_an_image_of_a_third_of_the_memory_is_always_whole(schedule: int) -> None:
+    """Two of 35 % fit, although the second is more than 40 % of what the first leaves."""
+    configure(lazy=schedule)
+    engine = Engine(TILING)
+    pictures = [image(700, 500, seed) for seed in range(6)]
+    with opened(engine, TILING) as (segmenter, device, gpu):
+        before = support.driver().fake_used()
+        slot = device.frame(700, 500, False, whole=True)._slot  # type: ignore[attr-defined]
+        size, slot.owner = slot.blocks.device.size, None
+        device.pool.close()
+        configure(lazy=schedule, memory=before + int(size / 0.39))
+        taken: list[int] = []
+        allocate = gpu.allocate
+        gpu.allocate = lambda size: taken.append(size) or allocate(size)  # type: ignore[func-returns-value]
+        for mask, picture in zip(segmenter.segment_all(pictures), pictures, strict=True):
+            assert same(mask, on_host(engine, TILING).segment(picture))
+        assert len(taken) == 2
+        assert all(slot.plan.whole for slots in device.pool.slots.values() for slot in slots)
+
+
+def test_idle_sizes_keep_only_a_part_of_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_pool, "host_memory", lambda: 4 * 150_000)
+    with opened(Engine(TILING), TILING) as (segmenter, device, _):
+        for height in (150, 160, 170, 180):
+            segmenter.segment(image(height, 150))  # some 90 kB of page-locked memory each
+        assert [key[0] for key in device.pool.slots] == [170, 180]
+        assert support.alive()[0]["host"] == 2
+        segmenter.segment(image(600, 600))  # itself more than that, and at work
+        assert device.pool._kept() <= 150_000
 
 
 def test_what_bands_hold_does_not_grow_with_the_height() -> None:
