@@ -18,6 +18,10 @@ class CaptureRefusedError(DeployError):
     """The work cannot be recorded.  It has not run, and may be run without a graph."""
 
 
+class InstantiateRefusedError(CaptureRefusedError):
+    """This work was recorded, but is not made a graph.  Other work may be."""
+
+
 class Graph:
     """A recorded piece of work.  Its memory must outlive it."""
 
@@ -74,13 +78,15 @@ def record(stream: int, work: Callable[[], None], lost: Callable[[], bool]) -> G
     graph = ctypes.c_void_p()
     try:
         driver.call("cuStreamEndCapture", stream, ctypes.byref(graph))
+    except DriverError as error:
+        raise CaptureRefusedError(str(error)) from error
+    try:
         executable = ctypes.c_void_p()
         driver.call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
     except DriverError as error:
-        raise CaptureRefusedError(str(error)) from error
+        raise InstantiateRefusedError(str(error)) from error
     finally:
-        if graph.value:
-            driver.library().cuGraphDestroy(graph)
+        driver.library().cuGraphDestroy(graph)
     return Graph(executable.value or 0)
 
 

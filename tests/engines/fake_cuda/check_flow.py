@@ -123,6 +123,7 @@ def test_an_image_that_does_not_fit_is_done_in_strips(schedule: int) -> None:
         frame = device.frame(700, 500, True, whole=True)
         assert isinstance(frame, CudaStrips)
         masks = list(segmenter.segment_all(pictures, confidence=True))
+        assert device.graph == "off: the image does not fit, it runs in strips"
         assert isinstance(device.frame(60, 50, True, whole=True), CudaFrame)
     for mask, picture in zip(masks, pictures, strict=True):
         assert same(mask, on_host(engine, TILING).segment(picture, confidence=True))
@@ -185,6 +186,32 @@ def test_a_refused_recording_is_told_once_and_the_frames_still_run(
         assert device.graph.startswith("off: ")
         assert reason in device.graph
     assert [step for step, _ in told] == ["graph"]
+
+
+def test_a_graph_that_is_not_instantiated_is_remembered_for_its_size_alone() -> None:
+    told: list[str] = []
+    engine = Engine(TILING)
+    with opened(engine, TILING, log=lambda step, text: told.append(text)) as (segmenter, device, _):
+        for refuse, size, state in ((3, (150, 333), "off: cuGraphInstantiate"), (0, (64, 97), "on"),
+                                    (0, (150, 333), "off: cuGraphInstantiate")):  # fmt: skip
+            configure(refuse_capture=refuse)
+            for seed in range(3):
+                picture = image(*size, seed)
+                assert same(segmenter.segment(picture), on_host(engine, TILING).segment(picture))
+            assert device.graph.startswith(state)
+    assert len(told) == 1
+    assert told[0].startswith("images of 333x150 are not recorded: cuGraphInstantiate")
+
+
+def test_images_of_many_windows_are_not_recorded() -> None:
+    engine = Engine(TILING)
+    with opened(engine, TILING) as (segmenter, device, _):
+        for height, state in ((13 * 48 + 16, "off: the image has 65 windows, and 64 at most"), (48, "on")):
+            for seed in range(3):
+                picture = image(height, 4 * 64 + 96, seed)
+                assert same(segmenter.segment(picture), on_host(engine, TILING).segment(picture))
+            assert device.graph.startswith(state)
+        assert support.alive()[0]["graphs"] == 1
 
 
 def test_recording_can_be_turned_off() -> None:

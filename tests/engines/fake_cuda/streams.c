@@ -275,6 +275,7 @@ CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
 CUresult cuGraphInstantiateWithFlags(CUgraphExec *made, CUgraph graph, unsigned long long flags) {
     ENTER(1);
     if (flags) return CUDA_ERROR_INVALID_VALUE;
+    if (fake_settings.refuse_capture == 3) return CUDA_ERROR_OUT_OF_MEMORY;
     fake_alive[GRAPH]++;
     return *made = duplicate(graph, sizeof(struct list)), CUDA_SUCCESS;
 }
