@@ -47,11 +47,11 @@ def compile_engine(
     log: Log,
 ) -> list[Agreement]:  # fmt: skip
     """Compile `folder`/model.onnx into `folder`/engine.bin and verify it.  Raises DeployError or GateError."""
+    kernels = _kernels(folder, log) if backend.on_gpu else None  # before what takes minutes: this fails in a second
     begin = time.perf_counter()
     blob = backend.build(folder / MODEL, config)
     (folder / ENGINE).write_bytes(blob)
     log("compile", f"{config.precision}, {len(blob) / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s")
-    kernels = _kernels(folder, log) if backend.on_gpu else None
 
     def opened(engine: bytes, how: BuildConfig) -> AbstractContextManager[Segmenter]:
         return open_on_device(backend, engine, replace(how, model=folder / MODEL), spec, tiling, kernels)

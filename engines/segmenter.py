@@ -18,6 +18,7 @@ from engines.device.host import HostDevice
 from engines.errors import DeployError
 from engines.spec import ModelSpec
 from engines.tiling import Tiling
+from engines.trt.blob import Gpu
 
 __all__ = ["Band", "Mask", "Running", "Segmenter", "Timings", "open_on_device", "open_segmenter"]
 
@@ -133,10 +134,27 @@ def open_segmenter(folder: Path, threads: int = 0) -> Iterator[tuple[Segmenter, 
         raise DeployError(f"bundle {folder}: {reason}; rebuild it here: deploy.py build-engine {folder} -o {folder}")
     if backend.on_gpu and KERNELS not in manifest.files:
         raise DeployError(f"bundle {folder}: {KERNELS} is missing; build the bundle again")
-    kernels = bundle.path(KERNELS).read_bytes() if backend.on_gpu else None
+    kernels = _kernels(bundle.path(KERNELS), manifest) if backend.on_gpu else None
     blob = bundle.path(ENGINE).read_bytes()
     with open_on_device(backend, blob, config, manifest.spec, manifest.tiling, kernels) as segmenter:
         yield segmenter, manifest
+
+
+def _kernels(path: Path, manifest: Manifest) -> bytes:
+    """The bundle's, or where its engine was built to load on other GPUs too, compiled for the one here."""
+    from engines.device.compile import compile_kernels, fits
+    from engines.device.cuda import gpu_info
+
+    built, here = Gpu.parse(manifest.device), gpu_info().sm
+    if built is None or fits(built.sm, here):
+        return path.read_bytes()
+    try:
+        return compile_kernels(here)
+    except DeployError as error:
+        raise DeployError(
+            f"{path}: it is for sm_{built.sm[0]}{built.sm[1]}, this GPU is sm_{here[0]}{here[1]}, and compiling it "
+            f"here failed: {error}"
+        ) from error
 
 
 @contextmanager

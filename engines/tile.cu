@@ -13,8 +13,13 @@
         __VA_ARGS__(a); \
     }
 
-TILE_KERNEL(tile_gather_f32, tile_gather_launch, 256, 6, tile_gather<float>)
-TILE_KERNEL(tile_gather_f16, tile_gather_launch, 256, 6, tile_gather<tile_half>)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750 /* Turing: 1024 threads on a multiprocessor, others 1536 or more */
+#define TILE_GATHER_BLOCKS 4
+#else
+#define TILE_GATHER_BLOCKS 6
+#endif
+TILE_KERNEL(tile_gather_f32, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_gather<float>)
+TILE_KERNEL(tile_gather_f16, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_gather<tile_half>)
 
 #define TILE_STITCH(way, suffix, blocks, sure, T, ...) \
     TILE_KERNEL(tile_stitch_##way##_##suffix, tile_stitch_launch, 128, blocks, tile_stitch<T, __VA_ARGS__, false>) \

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import Backend, BuildConfig, Float32, Session, Tensor, check_windows
+from engines.device import cuda
 from engines.device.base import GpuInfo
 from engines.errors import DeployError
 from engines.layers import Layer, from_microseconds
@@ -50,6 +51,9 @@ class TorchCudaSession:
 
     def __init__(self, name: str, module: Any, input: Tensor, output: Tensor) -> None:
         self._name, self._module, self.input, self.output = name, module, input, output
+
+    def close(self) -> None:
+        self._module = None
 
     def run(self, windows: Float32) -> Float32:
         import torch
@@ -93,7 +97,7 @@ class TorchCudaBackend(Backend):
         with warnings.catch_warnings(record=True) as said:  # why there is no device, such as too old a driver
             warnings.simplefilter("always")
             if torch.cuda.is_available():
-                return None
+                return cuda.unavailable()
         why = f" ({str(said[0].message).splitlines()[0]})" if said else ""
         return f"torch sees no GPU{why}; look at nvidia-smi, and at CUDA_VISIBLE_DEVICES"
 
@@ -146,10 +150,12 @@ class TorchCudaBackend(Backend):
             config.log(self.name, f"first run, with all that it compiles, {time.perf_counter() - begin:.1f} s")
             source = Tensor("image", shape, config.precision)
             target = Tensor("logits", tuple(logits.shape), config.precision)
+            session = TorchCudaSession(self.name, module, source, target)
             try:
-                yield TorchCudaSession(self.name, module, source, target)
+                yield session
             finally:
-                del module
+                del module, logits
+                session.close()  # whoever holds it must not hold the weights
                 with suppress(RuntimeError):  # a lost context has no memory to give back
                     torch.cuda.empty_cache()
 

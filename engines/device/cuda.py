@@ -171,6 +171,12 @@ class CudaGpu:
         except (GpuLostError, GpuMemoryError):
             raise
         except DeployError as error:
+            if isinstance(error.__cause__, self._cuda.Error) and "image is invalid" in str(error):
+                newest = f"{self.info.driver // 1000}.{self.info.driver % 1000 // 10}"
+                raise DeployError(
+                    f"{error}; the driver here runs CUDA {newest}, and they may be newer: update the driver, or "
+                    f"build the bundle again with a toolkit of CUDA {newest}"
+                ) from error
             raise DeployError(f"{error}; they were compiled for another GPU: build the bundle again here") from error
         self._owned.add(kernels)
         return kernels
@@ -208,7 +214,7 @@ class CudaGpu:
     def record(self, work: Callable[[], None]) -> graph.Graph:
         """Record what `work` starts on main.  Raises graph.CaptureRefusedError."""
         with self._errors("recording a graph"):
-            recorded = graph.record(self.stream, work)
+            recorded = graph.record(self.stream, work, lambda: self.lost is not None)
         self._owned.add(recorded)
         return recorded
 
@@ -252,6 +258,9 @@ class CudaGpu:
         """Leave a broken context.  What pycuda holds of it is then let go in silence, instead of failing one by one."""
         self.lost = reason
         _lost[:] = [reason]
+        for thing in list(self._owned):
+            if isinstance(thing, graph.Graph):
+                thing.forget()
         self._leave()
 
     def _leave(self) -> None:

@@ -16,14 +16,16 @@ from engines.device.base import Frame, Timings, UInt8
 from engines.device.cuda import CudaGpu
 from engines.device.cuda_frame import CudaFrame, CudaStrips
 from engines.device.cuda_memory import CudaMemory
-from engines.device.cuda_plan import ALIGNMENT
+from engines.device.cuda_plan import ALIGNMENT, Plan
 from engines.device.cuda_pool import Pool
 from engines.device.cuda_slot import Slot
-from engines.device.graph import CaptureRefusedError, missing
+from engines.device.graph import CaptureRefusedError, InstantiateRefusedError, missing
 from engines.device.through import DTYPES
 from engines.errors import DeployError, GpuLostError
 from engines.spec import ModelSpec
 from engines.tiling import Tiling, WindowRow
+
+MAX_RECORDED = 64  # windows of an image; a graph of more saves little, and every window's launches stay in memory
 
 
 class CudaDevice:
@@ -49,6 +51,8 @@ class CudaDevice:
         if self._no_graph:
             log("graph", f"frames are not recorded: {self._no_graph}")
         self._recording = False
+        self._refused: dict[tuple[int, int, bool], str] = {}  # sizes whose graph the driver did not take, and why
+        self._last: Plan | None = None  # of the last frame of a whole image
         self._held: list[CudaMemory] = []
         self.batch, _, *size = session.input.shape
         self.size = (size[0], size[1])
@@ -68,20 +72,33 @@ class CudaDevice:
 
     @property
     def graph(self) -> str:
-        """``on`` where frames are recorded as graphs and replayed, otherwise ``off: `` and why."""
-        if self.parts:
-            return "off: the parts are timed one by one"
-        if self._no_graph is None and not self.session.capturable:
-            return "off: the engine cannot be recorded"
-        return "on" if self._no_graph is None else f"off: {self._no_graph}"
+        """``on`` where frames like the last one are recorded as graphs and replayed, otherwise ``off: `` and why."""
+        reason = self._unrecorded(self._last)
+        return "on" if reason is None else f"off: {reason}"
 
     @graph.setter
     def graph(self, value: str) -> None:
         """Anything but ``on`` turns recording off, and is the reason given."""
         self._no_graph = missing() if value == "on" else value.removeprefix("off: ")
 
+    def _unrecorded(self, plan: Plan | None) -> str | None:
+        """Why frames of this plan are not recorded, None where they are.  plan: None for any."""
+        if self.parts:
+            return "the parts are timed one by one"
+        if self._no_graph is None and not self.session.capturable:
+            return "the engine cannot be recorded"
+        if self._no_graph is not None or plan is None:
+            return self._no_graph
+        if not plan.whole:
+            return "the image does not fit, it runs in strips"
+        if plan.windows > MAX_RECORDED:
+            return f"the image has {plan.windows} windows, and {MAX_RECORDED} at most are recorded"
+        return self._refused.get(_size(plan))
+
     def frame(self, height: int, width: int, confidence: bool, whole: bool) -> Frame:
         slot = self.pool.take(height, width, confidence, whole)
+        if whole:
+            self._last = slot.plan
         return CudaFrame(self, slot) if slot.plan.whole else CudaStrips(self, slot)
 
     def first_window(self, image: UInt8) -> Float32:
@@ -99,7 +116,7 @@ class CudaDevice:
 
     def start(self, slot: Slot) -> None:
         """Start a whole frame on main."""
-        if self.graph != "on" or not slot.warm:
+        if self._unrecorded(slot.plan) or not slot.warm:
             self._start_rows(slot)
             slot.warm = True
             return
@@ -108,8 +125,7 @@ class CudaDevice:
                 self._recording = True
                 slot.graph = self.gpu.record(lambda: self._start_rows(slot))
             except CaptureRefusedError as error:
-                self._no_graph = str(error)
-                self._log("graph", f"frames are not recorded: {error}")
+                self._refuse(slot.plan, error)
                 self._recording = False
                 self._start_rows(slot)
                 return
@@ -118,6 +134,15 @@ class CudaDevice:
         self.gpu.replay(slot.graph)
         if self.on_window:
             self.on_window(slot.plan.windows, slot.plan.windows)
+
+    def _refuse(self, plan: Plan, error: CaptureRefusedError) -> None:
+        """Remember it, for this size where the driver did not take its graph, otherwise for good."""
+        if isinstance(error, InstantiateRefusedError):
+            self._refused[_size(plan)] = str(error)
+            self._log("graph", f"images of {plan.width}x{plan.height} are not recorded: {error}")
+        else:
+            self._no_graph = str(error)
+            self._log("graph", f"frames are not recorded: {error}")
 
     def start_row(self, slot: Slot, step: WindowRow) -> None:
         """Start a row of windows, and the rows of labels that it finishes, on main.  The slot holds only those."""
@@ -208,6 +233,10 @@ class CudaDevice:
         self._held.append(memory)
         self.gpu.upload(memory.address, array)
         return memory.address
+
+
+def _size(plan: Plan) -> tuple[int, int, bool]:
+    return plan.height, plan.width, "confidence" in plan.regions
 
 
 def _check(session: DeviceSession, tiling: Tiling, classes: int) -> None:

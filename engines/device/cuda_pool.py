@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from engines.device.cuda import CudaGpu, GpuMemoryError
 from engines.device.cuda_plan import Plan
 from engines.device.cuda_slot import Blocks, Slot
@@ -9,9 +11,15 @@ from engines.tiling import Tiling
 
 SIZES_KEPT = 4  # image sizes whose frames are kept, with what was recorded for them
 IDLE_KEPT = 2  # blocks of memory of other sizes that are kept
-SHARE = 0.4  # of the free memory, that one frame of a whole image may take: two are in flight
+SHARE = 0.8  # of the free memory, that the frames of whole images in flight may take
+HOST_SHARE = 4  # sizes that are idle keep at most one such part of the host's memory page-locked
 
 Key = tuple[int, int, bool, bool]  # height, width, confidence, whole
+
+
+def host_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Pool:
@@ -42,6 +50,7 @@ class Pool:
                 self._drop(old)
             slot = self._new(key)
             slots.append(slot)
+            self._trim()
         self._busy.append(slot)
         return slot
 
@@ -58,15 +67,17 @@ class Pool:
     def _new(self, key: Key) -> Slot:
         """For the whole image where it fits, otherwise for strips of it; for either, other sizes make room."""
         height, width, confidence, whole = key
+        first = not self.slots[key]
+        whole = whole and (first or self.slots[key][0].plan.whole)  # all of a size in one way, not now this, now that
         for kind in (True, False) if whole else (False,):
             plan = Plan.of(
                 self._tiling, (height, width), confidence, kind, self._batch, self._window_bytes,
                 self._gpu.info.integrated,
             )  # fmt: skip
-            blocks = self._reused(plan) or self._allocated(plan)
+            blocks = self._reused(plan) or self._allocated(plan, first)
             if blocks is None:
                 self._make_room()
-                blocks = self._allocated(plan)
+                blocks = self._allocated(plan, first)
             if blocks is not None:
                 return self._slot(plan, blocks)
         return self._slot(plan, Blocks(self._gpu, plan))  # which says what is missing
@@ -79,10 +90,13 @@ class Pool:
         self._idle.remove(blocks)
         return blocks
 
-    def _allocated(self, plan: Plan) -> Blocks | None:
-        """None where the GPU has no room, or the whole image would take too much of it."""
-        wanted = plan.bytes if self._gpu.info.integrated else plan.device
-        if plan.whole and wanted > SHARE * self._gpu.free_memory():
+    def _allocated(self, plan: Plan, first: bool) -> Blocks | None:
+        """None where the GPU has no room, or the whole images in flight would take too much of it.
+
+        first: of its size; the others were counted with it.
+        """
+        wanted = self._in_flight * (plan.bytes if self._gpu.info.integrated else plan.device)
+        if plan.whole and first and wanted > SHARE * self._gpu.free_memory():
             return None
         try:
             return Blocks(self._gpu, plan)
@@ -102,6 +116,20 @@ class Pool:
             self._drop(key)
         while self._idle:
             self._idle.pop().free()
+
+    def _trim(self) -> None:
+        """Free what idle sizes keep beyond their share of the host's memory, the oldest first."""
+        limit = host_memory() // HOST_SHARE
+        for key in [None, *list(self.slots)[:-1]]:
+            if key is not None and self._kept() > limit:
+                self._drop(key)
+            while self._idle and self._kept() > limit:
+                self._idle.pop(0).free()
+
+    def _kept(self) -> int:
+        """Bytes of page-locked memory of all sizes but the last used."""
+        slots = [slot for key in list(self.slots)[:-1] for slot in self.slots[key] if slot.owner is None]
+        return sum(blocks.host.array.nbytes for blocks in (*self._idle, *(slot.blocks for slot in slots)))
 
     def _drop(self, key: Key) -> None:
         """Forget an image size, except frames at work, and keep its memory for sizes to come."""

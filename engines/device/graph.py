@@ -18,6 +18,10 @@ class CaptureRefusedError(DeployError):
     """The work cannot be recorded.  It has not run, and may be run without a graph."""
 
 
+class InstantiateRefusedError(CaptureRefusedError):
+    """This work was recorded, but is not made a graph.  Other work may be."""
+
+
 class Graph:
     """A recorded piece of work.  Its memory must outlive it."""
 
@@ -28,8 +32,12 @@ class Graph:
         """Start everything that was recorded, in the order of `stream`.  Raises DriverError."""
         driver.call("cuGraphLaunch", self._handle, stream)
 
+    def forget(self) -> None:
+        """Its context is lost and released, and the graph with it: the handle must not be used again."""
+        self._handle = 0
+
     def free(self) -> None:
-        """Free it.  Never raises: a lost context has freed it already."""
+        """Free it.  Never raises."""
         handle, self._handle = self._handle, 0
         if handle:
             driver.library().cuGraphExecDestroy(handle)
@@ -41,11 +49,12 @@ def missing() -> str | None:
     return f"the driver has no {lacking[0]}; graphs need CUDA 11.4 or later" if lacking else None
 
 
-def record(stream: int, work: Callable[[], None]) -> Graph:
+def record(stream: int, work: Callable[[], None], lost: Callable[[], bool]) -> Graph:
     """Record what `work` starts on `stream`; nothing of it runs.
 
+    lost: whether `work` has lost and released the context.
     Raises CaptureRefusedError when the driver or the engine refuses, GpuLostError when the context is lost.  The stream
-    is out of recording in every case.
+    is out of recording in every case, unless it is gone.
     """
     reason = missing()
     if reason:
@@ -57,7 +66,8 @@ def record(stream: int, work: Callable[[], None]) -> Graph:
     try:
         work()
     except GpuLostError:
-        _discard(stream)
+        if not lost():  # otherwise the stream is gone with its context
+            _discard(stream)
         raise
     except DeployError as error:
         _discard(stream)
@@ -68,13 +78,15 @@ def record(stream: int, work: Callable[[], None]) -> Graph:
     graph = ctypes.c_void_p()
     try:
         driver.call("cuStreamEndCapture", stream, ctypes.byref(graph))
+    except DriverError as error:
+        raise CaptureRefusedError(str(error)) from error
+    try:
         executable = ctypes.c_void_p()
         driver.call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
     except DriverError as error:
-        raise CaptureRefusedError(str(error)) from error
+        raise InstantiateRefusedError(str(error)) from error
     finally:
-        if graph.value:
-            driver.library().cuGraphDestroy(graph)
+        driver.library().cuGraphDestroy(graph)
     return Graph(executable.value or 0)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from engines.device import compile as compiling
 from engines.device import kernels, nvrtc
-from engines.device.compile import SOURCE, compile_kernels, find_nvcc
+from engines.device.compile import SOURCE, compile_kernels, find_nvccs
 from engines.errors import DeployError
 
 KERNELS = [f"tile_gather_{suffix}" for suffix in kernels.SUFFIX.values()] + [
@@ -26,10 +26,10 @@ REGISTERS = {"gather": 40, "quarter": 128, "whole": 168, "whole_confidence": 168
 
 
 def _nvcc() -> Path:
-    nvcc = find_nvcc()
-    if nvcc is None:
+    found = find_nvccs()
+    if not found:
         pytest.skip("nvcc is not installed")
-    return nvcc
+    return found[0]
 
 
 def _names(cubin: bytes) -> list[str]:
@@ -39,7 +39,7 @@ def _names(cubin: bytes) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_87", "sm_90", "sm_110", "sm_120"])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_110", "sm_120"])
 def test_kernels_compile_without_warnings_and_without_a_stack(arch: str, tmp_path: Path) -> None:
     command = [_nvcc(), "-cubin", f"-arch={arch}", "--fmad=false", "-Werror", "all-warnings", "-Xptxas", "-v", SOURCE,
                "-o", tmp_path / "tile.cubin"]  # fmt: skip
@@ -57,21 +57,21 @@ def test_kernels_compile_without_warnings_and_without_a_stack(arch: str, tmp_pat
 
 def test_nvcc_makes_the_cubin() -> None:
     _nvcc()
-    assert _names(compile_kernels((9, 0))) == sorted(KERNELS)
+    assert _names(compile_kernels((9, 0), strict=True)) == sorted(KERNELS)
 
 
 def test_nvrtc_makes_the_cubin_without_a_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
-    if nvrtc.find((compiling.TOOLKIT,)) is None:
+    if not list(nvrtc.find((compiling.TOOLKIT,))):
         pytest.skip("libnvrtc is not installed (pip install nvidia-cuda-nvrtc)")
-    monkeypatch.setattr(compiling, "find_nvcc", lambda: None)
-    assert _names(compile_kernels((9, 0))) == sorted(KERNELS)
-    with pytest.raises(DeployError, match=r"NVRTC \d+\.\d+ does not know this GPU, sm_99: got sm_.*sm_90"):
+    monkeypatch.setattr(compiling, "find_nvccs", list)
+    assert _names(compile_kernels((9, 0), strict=True)) == sorted(KERNELS)
+    with pytest.raises(DeployError, match=r"NVRTC \d+\.\d+ at .*does not know this GPU, sm_99: got sm_.*sm_90"):
         compile_kernels((9, 9))
 
 
 def test_no_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "find_nvcc", lambda: None)
-    monkeypatch.setattr(nvrtc, "find", lambda toolkits: None)
+    monkeypatch.setattr(compiling, "find_nvccs", list)
+    monkeypatch.setattr(nvrtc, "find", lambda toolkits: iter(()))
     with pytest.raises(DeployError, match=r"sm_87.*neither nvcc.*nor libnvrtc.*nvidia-jetpack.*nvidia-cuda-nvrtc"):
         compile_kernels((8, 7))
 
@@ -80,14 +80,17 @@ def test_the_toolkit_is_found_without_a_path(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(compiling, "TOOLKIT", tmp_path / "none")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert find_nvcc() is None
+    assert find_nvccs() == []
     _script(tmp_path, "")
-    assert find_nvcc() == tmp_path / "bin" / "nvcc"
+    assert find_nvccs() == [tmp_path / "bin" / "nvcc"]
+    (tmp_path / "none-11.4").symlink_to(tmp_path)  # the same again
+    _script(tmp_path / "none-12.6", "")
+    assert find_nvccs() == [tmp_path / "bin" / "nvcc", tmp_path / "none-12.6" / "bin" / "nvcc"]
 
 
 def _script(home: Path, compile_: str) -> None:
     """An nvcc that knows one GPU."""
-    (home / "bin").mkdir()
+    (home / "bin").mkdir(parents=True)
     nvcc = home / "bin" / "nvcc"
     nvcc.write_text(
         "#!/bin/sh\ncase $1 in\n--version) echo 'Cuda compilation tools, release 11.4, V11.4.1';;\n"
@@ -98,19 +101,71 @@ def _script(home: Path, compile_: str) -> None:
 
 def test_an_unknown_gpu_is_refused_with_both_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _script(tmp_path, "exit 1")
-    monkeypatch.setattr(compiling, "find_nvcc", lambda: tmp_path / "bin" / "nvcc")
+    monkeypatch.setattr(compiling, "find_nvccs", lambda: [tmp_path / "bin" / "nvcc"])
+    monkeypatch.setattr(nvrtc, "find", lambda toolkits: iter(()))
     with pytest.raises(DeployError, match=r"nvcc 11\.4 .*does not know this GPU, sm_120: got sm_72, sm_87"):
         compile_kernels((12, 0))
 
 
 def test_a_failing_compiler_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _script(tmp_path, "echo 'gcc: not found' >&2; exit 1")
-    monkeypatch.setattr(compiling, "find_nvcc", lambda: tmp_path / "bin" / "nvcc")
+    monkeypatch.setattr(compiling, "find_nvccs", lambda: [tmp_path / "bin" / "nvcc"])
+    monkeypatch.setattr(nvrtc, "find", lambda toolkits: iter(()))
     with pytest.raises(DeployError, match=r"nvcc failed \(gcc: not found\)"):
         compile_kernels((8, 7))
     (tmp_path / "bin" / "nvcc").write_text("#!/nowhere\n")
     with pytest.raises(DeployError, match=r"cannot run .*nvcc"):
         compile_kernels((8, 7))
+
+
+def test_the_next_compiler_is_tried_and_all_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An old nvcc in PATH must not hide a newer toolkit, nor NVRTC."""
+    write = 'for word; do last=$word; done; printf cubin > "$last"'
+    _script(tmp_path / "old", "exit 1")
+    _script(tmp_path / "new", write)
+    new = tmp_path / "new" / "bin" / "nvcc"
+    new.write_text(new.read_text().replace("11.4", "13.0").replace("sm_87", "sm_120"))
+    nvccs = [tmp_path / "old" / "bin" / "nvcc", new]
+    monkeypatch.setattr(compiling, "find_nvccs", lambda: nvccs)
+    monkeypatch.setattr(nvrtc, "find", lambda toolkits: iter([str(tmp_path / "libnvrtc.so.1")]))
+    assert compile_kernels((12, 0)) == b"cubin"
+    with pytest.raises(DeployError, match=r"^kernels: nvcc 11\.4 .*; and nvcc 13\.0 .*sm_90.*; and cannot load .*rtc"):
+        compile_kernels((9, 0))
+
+
+def test_warnings_are_errors_in_tests_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    strict = 'case "$*" in *-Werror*) echo warned >&2; exit 1;; esac; for word; do last=$word; done; printf c > "$last"'
+    _script(tmp_path, strict)
+    monkeypatch.setattr(compiling, "find_nvccs", lambda: [tmp_path / "bin" / "nvcc"])
+    monkeypatch.setattr(nvrtc, "find", lambda toolkits: iter(()))
+    assert compile_kernels((8, 7)) == b"c"
+    with pytest.raises(DeployError, match="warned"):
+        compile_kernels((8, 7), strict=True)
+
+
+def test_a_warning_of_nvrtc_does_not_stop_a_build() -> None:
+    library = next(iter(nvrtc.find((compiling.TOOLKIT,))), None)
+    if library is None:
+        pytest.skip("libnvrtc is not installed (pip install nvidia-cuda-nvrtc)")
+    compiler = nvrtc.Compiler.load(library)
+    source = 'extern "C" __global__ void tile_one() { int unused; }'
+    assert _names(compiler.cubin(source, {}, "sm_90")) == ["tile_one"]
+    with pytest.raises(DeployError, match="never referenced"):
+        compiler.cubin(source, {}, "sm_90", strict=True)
+
+
+def test_gpus_before_volta_are_refused() -> None:
+    with pytest.raises(DeployError, match=r"got a GPU of sm_61, expected sm_70 \(Volta\) or newer"):
+        compile_kernels((6, 1))
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "fits"),
+    [((8, 0), (8, 0), True), ((8, 0), (8, 6), True), ((8, 9), (8, 6), False), ((8, 6), (9, 0), False),
+     ((8, 7), (8, 7), True), ((8, 6), (8, 7), False), ((8, 7), (8, 9), False), ((12, 0), (12, 1), True)],
+)  # fmt: skip
+def test_where_a_cubin_runs(built: tuple[int, int], here: tuple[int, int], fits: bool) -> None:
+    assert compiling.fits(built, here) is fits
 
 
 class _Library:

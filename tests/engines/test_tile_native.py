@@ -72,7 +72,7 @@ def test_selftest_on_emulated_arm64(shipped_digest: str, tmp_path: Path) -> None
     assert _digest(output) == shipped_digest
 
 
-@pytest.mark.parametrize("arch", ["sm_87", "sm_90", "sm_110", "sm_120"])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_110", "sm_120"])
 def test_the_arithmetic_compiles_as_cuda(tmp_path: Path, arch: str) -> None:
     source = tmp_path / "probe.cu"
     source.write_text(

@@ -5,8 +5,10 @@ Where there is a GPU, the last tests run on it.
 
 from __future__ import annotations
 
+import gc
 import io
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from engines import base, torch_cuda_backend
 from engines.base import BuildConfig, get_backend
+from engines.device import cuda
 from engines.device.base import GpuInfo
 from engines.errors import DeployError, GpuLostError
 from engines.torch_cuda_errors import reported
@@ -135,6 +138,27 @@ def test_enqueue_reads_and_writes_the_addresses_on_the_stream(
 
 
 @pytest.mark.usefixtures("on_cpu")
+def test_the_weights_are_given_back_though_the_session_is_held(program: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules: list[weakref.ref[Any]] = []
+    prepared, alive = torch_cuda_backend._prepared, list[bool]()
+
+    def watched(*arguments: Any) -> Any:
+        module, shape = prepared(*arguments)
+        modules.append(weakref.ref(next(module.parameters())))
+        return module, shape
+
+    def empty_cache() -> None:
+        gc.collect()
+        alive.extend(module() is not None for module in modules)
+
+    monkeypatch.setattr(torch_cuda_backend, "_prepared", watched)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    with get_backend("torch_cuda").load(program, BuildConfig("fp32")) as session:
+        assert session.input.shape == (1, 3, *SIZE)
+    assert alive == [False]
+
+
+@pytest.mark.usefixtures("on_cpu")
 def test_tf32_is_off_inside_and_as_before_outside(program: bytes, windows: np.ndarray) -> None:
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
@@ -188,6 +212,9 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", too_old)
     assert "driver on your system is too old (found version 11040).); look at nvidia-smi" in str(backend.unavailable())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "unavailable", lambda: "GPU: pycuda is not installed")
+    assert backend.unavailable() == "GPU: pycuda is not installed"  # gather and stitch need it
+    monkeypatch.setattr(cuda, "unavailable", lambda: None)
     assert backend.unavailable() is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "not installed" in str(backend.unavailable())

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,9 +26,11 @@ from engines.base import Backend, BuildConfig, Session, Tensor
 engines.base.BACKENDS = (*engines.base.BACKENDS, "gpu")  # before the command line reads it
 
 import deploy  # noqa: E402
-from engines.bundle import KERNELS, MANIFEST, open_bundle  # noqa: E402
+from engines.bundle import KERNELS, MANIFEST, open_bundle, seal  # noqa: E402
 from engines.device.cuda import gpu_info  # noqa: E402
+from engines.errors import DeployError  # noqa: E402
 from engines.openvino_backend import backend as openvino  # noqa: E402
+from engines.segmenter import open_segmenter  # noqa: E402
 from tests.engines.fake_cuda import support  # noqa: E402
 
 
@@ -170,9 +174,58 @@ def test_a_rebuild_makes_the_kernels_again_and_another_gpu_is_refused(
     assert "rebuild it here: deploy.py build-engine" in capsys.readouterr().err
 
 
-def test_kernels_with_a_changed_byte_are_refused(bundles: Path, photographs: Path, tmp_path: Path, capsys: Any) -> None:
-    import shutil
+def test_kernels_that_do_not_compile_are_told_before_the_engine_is_built(
+    bundles: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    import engines.device.compile as compiler
 
+    def refuse(sm: tuple[int, int]) -> bytes:
+        raise DeployError("kernels: no CUDA compiler")
+
+    def build(*_: object) -> bytes:
+        raise AssertionError("built an engine for nothing")
+
+    monkeypatch.setattr(compiler, "compile_kernels", refuse)
+    monkeypatch.setattr(_GPU, "build", build)
+    command = ["build-engine", str(bundles / "openvino"), "-o", str(tmp_path / "no"), "--backend", "gpu"]
+    assert deploy.main(command) == 2
+    assert "no CUDA compiler" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("built", "compiled"), [("87", 0), ("86", 1), ("80", 1), ("90", 1), ("89", 1)])
+def test_an_engine_for_other_gpus_too_gets_kernels_for_this_one(
+    bundles: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, built: str, compiled: int
+) -> None:
+    """As with --hardware ampere_plus: the GPU here is an sm_87, on which only its own cubin runs."""
+    import engines.device.compile as compiler
+
+    class Anywhere(_GPU):
+        def refuses(self, sdk: str, device: str, config: BuildConfig) -> str | None:
+            return None
+
+        def device(self) -> str:
+            return f"cuda sm_{built} Other GPU, driver for CUDA 13.0"
+
+    copy, asked = tmp_path / "copy", list[tuple[int, int]]()
+    shutil.copytree(bundles / "gpu", copy)
+    seal(copy, replace(open_bundle(copy).manifest, device=Anywhere().device()))
+    monkeypatch.setattr(sys.modules["engines.gpu_backend"], "backend", Anywhere())
+    monkeypatch.setattr(compiler, "compile_kernels", lambda sm: asked.append(sm) or support.CUBIN)
+    with open_segmenter(copy) as (segmenter, _):
+        segmenter.segment(support.image(64, 96))
+    assert asked == [(8, 7)] * compiled
+    if compiled:
+
+        def refuse(sm: tuple[int, int]) -> bytes:
+            raise DeployError("kernels: no CUDA compiler; run: pip install nvidia-cuda-nvrtc")
+
+        monkeypatch.setattr(compiler, "compile_kernels", refuse)
+        expected = f"it is for sm_{built}, this GPU is sm_87, .*pip install nvidia-cuda-nvrtc"
+        with pytest.raises(DeployError, match=expected), open_segmenter(copy):
+            pass
+
+
+def test_kernels_with_a_changed_byte_are_refused(bundles: Path, photographs: Path, tmp_path: Path, capsys: Any) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(bundles / "gpu", copy)
     kernels = bytearray((copy / KERNELS).read_bytes())
@@ -205,8 +258,6 @@ def test_a_gpu_lost_in_a_folder_exits_with_1_and_keeps_the_masks(
 
 
 def test_bands_and_batches(bundles: Path, tmp_path: Path) -> None:
-    from engines.segmenter import open_segmenter
-
     batched = tmp_path / "batched"
     source = str(bundles / "gpu")
     assert deploy.main(["build-engine", source, "-o", str(batched), "--batch", "3"]) == 0

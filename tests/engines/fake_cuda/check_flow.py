@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines.device import driver
+from engines.device import cuda_pool, driver
 from engines.device.base import Timings
 from engines.device.cuda import gpu_info, open_gpu, unavailable
 from engines.device.cuda_frame import CudaFrame, CudaStrips
@@ -123,9 +123,41 @@ def test_an_image_that_does_not_fit_is_done_in_strips(schedule: int) -> None:
         frame = device.frame(700, 500, True, whole=True)
         assert isinstance(frame, CudaStrips)
         masks = list(segmenter.segment_all(pictures, confidence=True))
+        assert device.graph == "off: the image does not fit, it runs in strips"
         assert isinstance(device.frame(60, 50, True, whole=True), CudaFrame)
     for mask, picture in zip(masks, pictures, strict=True):
         assert same(mask, on_host(engine, TILING).segment(picture, confidence=True))
+
+
+def test_an_image_of_a_third_of_the_memory_is_always_whole(schedule: int) -> None:
+    """Two of 35 % fit, although the second is more than 40 % of what the first leaves."""
+    configure(lazy=schedule)
+    engine = Engine(TILING)
+    pictures = [image(700, 500, seed) for seed in range(6)]
+    with opened(engine, TILING) as (segmenter, device, gpu):
+        before = support.driver().fake_used()
+        slot = device.frame(700, 500, False, whole=True)._slot  # type: ignore[attr-defined]
+        size, slot.owner = slot.blocks.device.size, None
+        device.pool.close()
+        configure(lazy=schedule, memory=before + int(size / 0.39))
+        taken: list[int] = []
+        allocate = gpu.allocate
+        gpu.allocate = lambda size: taken.append(size) or allocate(size)  # type: ignore[func-returns-value]
+        for mask, picture in zip(segmenter.segment_all(pictures), pictures, strict=True):
+            assert same(mask, on_host(engine, TILING).segment(picture))
+        assert len(taken) == 2
+        assert all(slot.plan.whole for slots in device.pool.slots.values() for slot in slots)
+
+
+def test_idle_sizes_keep_only_a_part_of_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_pool, "host_memory", lambda: 4 * 150_000)
+    with opened(Engine(TILING), TILING) as (segmenter, device, _):
+        for height in (150, 160, 170, 180):
+            segmenter.segment(image(height, 150))  # some 90 kB of page-locked memory each
+        assert [key[0] for key in device.pool.slots] == [170, 180]
+        assert support.alive()[0]["host"] == 2
+        segmenter.segment(image(600, 600))  # itself more than that, and at work
+        assert device.pool._kept() <= 150_000
 
 
 def test_what_bands_hold_does_not_grow_with_the_height() -> None:
@@ -154,6 +186,32 @@ def test_a_refused_recording_is_told_once_and_the_frames_still_run(
         assert device.graph.startswith("off: ")
         assert reason in device.graph
     assert [step for step, _ in told] == ["graph"]
+
+
+def test_a_graph_that_is_not_instantiated_is_remembered_for_its_size_alone() -> None:
+    told: list[str] = []
+    engine = Engine(TILING)
+    with opened(engine, TILING, log=lambda step, text: told.append(text)) as (segmenter, device, _):
+        for refuse, size, state in ((3, (150, 333), "off: cuGraphInstantiate"), (0, (64, 97), "on"),
+                                    (0, (150, 333), "off: cuGraphInstantiate")):  # fmt: skip
+            configure(refuse_capture=refuse)
+            for seed in range(3):
+                picture = image(*size, seed)
+                assert same(segmenter.segment(picture), on_host(engine, TILING).segment(picture))
+            assert device.graph.startswith(state)
+    assert len(told) == 1
+    assert told[0].startswith("images of 333x150 are not recorded: cuGraphInstantiate")
+
+
+def test_images_of_many_windows_are_not_recorded() -> None:
+    engine = Engine(TILING)
+    with opened(engine, TILING) as (segmenter, device, _):
+        for height, state in ((13 * 48 + 16, "off: the image has 65 windows, and 64 at most"), (48, "on")):
+            for seed in range(3):
+                picture = image(height, 4 * 64 + 96, seed)
+                assert same(segmenter.segment(picture), on_host(engine, TILING).segment(picture))
+            assert device.graph.startswith(state)
+        assert support.alive()[0]["graphs"] == 1
 
 
 def test_recording_can_be_turned_off() -> None:

@@ -7,7 +7,7 @@
  * Settings, from the environment when it is loaded (FAKE_CUDA_MEMORY ...) or by fake_set at any time:
  *   memory        bytes that the GPU has                         integrated  1: shares memory with the CPU
  *   lazy          1: streams run as late as possible             devices     how many GPUs there are, 0 or 1
- *   refuse_capture  1: nothing can be recorded, 2: no host function can be
+ *   refuse_capture  1: nothing can be recorded, 2: no host function can be, 3: no graph is instantiated
  *   fail_after    this many launches from now, counted once it is set, an illegal address breaks the context; -1 never
  */
 #ifndef FAKE_H
@@ -37,6 +37,7 @@ int fake_is_host(const void *address);                         /* page-locked: c
 int fake_is_valid(const void *address, size_t size);           /* within live memory of the GPU, or page-locked */
 CUresult fake_run_kernel(const char *name, const uint32_t *grid, const uint32_t *block, const void *argument);
 const char *fake_function_name(CUfunction function);
+int fake_state(long *alive);
 void fake_complain(const char *format, ...);
 
 /* First line of every call: a broken context answers everything alike, and most calls need a context. */

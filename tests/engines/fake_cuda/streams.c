@@ -256,7 +256,14 @@ CUresult cuStreamBeginCapture(CUstream stream, CUstreamCaptureMode mode) {
     spoilt = 0;
     return CUDA_SUCCESS;
 }
+/* A real driver may crash on the handles of a context that was released. */
+static void check_released(const char *call) {
+    long alive[KINDS + 1];
+    fake_state(alive);
+    if (!alive[KINDS]) fake_complain("%s after the context was released", call);
+}
 CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
+    check_released("cuStreamEndCapture");
     ENTER(1);
     if (fake_capturing != (struct stream *)stream) return CUDA_ERROR_ILLEGAL_STATE;
     fake_capturing = NULL;
@@ -268,6 +275,7 @@ CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
 CUresult cuGraphInstantiateWithFlags(CUgraphExec *made, CUgraph graph, unsigned long long flags) {
     ENTER(1);
     if (flags) return CUDA_ERROR_INVALID_VALUE;
+    if (fake_settings.refuse_capture == 3) return CUDA_ERROR_OUT_OF_MEMORY;
     fake_alive[GRAPH]++;
     return *made = duplicate(graph, sizeof(struct list)), CUDA_SUCCESS;
 }
@@ -279,4 +287,8 @@ CUresult cuGraphLaunch(CUgraphExec graph, CUstream stream) {
     return status;
 }
 CUresult cuGraphDestroy(CUgraph graph) { ENTER(1); return (void)graph, fake_alive[GRAPH]--, CUDA_SUCCESS; }
-CUresult cuGraphExecDestroy(CUgraphExec graph) { ENTER(1); return (void)graph, fake_alive[GRAPH]--, CUDA_SUCCESS; }
+CUresult cuGraphExecDestroy(CUgraphExec graph) {
+    check_released("cuGraphExecDestroy");
+    ENTER(1);
+    return (void)graph, fake_alive[GRAPH]--, CUDA_SUCCESS;
+}
