@@ -28,8 +28,9 @@ BUILD_PACKAGES = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "safe
 
 def examine(root: Path = ROOT) -> list[Finding]:
     """root: the folder that holds the machine's proc, sys, etc and usr."""
-    general = [_machine(), _memory(root), _python(), _core(), *map(_backend, BACKENDS), building(), _compiler()]
-    return general + _gpu(root)
+    gpu = _gpu(root)
+    backends = [_backend(name, bool(gpu)) for name in BACKENDS]
+    return [_machine(), _memory(root), _python(), _core(), *backends, building(), _compiler(), *gpu]
 
 
 def _machine() -> Finding:
@@ -67,13 +68,14 @@ def _core() -> Finding:
     return Finding("tiling core", "ok", f"C library loaded, {tile.build_info()}")
 
 
-def _backend(name: str) -> Finding:
+def _backend(name: str, gpu_here: bool) -> Finding:
+    """What needs a GPU is not missing where there is no sign of one."""
     backend = get_backend(name)
     reason = backend.unavailable()
     topic = f"backend {name}"
     if reason:
         detail, _, fix = reason.partition("; ")
-        return Finding(topic, "missing", detail, fix)
+        return Finding(topic, "note" if backend.on_gpu and not gpu_here else "missing", detail, fix)
     precisions = [p for p in PRECISIONS if backend.supports(p) is None]
     return Finding(topic, "ok", f"{backend.version()} on {backend.device()}: {', '.join(precisions)}")
 

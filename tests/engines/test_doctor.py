@@ -166,3 +166,16 @@ def _workstation(root: Path, version: str = OPEN) -> Path:
 
 def _examine(root: Path, python: Interpreter) -> dict[str, Finding]:
     return {finding.topic: finding for finding in examine_gpu(python, root)}
+
+
+def test_a_backend_for_gpus_is_missing_only_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(get_backend("tensorrt"), "unavailable", lambda: "the tensorrt package is not installed; get it")
+
+    def status() -> str:
+        return next(finding.status for finding in doctor.examine(tmp_path) if finding.topic == "backend tensorrt")
+
+    assert status() == "note"
+    driver = tmp_path / "proc/driver/nvidia"
+    driver.mkdir(parents=True)
+    (driver / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 2025\n")
+    assert status() == "missing"
