@@ -231,10 +231,7 @@ def positive(text: str) -> int:
 
 
 def batch(text: str) -> int:
-    value = positive(text)
-    if value > MAX_BATCH:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 1 to {MAX_BATCH}")
-    return value
+    return up_to(MAX_BATCH, text)
 
 
 def count(text: str) -> int:
@@ -246,10 +243,14 @@ def count(text: str) -> int:
 
 def mebibytes(text: str) -> int:
     """In bytes."""
+    return up_to(MAX_MEBIBYTES, text) * 2**20
+
+
+def up_to(most: int, text: str) -> int:
     value = positive(text)
-    if value > MAX_MEBIBYTES:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 1 to {MAX_MEBIBYTES}")
-    return value * 2**20
+    if value > most:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 1 to {most}")
+    return value
 
 
 def number(text: str) -> float:
