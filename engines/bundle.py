@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.base import TensorRTOptions
+from engines.base import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
 from engines.spec import ModelSpec
 from engines.tiling import Tiling
@@ -106,6 +106,13 @@ class Bundle:
 
     def path(self, name: str) -> Path:
         return self.folder / name
+
+    def config(self, threads: int = 0) -> BuildConfig:
+        """How the engine was compiled and is loaded.  threads: 0 lets the backend choose."""
+        manifest = self.manifest
+        return BuildConfig(
+            manifest.precision, threads, batch=manifest.batch, model=self.path(MODEL), tensorrt=manifest.tensorrt
+        )
 
     def report(self) -> dict[str, Any]:
         """The build log; its ``history`` lists the passes over the graph.  Raises DeployError."""

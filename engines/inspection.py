@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.base import BuildConfig, get_backend
-from engines.bundle import ENGINE, GOLDEN, MODEL, Bundle
+from engines.base import get_backend
+from engines.bundle import ENGINE, GOLDEN, Bundle
 from engines.errors import DeployError
 from engines.golden import Golden, windows_of
 from engines.layers import table
@@ -16,8 +16,7 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
     manifest = bundle.manifest
     backend = get_backend(manifest.backend)
     problem = backend.unavailable()
-    config = BuildConfig(manifest.precision, batch=manifest.batch, tensorrt=manifest.tensorrt)
-    problem = problem or backend.refuses(manifest.sdk, manifest.device, config)
+    problem = problem or backend.refuses(manifest.sdk, manifest.device, bundle.config())
     sizes = {name: bundle.path(name).stat().st_size for name in manifest.files}
     report = bundle.report()
     history = report["history"]
@@ -82,8 +81,7 @@ def inspect_layers(bundle: Bundle) -> tuple[list[dict[str, Any]], str]:
     if reason:
         raise DeployError(f"bundle {bundle.folder}: it needs {manifest.backend}, and {reason}")
     window = windows_of(Golden.load(bundle.path(GOLDEN)).image, manifest.spec, manifest.tiling)[0]
-    config = BuildConfig(manifest.precision, batch=manifest.batch, model=bundle.path(MODEL), tensorrt=manifest.tensorrt)
-    layers = backend.layers(bundle.path(ENGINE).read_bytes(), config, window)
+    layers = backend.layers(bundle.path(ENGINE).read_bytes(), bundle.config(), window)
     return [layer.to_json() for layer in layers], table(layers, manifest.precision)
 
 

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 
 from engines.base import Backend, BuildConfig, DeviceSession, Float32, Session, get_backend
-from engines.bundle import ENGINE, KERNELS, MODEL, Manifest, open_bundle
+from engines.bundle import ENGINE, KERNELS, Manifest, open_bundle
 from engines.device.base import Band, Device, Frame, Mask, Timings, UInt8
 from engines.device.host import HostDevice
 from engines.errors import DeployError
@@ -126,9 +126,7 @@ def open_segmenter(folder: Path, threads: int = 0) -> Iterator[tuple[Segmenter, 
     reason = backend.unavailable()
     if reason:
         raise DeployError(f"bundle {folder}: it needs {manifest.backend}, and {reason}")
-    config = BuildConfig(
-        manifest.precision, threads, batch=manifest.batch, model=bundle.path(MODEL), tensorrt=manifest.tensorrt
-    )
+    config = bundle.config(threads)
     reason = backend.refuses(manifest.sdk, manifest.device, config)
     if reason:
         raise DeployError(f"bundle {folder}: {reason}; rebuild it here: deploy.py build-engine {folder} -o {folder}")
@@ -163,20 +161,19 @@ def open_on_device(
 ) -> Iterator[Segmenter]:
     """Load an engine where its backend runs, and gather and stitch there too.
 
-    kernels: for a GPU, tile.cu compiled for it; None compiles it now.
+    kernels: tile.cu compiled for this GPU; None on the host.
     """
     with ExitStack() as stack:
         if not backend.on_gpu:
             session = stack.enter_context(backend.load(blob, config))
             yield Segmenter.on_host(session, spec, tiling, config.threads, config.batch)
             return
-        from engines.device.compile import compile_kernels
         from engines.device.cuda import open_gpu
         from engines.device.cuda_device import CudaDevice
 
         gpu = stack.enter_context(open_gpu())
         session = stack.enter_context(backend.load(blob, config))
-        kernels = compile_kernels(gpu.info.sm) if kernels is None else kernels
+        assert kernels is not None
         device = CudaDevice(gpu, cast(DeviceSession, session), spec, tiling, kernels, config.log)
         yield Segmenter(stack.enter_context(device))
 

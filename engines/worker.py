@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.base import REFERENCES, BuildConfig, get_backend
-from engines.bundle import ENGINE, MODEL, Manifest
+from engines.base import REFERENCES, get_backend
+from engines.bundle import ENGINE, Bundle
 from engines.device.alone import milliseconds_alone, runs_alone
 from engines.errors import DeployError, GpuLostError
 from engines.layers import executed
@@ -202,9 +202,8 @@ class Worker:
 class _Served:
     """The worker's side: one segmenter and the image it works on."""
 
-    def __init__(self, segmenter: Segmenter, bundle: Path, manifest: Manifest, threads: int) -> None:
-        self._segmenter = segmenter
-        self._bundle, self._manifest, self._threads = bundle, manifest, threads
+    def __init__(self, segmenter: Segmenter, bundle: Bundle, threads: int) -> None:
+        self._segmenter, self._bundle, self._threads = segmenter, bundle, threads
         self._image: UInt8 = np.zeros((1, 1, 3), np.uint8)
         self._labels: UInt8 = np.zeros((1, 1), np.uint8)
 
@@ -246,14 +245,13 @@ class _Served:
         return {}
 
     def executed(self) -> dict[str, Any]:
-        manifest = self._manifest
+        manifest = self._bundle.manifest
         if manifest.backend in REFERENCES:  # they compute in one type, and most keep no account of layers
             return {"shares": {manifest.precision: 1.0}}
         window = self._segmenter.first_window(self._image)[:1]
-        config = BuildConfig(manifest.precision, self._threads, batch=manifest.batch, model=self._bundle / MODEL,
-                             tensorrt=manifest.tensorrt)  # fmt: skip
-        blob = (self._bundle / ENGINE).read_bytes()
-        return {"shares": executed(get_backend(manifest.backend).layers(blob, config, window))}
+        blob = self._bundle.path(ENGINE).read_bytes()
+        layers = get_backend(manifest.backend).layers(blob, self._bundle.config(self._threads), window)
+        return {"shares": executed(layers)}
 
     def memory(self) -> dict[str, Any]:
         return {"peak": _peak_bytes()}
@@ -283,7 +281,7 @@ def main(argv: list[str]) -> int:
             load_ms = 1e3 * (time.perf_counter() - begin)
             opened = Opened(manifest.precision, manifest.backend, manifest.sdk, manifest.device, in_force, load_ms)
             print(json.dumps(asdict(opened)), file=answers)
-            served = _Served(segmenter, Path(argv[0]), manifest, threads)
+            served = _Served(segmenter, Bundle(Path(argv[0]), manifest), threads)
             for line in sys.stdin:
                 command = json.loads(line)
                 print(json.dumps(getattr(served, command.pop("do"))(**command)), file=answers)

@@ -24,11 +24,7 @@ HEADERS = tuple(
     for name in ("tile.h", "tile_device.cuh", "tile_gather.cuh", "tile_ways.cuh", "tile_stitch.cuh")
 )
 TOOLKIT = Path("/usr/local/cuda")
-
-
 OLDEST = (7, 0)  # Volta: before it fp16 and threads of a warp work in other ways, and CUDA 13 knows none of them
-
-
 TEGRA = ((7, 2), (8, 7), (10, 1), (11, 0))
 
 
@@ -89,14 +85,9 @@ def find_nvccs() -> list[Path]:
 
 def _toolkits() -> list[Path]:
     """Where toolkits may be: those that were chosen, then the others, the newest first."""
-    home = _home()
-    others = sorted(TOOLKIT.parent.glob(f"{TOOLKIT.name}-*"), reverse=True)
-    return [*([home] if home else []), TOOLKIT, *others]
-
-
-def _home() -> Path | None:
     home = os.environ.get("CUDA_HOME")
-    return Path(home) if home else None
+    others = sorted(TOOLKIT.parent.glob(f"{TOOLKIT.name}-*"), reverse=True)
+    return [*([Path(home)] if home else []), TOOLKIT, *others]
 
 
 def _by_nvrtc(library: str, arch: str, strict: bool) -> bytes:

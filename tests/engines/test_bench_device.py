@@ -18,6 +18,7 @@ import pytest
 
 from engines import bench as module
 from engines.bench import bench
+from engines.bundle import Bundle
 from engines.conditions import conditions, say
 from engines.device.base import Mask
 from engines.device.host import HostDevice, HostFrame
@@ -160,7 +161,7 @@ class _LocalWorker(Worker):
         assert isinstance(host, HostDevice)
         self.device_ = _Device(host.session, host.spec, host.tiling, 1, 1)
         self._folder = tempfile.TemporaryDirectory()
-        self._served = _Served(Segmenter(self.device_), bundle, manifest, 1)
+        self._served = _Served(Segmenter(self.device_), Bundle(bundle, manifest), 1)
         self.opened = Opened(manifest.precision, manifest.backend, manifest.sdk, manifest.device, 1, 1.0)
 
     def close(self) -> None:
