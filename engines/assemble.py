@@ -48,13 +48,14 @@ def compile_engine(
 ) -> list[Agreement]:  # fmt: skip
     """Compile `folder`/model.onnx into `folder`/engine.bin and verify it.  Raises DeployError or GateError."""
     kernels = _kernels(folder, log) if backend.on_gpu else None  # before what takes minutes: this fails in a second
+    config = replace(config, model=folder / MODEL)
     begin = time.perf_counter()
     blob = backend.build(folder / MODEL, config)
     (folder / ENGINE).write_bytes(blob)
     log("compile", f"{config.precision}, {len(blob) / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s")
 
     def opened(engine: bytes, how: BuildConfig) -> AbstractContextManager[Segmenter]:
-        return open_on_device(backend, engine, replace(how, model=folder / MODEL), spec, tiling, kernels)
+        return open_on_device(backend, engine, how, spec, tiling, kernels)
 
     batch = compare_batch(opened, backend, folder / MODEL, blob, config, golden, log)
     with opened(blob, config) as segmenter:
@@ -62,7 +63,6 @@ def compile_engine(
     for agreement in agreements:
         log(agreement.step, str(agreement))
     if config.precision != "fp32":
-        config = replace(config, model=folder / MODEL)
         window = windows_of(golden.image, spec, tiling)[0]
         shares = executed(backend.layers(blob, config, window, runs=1))
         text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())

@@ -55,7 +55,7 @@ class Golden:
     def verify(self, segmenter: Segmenter, gate: Gate) -> list[Agreement]:
         """Compare an engine's logits and its tiled mask with the reference.  Raises GateError outside `gate`."""
         inputs = windows_of(self.image, segmenter.spec, segmenter.tiling)
-        batch = len(segmenter.first_window(self.image))
+        batch = segmenter.device.batch
         runs = -(-len(inputs) // batch)
         order = [index % len(inputs) for index in range(runs * batch)]  # every place of the batch gets a window
         logits = []

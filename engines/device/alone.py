@@ -12,8 +12,7 @@ import numpy as np
 
 from engines.base import DeviceSession, Float32
 from engines.device.base import Device, Gpu, Memory, UInt8
-
-_DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+from engines.device.through import DTYPES
 
 
 class EngineAlone:
@@ -26,9 +25,9 @@ class EngineAlone:
         self._gpu, self._session = gpu, session
         self._held: list[Memory] = []
         output = session.output
-        source = np.ascontiguousarray(windows, _DTYPES[session.input.dtype])
+        source = np.ascontiguousarray(windows, DTYPES[session.input.dtype])
         try:
-            for size in (source.nbytes, prod(output.shape) * _DTYPES[output.dtype].itemsize):
+            for size in (source.nbytes, prod(output.shape) * DTYPES[output.dtype].itemsize):
                 self._held.append(gpu.allocate(size))
             gpu.upload(self._held[0].address, source)
         except BaseException:

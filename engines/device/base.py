@@ -110,6 +110,10 @@ class Device(Protocol):
     def in_flight(self) -> int:
         """How many frames may be under way at once: 1 on the host."""
 
+    @property
+    def batch(self) -> int:
+        """Windows per run of the engine."""
+
     def frame(self, height: int, width: int, confidence: bool, whole: bool) -> Frame:
         """A free frame for images of this size, with everything allocated.
 

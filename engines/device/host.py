@@ -25,7 +25,7 @@ class HostDevice:
     parts = True
 
     def __init__(self, session: Session, spec: ModelSpec, tiling: Tiling, threads: int = 0, batch: int = 1) -> None:
-        self.session, self.spec, self.tiling, self.threads = session, spec, tiling, threads
+        self.session, self.spec, self.tiling, self.threads, self.batch = session, spec, tiling, threads, batch
         self.size = (tiling.window_h, tiling.window_w)
         self.weights = tile.blend_weights(tiling.blend, *self.size)
         self.windows = np.zeros((batch, 3, *self.size), np.float32)
@@ -90,9 +90,8 @@ class HostFrame:
     def _run(self, step: WindowRow) -> list[Float32]:
         """The logits (K, h, w) of a row of windows."""
         device, lefts, out = self._device, step.lefts, []
-        batch = device.windows.shape[0]
-        for start in range(0, len(lefts), batch):
-            some = lefts[start : start + batch]  # the last batch may be short: what is left in it is run for nothing
+        for start in range(0, len(lefts), device.batch):
+            some = lefts[start : start + device.batch]  # what is left in a short batch is run for nothing
             begin = time.perf_counter()
             for slot, left in enumerate(some):
                 device.gather(self._image, step.top, left, slot)
