@@ -113,3 +113,24 @@ def tiny_setr() -> nn.Module:
     from pipeline.vit import ViTConfig
 
     return randomise(SETR(SETRConfig(ViTConfig((64, 64), 128, 2, 256, (1,)), "naive")))
+
+
+def tiny_transformers() -> nn.Module:
+    """transformers' own SegFormer, which answers with a struct, reduced to its logits."""
+    import transformers
+
+    config = transformers.SegformerConfig(
+        num_labels=5, hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 3, 4],
+        mlp_ratios=[2, 2, 2, 2], decoder_hidden_size=32,
+    )  # fmt: skip
+    return _Logits(randomise(transformers.SegformerForSemanticSegmentation(config)))
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x).logits
+        return logits

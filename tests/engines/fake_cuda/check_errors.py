@@ -26,13 +26,8 @@ TILING = Tiling(64, 96, 48, 64)
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    """After every test everything is freed, and the driver found nothing wrong."""
-    configure()
-    before = support.alive()[1]
-    yield
-    assert support.alive() == ({}, before)
-    assert support.driver().fake_used() == 0
-    assert driver.current_context() == 0
+    with support.nothing_stays():
+        yield
 
 
 def test_no_memory_left_says_how_much_was_wanted() -> None:

@@ -25,13 +25,8 @@ SIZES = [(64, 96), (150, 333), (40, 50), (1, 1), (201, 97), (64, 97)]
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    """After every test everything is freed, and the driver found nothing wrong."""
-    configure()
-    before = support.alive()[1]
-    yield
-    assert support.alive() == ({}, before)
-    assert support.driver().fake_used() == 0
-    assert driver.current_context() == 0
+    with support.nothing_stays():
+        yield
 
 
 @pytest.fixture(params=["at once", "late"])

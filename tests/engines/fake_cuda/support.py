@@ -15,6 +15,7 @@ import numpy as np
 from engines.base import Tensor
 from engines.device.cuda import CudaGpu, open_gpu
 from engines.device.cuda_device import CudaDevice
+from engines.device.driver import current_context
 from engines.device.host import HostDevice
 from engines.segmenter import Mask, Segmenter
 from engines.spec import ModelSpec
@@ -46,6 +47,17 @@ def alive() -> tuple[dict[str, int], int]:
     counts = (ctypes.c_long * len(KINDS))()
     complaints = driver().fake_state(counts)
     return {kind: count for kind, count in zip(KINDS, counts, strict=True) if count}, complaints
+
+
+@contextmanager
+def nothing_stays() -> Iterator[None]:
+    """After the block, which starts with the settings of before, all is freed and the driver found nothing wrong."""
+    configure()
+    before = alive()[1]
+    yield
+    assert alive() == ({}, before)
+    assert driver().fake_used() == 0
+    assert current_context() == 0
 
 
 class Engine:
