@@ -33,9 +33,9 @@ class Scene:
     labels: UInt8
 
 
-def render(seed: int, height: int, width: int, unit: float | None = None) -> Scene:
-    """Render the scene of `seed`.  unit: pixels of one scene unit (default: the height), for scale without resizing."""
-    canvas = _Canvas(np.random.default_rng([seed, 0x5CE9E]), height, width, float(unit or height))
+def render(seed: int, height: int, width: int) -> Scene:
+    """Render the scene of `seed`."""
+    canvas = _Canvas(np.random.default_rng([seed, 0x5CE9E]), height, width, float(height))
     canvas.background()
     canvas.objects()
     return Scene(canvas.finish(), canvas.labels)

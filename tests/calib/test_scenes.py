@@ -25,11 +25,6 @@ def test_any_size(size: tuple[int, int]) -> None:
     assert scene.labels.max() < len(CLASSES) == len(PALETTE)
 
 
-def test_a_larger_unit_shows_the_same_street_closer() -> None:
-    counts = [(render(5, 200, 300, unit=unit).labels == 0).mean() for unit in (200, 400)]
-    assert counts[0] != counts[1]
-
-
 def test_every_class_appears_and_none_fills_the_world() -> None:
     shares = np.zeros(len(CLASSES))
     for seed in range(20):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from calib.scenes import CLASSES, PALETTE, render
 from pipeline.checkpoints import load_model
 from pipeline.demo import MODEL
 from pipeline.demo.evaluate import score, windows
-from pipeline.demo.save import hub_state, load_hugging_face, save_hugging_face
+from pipeline.demo.save import load_hugging_face, save_hugging_face
 from pipeline.segformer import SegFormer
 from tests.models import TINY, randomise
 
@@ -41,22 +43,21 @@ def test_transformers_reads_it_and_agrees() -> None:
     assert (logits - expected).abs().max() < 1e-4
 
 
-def test_it_has_learned_to_see() -> None:
-    """On four held-out scenes, far above chance and near what the model card says."""
+@pytest.mark.slow
+def test_it_sees_what_its_card_says() -> None:
+    """On the card's twenty held-out scenes, to the last digit that it gives."""
     card = (MODEL / "README.md").read_text()
-    stated = float(re.search(r"\*\*([\d.]+) mIoU", card).group(1))  # type: ignore[union-attr]
-    miou, _ = score(load_model("demo").module, [render(seed, 512, 1024) for seed in range(4)])
-    assert stated >= 60
-    assert 100 * miou > stated - 20
+    row = re.search(r"\| 1024x512, whole \|(.*)\|", card)
+    assert row
+    stated = [float(number) for number in row.group(1).split("|")]
+    miou, ious = score(load_model("demo").module, [render(seed, 512, 1024) for seed in range(20)])
+    assert [round(100 * value, 1) for value in (miou, *ious.values())] == pytest.approx(stated, abs=0.11)
 
 
-def test_saving_and_loading_is_lossless_to_half_precision(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
+def test_saving_and_loading_is_lossless_to_half_precision(tmp_path: Path) -> None:
     config = replace(TINY, classes=len(CLASSES), eps_block=1e-5, eps_stage=1e-5)
     model = randomise(SegFormer(config))
     save_hugging_face(model, tmp_path)
-    assert len(hub_state(model)) == len(json.loads(json.dumps(sorted(hub_state(model)))))
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         half = model.half().float()
@@ -64,6 +65,20 @@ def test_saving_and_loading_is_lossless_to_half_precision(tmp_path) -> None:  # 
         again = SegFormer(config).eval()
         load_hugging_face(again, tmp_path)
         np.testing.assert_array_equal(again(x), half(x))
+
+
+def test_what_is_saved_is_the_hubs_state(tmp_path: Path) -> None:
+    """Names, shapes and types are those that transformers saves of a model of the saved config.json."""
+    transformers = pytest.importorskip("transformers")
+    model = randomise(SegFormer(replace(TINY, classes=len(CLASSES))))
+    save_hugging_face(model, tmp_path)
+    config = transformers.SegformerConfig.from_pretrained(tmp_path)
+    transformers.SegformerForSemanticSegmentation(config).half().save_pretrained(tmp_path / "theirs")
+    ours, theirs = (
+        {name: (value.shape, value.dtype) for name, value in load_file(folder / "model.safetensors").items()}
+        for folder in (tmp_path, tmp_path / "theirs")
+    )
+    assert ours == theirs
 
 
 def test_windows_cover_every_pixel_once() -> None:

@@ -39,29 +39,49 @@ def test_blocks_are_attentions_and_feed_forwards(demo: tuple) -> None:  # type: 
     quantised = [node.output for node in plan.nodes if node.precision == "int8"]
     blocks = blocks_of(shown, plan, most=99)
     assert [layer for block in blocks for layer in block.layers] == quantised
-    sizes = {len(block.layers) for block in blocks[1:-1]}
-    assert sizes <= {1, 2, 3, 4, 5}  # Q, then K V out behind the reduced keys' norm; fc1 and fc2; a patch embedding
+    reduced = [1, 4, 2]  # layers: the keys' and values' reduction, cut off by its norm; Q, K, V and out; fc1 and fc2
+    embed, decoder = [1], [5]  # that of the first stage reads three channels and is not quantised
+    stages = [*2 * reduced, *2 * [*embed, *2 * reduced], *embed, *2 * [4, 2]]
+    assert [len(block.layers) for block in blocks] == [*stages, *decoder]
     few = blocks_of(shown, plan, most=6)
     assert len(few) == 6
     assert [layer for block in few for layer in block.layers] == quantised
 
 
+CHOSEN = "chosen, the fastest inside the budget"
+
+
 @pytest.mark.parametrize(
-    ("trials", "chosen"),
+    ("trials", "chosen", "verdicts"),
     [
-        ([("fp32", 10, 0), ("bf16", 6, 0.1), ("int8", 5, 0.4)], "int8"),
-        ([("fp32", 10, 0), ("bf16", 6, 0.1), ("int8", 5, 0.6)], "bf16"),  # beyond the budget
-        ([("fp32", 10, 0), ("bf16", 6, 0.1), ("int8", 5.95, 0)], "bf16"),  # not worth it
-        ([("fp32", 10, 0), ("bf16", 6, 0.9), ("int8", 5, 0.9)], "fp32"),
-        ([("fp32", 10, 0), ("bf16", 12, 0), ("int8", 11, 0)], "fp32"),
+        (
+            [("fp32", 10, 0), ("bf16", 6, 0.1), ("int8", 5, 0.4)], "int8",
+            ["int8 is 2.00x as fast", "int8 is 1.20x as fast", CHOSEN],
+        ),
+        (
+            [("fp32", 10, 0), ("bf16", 6, 0.1), ("int8", 5, 0.6)], "bf16",
+            ["bf16 is 1.67x as fast", CHOSEN, "beyond the budget of 0.5"],
+        ),
+        (
+            [("fp32", 10, 0), ("bf16", 6, 0.1), ("int8", 5.95, 0)], "bf16",
+            ["bf16 is 1.67x as fast", CHOSEN, "less than 2 % faster than bf16"],
+        ),
+        (
+            [("fp32", 10, 0), ("bf16", 6, 0.9), ("int8", 5, 0.9)], "fp32",
+            [CHOSEN, "beyond the budget of 0.5", "beyond the budget of 0.5"],
+        ),
+        (
+            [("fp32", 10, 0), ("bf16", 12, 0), ("int8", 11, 0)], "fp32",
+            [CHOSEN, "fp32 is 1.20x as fast", "fp32 is 1.10x as fast"],
+        ),
     ],
-)
-def test_the_fastest_inside_the_budget(trials: list[tuple[str, float, float]], chosen: str) -> None:
+)  # fmt: skip
+def test_the_fastest_inside_the_budget(
+    trials: list[tuple[str, float, float]], chosen: str, verdicts: list[str]
+) -> None:
     best, judged = _choose([Trial(*trial) for trial in trials], max_drop=0.5)
     assert best == chosen
-    for trial in judged:
-        assert ("chosen" in trial.verdict) == (trial.name == chosen)
-        assert ("beyond the budget" in trial.verdict) == (trial.cost > 0.5)
+    assert [trial.verdict for trial in judged] == verdicts
 
 
 def _search(  # type: ignore[no-untyped-def]
@@ -71,7 +91,10 @@ def _search(  # type: ignore[no-untyped-def]
     whole: dict[str, float],
     half: str = "",
 ):
-    """With made-up times: `gains` of the blocks in turn against 100 ms, then `whole` plans by their number."""
+    """With made-up times: `gains` of the blocks in turn against 100 ms, then `whole` plans by their number.
+
+    The budget is so wide that times decide: labels change by up to 3 points here, on some processors by more.
+    """
     graph, ranges, windows, reference = demo
     blocks = iter(gains)
 
@@ -87,7 +110,7 @@ def _search(  # type: ignore[no-untyped-def]
     def score(session: Session) -> float:
         return 100 * float(np.mean([session.run(w).argmax(1)[0] == r for w, r in zip(windows, wanted, strict=True)]))
 
-    bench = Workbench(get_backend("openvino"), BuildConfig(threads=1), windows, reference, score, 2.0, half=half)
+    bench = Workbench(get_backend("openvino"), BuildConfig(threads=1), windows, reference, score, 20.0, half=half)
     decision = search(graph, ranges, LowerOptions(rest="fp32"), bench, lambda step, text: lines.append(text))
     return decision, lines
 
@@ -145,10 +168,10 @@ def test_auto_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     report = json.loads((tmp_path / "b" / REPORT).read_text())
     trials = {trial["name"]: trial for trial in report["search"]["trials"]}
     assert {"fp32", "int8"} <= set(trials)
-    chosen = [name for name, trial in trials.items() if trial["verdict"].startswith("chosen")]
-    assert len(chosen) == 1
-    assert chosen[0].split()[0] == bundle.manifest.precision
-    assert all(trial["cost"] <= 3 for name, trial in trials.items() if name in chosen)
+    # Read off the numbers alone: what shipped is within 2 % of the fastest plan that loses at most three points.
+    fastest = min(trial["ms"] for trial in trials.values() if trial["cost"] <= 3)
+    shipped = [trial for name, trial in trials.items() if name.split()[0] == bundle.manifest.precision]
+    assert min(trial["ms"] for trial in shipped if trial["cost"] <= 3) <= fastest / 0.98
     assert report["calibration"]["images"] == 3
     assert len(report["calibration"]["dataset_sha256"]) == 64
 
