@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import arguments
-from engines.base import TensorRTOptions
 from engines.bundle import is_bundle, open_bundle
+from engines.contract import TensorRTOptions
 from engines.errors import DeployError, GateError, GpuLostError
-from engines.images import read_image
+from engines.images.read import read_image
 
 if TYPE_CHECKING:
-    from calib.datasets import LabelOptions
-    from calib.label_map import LabelMap
-    from pipeline.auto import Budget
+    from calib.data.datasets import LabelOptions
+    from calib.data.label_map import LabelMap
+    from pipeline.precision.budget import Budget
 
 
 def build_engine(args: argparse.Namespace) -> int:
@@ -34,7 +34,7 @@ def build_engine(args: argparse.Namespace) -> int:
     log = _logger(args.json)
     if is_bundle(Path(args.model)):
         _refuse_fixed(args)
-        from engines.assemble import rebuild
+        from engines.proof.rebuild import rebuild
 
         manifest = rebuild(
             Path(args.model), args.output, args.backend, args.threads, args.max_error, args.min_agreement, log,
@@ -42,11 +42,11 @@ def build_engine(args: argparse.Namespace) -> int:
         )  # fmt: skip
     else:
         _require_packages()
-        from calib.ranges import Ranges
+        from calib.ranges.ranges import Ranges
         from pipeline.build import BuildRequest, build_bundle
+        from pipeline.checkpoints.sources import SourceOptions
         from pipeline.precision.lower import LowerOptions
         from pipeline.precision.plan_int8 import Int8Options
-        from pipeline.sources import SourceOptions
 
         options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
         sample = None if args.sample is None else read_image(args.sample, args.max_pixels)
@@ -72,8 +72,8 @@ def build_engine(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """segment images with a bundle: index PNGs, and overlays and confidences if asked for"""
-    from engines.inputs import expand
-    from engines.runner import RunOptions, run_images
+    from engines.folder_run import RunOptions, run_images
+    from engines.images.inputs import expand
     from engines.segmenter import open_segmenter
 
     images = expand(args.inputs, args.output, recursive=args.recursive)
@@ -89,11 +89,11 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """score a bundle on a data set: mIoU, IoU by class, pixel and mean accuracy as mmsegmentation computes them"""
-    from calib.datasets import open_dataset
+    from calib.data.datasets import open_dataset
     from engines.files import make_folder, write_json
     from engines.segmenter import open_segmenter
-    from pipeline.evaluate import EVALUATE_JSON
-    from pipeline.evaluate import evaluate as evaluate_bundle
+    from pipeline.evaluation.evaluate import EVALUATE_JSON
+    from pipeline.evaluation.evaluate import evaluate as evaluate_bundle
 
     label_map = _label_map(args)
     with open_segmenter(args.bundle, args.threads) as (segmenter, manifest):
@@ -112,9 +112,9 @@ def evaluate(args: argparse.Namespace) -> int:
 def calibrate(args: argparse.Namespace) -> int:
     """measure the ranges of a model's activations on photographs, for lowering it to INT8"""
     _require_packages()
-    from pipeline.calibrate import CalibrateRequest
-    from pipeline.calibrate import calibrate as measure
-    from pipeline.sources import SourceOptions
+    from pipeline.checkpoints.sources import SourceOptions
+    from pipeline.precision.calibrate import CalibrateRequest
+    from pipeline.precision.calibrate import calibrate as measure
 
     options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
     request = CalibrateRequest(
@@ -134,15 +134,15 @@ def inspect(args: argparse.Namespace) -> int:
     """say what a bundle or a model is, and whether a bundle is intact and fits this machine"""
     path = Path(args.target)
     if is_bundle(path) or (path.is_dir() and not (path / "config.json").exists()):
-        from engines.inspection import inspect_bundle, inspect_layers
+        from engines.proof.inspect import inspect_bundle, inspect_layers
 
         result, text = inspect_bundle(open_bundle(path))
         if args.layers:
             result["layers"], text = inspect_layers(open_bundle(path))
     else:
         _require_packages()
-        from pipeline.inspection import inspect_model
-        from pipeline.sources import SourceOptions
+        from pipeline.checkpoints.sources import SourceOptions
+        from pipeline.inspect_model import inspect_model
 
         result, text = inspect_model(args.target, args.tile, SourceOptions(args.weights, args.classes))
     print(json.dumps(result, indent=1) if args.json else text)
@@ -152,13 +152,13 @@ def inspect(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> int:
     """build MODEL in several precisions, measure them side by side on a data set, and say which one to ship"""
     _require_packages()
-    from pipeline.auto import Budget
     from pipeline.build import BuildRequest
+    from pipeline.checkpoints.sources import SourceOptions
     from pipeline.compare.judge import Limits
+    from pipeline.compare.report.table import terminal
     from pipeline.compare.run import CompareRequest
     from pipeline.compare.run import compare as compare_precisions
-    from pipeline.compare.table import terminal
-    from pipeline.sources import SourceOptions
+    from pipeline.precision.budget import Budget
 
     options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
     build = BuildRequest(
@@ -179,8 +179,8 @@ def compare(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """time a bundle: the engine, whole frames and their parts, frames in flight; with energy and peak memory"""
-    from engines.bench import bench as measure
     from engines.files import write_json
+    from engines.measure.bench import bench as measure
 
     image = None if args.image is None else read_image(args.image)
     report = measure(args.bundle, image, args.size, args.rounds, args.warmup, args.threads)
@@ -192,7 +192,7 @@ def bench(args: argparse.Namespace) -> int:
 
 def doctor(args: argparse.Namespace) -> int:
     """say what this machine can run, what is missing, and how to get it"""
-    from engines.doctor import examine
+    from engines.machine.doctor import examine
 
     findings = examine()
     if args.json:
@@ -247,7 +247,7 @@ def _refuse_fixed(args: argparse.Namespace) -> None:
 
 
 def _require_packages() -> None:
-    from engines.doctor import building
+    from engines.machine.doctor import building
 
     finding = building()
     if finding.status != "ok":
@@ -260,8 +260,8 @@ def _is_ranges(path: Path | None) -> bool:
 
 def _budget(args: argparse.Namespace) -> Budget:
     """Of `--precision auto`: what it may lose, and on which data set."""
-    from calib.datasets import open_dataset
-    from pipeline.auto import Budget
+    from calib.data.datasets import open_dataset
+    from pipeline.precision.budget import Budget
 
     if args.eval is None:
         return Budget(args.max_drop)
@@ -273,13 +273,13 @@ def _budget(args: argparse.Namespace) -> Budget:
 
 
 def _label_map(args: argparse.Namespace) -> LabelMap | None:
-    from calib.label_map import read_label_map
+    from calib.data.label_map import read_label_map
 
     return None if args.label_map is None else read_label_map(args.label_map)
 
 
 def _labels(args: argparse.Namespace) -> LabelOptions:
-    from calib.datasets import LabelOptions
+    from calib.data.datasets import LabelOptions
 
     return LabelOptions(tuple(args.ignore_label), args.reduce_zero_label)
 

@@ -28,7 +28,7 @@ def random_model() -> object:
 
     import torch
 
-    from pipeline.segformer import VARIANTS, SegFormer, SegFormerConfig
+    from pipeline.models.segformer import VARIANTS, SegFormer, SegFormerConfig
 
     dims, depths, decoder_dim = VARIANTS[os.environ["EDGESEG_VARIANT"]]
     torch.manual_seed(0)
@@ -37,8 +37,8 @@ def random_model() -> object:
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
     """Runs in the child: the verb itself, then what the kernel says about this process."""
-    from engines.tiling import Tiling
-    from pipeline.calibrate import CalibrateRequest, calibrate
+    from engines.tiling.placement import Tiling
+    from pipeline.precision.calibrate import CalibrateRequest, calibrate
 
     folder = Path(args.child)
     stride = 3 * args.tile // 4
@@ -78,7 +78,7 @@ def main() -> None:
 
     from PIL import Image
 
-    from calib.scenes import render
+    from calib.data.scenes import render
 
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "images").mkdir()

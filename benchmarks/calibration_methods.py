@@ -18,13 +18,13 @@ from onnx import helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from calib.ranges import TensorRange
-from calib.windows import draw_windows
-from engines.tiling import Tiling
-from pipeline.calibrate import graph_of
-from pipeline.graph import OnnxGraph, run_onnx
-from pipeline.observe import collect, quantizable_tensors
-from pipeline.sources import SourceOptions, load_source
+from calib.ranges.ranges import TensorRange
+from calib.ranges.windows import draw_windows
+from engines.tiling.placement import Tiling
+from pipeline.checkpoints.sources import SourceOptions, load_source
+from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
+from pipeline.precision.calibrate import graph_of
+from pipeline.precision.observe import collect, quantizable_tensors
 
 RULES = (("max", 100), ("percentile", 99.9), ("percentile", 99.99), ("percentile", 99.999), ("entropy", 0), ("mse", 0))
 

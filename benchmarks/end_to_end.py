@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.frame import Frame
 from benchmarks.slide import clear_pixels, slide
-from calib.scenes import render
+from calib.data.scenes import render
 from engines.segmenter import open_segmenter
-from engines.tiling import Tiling
+from engines.tiling.placement import Tiling
 from pipeline.build import BuildRequest, build_bundle
 
 WINDOW, STRIDE = 1024, 768

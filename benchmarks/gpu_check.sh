@@ -263,7 +263,7 @@ PY
 
 core() {
   offline --no-deps -e "$root" || return
-  "$python" -c 'from engines import tile; print("C core:", tile.build_info())'
+  "$python" -c 'from engines.tiling import core; print("C core:", core.build_info())'
 }
 
 export -f offline environment packages pycuda driver core

@@ -28,9 +28,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.peers.models import MODELS, OPEN_GATE, ROOT, PeerModel
-from calib.scenes import render
-from engines.agreement import GATES
-from engines.base import BACKENDS, PRECISIONS, get_backend
+from calib.data.scenes import render
+from engines.backends import BACKENDS, get_backend
+from engines.contract import PRECISIONS
+from engines.proof.agreement import GATES
 
 SKIP = 77
 LIMIT_S = 900  # of one command

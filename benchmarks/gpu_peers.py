@@ -37,13 +37,13 @@ from tqdm import tqdm
 from benchmarks.frame import Frame
 from benchmarks.peers.models import MODELS, OPEN_GATE, PeerModel, save_hub, torch_module
 from benchmarks.slide import slide
-from calib.scenes import render
-from engines.base import BACKENDS, get_backend
-from engines.bench import cpu_name
-from engines.device.base import Timings
+from calib.data.scenes import render
+from engines.backends import BACKENDS, get_backend
 from engines.errors import DeployError
+from engines.measure.bench import cpu_name
 from engines.segmenter import Segmenter, open_segmenter
-from engines.tiling import Tiling
+from engines.tiling.device import Timings
+from engines.tiling.placement import Tiling
 from pipeline.build import BuildRequest, build_bundle
 
 UInt8 = NDArray[np.uint8]

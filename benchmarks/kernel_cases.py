@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import tile
-from engines.device import kernels
-from engines.device.launch import Launch
-from engines.tiling import Tiling
+from engines.gpu import kernels
+from engines.gpu.launch import Launch
+from engines.tiling import core
+from engines.tiling.placement import Tiling
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 CANARY = 77
@@ -62,7 +62,7 @@ class GatherCase:
         machine.launch(launch)
         machine.take(canvas, out)
         expected = [
-            tile.gather(image, self.top, left, self.window, MEAN, STD, order=self.order, padding=self.padding)
+            core.gather(image, self.top, left, self.window, MEAN, STD, order=self.order, padding=self.padding)
             for left in self.lefts
         ]
         inner = canvas[self.offset : -5].reshape(shape)
@@ -88,7 +88,7 @@ class StitchCase:
         """
         steps = self.tiling.window_rows(*self.size)
         logits = self.logits(dtype)
-        weights = tile.blend_weights(self.tiling.blend, self.tiling.window_h, self.tiling.window_w)
+        weights = core.blend_weights(self.tiling.blend, self.tiling.window_h, self.tiling.window_w)
         ring = max(len(step.held) for step in steps) if bands else len(steps)
         pitch = len(steps[0].lefts) + bands
         memory = np.full((ring, pitch, self.classes, *self.low), np.nan, dtype)  # reading what is not held shows
@@ -122,13 +122,13 @@ class StitchCase:
         rng = np.random.default_rng(self.seed)
         return (3 * rng.standard_normal((len(tops), len(lefts), self.classes, *self.low))).astype(dtype)
 
-    def expected(self, logits: NDArray[np.generic], confidence: bool) -> tuple[tile.UInt8, tile.Float32 | None]:
+    def expected(self, logits: NDArray[np.generic], confidence: bool) -> tuple[core.UInt8, core.Float32 | None]:
         tops, lefts = self.tiling.placements(*self.size)
         windows = [np.ascontiguousarray(window, np.float32) for row in logits for window in row]
         size = (self.tiling.window_h, self.tiling.window_w)
-        return tile.stitch(
+        return core.stitch(
             windows, [top for top in tops for _ in lefts], lefts * len(tops), size, self.size,
-            weights=tile.blend_weights(self.tiling.blend, *size), confidence=confidence,
+            weights=core.blend_weights(self.tiling.blend, *size), confidence=confidence,
         )  # fmt: skip
 
 
@@ -207,11 +207,11 @@ def _unequal(got: NDArray[np.generic], expected: NDArray[np.generic]) -> int:
     return int((np.ascontiguousarray(got).view(bits) != np.ascontiguousarray(expected).view(bits)).sum())
 
 
-def _view(name: str, height: int, width: int) -> tuple[tile.UInt8, tile.UInt8]:
+def _view(name: str, height: int, width: int) -> tuple[core.UInt8, core.UInt8]:
     """The memory of an image, one contiguous array without a byte more than the name says, and the image in it."""
     rng = np.random.default_rng(4)
 
-    def pixels(*shape: int) -> tile.UInt8:
+    def pixels(*shape: int) -> core.UInt8:
         return rng.integers(0, 256, shape, np.uint8)
 
     if name == "four":  # of four bytes a pixel, as Pillow's own

@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.kernel_cases import MEAN, STD, check
-from engines import tile
-from engines.device import kernels
-from engines.device.compile import compile_kernels
-from engines.device.launch import Launch
-from engines.tiling import Tiling
+from engines.gpu import kernels
+from engines.gpu.compile import compile_kernels
+from engines.gpu.launch import Launch
+from engines.tiling import core
+from engines.tiling.placement import Tiling
 
 FRAME = (1024, 2048)
 COLD_BYTES = 400 * 2**20  # several times any second-level cache
@@ -109,7 +109,7 @@ def stitch_work(
     tiling = Tiling(window, window, window * 3 // 4, window * 3 // 4, blend)
     tops, lefts = tiling.placements(*size)
     low = window // ratio
-    weights = tile.blend_weights(blend, window, window)
+    weights = core.blend_weights(blend, window, window)
 
     def make(machine: GpuMachine, logits: int, outputs: Sequence[int]) -> Launch:
         at = (machine.put(weights[0]), machine.put(weights[1])) if weights else None
@@ -183,7 +183,7 @@ def measure(machine: GpuMachine, work: Work, cold: bool, rounds: int, launches: 
 
 def _recorded(gpu: Any, works: Sequence[Callable[[], None]]) -> tuple[list[Callable[[], None]], list[Any]]:
     """Each as one graph where the driver records it: else starting a kernel would take longer than the kernel."""
-    from engines.device.graph import CaptureRefusedError
+    from engines.gpu.graph import CaptureRefusedError
 
     for work in works:
         work()
@@ -210,7 +210,7 @@ def run_check(machine: GpuMachine) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from engines.device.cuda import open_gpu
+    from engines.gpu.context import open_gpu
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.base import BuildConfig, get_backend
+from engines.backends import get_backend
 from engines.bundle import ENGINE, open_bundle
-from engines.golden import windows_of
-from engines.images import read_image
+from engines.contract import BuildConfig
+from engines.images.read import read_image
 from engines.layers import executed
+from engines.proof.golden import windows_of
 from engines.segmenter import open_segmenter
 
 

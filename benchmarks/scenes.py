@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from calib.scenes import PALETTE, render
-from engines.masks import write_mask
+from calib.data.scenes import PALETTE, render
+from engines.images.write import write_mask
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from engines import tile
-from engines.tiling import Tiling
+from engines.tiling import core
+from engines.tiling.placement import Tiling
 
 SIZE, WINDOW = (1024, 2048), (1024, 1024)
 
@@ -55,7 +55,7 @@ def main() -> None:
     logits = [np.ascontiguousarray(values) for values in logits]
 
     def ours(count: int, confidence: bool = False) -> np.ndarray:
-        return tile.stitch(logits, tops * len(lefts), lefts, WINDOW, SIZE, threads=count, confidence=confidence)[0]
+        return core.stitch(logits, tops * len(lefts), lefts, WINDOW, SIZE, threads=count, confidence=confidence)[0]
 
     runners = {
         f"PyTorch, {threads} threads": lambda: reference(logits, lefts)[0],
@@ -75,7 +75,7 @@ def main() -> None:
             assert np.array_equal(labels[clear], expected[clear]), f"{name}: labels differ"
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     base = next(iter(medians.values()))
-    print(f"{date.today()}, {args.classes} classes, {args.rounds} rounds, core: {tile.build_info()}; "
+    print(f"{date.today()}, {args.classes} classes, {args.rounds} rounds, core: {core.build_info()}; "
           f"labels equal on all {clear.sum()} pixels that are not near-ties ({(~clear).sum()} are)")  # fmt: skip
     for name, value in medians.items():
         print(f"{name:38}{1e3 * value:9.1f} ms{base / value:9.1f} x")

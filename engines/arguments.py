@@ -10,10 +10,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from engines.base import BACKENDS, PRECISIONS, TensorRTOptions
+from engines.backends import BACKENDS
 from engines.bundle import MAX_BATCH
-from engines.images import MAX_PIXELS
-from engines.tiling import BLENDS, PADDINGS, Tiling
+from engines.contract import PRECISIONS, TensorRTOptions
+from engines.images.read import MAX_PIXELS
+from engines.tiling.placement import BLENDS, PADDINGS, Tiling
 
 MAX_COUNT = 2**31 - 1  # of the int32 that SDKs take
 MAX_MEBIBYTES = 2**44 - 1  # whose bytes fit size_t
@@ -193,7 +194,7 @@ def data_arguments(verb: argparse.ArgumentParser) -> None:
     """How a data set is read."""
     verb.add_argument("--split", default="val", help="part of a data set that has parts")
     verb.add_argument(
-        "--label-map", metavar="FILE.json", help="score in other classes; calib/label_map.py describes it"
+        "--label-map", metavar="FILE.json", help="score in other classes; calib/data/label_map.py describes it"
     )
     verb.add_argument(
         "--ignore-label",

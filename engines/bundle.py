@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.base import BuildConfig, TensorRTOptions
+from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
+from engines.model_spec import ModelSpec
+from engines.tiling.placement import Tiling
 
 SCHEMA = 1
 MANIFEST, ENGINE, MODEL, GOLDEN, REPORT = "manifest.json", "engine.bin", "model.onnx", "golden.npz", "report.json"

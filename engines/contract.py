@@ -1,8 +1,7 @@
-"""The contract between the runtime and an inference engine, and the list of engines there are."""
+"""The contract between the runtime and an inference engine."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -104,7 +103,7 @@ class DeviceSession(Session, Protocol):
 
 
 class Backend(Protocol):
-    """One inference SDK: the object ``backend`` of the module ``engines.<name>_backend``."""
+    """One inference SDK; `engines.backends` has the list of them."""
 
     @property
     def name(self) -> str: ...
@@ -138,7 +137,7 @@ class Backend(Protocol):
         return None
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
-        """Compile the ONNX file `model` (static shapes, one window; see engines.onnx_batch for config.batch windows).
+        """Compile the ONNX file `model` (static shapes, one window; backends.onnx_bytes for more).
 
         Raises DeployError naming what was refused.
         """
@@ -160,37 +159,3 @@ def check_windows(windows: Float32, shape: tuple[int, ...]) -> None:
             f"engine input: got {windows.shape} {windows.dtype}, expected {shape} float32; "
             "run with the tile size that the bundle was built with"
         )
-
-
-# In order of preference for `--backend auto`, which never chooses a reference by itself.
-BACKENDS = ("tensorrt", "tensorrt_rtx", "openvino", "torch", "onnxruntime", "torch_cuda", "torch_compile")
-# What checkpoints and ready .onnx files are compared with, and on a GPU what engines have to beat.
-REFERENCES = ("torch", "onnxruntime", "torch_cuda", "torch_compile")
-
-
-def get_backend(name: str) -> Backend:
-    """The backend called `name`.  Its SDK is imported on first use, not here."""
-    if name not in BACKENDS:
-        raise DeployError(f"backend: got {name!r}, expected one of {', '.join(BACKENDS)}, or auto")
-    backend: Backend = importlib.import_module(f"engines.{name}_backend").backend
-    return backend
-
-
-def choose_backend(name: str, precision: str) -> tuple[Backend, str]:
-    """Resolve `name`, which may be ``auto``.  Returns the backend and one sentence that says why it was chosen."""
-    if name != "auto":
-        backend = get_backend(name)
-        reason = backend.unavailable() or backend.supports(precision)
-        if reason:
-            raise DeployError(f"backend {name}: {reason}")
-        return backend, f"{name}, as asked"
-    refused = []
-    for candidate in BACKENDS:
-        if candidate in REFERENCES:
-            continue
-        backend = get_backend(candidate)
-        reason = backend.unavailable() or backend.supports(precision)
-        if reason is None:
-            return backend, f"{candidate}, the fastest one that this machine can run"
-        refused.append(f"{candidate}: {reason}")
-    raise DeployError("backend auto: none can run here; " + "; ".join(refused))

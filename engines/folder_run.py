@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from engines.device.base import UInt8
 from engines.errors import DeployError, GpuLostError
 from engines.files import make_folder
-from engines.images import MAX_PIXELS, read_image
-from engines.inputs import Input, output_names
-from engines.masks import write_confidence, write_mask, write_overlay
+from engines.images.inputs import Input, output_names
+from engines.images.read import MAX_PIXELS, read_image
+from engines.images.write import write_confidence, write_mask, write_overlay
 from engines.segmenter import Running, Segmenter
+from engines.tiling.device import UInt8
 
 
 @dataclass(frozen=True)

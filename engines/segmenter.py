@@ -11,14 +11,15 @@ from typing import cast
 
 import numpy as np
 
-from engines.base import Backend, BuildConfig, DeviceSession, Float32, Session, get_backend
+from engines.backends import get_backend
+from engines.backends.tensorrt.engine_file import Gpu
 from engines.bundle import ENGINE, KERNELS, Manifest, open_bundle
-from engines.device.base import Band, Device, Frame, Mask, Timings, UInt8
-from engines.device.host import HostDevice
+from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Session
 from engines.errors import DeployError
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
-from engines.trt.blob import Gpu
+from engines.model_spec import ModelSpec
+from engines.tiling.device import Band, Device, Frame, Mask, Timings, UInt8
+from engines.tiling.host import HostDevice
+from engines.tiling.placement import Tiling
 
 __all__ = ["Band", "Mask", "Running", "Segmenter", "Timings", "open_on_device", "open_segmenter"]
 
@@ -140,8 +141,8 @@ def open_segmenter(folder: Path, threads: int = 0) -> Iterator[tuple[Segmenter, 
 
 def _kernels(path: Path, manifest: Manifest) -> bytes:
     """The bundle's, or where its engine was built to load on other GPUs too, compiled for the one here."""
-    from engines.device.compile import compile_kernels, fits
-    from engines.device.cuda import gpu_info
+    from engines.gpu.compile import compile_kernels, fits
+    from engines.gpu.context import gpu_info
 
     built, here = Gpu.parse(manifest.device), gpu_info().sm
     if built is None or fits(built.sm, here):
@@ -168,8 +169,8 @@ def open_on_device(
             session = stack.enter_context(backend.load(blob, config))
             yield Segmenter.on_host(session, spec, tiling, config.threads, config.batch)
             return
-        from engines.device.cuda import open_gpu
-        from engines.device.cuda_device import CudaDevice
+        from engines.gpu.context import open_gpu
+        from engines.gpu.device import CudaDevice
 
         gpu = stack.enter_context(open_gpu())
         session = stack.enter_context(backend.load(blob, config))

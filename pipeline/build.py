@@ -11,29 +11,30 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from calib.ranges import Ranges
-from calib.scenes import render
-from calib.windows import first_image
-from engines.agreement import GATES, Agreement, Gate, compare_logits
-from engines.assemble import Log, compile_engine, describe, finish, tuning
-from engines.base import Backend, BuildConfig, Float32, TensorRTOptions, choose_backend
-from engines.batches import reported, require_neutral
+from calib.data.scenes import render
+from calib.ranges.ranges import Ranges
+from calib.ranges.windows import first_image
+from engines.backends import choose_backend
 from engines.bundle import GOLDEN, MODEL, Manifest, writing
+from engines.contract import Backend, BuildConfig, Float32, TensorRTOptions
 from engines.errors import DeployError
-from engines.golden import Golden, windows_of
-from engines.images import MAX_PIXELS, read_image
-from engines.tile import blend_weights
-from engines.tiling import Tiling
-from pipeline.auto import Budget
-from pipeline.batches import for_any_batch
-from pipeline.export import simplify
-from pipeline.graph import OnnxGraph, run_onnx
-from pipeline.lowering import lower_as_asked
-from pipeline.macs import count_macs
+from engines.images.read import MAX_PIXELS, read_image
+from engines.proof.agreement import GATES, Agreement, Gate, compare_logits
+from engines.proof.batch_gate import reported, require_neutral
+from engines.proof.golden import Golden, windows_of
+from engines.proof.rebuild import Log, compile_engine, describe, finish, tuning
+from engines.tiling.core import blend_weights
+from engines.tiling.placement import Tiling
+from pipeline.checkpoints.sources import Source, SourceOptions, load_source, summary
+from pipeline.graph.batches import for_any_batch
+from pipeline.graph.export import simplify
+from pipeline.graph.macs import count_macs
+from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
+from pipeline.graph.rewrites import apply_rules, describe_step
+from pipeline.graph.rewrites.gains import time_stages
+from pipeline.precision.as_asked import lower_as_asked
+from pipeline.precision.budget import Budget
 from pipeline.precision.lower import LowerOptions
-from pipeline.rewrites import apply_rules, describe_step
-from pipeline.rewrites.timing import time_stages
-from pipeline.sources import Source, SourceOptions, load_source, summary
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.sources import OnnxSource, SourceOptions, TorchSource, load_source, summary
+from pipeline.checkpoints.sources import OnnxSource, SourceOptions, TorchSource, load_source, summary
 
 
 def inspect_model(model: str, window: tuple[int, int], options: SourceOptions) -> tuple[dict[str, Any], str]:

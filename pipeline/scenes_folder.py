@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from calib.scenes import render
+from calib.data.scenes import render
 
 
 def render_folder(folder: Path, seeds: Sequence[int], height: int, width: int) -> Path:

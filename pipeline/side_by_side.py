@@ -12,8 +12,8 @@ from pathlib import Path
 
 import onnx
 
-from engines.base import Backend, BuildConfig, Float32, Session
-from pipeline.graph import OnnxGraph
+from engines.contract import Backend, BuildConfig, Float32, Session
+from pipeline.graph.onnx_graph import OnnxGraph
 
 ROUNDS = 5
 

@@ -29,7 +29,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of tests.models:tiny, window 64x96, stride 48x64."""
-    from engines.tiling import Tiling
+    from engines.tiling.placement import Tiling
     from pipeline.build import BuildRequest, build_bundle
 
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
@@ -45,8 +45,8 @@ def exports_once() -> Iterator[None]:
     For tests that build the same small model many times and look at something else.  Every module makes its first
     export itself; the models are told apart by their structure, weights and window.
     """
-    from pipeline.graph import OnnxGraph
-    from pipeline.sources import TorchSource
+    from pipeline.checkpoints.sources import TorchSource
+    from pipeline.graph.onnx_graph import OnnxGraph
 
     made: dict[str, tuple[OnnxGraph, bytes]] = {}
     real = TorchSource.export

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pipeline.segformer import SegFormer, SegFormerConfig
-from pipeline.setr import SETR, SETRConfig, mla_taps
-from pipeline.vit import ViTConfig
+from pipeline.models.segformer import SegFormer, SegFormerConfig
+from pipeline.models.setr import SETR, SETRConfig, mla_taps
+from pipeline.models.vit import ViTConfig
 
 TINY = SegFormerConfig(
     classes=5, dims=(16, 32, 48, 64), depths=(1, 1, 1, 1), heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2), decoder_dim=32
@@ -109,8 +109,8 @@ def overflow() -> nn.Module:
 
 def tiny_setr() -> nn.Module:
     """A two-layer SETR Naive for windows of 64 x 64."""
-    from pipeline.setr import SETR, SETRConfig
-    from pipeline.vit import ViTConfig
+    from pipeline.models.setr import SETR, SETRConfig
+    from pipeline.models.vit import ViTConfig
 
     return randomise(SETR(SETRConfig(ViTConfig((64, 64), 128, 2, 256, (1,)), "naive")))
 

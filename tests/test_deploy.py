@@ -107,7 +107,7 @@ def test_folders_within_folders_are_mirrored_and_earlier_masks_left_out(
 
 
 def test_masks_of_the_command_line_equal_those_of_the_library(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
-    from engines.images import read_image
+    from engines.images.read import read_image
     from engines.segmenter import open_segmenter
 
     _run("run", tiny_bundle, photos, "-o", tmp_path / "out")

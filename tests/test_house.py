@@ -13,12 +13,12 @@ from tests.without import deploy_without
 ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "calib", "engines")  # each may import itself and those to its right
 SDK_OWNER = {
-    "openvino": "engines/openvino_backend.py",
-    "PIL": "engines/images.py engines/masks.py engines/shared_pixels.py",
-    "matplotlib": "pipeline/compare/figure.py",
-    "tensorrt": "engines/tensorrt_backend.py",
-    "tensorrt_rtx": "engines/tensorrt_rtx_backend.py",
-    "pycuda": "engines/device/cuda.py",
+    "openvino": "engines/backends/openvino.py",
+    "PIL": "engines/images/read.py engines/images/write.py engines/images/shared_pixels.py",
+    "matplotlib": "pipeline/compare/report/figure.py",
+    "tensorrt": "engines/backends/tensorrt/tensorrt.py",
+    "tensorrt_rtx": "engines/backends/tensorrt/tensorrt_rtx.py",
+    "pycuda": "engines/gpu/context.py",
 }
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 LINE_BUDGET = 330
@@ -59,8 +59,8 @@ def test_sdks_stay_in_their_file(path: Path) -> None:
     if here.startswith(("engines/", "calib/")):
         heavy = used & {"torch", "onnx", "onnxruntime", "onnxsim", "safetensors", "transformers"}
         owned = {
-            "engines/torch_backend.py": {"torch"}, "engines/torch_cuda_backend.py": {"torch"},
-            "engines/onnxruntime_backend.py": {"onnxruntime"},
+            "engines/backends/torch_cpu.py": {"torch"}, "engines/backends/torch_gpu.py": {"torch"},
+            "engines/backends/onnxruntime.py": {"onnxruntime"},
         }  # fmt: skip
         assert heavy <= owned.get(here, set())
 

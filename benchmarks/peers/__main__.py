@@ -37,8 +37,8 @@ from benchmarks.peers.contestants import PEERS
 from benchmarks.peers.environment import peers_python, variables
 from benchmarks.peers.measure import Image, Results, compete
 from benchmarks.peers.models import MODELS, ROOT, PeerModel
-from calib.scenes import render
-from engines.base import PRECISIONS
+from calib.data.scenes import render
+from engines.contract import PRECISIONS
 
 
 def main() -> int:

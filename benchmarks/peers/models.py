@@ -100,8 +100,8 @@ def setr_pup() -> nn.Module:
     """
     import torch
 
-    from pipeline.setr import SETR, SETRConfig
-    from pipeline.vit import ViTConfig
+    from pipeline.models.setr import SETR, SETRConfig
+    from pipeline.models.vit import ViTConfig
 
     torch.manual_seed(0)
     dim, depth = 384, 12
@@ -118,7 +118,7 @@ def tiny() -> nn.Module:
     """A SegFormer with almost no arithmetic and 19 classes: what surrounds the engine costs what it costs for B5."""
     import torch
 
-    from pipeline.segformer import SegFormer, SegFormerConfig
+    from pipeline.models.segformer import SegFormer, SegFormerConfig
 
     torch.manual_seed(0)
     config = SegFormerConfig(dims=(8, 16, 16, 16), depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), mlp_ratios=(1, 1, 1, 1),

@@ -16,7 +16,8 @@ import numpy as np
 from benchmarks.peers.client import Failed, last_line
 from benchmarks.peers.environment import variables
 from benchmarks.peers.models import ROOT
-from engines.base import PRECISIONS, choose_backend
+from engines.backends import choose_backend
+from engines.contract import PRECISIONS
 from engines.errors import DeployError
 
 HUGE = 16384  # pixels a side
@@ -99,7 +100,7 @@ def write_huge(path: Path) -> None:
     """A rendered scene, repeated."""
     import PIL.Image
 
-    from calib.scenes import render
+    from calib.data.scenes import render
 
     scene = render(2, 1024, 2048).image
     PIL.Image.MAX_IMAGE_PIXELS = None
@@ -110,7 +111,7 @@ def write_calibration(folder: Path, count: int = 8) -> Path:
     """Rendered scenes, images/ beside labels/, for precisions that calibrate; held out from what is measured."""
     import PIL.Image
 
-    from calib.scenes import render
+    from calib.data.scenes import render
 
     if not folder.exists():
         (folder / "images").mkdir(parents=True)

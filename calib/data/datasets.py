@@ -1,7 +1,7 @@
 """A data set on disk: images, and labels as the classes that they are scored in.
 
-A *label* becomes a class in four steps: the file's number is decoded as the layout says (calib/layouts.py), numbers to
-ignore become 255, the label map's "label" is applied if there is one, and whatever is then neither a class nor 255 is
+A *label* becomes a class in four steps: the file's number is decoded as the layout says (layouts.py), numbers to ignore
+become 255, the label map's "label" is applied if there is one, and whatever is then neither a class nor 255 is
 an error that names the file.
 """
 
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.label_map import LabelMap
-from calib.layouts import Layout, Sample, find_layout
+from calib.data.label_map import LabelMap
+from calib.data.layouts import Layout, Sample, find_layout
 from engines.bundle import file_sha256
 from engines.errors import DeployError
-from engines.images import MAX_PIXELS, read_labels
-from engines.palettes import DATASETS
-from engines.spec import IGNORE_LABEL, ModelSpec
+from engines.images.palettes import DATASETS
+from engines.images.read import MAX_PIXELS, read_labels
+from engines.model_spec import IGNORE_LABEL, ModelSpec
 
 UInt8 = NDArray[np.uint8]
 _UNKNOWN = -1

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import DeployError
-from engines.images import SUFFIXES
-from engines.inputs import expand
+from engines.images.inputs import expand
+from engines.images.read import SUFFIXES
 
 SPLITS = {"val": ("val", "validation", "val2017"), "train": ("train", "training", "train2017")}
 _PLAIN = (("images", "labels"), ("images", "annotations"), ("images", "masks"), ("img_dir", "ann_dir"))

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.histogram import BINS, Histogram, threshold
-from calib.ranges import TensorRange
-from engines.base import Float32
+from calib.ranges.histogram import BINS, Histogram, threshold
+from calib.ranges.ranges import TensorRange
+from engines.contract import Float32
 from engines.errors import DeployError
 from engines.files import replacing
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.base import Float32
+from engines.contract import Float32
 from engines.errors import DeployError
 
 BINS = 4096  # the largest value lies in the upper half, so that at least 2048 bins span what was seen

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engines import tile
-from engines.base import Float32
 from engines.bundle import file_sha256
+from engines.contract import Float32
 from engines.errors import DeployError
-from engines.images import MAX_PIXELS, read_image
-from engines.inputs import expand
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
+from engines.images.inputs import expand
+from engines.images.read import MAX_PIXELS, read_image
+from engines.model_spec import ModelSpec
+from engines.tiling import core
+from engines.tiling.placement import Tiling
 
 # Folders that hold the photographs of a data set; what lies beside them are labels, which are images too.
 IMAGE_FOLDERS = frozenset({"images", "leftimg8bit", "jpegimages", "img_dir"})
@@ -61,7 +61,7 @@ class CalibrationSet:
             if image is None or path != place.image:
                 image = read_image(place.image, self.max_pixels)
                 held = (place.image, image)
-            window = tile.gather(
+            window = core.gather(
                 image, place.top, place.left, size, spec.mean, spec.std, order=spec.order, padding=tiling.padding
             )
             yield place, window[None]

@@ -19,7 +19,7 @@ _BYTES, _VARINT = 2, 0
 def with_batch(model: bytes, batch: int) -> bytes:
     """An ONNX file of (1, 3, H, W) -> (1, K, h, w) that says `batch`, 1 to 127, in place of 1.
 
-    The graph must be neutral to the number of windows (see engines.batches.NEUTRAL).  Raises DeployError.
+    The graph must be neutral to the number of windows (see engines.proof.batch_gate.NEUTRAL).  Raises DeployError.
     """
     changed = bytearray(model)
     try:

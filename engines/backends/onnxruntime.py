@@ -13,11 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from engines.base import BuildConfig, Float32, Session, check_windows
+from engines.backends.reference import Reference
+from engines.contract import BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
-from engines.interpreter import pip_install, version_of
 from engines.layers import Layer
-from engines.reference import Reference
+from engines.machine.interpreter import pip_install, version_of
 
 
 class OnnxRuntimeSession:

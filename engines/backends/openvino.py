@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from engines.base import Backend, BuildConfig, Float32, Session, check_windows
+from engines.backends.onnx_bytes import with_batch
+from engines.backends.openvino_types import half_type, with_marks
+from engines.backends.signal_stack import signal_stack_kept
+from engines.contract import Backend, BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
-from engines.interpreter import pip_install
 from engines.layers import Layer, from_microseconds
-from engines.onnx_batch import with_batch
-from engines.openvino_islands import half_type, with_marks
-from engines.signal_stack import signal_stack_kept
+from engines.machine.interpreter import pip_install
 
 
 class OpenVINOSession:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 
-from engines.base import Backend, BuildConfig
+from engines.contract import Backend, BuildConfig
 from engines.errors import DeployError
 
 
 class Reference(Backend):
-    """A base of backends, see `engines.base.Backend`."""
+    """A base of backends, see `engines.contract.Backend`."""
 
     def device(self) -> str:
         return f"cpu {platform.machine()}"

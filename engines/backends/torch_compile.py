@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from engines.torch_cuda_backend import TorchCudaBackend
+from engines.backends.torch_gpu import TorchCudaBackend
 
 backend = TorchCudaBackend("torch_compile", compiled=True)

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engines.base import BuildConfig, Float32, Session, check_windows
+from engines.backends.reference import Reference
+from engines.contract import BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
-from engines.interpreter import pip_install
 from engines.layers import Layer
-from engines.reference import Reference
+from engines.machine.interpreter import pip_install
 
 
 class TorchSession:

@@ -16,13 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from engines.base import Backend, BuildConfig, Float32, Session, Tensor, check_windows
-from engines.device import cuda
-from engines.device.base import GpuInfo
+from engines.backends.torch_cpu import load_program, program_bytes
+from engines.backends.torch_gpu_errors import reported
+from engines.contract import Backend, BuildConfig, Float32, Session, Tensor, check_windows
 from engines.errors import DeployError
+from engines.gpu import context
 from engines.layers import Layer, from_microseconds
-from engines.torch_backend import load_program, program_bytes
-from engines.torch_cuda_errors import reported
+from engines.tiling.device import GpuInfo
 
 DEVICE = "cuda"
 _TYPES = {"fp32": ("float32", "<f4"), "fp16": ("float16", "<f2")}  # in torch, and in __cuda_array_interface__
@@ -97,7 +97,7 @@ class TorchCudaBackend(Backend):
         with warnings.catch_warnings(record=True) as said:  # why there is no device, such as too old a driver
             warnings.simplefilter("always")
             if torch.cuda.is_available():
-                return cuda.unavailable()
+                return context.unavailable()
         why = f" ({str(said[0].message).splitlines()[0]})" if said else ""
         return f"torch sees no GPU{why}; look at nvidia-smi, and at CUDA_VISIBLE_DEVICES"
 

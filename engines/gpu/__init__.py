@@ -1,0 +1,1 @@
+"""An NVIDIA GPU through pycuda: its context, our kernels, recorded frames."""

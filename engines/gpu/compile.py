@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from engines.device import nvrtc
 from engines.errors import DeployError
+from engines.gpu import nvrtc
 
-SOURCE = Path(__file__).parent.parent / "tile.cu"
+SOURCE = Path(__file__).parents[1] / "tiling" / "tile.cu"
 HEADERS = tuple(
     SOURCE.with_name(name)
-    for name in ("tile.h", "tile_device.cuh", "tile_gather.cuh", "tile_ways.cuh", "tile_stitch.cuh")
+    for name in ("tile.h", "tile_device.cuh", "tile_gather.cuh", "tile_interpolate.cuh", "tile_stitch.cuh")
 )
 TOOLKIT = Path("/usr/local/cuda")
 OLDEST = (7, 0)  # Volta: before it fp16 and threads of a warp work in other ways, and CUDA 13 knows none of them

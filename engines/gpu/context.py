@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from engines.device import driver, graph
-from engines.device.base import GpuInfo
-from engines.device.cuda_memory import CudaMemory, HostBuffer, Kernels
-from engines.device.driver import DriverError
-from engines.device.launch import Launch
 from engines.errors import DeployError, GpuLostError
+from engines.gpu import driver, graph
+from engines.gpu.driver import DriverError
+from engines.gpu.launch import Launch
+from engines.gpu.memory import CudaMemory, HostBuffer, Kernels
+from engines.tiling.device import GpuInfo
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for what others start on the default stream
 

@@ -9,21 +9,21 @@ from types import TracebackType
 
 import numpy as np
 
-from engines import tile
-from engines.base import DeviceSession, Float32, Tensor
-from engines.device import kernels
-from engines.device.base import Frame, Timings, UInt8
-from engines.device.cuda import CudaGpu
-from engines.device.cuda_frame import CudaFrame, CudaStrips
-from engines.device.cuda_memory import CudaMemory
-from engines.device.cuda_plan import ALIGNMENT, Plan
-from engines.device.cuda_pool import Pool
-from engines.device.cuda_slot import Slot
-from engines.device.graph import CaptureRefusedError, InstantiateRefusedError, missing
-from engines.device.through import DTYPES
+from engines.contract import DeviceSession, Float32, Tensor
 from engines.errors import DeployError, GpuLostError
-from engines.spec import ModelSpec
-from engines.tiling import Tiling, WindowRow
+from engines.gpu import kernels
+from engines.gpu.context import CudaGpu
+from engines.gpu.frames import CudaFrame, CudaStrips
+from engines.gpu.graph import CaptureRefusedError, InstantiateRefusedError, missing
+from engines.gpu.host_copies import DTYPES
+from engines.gpu.layout import ALIGNMENT, Plan
+from engines.gpu.memory import CudaMemory
+from engines.gpu.pool import Pool
+from engines.gpu.slot import Slot
+from engines.model_spec import ModelSpec
+from engines.tiling import core
+from engines.tiling.device import Frame, Timings, UInt8
+from engines.tiling.placement import Tiling, WindowRow
 
 MAX_RECORDED = 64  # windows of an image; a graph of more saves little, and every window's launches stay in memory
 
@@ -64,7 +64,7 @@ class CudaDevice:
             # Where a batch of logits would start off alignment in the ring, the engine writes here and it is copied.
             aligned = self.batch * self._window_bytes % ALIGNMENT == 0
             self._aside = None if aligned else self._zeros(self.batch * self._window_bytes)
-            weights = tile.blend_weights(tiling.blend, *self.size)
+            weights = core.blend_weights(tiling.blend, *self.size)
             self._weights = None if weights is None else (self._uploaded(weights[0]), self._uploaded(weights[1]))
         except BaseException:
             self.close()

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from engines.base import DeviceSession, Float32
-from engines.device.base import Device, Gpu, Memory, UInt8
-from engines.device.through import DTYPES
+from engines.contract import DeviceSession, Float32
+from engines.gpu.host_copies import DTYPES
+from engines.tiling.device import Device, Gpu, Memory, UInt8
 
 
 class EngineAlone:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engines.device.base import Band, Mask, UInt8
-from engines.device.cuda_slot import Slot
-from engines.device.kernels import NOT_FINITE
 from engines.errors import DeployError
-from engines.tile import MESSAGES
+from engines.gpu.kernels import NOT_FINITE
+from engines.gpu.slot import Slot
+from engines.tiling.core import MESSAGES
+from engines.tiling.device import Band, Mask, UInt8
 
 if TYPE_CHECKING:
-    from engines.device.cuda_device import CudaDevice
+    from engines.gpu.device import CudaDevice
 
 
 class _Frame:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-from engines.device import driver
-from engines.device.driver import DriverError
 from engines.errors import DeployError, GpuLostError
+from engines.gpu import driver
+from engines.gpu.driver import DriverError
 
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do cannot spoil the recording
 _NEEDED = ("cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphLaunch",

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from engines.base import DeviceSession, Float32, check_windows
-from engines.device.base import Gpu, Memory
+from engines.contract import DeviceSession, Float32, check_windows
 from engines.errors import DeployError, GpuLostError
+from engines.tiling.device import Gpu, Memory
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "fp32": np.dtype(np.float32),

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from engines.device.launch import Dim, Launch
 from engines.errors import DeployError
-from engines.tile import MAX_PIXELS, normalisation
-from engines.tiling import PADDINGS, Tiling
+from engines.gpu.launch import Dim, Launch
+from engines.tiling.core import MAX_PIXELS, normalisation
+from engines.tiling.placement import PADDINGS, Tiling
 
 MAX_LEFTS = 64  # TILE_MAX_LEFTS
 NOT_FINITE, UNCOVERED = 1, 2  # bits of the status word: TILE_STATUS_NOT_FINITE, TILE_STATUS_UNCOVERED
@@ -60,7 +60,7 @@ def gather(
     dtype: str,
     first_row: int = 0,
 ) -> Launch:
-    """The windows of one row of windows as network inputs (n, 3, h, w), the same bits as `engines.tile.gather`.
+    """The windows of one row of windows as network inputs (n, 3, h, w), the same bits as `engines.tiling.core.gather`.
 
     image: address of row `first_row` of an image (height, width, 3) uint8, with all rows that the windows need from
     there on.  strides: bytes from row to row, pixel to pixel and channel to channel, negative ones too.
@@ -116,7 +116,7 @@ def stitch(
     confidence_stride: int,
     status: int,
 ) -> Launch:
-    """Labels of rows [r0, r1) of an image `size` (height, width), the same bits as `engines.tile.stitch`.
+    """Labels of rows [r0, r1) of an image `size` (height, width), the same bits as `engines.tiling.core.stitch`.
 
     logits: address of the windows' logits, each (classes, *low) contiguous values of `dtype`; those of row r and
     column c of windows at index r % ring * pitch + c.  Windows lie where `tiling` places them; of their rows only

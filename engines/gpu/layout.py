@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from engines.tiling import Tiling, WindowRow
+from engines.tiling.placement import Tiling, WindowRow
 
 ALIGNMENT = 256  # of everything that an engine reads or writes, in bytes
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from engines.device.cuda import CudaGpu, GpuMemoryError
-from engines.device.cuda_plan import Plan
-from engines.device.cuda_slot import Blocks, Slot
-from engines.tiling import Tiling
+from engines.gpu.context import CudaGpu, GpuMemoryError
+from engines.gpu.layout import Plan
+from engines.gpu.slot import Blocks, Slot
+from engines.tiling.placement import Tiling
 
 SIZES_KEPT = 4  # image sizes whose frames are kept, with what was recorded for them
 IDLE_KEPT = 2  # blocks of memory of other sizes that are kept

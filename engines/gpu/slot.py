@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.device.base import Timings
-from engines.device.cuda import CudaGpu
-from engines.device.cuda_plan import Plan
-from engines.device.graph import Graph
+from engines.gpu.context import CudaGpu
+from engines.gpu.graph import Graph
+from engines.gpu.layout import Plan
+from engines.tiling.device import Timings
 
 
 class Blocks:

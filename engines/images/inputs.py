@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import DeployError
-from engines.images import SUFFIXES
+from engines.images.read import SUFFIXES
 
 # What `run` writes for NAME.ext, with all its options.
 OUTPUT_SUFFIXES = (".png", ".overlay.jpg", ".confidence.png")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from engines.errors import DeployError
-from engines.shared_pixels import SHARED_FROM, one_block, shared_pixels
+from engines.images.shared_pixels import SHARED_FROM, one_block, shared_pixels
 
 UInt8 = NDArray[np.uint8]
 
@@ -26,8 +26,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp",
 # without complaint into a different image.
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "PPM", "GIF")
 
-# What damaged files raise.  Flipping and cutting bytes shows the first four (tests/engines/test_images.py); Pillow's
-# own loaders are written to expect the others.
+# What damaged files raise.  Flipping and cutting bytes shows the first four (its tests); Pillow's own
+# loaders are written to expect the others.
 _DAMAGED = (OSError, SyntaxError, ValueError, struct.error,
             EOFError, IndexError, KeyError, TypeError, OverflowError, zlib.error)  # fmt: skip
 

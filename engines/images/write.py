@@ -13,7 +13,7 @@ from PIL import Image
 
 from engines.errors import DeployError
 from engines.files import replacing
-from engines.spec import IGNORE_LABEL, RGB
+from engines.model_spec import IGNORE_LABEL, RGB
 
 UInt8 = NDArray[np.uint8]
 

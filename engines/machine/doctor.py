@@ -12,16 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from engines import tile
-from engines.base import BACKENDS, PRECISIONS, get_backend
-from engines.bench import cpu_name
+from engines.backends import BACKENDS, get_backend
+from engines.contract import PRECISIONS
 from engines.errors import DeployError
-from engines.finding import Finding
-from engines.gpu_doctor import examine_gpu
-from engines.interpreter import pip_install, this_interpreter, version_of
-from engines.jetson import read_jetson
-from engines.jetson_doctor import examine_jetson
-from engines.sysfs import ROOT
+from engines.machine.finding import Finding
+from engines.machine.gpu import examine_gpu
+from engines.machine.interpreter import pip_install, this_interpreter, version_of
+from engines.machine.jetson import read_jetson
+from engines.machine.jetson_advice import examine_jetson
+from engines.machine.sysfs import ROOT
+from engines.measure.bench import cpu_name
+from engines.tiling import core
 
 BUILD_PACKAGES = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "safetensors")
 
@@ -58,14 +59,14 @@ def _python() -> Finding:
 def _core() -> Finding:
     """The C library is present and computes: one pixel, one class, one window."""
     try:
-        pixel = tile.gather(np.full((1, 1, 3), 7, np.uint8), 0, 0, (1, 1), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        pixel = core.gather(np.full((1, 1, 3), 7, np.uint8), 0, 0, (1, 1), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     except DeployError as error:
         return Finding(
             "tiling core", "missing", str(error), f"{sys.executable} -m pip install -e . (needs a C compiler)"
         )
     if not np.array_equal(pixel, np.full((3, 1, 1), 7, np.float32)):
         return Finding("tiling core", "missing", f"computes {pixel.ravel()} instead of 7", "pip install -e . again")
-    return Finding("tiling core", "ok", f"C library loaded, {tile.build_info()}")
+    return Finding("tiling core", "ok", f"C library loaded, {core.build_info()}")
 
 
 def _backend(name: str, gpu_here: bool) -> Finding:

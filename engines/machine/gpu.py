@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from engines.finding import Finding
-from engines.interpreter import Interpreter
-from engines.sysfs import ROOT, glob, text
+from engines.machine.finding import Finding
+from engines.machine.interpreter import Interpreter
+from engines.machine.sysfs import ROOT, glob, text
 
 NVIDIA, DISPLAY = "0x10de", "0x03"  # PCI vendor; class of VGA and 3D controllers
 OLDEST_DRIVER = 525  # the first for CUDA 12; CUDA 13 wants 580 (CUDA release notes, table of minimum drivers)

@@ -1,7 +1,7 @@
 """What a Jetson says of itself: board, releases, power mode, clocks, temperatures.
 
 Everything is read from files that need no root, below a root folder, so that recorded trees test it.  Where each file
-and its format come from: tests/engines/trees/README.md.
+and its format come from: tests/engines/machine/trees/README.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engines.sysfs import ROOT, glob, number, packages, text
+from engines.machine.sysfs import ROOT, glob, number, packages, text
 
 # Jetson Linux (L4T) -> JetPack.  Sources: developer.nvidia.com/embedded/jetpack-archive; dusty-nv/jetson-containers
 # l4t_version.py and its pull requests 1179 (35.6.2) and 1676 (35.6.4); rbonghi/jetson_stats pull requests 706 (36.4.4)

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from engines.finding import Finding
-from engines.interpreter import Interpreter
-from engines.jetson import Clock, Jetson
-from engines.sysfs import glob, text
+from engines.machine.finding import Finding
+from engines.machine.interpreter import Interpreter
+from engines.machine.jetson import Clock, Jetson
+from engines.machine.sysfs import glob, text
 
 BUILD_BYTES = 4e9  # engine, its builder and Python at once, for SegFormer-B0 at 1024x1024; B5 wants more
 DISK_BYTES = 3e9

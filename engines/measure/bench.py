@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engines import tile
 from engines.bundle import MANIFEST, file_sha256, open_bundle
-from engines.conditions import conditions, governor, say
 from engines.errors import DeployError
-from engines.power import Energy, NoMeter, find_meter, measured
-from engines.worker import Frame, OnDevice, Worker
+from engines.measure.conditions import conditions, governor, say
+from engines.measure.power import Energy, NoMeter, find_meter, measured
+from engines.measure.worker import Frame, OnDevice, Worker
+from engines.tiling import core
 
 PARTS = ("gather", "engine", "stitch")
 ENERGY_S = 2.0  # of work at least, where energy can be measured: power readings are means over up to a second
@@ -231,7 +231,7 @@ def settings() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "tiling_core": tile.build_info(),
+        "tiling_core": core.build_info(),
         "governor": governor(),
     }
 

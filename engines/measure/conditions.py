@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engines import nvml
-from engines.jetson import Jetson, read_jetson
-from engines.nvml import Nvml, NvmlError
-from engines.sysfs import ROOT, number, text
+from engines.machine import nvml
+from engines.machine.jetson import Jetson, read_jetson
+from engines.machine.nvml import Nvml, NvmlError
+from engines.machine.sysfs import ROOT, number, text
 
 
 def conditions(gpu: bool, root: Path = ROOT, library: str = nvml.LIBRARY) -> dict[str, Any]:

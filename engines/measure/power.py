@@ -16,12 +16,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from engines import nvml
-from engines.jetson import read_jetson
-from engines.nvml import Nvml, NvmlError
-from engines.rails import find_rails
-from engines.rapl import find_rapl
-from engines.sysfs import ROOT
+from engines.machine import nvml
+from engines.machine.jetson import read_jetson
+from engines.machine.nvml import Nvml, NvmlError
+from engines.machine.sysfs import ROOT
+from engines.measure.rails import find_rails
+from engines.measure.rapl import find_rapl
 
 SAMPLE_S = 0.05  # of power; a reading of a Jetson's rails is some milliseconds of I2C
 COUNTER_S = 10.0  # counters are read between start and end only so that none starts again unseen

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.sysfs import ROOT, glob, number, text
+from engines.machine.sysfs import ROOT, glob, number, text
 
 # What adds up to the whole module (VIN: the board), best first.  Never all rails: VDD_IN is what the others are taken
 # from.  AGX Orin has no input rail.  Its VDDQ_VDD2_1V8AO is measured at the 5 V of VIN_SYS_5V0 and so left out.

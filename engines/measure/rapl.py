@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines.sysfs import ROOT, glob, number, text
+from engines.machine.sysfs import ROOT, glob, number, text
 
 
 class Rapl:

@@ -3,7 +3,7 @@
 The parent sends commands as JSON lines on stdin and gets one JSON line back for each; images and label maps travel as
 .npy files.  Needs what running a bundle needs and nothing else.
 
-    python -m engines.worker BUNDLE THREADS
+    python -m engines.measure.worker BUNDLE THREADS
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.base import REFERENCES, get_backend
+from engines.backends import REFERENCES, get_backend
 from engines.bundle import ENGINE, Bundle
-from engines.device.alone import milliseconds_alone, runs_alone
 from engines.errors import DeployError, GpuLostError
+from engines.gpu.engine_alone import milliseconds_alone, runs_alone
 from engines.layers import executed
 from engines.segmenter import Segmenter, Timings, open_segmenter
 
@@ -84,10 +84,10 @@ class Worker:
         self._bundle = bundle
         self._folder = tempfile.TemporaryDirectory(prefix="edgeseg-worker-")
         self._stderr = (Path(self._folder.name) / "stderr").open("w+")
-        root = str(Path(__file__).parent.parent)
+        root = str(Path(__file__).parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(  # noqa: S603  our own interpreter and module
-            [sys.executable, "-m", "engines.worker", str(bundle.absolute()), str(threads)],
+            [sys.executable, "-m", "engines.measure.worker", str(bundle.absolute()), str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True,
             env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.base import Float32
+from engines.contract import Float32
 from engines.errors import DeployError, GateError
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from engines.agreement import Agreement, Gate, compare_logits
-from engines.base import Backend, BuildConfig, Float32
 from engines.bundle import MAX_BATCH
+from engines.contract import Backend, BuildConfig, Float32
 from engines.errors import DeployError, GateError
-from engines.golden import Golden, windows_of
+from engines.proof.agreement import Agreement, Gate, compare_logits
+from engines.proof.golden import Golden, windows_of
 from engines.segmenter import Segmenter
 
 STEP = "batch"  # of the agreement, of the log, and in report.json

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import tile
-from engines.agreement import Agreement, Gate, compare_labels, compare_logits
-from engines.base import Float32
+from engines.contract import Float32
 from engines.errors import DeployError
+from engines.model_spec import ModelSpec
+from engines.proof.agreement import Agreement, Gate, compare_labels, compare_logits
 from engines.segmenter import Segmenter
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
+from engines.tiling import core
+from engines.tiling.placement import Tiling
 
 GRID = 64  # logits are kept at no more than this many points a side: 311 KB a window for 19 classes
 
@@ -75,7 +75,7 @@ def windows_of(image: NDArray[np.uint8], spec: ModelSpec, tiling: Tiling) -> lis
     size = (tiling.window_h, tiling.window_w)
     tops, lefts = tiling.placements(*image.shape[:2])
     return [
-        tile.gather(image, top, left, size, spec.mean, spec.std, order=spec.order, padding=tiling.padding)[None]
+        core.gather(image, top, left, size, spec.mean, spec.std, order=spec.order, padding=tiling.padding)[None]
         for top in tops
         for left in lefts
     ]

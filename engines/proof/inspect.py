@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.base import get_backend
+from engines.backends import get_backend
 from engines.bundle import ENGINE, GOLDEN, Bundle
 from engines.errors import DeployError
-from engines.golden import Golden, windows_of
 from engines.layers import table
+from engines.proof.golden import Golden, windows_of
 
 
 def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:

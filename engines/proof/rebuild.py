@@ -13,9 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from engines.agreement import GATES, Agreement, Gate
-from engines.base import Backend, BuildConfig, TensorRTOptions, choose_backend
-from engines.batches import STEP, compare_batch, reported, require_neutral
+from engines.backends import choose_backend
+from engines.backends.tensorrt.backend import TensorRTFamily
+from engines.backends.tensorrt.timing_cache import default_path
 from engines.bundle import (
     ENGINE,
     FILES,
@@ -30,14 +30,15 @@ from engines.bundle import (
     seal,
     writing,
 )
+from engines.contract import Backend, BuildConfig, TensorRTOptions
 from engines.errors import DeployError
-from engines.golden import Golden, windows_of
 from engines.layers import executed
+from engines.model_spec import ModelSpec
+from engines.proof.agreement import GATES, Agreement, Gate
+from engines.proof.batch_gate import STEP, compare_batch, reported, require_neutral
+from engines.proof.golden import Golden, windows_of
 from engines.segmenter import Segmenter, open_on_device
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
-from engines.trt.backend import TensorRTFamily
-from engines.trt.cache import default_path
+from engines.tiling.placement import Tiling
 
 Log = Callable[[str, str], None]
 
@@ -73,8 +74,8 @@ def compile_engine(
 
 def _kernels(folder: Path, log: Log) -> bytes:
     """Gather and stitch for the GPU here, in the bundle, so that what only runs it needs no compiler."""
-    from engines.device.compile import compile_kernels
-    from engines.device.cuda import gpu_info
+    from engines.gpu.compile import compile_kernels
+    from engines.gpu.context import gpu_info
 
     major, minor = gpu_info().sm
     cubin = compile_kernels((major, minor))

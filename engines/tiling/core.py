@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import DeployError
-from engines.tiling import BLENDS, PADDINGS
+from engines.tiling.placement import BLENDS, PADDINGS
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
@@ -189,7 +189,7 @@ def library() -> ctypes.CDLL:
     found = [path for suffix in EXTENSION_SUFFIXES if (path := Path(__file__).with_name(f"_tile{suffix}")).exists()]
     if not found:
         raise DeployError(
-            "tiling core: the C library engines/_tile is not built; install a C compiler (apt-get install gcc) "
+            "tiling core: the C library engines/tiling/_tile is not built; install a C compiler (apt-get install gcc) "
             "and run: pip install -e ."
         )
     try:

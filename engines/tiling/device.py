@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.base import Float32, Session
-from engines.spec import ModelSpec
-from engines.tiling import Tiling, WindowRow
+from engines.contract import Float32, Session
+from engines.model_spec import ModelSpec
+from engines.tiling.placement import Tiling, WindowRow
 
 UInt8 = NDArray[np.uint8]
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engines import tile
-from engines.base import Float32, Session
-from engines.device.base import Band, Frame, Mask, Timings, UInt8
-from engines.spec import ModelSpec
-from engines.tiling import Tiling, WindowRow
+from engines.contract import Float32, Session
+from engines.model_spec import ModelSpec
+from engines.tiling import core
+from engines.tiling.device import Band, Frame, Mask, Timings, UInt8
+from engines.tiling.placement import Tiling, WindowRow
 
 
 class HostDevice:
@@ -27,7 +27,7 @@ class HostDevice:
     def __init__(self, session: Session, spec: ModelSpec, tiling: Tiling, threads: int = 0, batch: int = 1) -> None:
         self.session, self.spec, self.tiling, self.threads, self.batch = session, spec, tiling, threads, batch
         self.size = (tiling.window_h, tiling.window_w)
-        self.weights = tile.blend_weights(tiling.blend, *self.size)
+        self.weights = core.blend_weights(tiling.blend, *self.size)
         self.windows = np.zeros((batch, 3, *self.size), np.float32)
         self.timings = Timings()
         self.on_window: Callable[[int, int], None] | None = None
@@ -41,7 +41,7 @@ class HostDevice:
 
     def gather(self, image: UInt8, top: int, left: int, slot: int) -> None:
         """Fill window `slot` of the batch."""
-        tile.gather(
+        core.gather(
             image, top, left, self.size, self.spec.mean, self.spec.std,
             order=self.spec.order, padding=self.tiling.padding, out=self.windows[slot], threads=self.threads,
         )  # fmt: skip
@@ -109,7 +109,7 @@ class HostFrame:
         begin = time.perf_counter()
         device, rows = self._device, slice(*step.rows)
         logits = [window for row in step.held for window in self._held[row]]
-        labels, certainty = tile.stitch(
+        labels, certainty = core.stitch(
             logits, [self.steps[row].top for row in step.held for _ in step.lefts], list(step.lefts) * len(step.held),
             device.size, self._size, rows=step.rows, weights=device.weights,
             labels=None if self._labels is None else self._labels[rows],

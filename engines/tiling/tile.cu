@@ -6,7 +6,7 @@
 #include "tile_gather.cuh"
 #include "tile_stitch.cuh"
 
-/* threads: of a block, as in engines/device/kernels.py; blocks: that fit one multiprocessor, which limits registers. */
+/* threads: of a block, as in engines/gpu/kernels.py; blocks: that fit one multiprocessor, which limits registers. */
 #define TILE_KERNEL(name, args, threads, blocks, ...) \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ args a) \
     { \

@@ -22,7 +22,7 @@
 
 enum { TILE_PAD_ZERO = 0, TILE_PAD_EDGE = 1, TILE_PAD_REFLECT = 2 };
 
-/* ---- what the kernels of tile.cu take; engines/device/kernels.py writes the same layouts -------------------------- */
+/* ---- what the kernels of tile.cu take; engines/gpu/kernels.py writes the same layouts -------------------------- */
 
 #define TILE_MAX_LEFTS 64 /* windows of one gather */
 

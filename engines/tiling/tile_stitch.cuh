@@ -12,7 +12,7 @@
 #ifndef EDGESEG_TILE_STITCH_CUH
 #define EDGESEG_TILE_STITCH_CUH
 
-#include "tile_ways.cuh"
+#include "tile_interpolate.cuh"
 
 /* A patch at (y, x) and the windows that touch it. */
 template <typename T, typename WAY> struct tile_patch {

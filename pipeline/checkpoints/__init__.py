@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError
-from engines.spec import ModelSpec
+from engines.model_spec import ModelSpec
 from pipeline.checkpoints import huggingface
 from pipeline.checkpoints.common import LoadedModel, Parsed
 from pipeline.checkpoints.files import files_sha256, read_state
@@ -64,7 +64,7 @@ def _load_file(path: Path, window: tuple[int, int]) -> LoadedModel:
 
 def _loaded(parsed: Parsed, fields: Mapping[str, Any], source: str, files: list[Path]) -> LoadedModel:
     # Imported here: this table of data sets is no part of reading weights.
-    from engines.palettes import default_classes, palette_for
+    from engines.images.palettes import default_classes, palette_for
 
     names = fields.get("classes") or default_classes(parsed.classes)
     # ADE20K's labels count from 1; a .pth of 0.x does not say so, and every published one was trained on them.

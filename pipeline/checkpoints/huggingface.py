@@ -18,7 +18,7 @@ from engines.errors import DeployError
 from pipeline.checkpoints.common import Parsed, State, require, transfer
 from pipeline.checkpoints.files import read_json, read_shards, read_state
 from pipeline.checkpoints.huggingface_config import config_from_json, label_fields, preprocessing_fields
-from pipeline.segformer import VARIANTS, SegFormer, SegFormerConfig
+from pipeline.models.segformer import VARIANTS, SegFormer, SegFormerConfig
 
 NAME = "Hugging Face SegFormer"
 ARCHITECTURE = "SegformerForSemanticSegmentation"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError
-from engines.spec import IGNORE_LABEL, RGB
+from engines.model_spec import IGNORE_LABEL, RGB
 from pipeline.checkpoints.files import read_json
-from pipeline.segformer import SegFormerConfig
+from pipeline.models.segformer import SegFormerConfig
 
 _EPS = 1e-5
 _GELU = {

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.checkpoints.common import Parsed, State, require, split_rows, transfer
 from pipeline.checkpoints.nvlabs import count_blocks, variant_of
-from pipeline.segformer import SegFormer, SegFormerConfig
+from pipeline.models.segformer import SegFormer, SegFormerConfig
 
 NAME = "mmsegmentation SegFormer"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engines.errors import DeployError
 from pipeline.checkpoints.common import Parsed, State, require, split_rows, transfer
-from pipeline.segformer import VARIANTS, SegFormer, SegFormerConfig
+from pipeline.models.segformer import VARIANTS, SegFormer, SegFormerConfig
 
 NAME = "NVlabs/SegFormer"
 

@@ -16,8 +16,8 @@ import torch
 
 from engines.errors import DeployError
 from pipeline.checkpoints.common import Parsed, State, require, split_rows, transfer
-from pipeline.setr import MLA_LEVELS, SETR, SETRConfig, mla_taps
-from pipeline.vit import ViTConfig, resize_position
+from pipeline.models.setr import MLA_LEVELS, SETR, SETRConfig, mla_taps
+from pipeline.models.vit import ViTConfig, resize_position
 
 NAME = "fudan-zvg/SETR"
 PUP_STAGES = 4

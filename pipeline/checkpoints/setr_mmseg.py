@@ -18,8 +18,8 @@ from pipeline.checkpoints.setr_fudan import (
     finish,
     prepare_encoder,
 )
-from pipeline.setr import MLA_LEVELS, SETRConfig
-from pipeline.vit import ViTConfig
+from pipeline.models.setr import MLA_LEVELS, SETRConfig
+from pipeline.models.vit import ViTConfig
 
 NAME = "mmsegmentation SETR"
 UPSAMPLE = {1: 4, 4: 1}  # stages: in-graph factor at the classifier; PUP's last x2 is left to the runtime

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from engines.base import Float32
 from engines.bundle import file_sha256
+from engines.contract import Float32
 from engines.errors import DeployError
-from engines.palettes import DATASETS, default_classes, palette_for
-from engines.spec import ModelSpec
+from engines.images.palettes import DATASETS, default_classes, palette_for
+from engines.model_spec import ModelSpec
 from pipeline.checkpoints import load_model
-from pipeline.export import export, import_onnx, trace
-from pipeline.graph import OnnxGraph, run_onnx
+from pipeline.graph.export import export, import_onnx, trace
+from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 
 
 @dataclass(frozen=True)

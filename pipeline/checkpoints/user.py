@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import DeployError
-from engines.spec import MAX_CLASSES, ModelSpec
+from engines.model_spec import MAX_CLASSES, ModelSpec
 from pipeline.checkpoints.common import LoadedModel, State, check_finite
 from pipeline.checkpoints.files import files_sha256, read_state
 
@@ -53,7 +53,7 @@ def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> 
     classes, stride = _measure(module, window, source)
     if spec is None:
         # Imported here: this table of data sets is no part of reading weights.
-        from engines.palettes import default_classes, palette_for
+        from engines.images.palettes import default_classes, palette_for
 
         names = default_classes(classes)
         spec = ModelSpec("custom", source, names, palette_for(names), logits_stride=stride)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.tiling import Tiling
-from pipeline.metrics import Confusion, LabelAgreement, boundary_band, label_agreement, seam_band
+from engines.tiling.placement import Tiling
+from pipeline.evaluation.metrics import Confusion, LabelAgreement, boundary_band, label_agreement, seam_band
 
 UInt8 = NDArray[np.uint8]
 

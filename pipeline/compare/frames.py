@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.datasets import Dataset
-from calib.label_map import LabelMap
+from calib.data.datasets import Dataset
+from calib.data.label_map import LabelMap
 from engines.errors import DeployError
-from engines.images import MAX_PIXELS, read_image, resize_image, resize_labels
-from engines.spec import ModelSpec
+from engines.images.read import MAX_PIXELS, read_image, resize_image, resize_labels
+from engines.model_spec import ModelSpec
 
 UInt8 = NDArray[np.uint8]
 

@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engines.bench import Stats
 from engines.errors import DeployError
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
-from engines.worker import Frame, Opened, Worker
+from engines.measure.bench import Stats
+from engines.measure.worker import Frame, Opened, Worker
+from engines.model_spec import ModelSpec
+from engines.tiling.placement import Tiling
 from pipeline.compare.agreement import Agreement, Tally
 from pipeline.compare.frames import Frames
 from pipeline.compare.rows import PARTS, Timing
 from pipeline.compare.worst import Picture, Worst
-from pipeline.metrics import Confusion, Scores
+from pipeline.evaluation.metrics import Confusion, Scores
 
 UInt8 = NDArray[np.uint8]
 Log = Callable[[str, str], None]

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.bench import Stats
 from engines.errors import DeployError
+from engines.measure.bench import Stats
 from pipeline.compare.agreement import Agreement
 
 SCHEMA = 1
@@ -115,7 +115,7 @@ class Comparison:
     """Every row, the reference first, with all that is needed to read and to repeat them.
 
     classes: the model's, in which agreement is counted.  data_classes: those of the labels, for mIoU.
-    data: path, sha256 of its files, images, labelled.  machine, versions: see engines.bench.settings.
+    data: path, sha256 of its files, images, labelled.  machine, versions: see engines.measure.bench.settings.
     ship: the name of the row to ship, or None.  verdict: one line that says which and why.
     """
 

@@ -11,23 +11,24 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from calib.datasets import LabelOptions, open_dataset
-from calib.label_map import LabelMap
-from calib.ranges import Ranges
-from engines.base import PRECISIONS, choose_backend
-from engines.bench import settings
+from calib.data.datasets import LabelOptions, open_dataset
+from calib.data.label_map import LabelMap
+from calib.ranges.ranges import Ranges
+from engines.backends import choose_backend
 from engines.bundle import ENGINE, MANIFEST, Manifest, file_sha256, writing
+from engines.contract import PRECISIONS
 from engines.errors import DeployError
-from engines.images import MAX_PIXELS
+from engines.images.read import MAX_PIXELS
+from engines.measure.bench import settings
 from pipeline.build import BuildRequest, build_bundle
-from pipeline.calibrate import CalibrateRequest, calibrate
-from pipeline.compare.figure import require_matplotlib
+from pipeline.checkpoints.sources import load_source
 from pipeline.compare.frames import Frames
 from pipeline.compare.judge import Limits, judge, verdict
 from pipeline.compare.measure import Measured, measure
+from pipeline.compare.report.figure import require_matplotlib
+from pipeline.compare.report.write import FILES, JSON, RANGES, write
 from pipeline.compare.rows import Comparison, Row, yardstick
-from pipeline.compare.write import FILES, JSON, RANGES, write
-from pipeline.sources import load_source
+from pipeline.precision.calibrate import CalibrateRequest, calibrate
 
 Log = Callable[[str, str], None]
 

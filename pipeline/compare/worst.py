@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.masks import overlay, shrink
-from engines.spec import RGB
+from engines.images.write import overlay, shrink
+from engines.model_spec import RGB
 
 UInt8 = NDArray[np.uint8]
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from calib.scenes import CLASSES, Scene, render
-from engines.spec import IMAGENET_MEAN, IMAGENET_STD
+from calib.data.scenes import CLASSES, Scene, render
+from engines.model_spec import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.checkpoints import load_model
 
 

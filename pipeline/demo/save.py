@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from calib.scenes import CLASSES, PALETTE
-from engines.spec import IMAGENET_MEAN, IMAGENET_STD
-from pipeline.segformer import SegFormer
+from calib.data.scenes import CLASSES, PALETTE
+from engines.model_spec import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.models.segformer import SegFormer
 
 
 def save_hugging_face(model: SegFormer, folder: Path) -> None:

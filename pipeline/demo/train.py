@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calib.scenes import CLASSES, Scene, render
-from engines.spec import IMAGENET_MEAN, IMAGENET_STD
+from calib.data.scenes import CLASSES, Scene, render
+from engines.model_spec import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.demo.save import load_hugging_face, save_hugging_face
-from pipeline.segformer import SegFormer, SegFormerConfig
+from pipeline.models.segformer import SegFormer, SegFormerConfig
 
 SCENES = 500
 # Side and batch.  Attention sees (side / 32)^2 keys, so a model trained on small crops alone would meet a thousand

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from calib.datasets import Dataset
+from calib.data.datasets import Dataset
 from engines.bundle import MANIFEST, Manifest, file_sha256
 from engines.errors import DeployError, GateError
-from engines.images import MAX_PIXELS, UInt8, read_image, resize_image, resize_labels
+from engines.images.read import MAX_PIXELS, UInt8, read_image, resize_image, resize_labels
 from engines.segmenter import Segmenter, Timings
-from pipeline.metrics import Confusion, Scores
+from pipeline.evaluation.metrics import Confusion, Scores
 
 EVALUATE_JSON = "evaluate.json"
 PARTS = ("gather", "engine", "stitch", "frame")

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import DeployError
-from engines.spec import IGNORE_LABEL, MAX_CLASSES
-from engines.tiling import Tiling
+from engines.model_spec import IGNORE_LABEL, MAX_CLASSES
+from engines.tiling.placement import Tiling
 
 UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]

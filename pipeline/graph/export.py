@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from torch import nn
 
 from engines.errors import DeployError
-from pipeline.graph import OnnxGraph, Step, from_model
+from pipeline.graph.onnx_graph import OnnxGraph, Step, from_model
 
 OPSET = 18  # the first with today's Resize; LayerNormalization has been one node since 17
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import onnx
 
-from pipeline.graph import OnnxGraph
+from pipeline.graph.onnx_graph import OnnxGraph
 
 Shape = tuple[int, ...]
 

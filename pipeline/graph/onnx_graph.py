@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from engines.base import Float32
+from engines.contract import Float32
 from engines.errors import DeployError
 
 

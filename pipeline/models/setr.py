@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.errors import DeployError
-from pipeline.vit import PATCH, VARIANTS, ViT, ViTConfig
+from pipeline.models.vit import PATCH, VARIANTS, ViT, ViTConfig
 
 __all__ = ["DECODERS", "SETR", "VARIANTS", "SETRConfig", "mla_taps"]
 

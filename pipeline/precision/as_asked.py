@@ -9,19 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calib.ranges import Ranges
-from calib.windows import CalibrationSet, draw_windows
-from engines.base import Backend, BuildConfig, Float32
+from calib.ranges.ranges import Ranges
+from calib.ranges.windows import CalibrationSet, draw_windows
+from engines.contract import Backend, BuildConfig, Float32
 from engines.errors import DeployError, GateError
-from pipeline.auto import HELD_OUT, scorer
-from pipeline.calibrate import DEFAULT_WINDOWS, CalibrateRequest, collect_ranges
-from pipeline.fingerprint import graph_sha256
-from pipeline.graph import OnnxGraph
-from pipeline.observe import Effort
+from pipeline.checkpoints.sources import Source
+from pipeline.graph.fingerprint import graph_sha256
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.precision.budget import HELD_OUT, scorer
+from pipeline.precision.calibrate import DEFAULT_WINDOWS, CalibrateRequest, collect_ranges
 from pipeline.precision.lower import Log, Lowered, lower
+from pipeline.precision.observe import Effort
 from pipeline.precision.search import Workbench, search
 from pipeline.scenes_folder import render_folder
-from pipeline.sources import Source
 
 if TYPE_CHECKING:
     from pipeline.build import BuildRequest

@@ -14,12 +14,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from calib.ranges import Ranges
-from pipeline.graph import OnnxGraph
+from calib.ranges.ranges import Ranges
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.view import GraphView, attribute, fresh, names_of, view
 from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.plan_int8 import weight_axis
 from pipeline.precision.quantise import dequantise, quantise, weight_scales
-from pipeline.precision.view import GraphView, attribute, fresh, names_of, view
 
 F64 = NDArray[np.float64]
 

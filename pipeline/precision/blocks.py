@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from pipeline.graph.view import GraphView
 from pipeline.precision.plan import PrecisionPlan
-from pipeline.precision.view import GraphView
 
 MOST = 16  # blocks; neighbours are joined beyond that, so that a search takes minutes and not hours
 

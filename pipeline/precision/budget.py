@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calib.datasets import Dataset
-from engines.base import Float32, Session
-from engines.images import MAX_PIXELS
+from calib.data.datasets import Dataset
+from engines.contract import Float32, Session
+from engines.images.read import MAX_PIXELS
+from engines.model_spec import ModelSpec
 from engines.segmenter import Segmenter
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
-from pipeline.evaluate import score
+from engines.tiling.placement import Tiling
+from pipeline.evaluation.evaluate import score
 from pipeline.precision.search import Score
 
 HELD_OUT = 4  # windows

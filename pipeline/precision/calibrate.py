@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from calib.collector import Observed
-from calib.histogram import METHODS, check_percentile
-from calib.ranges import Ranges
-from calib.windows import CalibrationSet, draw_windows
-from engines.assemble import Log
+from calib.ranges.collector import Observed
+from calib.ranges.histogram import METHODS, check_percentile
+from calib.ranges.ranges import Ranges
+from calib.ranges.windows import CalibrationSet, draw_windows
 from engines.errors import DeployError
-from engines.images import MAX_PIXELS
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
-from pipeline.export import simplify
-from pipeline.fingerprint import graph_sha256
-from pipeline.graph import OnnxGraph
-from pipeline.observe import Effort, collect, quantizable_tensors, with_moved
-from pipeline.rewrites import apply_rules
-from pipeline.sources import Source, SourceOptions, load_source, summary
+from engines.images.read import MAX_PIXELS
+from engines.model_spec import ModelSpec
+from engines.proof.rebuild import Log
+from engines.tiling.placement import Tiling
+from pipeline.checkpoints.sources import Source, SourceOptions, load_source, summary
+from pipeline.graph.export import simplify
+from pipeline.graph.fingerprint import graph_sha256
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.rewrites import apply_rules
+from pipeline.precision.observe import Effort, collect, quantizable_tensors, with_moved
 
 # On SegFormer-B0 and CamVid (24 windows; 16 held out), only the inputs of Linear and Conv rounded to int8: label
 # agreement with float32 99.3 % by mse and by percentile 99.99, 98.6 % by max, 97.8 % by entropy.

@@ -12,9 +12,9 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.graph import OnnxGraph
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.view import attribute, fresh, names_of, view
 from pipeline.precision.types import FLOATS
-from pipeline.precision.view import attribute, fresh, names_of, view
 
 _HALVES = {FLOATS["fp16"].onnx_type, FLOATS["bf16"].onnx_type}
 

@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 import onnx
 
-from engines.base import BuildConfig, Float32
-from engines.openvino_backend import observing
-from pipeline.graph import OnnxGraph, open_onnx
-from pipeline.observe import float_shapes, image_input, moved_tensors, quantizable_tensors, split, with_outputs
-from pipeline.precision.view import GraphView, view
+from engines.backends.openvino import observing
+from engines.contract import BuildConfig, Float32
+from pipeline.graph.onnx_graph import OnnxGraph, open_onnx
+from pipeline.graph.view import GraphView, view
+from pipeline.precision.observe import (
+    float_shapes,
+    image_input,
+    moved_tensors,
+    quantizable_tensors,
+    split,
+    with_outputs,
+)
 
 BUDGET = 512 << 20  # bytes of activations held at once
 

@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 
 from engines.errors import DeployError
+from pipeline.graph.view import MOVES, GraphView
 from pipeline.precision.plan import UNDEFINED, NodePlan, PrecisionPlan
 from pipeline.precision.types import FLOATS, Float, main_variable_allows
-from pipeline.precision.view import MOVES, GraphView
 
 STATISTICS = {
     "LayerNormalization": "mean and variance",

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from calib.ranges import Ranges
-from engines.agreement import Agreement, Gate, compare_logits
-from engines.base import Float32
+from calib.ranges.ranges import Ranges
+from engines.contract import Float32
 from engines.errors import DeployError
-from pipeline.graph import OnnxGraph, run_onnx
+from engines.proof.agreement import Agreement, Gate, compare_logits
+from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
+from pipeline.graph.view import view
 from pipeline.precision.bias import correct_bias
 from pipeline.precision.extremes import carried_over, extremes
 from pipeline.precision.islands import IslandOptions, plan_float
@@ -20,7 +21,6 @@ from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.plan_int8 import Int8Options, plan_int8
 from pipeline.precision.smooth import smooth
 from pipeline.precision.verify import verify_lowered
-from pipeline.precision.view import view
 
 Log = Callable[[str, str], None]
 

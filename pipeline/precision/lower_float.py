@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import DeployError
-from pipeline.graph import OnnxGraph
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.view import GraphView, constants_to_initializers, fresh, names_of, view
 from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.types import FLOATS, OPSET_QDQ, OPSET_QDQ_FP32, OPSETS, Float, allowed, schema_of, variables
-from pipeline.precision.view import GraphView, constants_to_initializers, fresh, names_of, view
 
 
 def prepare(graph: OnnxGraph, target: str, qdq: bool = False) -> OnnxGraph:

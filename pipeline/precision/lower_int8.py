@@ -15,12 +15,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from calib.ranges import Ranges
-from pipeline.graph import OnnxGraph
+from calib.ranges.ranges import Ranges
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.view import GraphView, fresh, names_of, view
 from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.plan_int8 import weight_axis
 from pipeline.precision.quantise import quantise, scale_from_amax, weight_scales
-from pipeline.precision.view import GraphView, fresh, names_of, view
 
 
 def lower_int8(graph: OnnxGraph, plan: PrecisionPlan, ranges: Ranges, stored: str = "fp32") -> OnnxGraph:

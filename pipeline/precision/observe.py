@@ -13,16 +13,16 @@ from typing import Any
 import onnx
 from tqdm import tqdm
 
-from calib.collector import Collector, Observed
-from calib.ranges import TensorRange
-from calib.windows import CalibrationSet
-from engines.base import BuildConfig, Float32
+from calib.ranges.collector import Collector, Observed
+from calib.ranges.ranges import TensorRange
+from calib.ranges.windows import CalibrationSet
+from engines.backends.openvino import observing
+from engines.contract import BuildConfig, Float32
 from engines.errors import DeployError
-from engines.openvino_backend import observing
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
-from pipeline.fingerprint import graph_sha256
-from pipeline.graph import OnnxGraph
+from engines.model_spec import ModelSpec
+from engines.tiling.placement import Tiling
+from pipeline.graph.fingerprint import graph_sha256
+from pipeline.graph.onnx_graph import OnnxGraph
 
 BUDGET = 10**9  # bytes of observed tensors in one pass
 SAVE_EVERY_S = 10.0

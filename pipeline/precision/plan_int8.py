@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calib.ranges import Ranges
+from calib.ranges.ranges import Ranges
 from engines.errors import DeployError
+from pipeline.graph.view import GraphView, attribute
 from pipeline.precision.islands import classifier_of
 from pipeline.precision.plan import NodePlan, PrecisionPlan
-from pipeline.precision.view import GraphView, attribute
 
 NARROW = 16
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from calib.ranges import Ranges
-from engines.base import Backend, BuildConfig, Float32, Session
+from calib.ranges.ranges import Ranges
+from engines.contract import Backend, BuildConfig, Float32, Session
 from engines.errors import DeployError
-from pipeline.graph import OnnxGraph
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.view import view
 from pipeline.precision.blocks import Block, blocks_of
 from pipeline.precision.extremes import carried_over, extremes
 from pipeline.precision.lower import Log, LowerOptions, prepare_int8, to_float
@@ -25,8 +26,7 @@ from pipeline.precision.lower_int8 import lower_int8
 from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.plan_int8 import plan_int8
 from pipeline.precision.smooth import smooth
-from pipeline.precision.view import view
-from pipeline.timing import compiled, median_ms
+from pipeline.side_by_side import compiled, median_ms
 
 NOISE = 0.01  # of the time: a smaller gain of one block may be chance
 WORTH = 0.02  # of the time: a coarser precision must gain at least this over a finer one

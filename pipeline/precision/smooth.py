@@ -16,10 +16,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from calib.ranges import Ranges, TensorRange
-from pipeline.graph import OnnxGraph
+from calib.ranges.ranges import Ranges, TensorRange
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.view import GraphView, attribute, fresh, names_of, view
 from pipeline.precision.plan import PrecisionPlan
-from pipeline.precision.view import GraphView, attribute, fresh, names_of, view
 
 F64 = NDArray[np.float64]
 ALPHA = 0.5

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from pipeline.precision.view import GraphView
+from pipeline.graph.view import GraphView
 
 
 @dataclass(frozen=True)

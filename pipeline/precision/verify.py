@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engines.agreement import Agreement, Gate, compare_logits
-from engines.base import Float32
+from engines.contract import Float32
 from engines.errors import GateError
-from pipeline.graph import OnnxGraph, run_onnx
+from engines.proof.agreement import Agreement, Gate, compare_logits
+from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
+from pipeline.graph.view import view
 from pipeline.precision.emulate import emulate
 from pipeline.precision.extremes import tensors
-from pipeline.precision.view import view
 
 
 @dataclass(frozen=True)

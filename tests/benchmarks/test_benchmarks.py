@@ -23,7 +23,7 @@ from benchmarks.peers.startup import RunRow
 from benchmarks.slide import clear_pixels, slide
 from tests.models import tiny
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def _row(name: str, frames: tuple[float, ...], speedup: float) -> Row:

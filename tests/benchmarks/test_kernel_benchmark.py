@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from benchmarks import kernels as benchmark
-from engines.device.base import GpuInfo
-from engines.device.launch import Launch
 from engines.errors import DeployError
-from tests.engines.emulated import Emulated, build
+from engines.gpu.launch import Launch
+from engines.tiling.device import GpuInfo
+from tests.engines.gpu.emulated import Emulated, build
 
 
 class FakeGpu:
@@ -98,7 +98,7 @@ def _install(monkeypatch: pytest.MonkeyPatch, emulated: Emulated, refuse: bool =
         assert gpu.graphs == 0
 
     for name, content in (("cuda", {"open_gpu": open_gpu}), ("graph", {"CaptureRefusedError": CaptureRefusedError})):
-        module = types.ModuleType(f"engines.device.{name}")
+        module = types.ModuleType(f"engines.gpu.{name}")
         module.__dict__.update(content)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(benchmark, "compile_kernels", lambda sm: b"")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.tensorrt_api.machine import ORIN, Machine, write_graph
+from tests.engines.backends.tensorrt.api.machine import ORIN, Machine, write_graph
 
 Start = Callable[..., Machine]
 

@@ -13,7 +13,7 @@ import pytest
 
 from engines.bundle import ENGINE, FILES, GOLDEN, MANIFEST, REPORT, Manifest, file_sha256, open_bundle, writing
 from engines.errors import DeployError
-from engines.golden import Golden
+from engines.proof.golden import Golden
 from engines.segmenter import open_segmenter
 
 

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 import deploy
-from engines.device.host import HostDevice, HostFrame
 from engines.errors import DeployError, GpuLostError
-from engines.inputs import expand
-from engines.runner import RunOptions, run_images
+from engines.folder_run import RunOptions, run_images
+from engines.images.inputs import expand
 from engines.segmenter import Segmenter, open_segmenter
+from engines.tiling.host import HostDevice, HostFrame
 
 
 class _LateDevice(HostDevice):

@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engines.device.host import HostFrame
 from engines.errors import DeployError
+from engines.model_spec import ModelSpec
 from engines.segmenter import Segmenter, open_segmenter
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
+from engines.tiling.host import HostFrame
+from engines.tiling.placement import Tiling
 from tests.models import tiny
 
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from engines.assemble import rebuild
-from engines.base import get_backend
+from engines.backends import get_backend
 from engines.bundle import GOLDEN, open_bundle
 from engines.errors import DeployError, GateError
-from engines.golden import Golden
+from engines.proof.golden import Golden
+from engines.proof.rebuild import rebuild
 from engines.segmenter import open_segmenter
-from engines.tiling import Tiling
+from engines.tiling.placement import Tiling
 from pipeline.build import BuildRequest, build_bundle, slide_labels
-from pipeline.sources import SourceOptions
+from pipeline.checkpoints.sources import SourceOptions
 from tests import models
 
 TILING = Tiling(64, 96, 48, 64)
@@ -130,7 +130,7 @@ def test_the_photograph_to_verify_on_is_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["fudan", "mmseg"])
 def test_a_published_setr_checkpoint_becomes_an_engine(tmp_path: Path, layout: str, decoder: str) -> None:
     """From a .pth in the published layout to labels, against the functional reading of that code base."""
-    from tests.pipeline import test_setr_checkpoints as setr
+    from tests.pipeline.checkpoints import test_setr_layouts as setr
 
     state = {"fudan": setr.fudan_state, "mmseg": setr.mmseg_state}[layout](decoder)
     reference = {"fudan": setr.fudan_reference, "mmseg": setr.mmseg_reference}[layout]

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: one builder and one runtime over either SDK."""

@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engines.base import Backend, BuildConfig, DeviceSession, Float32, TensorRTOptions
-from engines.device.base import GpuInfo
+from engines.backends.tensorrt import engine_file
+from engines.backends.tensorrt.build import Room, build_plan
+from engines.backends.tensorrt.features import has_bf16, require, strongly_typed
+from engines.backends.tensorrt.profile import measure
+from engines.backends.tensorrt.scales import half_scales
+from engines.backends.tensorrt.sdk import Flavour, do_without
+from engines.backends.tensorrt.session import TensorRTSession
+from engines.backends.tensorrt.timing_cache import TimingCache
+from engines.contract import Backend, BuildConfig, DeviceSession, Float32, TensorRTOptions
 from engines.errors import DeployError
-from engines.jetson import read_jetson
 from engines.layers import Layer
-from engines.trt import blob as engine_file
-from engines.trt.builder import Room, build_plan
-from engines.trt.cache import TimingCache
-from engines.trt.features import has_bf16, require, strongly_typed
-from engines.trt.flavour import Flavour, do_without
-from engines.trt.inspector import measure
-from engines.trt.runtime import TensorRTSession
-from engines.trt.scales import half_scales
+from engines.machine.jetson import read_jetson
+from engines.tiling.device import GpuInfo
 
 
 class TensorRTFamily(Backend, ABC):
@@ -40,8 +40,8 @@ class TensorRTFamily(Backend, ABC):
 
     def unavailable(self) -> str | None:
         """Looks for the package first, then for a GPU, and imports the package last: it is large."""
-        from engines.device.cuda import gpu_info
-        from engines.device.cuda import unavailable as gpu_unavailable
+        from engines.gpu.context import gpu_info
+        from engines.gpu.context import unavailable as gpu_unavailable
 
         title = self.flavour.title
         if importlib.util.find_spec(self.flavour.module) is None:
@@ -136,7 +136,7 @@ class TensorRTFamily(Backend, ABC):
         reason = engine_file.refuses(header, self.version(), self.device(), self.flavour.ahead)
         if reason:
             raise DeployError(f"engine: {reason}; build the bundle again here")
-        from engines.device.cuda import open_gpu
+        from engines.gpu.context import open_gpu
 
         with open_gpu() as gpu:
             session = TensorRTSession(self.sdk(), self._title(), header, plan, config.model, gpu)
@@ -150,8 +150,8 @@ class TensorRTFamily(Backend, ABC):
 
     def _gpu(self) -> GpuInfo | None:
         """None where there is no GPU and this package can do without.  Raises DeployError."""
-        from engines.device.cuda import gpu_info
-        from engines.device.cuda import unavailable as gpu_unavailable
+        from engines.gpu.context import gpu_info
+        from engines.gpu.context import unavailable as gpu_unavailable
 
         if self.flavour.ahead and gpu_unavailable() is not None:
             return None
@@ -161,7 +161,7 @@ class TensorRTFamily(Backend, ABC):
     def _room(self, info: GpuInfo | None) -> Room | None:
         if info is None:
             return None
-        from engines.device.cuda import open_gpu
+        from engines.gpu.context import open_gpu
 
         with open_gpu() as gpu:
             return Room(gpu.free_memory(), info.integrated)

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.base import BuildConfig, TensorRTOptions
+from engines.backends.tensorrt import dla
+from engines.backends.tensorrt.features import HARDWARE, member, strongly_typed
+from engines.backends.tensorrt.messages import build_error, errors_of, logger_of, no_kernels, warnings_of
+from engines.backends.tensorrt.network import Parsed, keep_types
+from engines.backends.tensorrt.progress import Progress, make_monitor, run_cancellable
+from engines.backends.tensorrt.sdk import Flavour
+from engines.backends.tensorrt.timing_cache import Log, TimingCache
+from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
-from engines.trt import dla
-from engines.trt.cache import Log, TimingCache
-from engines.trt.errors import build_error, errors_of, logger_of, no_kernels, warnings_of
-from engines.trt.features import HARDWARE, member, strongly_typed
-from engines.trt.flavour import Flavour
-from engines.trt.network import Parsed, keep_types
-from engines.trt.progress import Progress, make_monitor, run_cancellable
 
 MIB = 2**20
 _WARNINGS = 3  # shown

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from engines.backends.tensorrt.features import member, name_of
+from engines.backends.tensorrt.network import Parsed, held_types
 from engines.errors import DeployError
-from engines.trt.features import member, name_of
-from engines.trt.network import Parsed, held_types
 
 _SHOWN = 8  # types of layer
 

@@ -12,9 +12,9 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engines.base import TensorRTOptions
+from engines.backends.tensorrt.sdk import Sm, sm_of
+from engines.contract import TensorRTOptions
 from engines.errors import DeployError
-from engines.trt.flavour import Sm, sm_of
 
 MAGIC = b"edgeseg tensorrt engine 1\n"
 _LENGTH = 8  # bytes of the header's length, little endian

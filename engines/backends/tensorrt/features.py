@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.base import TensorRTOptions
+from engines.backends.tensorrt.sdk import do_without
+from engines.contract import TensorRTOptions
 from engines.errors import DeployError
-from engines.trt.flavour import do_without
 
 HARDWARE = {"same_cc": "SAME_COMPUTE_CAPABILITY", "ampere_plus": "AMPERE_PLUS"}
 

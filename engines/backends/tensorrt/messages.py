@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from engines.backends.tensorrt.features import name_of
 from engines.errors import DeployError
-from engines.trt.features import name_of
 
 _BAD = ("ERROR", "INTERNAL_ERROR")
 _NO_IMPLEMENTATION = re.compile(

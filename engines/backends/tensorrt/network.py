@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engines.backends.onnx_bytes import with_batch
+from engines.backends.tensorrt.features import member, name_of, network_flags
+from engines.backends.tensorrt.messages import errors_of, parse_error
 from engines.errors import DeployError
-from engines.onnx_batch import with_batch
-from engines.trt.errors import errors_of, parse_error
-from engines.trt.features import member, name_of, network_flags
 
 QUANTISERS = ("QUANTIZE", "DEQUANTIZE")
 _FLOATS = ("FLOAT", "HALF", "BF16")

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from engines.base import Float32
+from engines.backends.tensorrt.features import member
+from engines.backends.tensorrt.session import TensorRTSession
+from engines.contract import Float32
 from engines.errors import DeployError
 from engines.layers import Layer, from_microseconds
-from engines.trt.features import member
-from engines.trt.runtime import TensorRTSession
 
 # By how 8.6 (sentences such as "Row major linear FP16 format") and 10 on ("Half") call them; the narrowest first.
 _NAMES = (

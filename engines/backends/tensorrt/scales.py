@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engines.onnx_batch import fields, inside, varint
+from engines.backends.onnx_bytes import fields, inside, varint
 
 _HALVES = {10: "fp16", 16: "bf16"}  # of TensorProto.DataType
 _QUANTISERS = (b"QuantizeLinear", b"DequantizeLinear")

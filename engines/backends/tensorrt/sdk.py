@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from engines.base import TensorRTOptions
+from engines.contract import TensorRTOptions
 from engines.errors import DeployError
 
 Sm = tuple[int, int]

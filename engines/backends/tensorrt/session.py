@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engines.base import Float32, Tensor
-from engines.device.base import Gpu
-from engines.device.through import HostRun
+from engines.backends.tensorrt.engine_file import Header, digest
+from engines.backends.tensorrt.features import name_of
+from engines.backends.tensorrt.messages import errors_of, load_error, logger_of, no_kernels, one_line
+from engines.backends.tensorrt.network import file_for
+from engines.contract import Float32, Tensor
 from engines.errors import DeployError
-from engines.trt.blob import Header, digest
-from engines.trt.errors import errors_of, load_error, logger_of, no_kernels, one_line
-from engines.trt.features import name_of
-from engines.trt.network import file_for
+from engines.gpu.host_copies import HostRun
+from engines.tiling.device import Gpu
 
 _DTYPES = {"FLOAT": "fp32", "HALF": "fp16"}
 
 
 class TensorRTSession:
-    """One engine with one execution context.  engines.base.DeviceSession.
+    """One engine with one execution context.  engines.contract.DeviceSession.
 
     Raises DeployError when the SDK refuses the plan.  header and plan have been checked.
     """

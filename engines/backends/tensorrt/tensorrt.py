@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.trt.backend import TensorRTFamily
-from engines.trt.flavour import Flavour
+from engines.backends.tensorrt.backend import TensorRTFamily
+from engines.backends.tensorrt.sdk import Flavour
 
 
 class TensorRTBackend(TensorRTFamily):

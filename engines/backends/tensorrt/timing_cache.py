@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engines.backends.tensorrt.engine_file import Gpu, digest
 from engines.errors import DeployError
 from engines.files import replacing
-from engines.trt.blob import Gpu, digest
 
 Log = Callable[[str, str], None]
 _MAGIC = b"edgeseg timing cache 1\n"

@@ -10,9 +10,9 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import DeployError
-from engines.interpreter import pip_install
+from engines.machine.interpreter import pip_install
+from pipeline.compare.report.theme import LIGHT, Theme, colour
 from pipeline.compare.rows import Comparison, Row, class_changes
-from pipeline.compare.theme import LIGHT, Theme, colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,13 +6,13 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from engines.masks import jpeg_bytes
-from pipeline.compare.figure import class_panel, trade_off
+from engines.images.write import jpeg_bytes
 from pipeline.compare.judge import BASELINES
+from pipeline.compare.report.figure import class_panel, trade_off
+from pipeline.compare.report.style import CSS
+from pipeline.compare.report.table import cells, class_table, executed, parts_note, result, split_cells
+from pipeline.compare.report.theme import DARK, LIGHT, colour
 from pipeline.compare.rows import Comparison, Row, drop, percent
-from pipeline.compare.style import CSS
-from pipeline.compare.table import cells, class_table, executed, parts_note, result, split_cells
-from pipeline.compare.theme import DARK, LIGHT, colour
 from pipeline.compare.worst import Picture
 
 # Nothing may be fetched or run, whatever names and paths say.

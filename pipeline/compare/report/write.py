@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.compare.figure import picture
-from pipeline.compare.page import page
+from pipeline.compare.report.figure import picture
+from pipeline.compare.report.page import page
+from pipeline.compare.report.table import markdown
 from pipeline.compare.rows import Comparison
-from pipeline.compare.table import markdown
 from pipeline.compare.worst import Picture
 
 JSON = "compare.json"

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from engines.base import Float32
-from engines.batches import NEUTRAL
+from engines.contract import Float32
 from engines.errors import DeployError
-from pipeline.batches.fixes import FIXES
-from pipeline.batches.proof import confirm
-from pipeline.batches.walk import Declined, Walk
-from pipeline.graph import OnnxGraph
-from pipeline.precision.view import constants_to_initializers
+from engines.proof.batch_gate import NEUTRAL
+from pipeline.graph.batches.fixes import FIXES
+from pipeline.graph.batches.proof import confirm
+from pipeline.graph.batches.walk import Declined, Walk
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.view import constants_to_initializers
 
 
 def for_any_batch(graph: OnnxGraph, windows: Sequence[Float32], batches: Sequence[int] = (2, 3)) -> OnnxGraph:

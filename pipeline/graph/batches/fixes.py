@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from pipeline.batches.walk import Declined, Shape, Walk, label
-from pipeline.precision.view import attribute, fresh
+from pipeline.graph.batches.walk import Declined, Shape, Walk, label
+from pipeline.graph.view import attribute, fresh
 
 
 def fix_reshape(walk: Walk, node: onnx.NodeProto) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from engines.base import Float32
-from engines.batches import different
-from pipeline.batches.walk import Declined
-from pipeline.graph import OnnxGraph, open_onnx
+from engines.contract import Float32
+from engines.proof.batch_gate import different
+from pipeline.graph.batches.walk import Declined
+from pipeline.graph.onnx_graph import OnnxGraph, open_onnx
 from pipeline.precision.emulate import emulate
 
 # The same sums in another order at most, and a rounding that falls the other way after it.  Measured: 0 on every model

@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.graph.view import GraphView, fresh, names_of, view
 from pipeline.precision.types import schema_of
-from pipeline.precision.view import GraphView, fresh, names_of, view
 
 PROBE = 5  # windows
 SMALL = 64  # elements; larger constants are weights, whose values no shape depends on

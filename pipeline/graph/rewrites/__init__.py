@@ -11,9 +11,16 @@ from types import ModuleType
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from pipeline.graph import OnnxGraph, Step
-from pipeline.macs import count_macs
-from pipeline.rewrites import commute_resize, drop_resize, fold_scale, linear_on_map, merge_convs, split_concat
+from pipeline.graph.macs import count_macs
+from pipeline.graph.onnx_graph import OnnxGraph, Step
+from pipeline.graph.rewrites import (
+    commute_resize,
+    drop_resize,
+    fold_scale,
+    linear_on_map,
+    merge_convs,
+    split_concat,
+)
 
 # The order matters: each opens the way for the next, and together they fold SegFormer's decoder.
 RULES: tuple[ModuleType, ...] = (drop_resize, fold_scale, linear_on_map, split_concat, commute_resize, merge_convs)

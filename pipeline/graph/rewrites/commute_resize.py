@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.rewrites.surgery import Conv, Editor, Outcome, constant, conv, only_producer, shape, text
+from pipeline.graph.rewrites.surgery import Conv, Editor, Outcome, constant, conv, only_producer, shape, text
 
 NAME = "1x1 convolution before the upsampling"
 

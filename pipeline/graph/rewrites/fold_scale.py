@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.rewrites.surgery import Editor, Outcome, constant, only_producer, only_use, scalar, shape
+from pipeline.graph.rewrites.surgery import Editor, Outcome, constant, only_producer, only_use, scalar, shape
 
 NAME = "attention scale into the projection"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from engines.base import Backend, BuildConfig, Float32
-from pipeline.graph import OnnxGraph
-from pipeline.timing import compiled, median_ms
+from engines.contract import Backend, BuildConfig, Float32
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.side_by_side import compiled, median_ms
 
 
 def time_stages(

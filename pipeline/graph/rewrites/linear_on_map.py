@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.rewrites.surgery import Editor, Outcome, constant, integers, only_producer, shape
+from pipeline.graph.rewrites.surgery import Editor, Outcome, constant, integers, only_producer, shape
 
 NAME = "linear on a map -> 1x1 convolution"
 

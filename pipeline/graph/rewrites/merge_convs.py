@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.rewrites.surgery import Conv, Editor, Outcome, conv, integer, only_producer, shape
+from pipeline.graph.rewrites.surgery import Conv, Editor, Outcome, conv, integer, only_producer, shape
 
 NAME = "two convolutions in a row -> one"
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calib.datasets import Dataset, LabelOptions, open_dataset
-from calib.label_map import LabelMap
+from calib.data.datasets import Dataset, LabelOptions, open_dataset
+from calib.data.label_map import LabelMap
 from engines.errors import DeployError
-from engines.palettes import DATASETS, palette_for
-from engines.spec import ModelSpec
+from engines.images.palettes import DATASETS, palette_for
+from engines.model_spec import ModelSpec
 
 SIZE = (6, 8)
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calib.label_map import MAPS, LabelMap, read_label_map
+from calib.data.label_map import MAPS, LabelMap, read_label_map
 from engines.errors import DeployError
-from engines.palettes import DATASETS
+from engines.images.palettes import DATASETS
 
 CITYSCAPES, CAMVID = DATASETS["cityscapes"].names, DATASETS["camvid"].names
 

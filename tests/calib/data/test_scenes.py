@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from calib.scenes import CLASSES, PALETTE, POLE, render
+from calib.data.scenes import CLASSES, PALETTE, POLE, render
 
 
 def test_a_scene_is_a_function_of_its_seed() -> None:
@@ -57,7 +57,7 @@ def test_the_images_that_ship_are_these_scenes() -> None:
 
     from PIL import Image
 
-    folder = Path(__file__).parent.parent.parent / "pipeline" / "demo" / "images"
+    folder = Path(__file__).parents[3] / "pipeline" / "demo" / "images"
     for name, seed in (("street-1", 3), ("street-2", 12)):
         with Image.open(folder / f"{name}.jpg") as image:
             difference = np.asarray(image).astype(int) - render(seed, 1024, 2048).image

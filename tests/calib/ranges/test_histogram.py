@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from calib.histogram import BINS, METHODS, Histogram, divergence, squared_error, threshold
+from calib.ranges.histogram import BINS, METHODS, Histogram, divergence, squared_error, threshold
 from engines.errors import DeployError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from calib.ranges import Ranges, TensorRange
+from calib.ranges.ranges import Ranges, TensorRange
 from engines.errors import DeployError
 
 RANGES = Ranges(

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calib.windows import CalibrationSet, draw_windows
+from calib.ranges.windows import CalibrationSet, draw_windows
 from engines.errors import DeployError
-from engines.golden import windows_of
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
+from engines.model_spec import ModelSpec
+from engines.proof.golden import windows_of
+from engines.tiling.placement import Tiling
 
 TILING = Tiling(64, 96, 48, 64, padding="reflect")
 SPEC = ModelSpec("tiny", "", ("a", "b"), ((0, 0, 0), (1, 1, 1)), channel_order="BGR")

@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import gc, os, signal, sys, time
 from contextlib import ExitStack
 from pathlib import Path
-from engines.base import BuildConfig
-from engines.openvino_backend import observing
+from engines.contract import BuildConfig
+from engines.backends.openvino import observing
 
 model = (Path(sys.argv[1]) / "model.onnx").read_bytes()
 stacks = [ExitStack() for _ in range(2)]

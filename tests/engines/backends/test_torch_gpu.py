@@ -20,13 +20,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engines import base, torch_cuda_backend
-from engines.base import BuildConfig, get_backend
-from engines.device import cuda
-from engines.device.base import GpuInfo
+from engines import backends
+from engines.backends import get_backend, torch_gpu
+from engines.backends.torch_gpu_errors import reported
+from engines.contract import BuildConfig
 from engines.errors import DeployError, GpuLostError
-from engines.torch_cuda_errors import reported
-from pipeline.export import trace
+from engines.gpu import context
+from engines.tiling.device import GpuInfo
+from pipeline.graph.export import trace
 from tests.models import tiny
 
 SIZE = (64, 96)
@@ -53,7 +54,7 @@ def windows() -> np.ndarray:
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything as on a GPU, but for the name of the device."""
-    monkeypatch.setattr(torch_cuda_backend, "DEVICE", "cpu")
+    monkeypatch.setattr(torch_gpu, "DEVICE", "cpu")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
 
@@ -97,9 +98,9 @@ def test_types_and_constants_of_the_program_follow(windows: np.ndarray) -> None:
 
 def test_devices_of_the_program_follow(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the meta device: whatever had stayed on the CPU would refuse to meet the rest."""
-    monkeypatch.setattr(torch_cuda_backend, "DEVICE", "meta")
-    program = torch_cuda_backend.load_program(_program(_Stubborn().eval()))
-    module, shape = torch_cuda_backend._prepared(program, "fp16")
+    monkeypatch.setattr(torch_gpu, "DEVICE", "meta")
+    program = torch_gpu.load_program(_program(_Stubborn().eval()))
+    module, shape = torch_gpu._prepared(program, "fp16")
     logits = module(torch.zeros(shape, dtype=torch.float16, device="meta"))
     assert (logits.is_meta, logits.dtype, tuple(logits.shape)) == (True, torch.float16, (1, 5, 16, 24))
 
@@ -140,7 +141,7 @@ def test_enqueue_reads_and_writes_the_addresses_on_the_stream(
 @pytest.mark.usefixtures("on_cpu")
 def test_the_weights_are_given_back_though_the_session_is_held(program: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     modules: list[weakref.ref[Any]] = []
-    prepared, alive = torch_cuda_backend._prepared, list[bool]()
+    prepared, alive = torch_gpu._prepared, list[bool]()
 
     def watched(*arguments: Any) -> Any:
         module, shape = prepared(*arguments)
@@ -151,7 +152,7 @@ def test_the_weights_are_given_back_though_the_session_is_held(program: bytes, m
         gc.collect()
         alive.extend(module() is not None for module in modules)
 
-    monkeypatch.setattr(torch_cuda_backend, "_prepared", watched)
+    monkeypatch.setattr(torch_gpu, "_prepared", watched)
     monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
     with get_backend("torch_cuda").load(program, BuildConfig("fp32")) as session:
         assert session.input.shape == (1, 3, *SIZE)
@@ -212,9 +213,9 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", too_old)
     assert "driver on your system is too old (found version 11040).); look at nvidia-smi" in str(backend.unavailable())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda, "unavailable", lambda: "GPU: pycuda is not installed")
+    monkeypatch.setattr(context, "unavailable", lambda: "GPU: pycuda is not installed")
     assert backend.unavailable() == "GPU: pycuda is not installed"  # gather and stitch need it
-    monkeypatch.setattr(cuda, "unavailable", lambda: None)
+    monkeypatch.setattr(context, "unavailable", lambda: None)
     assert backend.unavailable() is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "not installed" in str(backend.unavailable())
@@ -227,17 +228,17 @@ def test_the_device_is_the_one_that_other_backends_name(monkeypatch: pytest.Monk
     found = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, total_memory=80 << 30, is_integrated=0)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", {0: found}.__getitem__)
-    monkeypatch.setattr(torch_cuda_backend, "_driver", lambda: 13000)
+    monkeypatch.setattr(torch_gpu, "_driver", lambda: 13000)
     expected = GpuInfo("NVIDIA H100", (9, 0), 13000, 80 << 30, False)
     assert [get_backend(name).device() for name in NAMES] == [str(expected)] * 2
 
 
 def test_auto_never_takes_a_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "BACKENDS", NAMES)
+    monkeypatch.setattr(backends, "BACKENDS", NAMES)
     for name in NAMES:
         monkeypatch.setattr(type(get_backend(name)), "unavailable", lambda self: None)
     with pytest.raises(DeployError, match="backend auto: none can run here"):
-        base.choose_backend("auto", "fp32")
+        backends.choose_backend("auto", "fp32")
 
 
 def _accelerator_error(text: str, code: int) -> RuntimeError:

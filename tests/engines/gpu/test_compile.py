@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from engines.device import compile as compiling
-from engines.device import kernels, nvrtc
-from engines.device.compile import SOURCE, compile_kernels, find_nvccs
 from engines.errors import DeployError
+from engines.gpu import compile as compiling
+from engines.gpu import kernels, nvrtc
+from engines.gpu.compile import SOURCE, compile_kernels, find_nvccs
 
 KERNELS = [f"tile_gather_{suffix}" for suffix in kernels.SUFFIX.values()] + [
     f"tile_stitch_{way}{confidence}_{suffix}"
@@ -192,8 +192,8 @@ def test_nvrtc_errors_are_named() -> None:
 
 
 def test_the_sources_are_part_of_the_package() -> None:
-    text = (SOURCE.parent.parent / "pyproject.toml").read_text()
-    assert 'engines = ["tile.cu", "tile*.cuh", "tile.h"]' in text
+    text = (SOURCE.parents[2] / "pyproject.toml").read_text()
+    assert '"engines.tiling" = ["tile.cu", "tile*.cuh", "tile.h"]' in text
     included = {
         name
         for path in SOURCE.parent.glob("tile*.cu*")

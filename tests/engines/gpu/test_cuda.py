@@ -1,6 +1,6 @@
 """The GPU runtime on the fake driver and the real pycuda, each check in a process that sees that driver.
 
-pycuda is built by tests/engines/fake_cuda/install_pycuda.sh; without it these are skipped.
+pycuda is built by tests/engines/gpu/fake_cuda/install_pycuda.sh; without it these are skipped.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines import emulated
+from tests.engines.gpu import emulated
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 HERE = Path(__file__).parent
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("pycuda") is None,
-    reason=f"pycuda is not installed; run: tests/engines/fake_cuda/install_pycuda.sh {sys.executable}",
+    reason=f"pycuda is not installed; run: tests/engines/gpu/fake_cuda/install_pycuda.sh {sys.executable}",
 )
 
 
@@ -83,7 +83,7 @@ def test_a_context_lost_in_the_middle_of_a_folder(
 ) -> None:
     """The masks that were written are whole and right, the others are reported, and nothing more runs on the GPU."""
     arguments = [str(launches), integrated, lazy, str(tmp_path)]
-    out, err = _finished(_start(environment, "tests.engines.fake_cuda.lost", *arguments))
+    out, err = _finished(_start(environment, "tests.engines.gpu.fake_cuda.lost", *arguments))
     seen = json.loads(out)
     report, written = seen["report"], seen["written"]
     assert masks[0] <= len(written) <= masks[1]

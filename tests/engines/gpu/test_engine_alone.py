@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.base import Float32, Tensor
-from engines.device.alone import EngineAlone, milliseconds_alone, runs_alone
-from engines.device.host import HostDevice
+from engines.contract import Float32, Tensor
 from engines.errors import DeployError
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
+from engines.gpu.engine_alone import EngineAlone, milliseconds_alone, runs_alone
+from engines.model_spec import ModelSpec
+from engines.tiling.host import HostDevice
+from engines.tiling.placement import Tiling
 
 STREAM = 77
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from benchmarks.kernel_cases import GATHERS, MEAN, STD, STITCHES, GatherCase, StitchCase
-from engines import tile
-from engines.device import kernels
 from engines.errors import DeployError
-from engines.tiling import Tiling
-from tests.engines.emulated import Emulated, build
+from engines.gpu import kernels
+from engines.tiling import core
+from engines.tiling.placement import Tiling
+from tests.engines.gpu.emulated import Emulated, build
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 TILING = Tiling(32, 32, 24, 24)
 DTYPES = ("float32", "float16")
 
@@ -90,7 +90,7 @@ def test_nothing_is_read_or_written_beside_what_was_allocated(tmp_path: Path) ->
     runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     environment = {**os.environ, "LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engines.emulated", str(library)],
+        [sys.executable, "-m", "tests.engines.gpu.emulated", str(library)],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
@@ -147,7 +147,7 @@ def test_only_held_rows_are_read(machine: Emulated, low: tuple[int, int]) -> Non
     logits[[0, 2]] = np.nan
     labels, status = _stitch(machine, logits, case, rows=(24, 56), held=range(1, 2))
     _, lefts = TILING.placements(*case.size)
-    expected, _ = tile.stitch(list(logits[1]), [24] * len(lefts), lefts, (32, 32), case.size, rows=(24, 56))
+    expected, _ = core.stitch(list(logits[1]), [24] * len(lefts), lefts, (32, 32), case.size, rows=(24, 56))
     assert status == 0
     assert np.array_equal(labels[:32], expected)
     assert (labels[32:] == 99).all()
@@ -242,7 +242,7 @@ def test_rows_beyond_the_grid_are_stitched_too(machine: Emulated) -> None:
 
 
 def test_blocks_are_those_that_registers_are_limited_for() -> None:
-    source = (ROOT / "engines" / "tile.cu").read_text()
+    source = (ROOT / "engines" / "tiling" / "tile.cu").read_text()
     for argument, block in (("gather", kernels.GATHER_BLOCK), ("stitch", kernels.STITCH_BLOCK)):
         threads = re.findall(rf"tile_{argument}_launch, (\d+),", source)
         assert threads
@@ -265,7 +265,9 @@ def test_layouts_are_the_compilers(tmp_path: Path) -> None:
     source = tmp_path / "layout.c"
     source.write_text('#include <stdio.h>\n#include "tile.h"\nint main(void) {\n' + "\n".join(lines) + "\n}\n")
     program = tmp_path / "layout"
-    subprocess.run(["gcc", "-std=c11", "-I", str(ROOT / "engines"), str(source), "-o", str(program)], check=True)
+    subprocess.run(
+        ["gcc", "-std=c11", "-I", str(ROOT / "engines" / "tiling"), str(source), "-o", str(program)], check=True
+    )
     printed = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
     assert [int(word) for word in printed.split()] == expected
 
@@ -286,7 +288,7 @@ def test_halves_are_numpys(tmp_path: Path) -> None:
         "-std=c11",
         "-O2",
         "-I",
-        str(ROOT / "engines"),
+        str(ROOT / "engines" / "tiling"),
         "-shared",
         "-fPIC",
         str(source),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import DeployError
-from engines.inputs import Input, expand, output_names
+from engines.images.inputs import Input, expand, output_names
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from engines.palettes import DATASETS, default_classes, palette_for
+from engines.images.palettes import DATASETS, default_classes, palette_for
 
 # A few entries that everybody knows by heart, from the data sets' own documentation.
 KNOWN = {

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 
 from engines.errors import DeployError
-from engines.images import read_image, read_labels
+from engines.images.read import read_image, read_labels
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (23, 31, 3), np.uint8)

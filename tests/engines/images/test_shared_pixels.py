@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import engines.images
-from engines.images import read_image
-from engines.tile import gather
+import engines.images.read
+from engines.images.read import read_image
+from engines.tiling.core import gather
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
 def share_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines.images, "SHARED_FROM", 0)
+    monkeypatch.setattr(engines.images.read, "SHARED_FROM", 0)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "bmp"])

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from engines.errors import DeployError
-from engines.images import read_labels
-from engines.masks import overlay, write_confidence, write_mask, write_overlay
+from engines.images.read import read_labels
+from engines.images.write import overlay, write_confidence, write_mask, write_overlay
 
 PALETTE = ((10, 20, 30), (200, 0, 0), (0, 200, 1))
 LABELS = np.random.default_rng(0).integers(0, 3, (20, 30), np.uint8)

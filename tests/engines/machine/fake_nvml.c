@@ -1,4 +1,4 @@
-/* Stands for libnvidia-ml.so.1: the functions of the NVML API that engines/nvml.py calls, with their documented types.
+/* Stands for libnvidia-ml.so.1: the functions of the NVML API that engines/machine/nvml.py calls, with their documented types.
  * One GPU, or as many as FAKE_NVML_GPUS says.  Power 250 W; every reading of the energy counter is 5 J after the last.
  * FAKE_NVML_NO_ENERGY: a GPU before Volta.  FAKE_NVML_NOTHING: a GPU that tells neither.  FAKE_NVML_BROKEN: no driver. */
 #include <stdlib.h>

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from engines import doctor, interpreter
-from engines.base import get_backend
+from engines.backends import get_backend
 from engines.errors import DeployError
-from engines.finding import Finding
-from engines.gpu_doctor import examine_gpu
-from engines.interpreter import Interpreter
-from pipeline.compare.figure import require_matplotlib
+from engines.machine import doctor, interpreter
+from engines.machine.finding import Finding
+from engines.machine.gpu import examine_gpu
+from engines.machine.interpreter import Interpreter
+from pipeline.compare.report.figure import require_matplotlib
 
 TREES = Path(__file__).parent / "trees"
 OPEN = (

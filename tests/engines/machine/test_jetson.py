@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from engines.finding import Finding
-from engines.interpreter import Interpreter
-from engines.jetson import JETPACK, Jetson, read_jetson
-from engines.jetson_doctor import examine_jetson
+from engines.machine.finding import Finding
+from engines.machine.interpreter import Interpreter
+from engines.machine.jetson import JETPACK, Jetson, read_jetson
+from engines.machine.jetson_advice import examine_jetson
 
 TREES = Path(__file__).parent / "trees"
 GOOD = Interpreter((3, 10), True, True, frozenset({"tensorrt", "pycuda"}), (), "/usr/local/cuda/bin/nvcc")

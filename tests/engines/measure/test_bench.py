@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 import deploy
-from engines.bench import Stats, bench
 from engines.errors import DeployError
+from engines.measure.bench import Stats, bench
+from engines.measure.worker import Worker
 from engines.segmenter import open_segmenter
-from engines.worker import Worker
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 IMAGE = np.random.default_rng(1).integers(0, 256, (100, 170, 3), np.uint8)
 
 
@@ -69,7 +69,7 @@ def test_bench_ends_as_its_worker_did(
 ) -> None:
     """A process of its own whose first frame fails: a GPU that was lost there is told from input at fault."""
     (tmp_path / "worker.py").write_text(
-        "import sys\nfrom engines import errors, worker\ndef fail(*words):\n"
+        "import sys\nfrom engines import errors\nfrom engines.measure import worker\ndef fail(*words):\n"
         f"    raise errors.{error}('gpu: an illegal memory access was encountered')\n"
         "worker.Segmenter.segment = fail\nsys.exit(worker.main(sys.argv[3:]))\n"
     )

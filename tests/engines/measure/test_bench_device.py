@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines import bench as module
-from engines.bench import bench
 from engines.bundle import Bundle
-from engines.conditions import conditions, say
-from engines.device.base import Mask
-from engines.device.host import HostDevice, HostFrame
-from engines.power import Meter, NoMeter
+from engines.measure import bench as module
+from engines.measure.bench import bench
+from engines.measure.conditions import conditions, say
+from engines.measure.power import Meter, NoMeter
+from engines.measure.worker import Opened, Worker, _Served
 from engines.segmenter import Segmenter, open_segmenter
-from engines.worker import Opened, Worker, _Served
+from engines.tiling.device import Mask
+from engines.tiling.host import HostDevice, HostFrame
 
-TREES = Path(__file__).parent / "trees"
+TREES = Path(__file__).parents[1] / "machine" / "trees"
 IMAGE = np.random.default_rng(1).integers(0, 256, (100, 170, 3), np.uint8)
 
 

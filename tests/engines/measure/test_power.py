@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from engines import power
-from engines.nvml import Nvml, NvmlError
-from engines.power import Meter, NoMeter, find_meter, measured
-from engines.rails import find_rails
+from engines.machine.nvml import Nvml, NvmlError
+from engines.measure import power
+from engines.measure.power import Meter, NoMeter, find_meter, measured
+from engines.measure.rails import find_rails
 
-TREES = Path(__file__).parent / "trees"
+TREES = Path(__file__).parents[1] / "machine" / "trees"
 FAKE = ("FAKE_NVML_GPUS", "FAKE_NVML_NO_ENERGY", "FAKE_NVML_NOTHING", "FAKE_NVML_BROKEN")
 CUDA = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 
@@ -26,7 +26,7 @@ def nvml(tmp_path_factory: pytest.TempPathFactory) -> str:
     if compiler is None:
         pytest.skip("no C compiler, which makes the library that stands for NVML")
     library = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
-    source = Path(__file__).parent / "fake_nvml.c"
+    source = Path(__file__).parents[1] / "machine" / "fake_nvml.c"
     subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-Werror", str(source), "-o", str(library)], check=True)
     return str(library)
 

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 import deploy
-from engines import openvino_backend
-from engines.agreement import Gate
-from engines.base import Backend, BuildConfig, Session, get_backend
-from engines.batches import compare_batch, different
-from engines.bench import bench
+from engines.backends import get_backend, openvino
+from engines.backends.onnx_bytes import with_batch
 from engines.bundle import Manifest, open_bundle, seal
+from engines.contract import Backend, BuildConfig, Session
 from engines.errors import DeployError, GateError
-from engines.golden import Golden
-from engines.onnx_batch import with_batch
+from engines.measure.bench import bench
+from engines.model_spec import ModelSpec
+from engines.proof.agreement import Gate
+from engines.proof.batch_gate import compare_batch, different
+from engines.proof.golden import Golden
 from engines.segmenter import Segmenter, open_segmenter
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
+from engines.tiling.placement import Tiling
 
 SIZES = ((64, 96), (150, 333), (40, 50), (1, 1), (211, 97))
 
@@ -103,15 +103,15 @@ def test_evaluate_warms_up_with_a_whole_batch(of_three: Path, tmp_path: Path) ->
 
 def _wrong(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second window of a batch is answered wrongly, as NVIDIA/TensorRT issue 4853 has it."""
-    right = openvino_backend.OpenVINOSession.run
+    right = openvino.OpenVINOSession.run
 
-    def run(self: openvino_backend.OpenVINOSession, windows: np.ndarray) -> np.ndarray:
+    def run(self: openvino.OpenVINOSession, windows: np.ndarray) -> np.ndarray:
         logits = right(self, windows).copy()
         if len(logits) > 1:
             logits[1] = logits[0] if answer == "another's" else np.nan
         return logits
 
-    monkeypatch.setattr(openvino_backend.OpenVINOSession, "run", run)
+    monkeypatch.setattr(openvino.OpenVINOSession, "run", run)
 
 
 @pytest.mark.parametrize("answer", ["another's", "nan"])
@@ -227,8 +227,8 @@ def test_a_bundle_from_before_there_were_batches_says_so(tiny_bundle: Path, tmp_
     import shutil
     from dataclasses import replace
 
-    from engines.assemble import rebuild
     from engines.bundle import file_sha256
+    from engines.proof.rebuild import rebuild
 
     old = Path(shutil.copytree(tiny_bundle, tmp_path / "old"))
     report = json.loads((old / "report.json").read_text())

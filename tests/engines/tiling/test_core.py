@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from scipy.signal import windows
 from scipy.special import softmax
 
-from engines import tile, tile_reference
 from engines.errors import DeployError
-from engines.tiling import Tiling
+from engines.tiling import core
+from engines.tiling.placement import Tiling
+from tests.engines import tile_reference
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 NEAR_TIE = 1e-4
@@ -65,7 +66,7 @@ CASES = [
 @pytest.mark.parametrize(("classes", "low", "tiling", "size"), CASES)
 def test_labels_equal_slide_mode(classes: int, low: tuple[int, int], tiling: Tiling, size: tuple[int, int]) -> None:
     logits, tops, lefts, window = _case(0, classes, low, tiling, size)
-    labels, certainty = tile.stitch(logits, tops, lefts, window, size, confidence=True)
+    labels, certainty = core.stitch(logits, tops, lefts, window, size, confidence=True)
     expected = _slide(logits, tops, lefts, window, size).numpy()
     clear = np.ones(size, bool)
     if classes > 1:
@@ -80,10 +81,10 @@ def test_labels_equal_slide_mode(classes: int, low: tuple[int, int], tiling: Til
 @pytest.mark.parametrize(("classes", "low", "tiling", "size"), CASES[:9])
 def test_smooth_weights_equal_the_oracle(blend: str, classes: int, low, tiling: Tiling, size) -> None:  # type: ignore[no-untyped-def]
     logits, tops, lefts, window = _case(1, classes, low, tiling, size)
-    weights = tile.blend_weights(blend, *window)
+    weights = core.blend_weights(blend, *window)
     assert weights is not None
     assert min(weights[0].min(), weights[1].min()) > 0
-    labels, certainty = tile.stitch(logits, tops, lefts, window, size, weights=weights, confidence=True)
+    labels, certainty = core.stitch(logits, tops, lefts, window, size, weights=weights, confidence=True)
     expected = tile_reference.scores(logits, tops, lefts, window, size, weights)
     top2 = np.sort(expected, axis=0)[-2:]
     clear = top2[1] - top2[0] >= NEAR_TIE
@@ -112,7 +113,7 @@ def test_random_geometries() -> None:
             tiling = Tiling(h, w, h // 2 + 1, int(rng.integers(w // 3, w)) + 1)
         size = (int(rng.integers(1, 150)), int(rng.integers(1, 150)))
         logits, tops, lefts, shape = _case(seed, int(rng.integers(2, 9)), low, tiling, size)
-        labels, _ = tile.stitch(logits, tops, lefts, shape, size, threads=2)
+        labels, _ = core.stitch(logits, tops, lefts, shape, size, threads=2)
         expected = tile_reference.scores(logits, tops, lefts, shape, size)
         top2 = np.sort(expected, axis=0)[-2:]
         clear = top2[1] - top2[0] >= NEAR_TIE
@@ -121,13 +122,13 @@ def test_random_geometries() -> None:
 
 def test_bands_and_threads_do_not_change_a_bit() -> None:
     logits, tops, lefts, window = _case(2, 19, (16, 16), Tiling(64, 64, 48, 48), (150, 210))
-    whole = tile.stitch(logits, tops, lefts, window, (150, 210), confidence=True, threads=1)
-    many = tile.stitch(logits, tops, lefts, window, (150, 210), confidence=True, threads=7)
+    whole = core.stitch(logits, tops, lefts, window, (150, 210), confidence=True, threads=1)
+    many = core.stitch(logits, tops, lefts, window, (150, 210), confidence=True, threads=7)
     assert np.array_equal(whole[0], many[0])
     assert np.array_equal(whole[1], many[1])  # type: ignore[arg-type]
     for start, stop in ((0, 1), (1, 48), (48, 149), (149, 150)):
         touching = [i for i, top in enumerate(tops) if top < stop and top + 64 > start]
-        part = tile.stitch(
+        part = core.stitch(
             [logits[i] for i in touching], [tops[i] for i in touching], [lefts[i] for i in touching], window,
             (150, 210), rows=(start, stop), confidence=True,
         )  # fmt: skip
@@ -138,7 +139,7 @@ def test_bands_and_threads_do_not_change_a_bit() -> None:
 def test_an_exact_tie_goes_to_the_lowest_class() -> None:
     logits = np.zeros((4, 8, 8), np.float32)
     logits[1] = logits[3] = 1
-    labels, certainty = tile.stitch([logits], [0], [0], (32, 32), (32, 32), confidence=True)
+    labels, certainty = core.stitch([logits], [0], [0], (32, 32), (32, 32), confidence=True)
     assert (labels == 1).all()
     np.testing.assert_allclose(certainty, np.e / (2 * np.e + 2), rtol=1e-6)
 
@@ -146,7 +147,7 @@ def test_an_exact_tie_goes_to_the_lowest_class() -> None:
 def test_confidence_is_right_for_large_logits() -> None:
     logits = np.zeros((3, 2, 2), np.float32)
     logits[0], logits[1], logits[2] = 1000, 999, -1000
-    _, certainty = tile.stitch([logits], [0], [0], (8, 8), (8, 8), confidence=True)
+    _, certainty = core.stitch([logits], [0], [0], (8, 8), (8, 8), confidence=True)
     np.testing.assert_allclose(certainty, 1 / (1 + np.exp(-1)), rtol=1e-6)
 
 
@@ -154,8 +155,8 @@ def test_results_go_where_they_are_asked_to() -> None:
     logits, tops, lefts, window = _case(3, 5, (16, 16), Tiling(64, 64, 48, 48), (80, 100))
     labels = np.full((90, 130), 77, np.uint8)
     certainty = np.full((90, 130), 7, np.float32)
-    tile.stitch(logits, tops, lefts, window, (80, 100), labels=labels[5:85, 10:110], confidence=certainty[5:85, 10:110])
-    expected = tile.stitch(logits, tops, lefts, window, (80, 100), confidence=True)
+    core.stitch(logits, tops, lefts, window, (80, 100), labels=labels[5:85, 10:110], confidence=certainty[5:85, 10:110])
+    expected = core.stitch(logits, tops, lefts, window, (80, 100), confidence=True)
     assert np.array_equal(labels[5:85, 10:110], expected[0])
     assert np.array_equal(certainty[5:85, 10:110], expected[1])  # type: ignore[arg-type]
     labels[5:85, 10:110], certainty[5:85, 10:110] = 77, 7
@@ -175,7 +176,7 @@ IMAGE = np.random.default_rng(4).integers(0, 256, (50, 70, 3), np.uint8)
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
 def test_gather_reads_any_strides(image: np.ndarray, order: tuple[int, int, int]) -> None:
     for top, left, window in ((0, 0, image.shape[:2]), (3, 5, (10, 12)), (image.shape[0] - 7, 2, (7, 9))):
-        got = tile.gather(image, top, left, window, MEAN, STD, order=order)
+        got = core.gather(image, top, left, window, MEAN, STD, order=order)
         expected = tile_reference.gather(image, top, left, window, MEAN, STD, order=order)
         np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -184,21 +185,21 @@ def test_gather_reads_any_strides(image: np.ndarray, order: tuple[int, int, int]
 @pytest.mark.parametrize("size", [(50, 70), (3, 2), (1, 1), (1, 40), (64, 5)])
 def test_gather_pads_what_lies_beyond(padding: str, size: tuple[int, int]) -> None:
     image = IMAGE if size == (50, 70) else np.random.default_rng(5).integers(0, 256, (*size, 3), np.uint8)
-    got = tile.gather(image, 0, 0, (64, 96), MEAN, STD, padding=padding, threads=3)
+    got = core.gather(image, 0, 0, (64, 96), MEAN, STD, padding=padding, threads=3)
     np.testing.assert_allclose(got, tile_reference.gather(image, 0, 0, (64, 96), MEAN, STD, padding=padding), atol=1e-6)
 
 
 def test_gather_equals_torch_normalisation() -> None:
     x = (torch.from_numpy(IMAGE).permute(2, 0, 1).float() - torch.tensor(MEAN).view(3, 1, 1)) / (
         torch.tensor(STD).view(3, 1, 1))  # fmt: skip
-    np.testing.assert_allclose(tile.gather(IMAGE, 0, 0, (50, 70), MEAN, STD), x.numpy(), atol=5e-7)
+    np.testing.assert_allclose(core.gather(IMAGE, 0, 0, (50, 70), MEAN, STD), x.numpy(), atol=5e-7)
 
 
 def test_gather_writes_into_a_batch() -> None:
     batch = np.full((2, 3, 50, 70), 9, np.float32)
-    tile.gather(IMAGE, 0, 0, (50, 70), MEAN, STD, out=batch[1])
+    core.gather(IMAGE, 0, 0, (50, 70), MEAN, STD, out=batch[1])
     assert (batch[0] == 9).all()
-    assert np.array_equal(batch[1], tile.gather(IMAGE, 0, 0, (50, 70), MEAN, STD))
+    assert np.array_equal(batch[1], core.gather(IMAGE, 0, 0, (50, 70), MEAN, STD))
 
 
 GOOD = np.zeros((3, 4, 4), np.float32)
@@ -244,7 +245,7 @@ GOOD = np.zeros((3, 4, 4), np.float32)
 def test_stitch_refuses(changes: dict, message: str) -> None:
     arguments = {"logits": [GOOD], "tops": [0], "lefts": [0], "window": (16, 16), "image_size": (16, 16), **changes}
     with pytest.raises(DeployError, match=message):
-        tile.stitch(**arguments)
+        core.stitch(**arguments)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -253,13 +254,13 @@ def test_logits_that_are_not_finite_are_an_error(value: float, place: tuple[int,
     logits = GOOD.copy()
     logits[place] = value
     with pytest.raises(DeployError, match="NaN or infinite"):
-        tile.stitch([logits], [0], [0], (16, 16), (16, 16))
+        core.stitch([logits], [0], [0], (16, 16), (16, 16))
 
 
 def test_finite_logits_with_an_infinite_sum_are_an_error() -> None:
     for value in (3e38, -3e38):
         with pytest.raises(DeployError, match="NaN or infinite"):
-            tile.stitch([np.full((3, 4, 4), value, np.float32)] * 2, [0, 0], [0, 0], (16, 16), (16, 16))
+            core.stitch([np.full((3, 4, 4), value, np.float32)] * 2, [0, 0], [0, 0], (16, 16), (16, 16))
 
 
 @pytest.mark.parametrize("low", [4, 16, 5])
@@ -268,21 +269,21 @@ def test_labels_stay_in_range_whatever_the_logits_hold(low: int) -> None:
     logits = rng.choice(np.float32([np.nan, np.inf, -np.inf, 1, 3e38]), (7, low, low))
     labels, certainty = np.full((16, 16), 99, np.uint8), np.zeros((16, 16), np.float32)
     with pytest.raises(DeployError, match="NaN or infinite"):
-        tile.stitch([logits], [0], [0], (16, 16), (16, 16), labels=labels, confidence=certainty)
+        core.stitch([logits], [0], [0], (16, 16), (16, 16), labels=labels, confidence=certainty)
     assert labels.max() < 7
 
 
 def test_numpy_integers_are_integers() -> None:
     zero, sixteen = np.zeros(1, np.int64), np.int32(16)
-    labels, _ = tile.stitch([GOOD], zero, zero, (sixteen, sixteen), (sixteen, sixteen), rows=(np.int64(3), sixteen))  # type: ignore[arg-type]
+    labels, _ = core.stitch([GOOD], zero, zero, (sixteen, sixteen), (sixteen, sixteen), rows=(np.int64(3), sixteen))  # type: ignore[arg-type]
     assert labels.shape == (13, 16)
-    assert tile.gather(IMAGE, np.int64(3), zero[0], (sixteen, sixteen), MEAN, STD).shape == (3, 16, 16)  # type: ignore[arg-type]
+    assert core.gather(IMAGE, np.int64(3), zero[0], (sixteen, sixteen), MEAN, STD).shape == (3, 16, 16)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 1024])
 def test_blend_weights_are_what_they_are_called(size: int) -> None:
-    assert tile.blend_weights("uniform", size, size) is None
-    gaussian, hann = tile.blend_weights("gaussian", size, size + 1), tile.blend_weights("hann", size, size + 1)
+    assert core.blend_weights("uniform", size, size) is None
+    gaussian, hann = core.blend_weights("gaussian", size, size + 1), core.blend_weights("hann", size, size + 1)
     assert gaussian is not None
     assert hann is not None
     for axis, length in enumerate((size, size + 1)):
@@ -292,11 +293,11 @@ def test_blend_weights_are_what_they_are_called(size: int) -> None:
         np.testing.assert_allclose(hann[axis], np.cos(np.pi * centre) ** 2, rtol=1e-5)
         assert min(gaussian[axis].min(), hann[axis].min()) > 0
     with pytest.raises(DeployError, match="cosine"):
-        tile.blend_weights("cosine", size, size)
+        core.blend_weights("cosine", size, size)
 
 
 def test_any_number_of_windows_may_overlap() -> None:
-    labels, certainty = tile.stitch([GOOD] * 300, [0] * 300, [0] * 300, (16, 16), (16, 16), confidence=True)
+    labels, certainty = core.stitch([GOOD] * 300, [0] * 300, [0] * 300, (16, 16), (16, 16), confidence=True)
     assert (labels == 0).all()
     np.testing.assert_allclose(certainty, 1 / 3, rtol=1e-6)
 
@@ -324,14 +325,14 @@ def test_any_number_of_windows_may_overlap() -> None:
 def test_gather_refuses(changes: dict, message: str) -> None:
     arguments = {"image": IMAGE, "top": 0, "left": 0, "window": (10, 10), "mean": MEAN, "std": STD, **changes}
     with pytest.raises(DeployError, match=message):
-        tile.gather(**arguments)
+        core.gather(**arguments)
 
 
 def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tile, "EXTENSION_SUFFIXES", [".not-built"])
-    tile.library.cache_clear()
+    monkeypatch.setattr(core, "EXTENSION_SUFFIXES", [".not-built"])
+    core.library.cache_clear()
     with pytest.raises(DeployError, match=r"pip install -e \."):
-        tile.gather(IMAGE, 0, 0, (10, 10), MEAN, STD)
+        core.gather(IMAGE, 0, 0, (10, 10), MEAN, STD)
     monkeypatch.undo()
-    tile.library.cache_clear()
-    assert tile.build_info()
+    core.library.cache_clear()
+    assert core.build_info()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-SELFTEST = ROOT / "tests" / "engines" / "tile_selftest.c"
+TILING = Path(__file__).parents[3] / "engines" / "tiling"
+SELFTEST = Path(__file__).with_name("tile_selftest.c")
 FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-fno-trapping-math", "-pthread"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wno-sign-conversion", "-Wshadow"]
 
@@ -28,7 +28,7 @@ def _run(*command: object) -> str:
 
 
 def test_strict_c_without_warnings(tmp_path: Path) -> None:
-    _run(_tool("gcc"), *FLAGS, *WARNINGS, "-c", ROOT / "engines" / "tile.c", "-o", tmp_path / "tile.o")
+    _run(_tool("gcc"), *FLAGS, *WARNINGS, "-c", TILING / "tile.c", "-o", tmp_path / "tile.o")
 
 
 def test_selftest_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
@@ -91,5 +91,5 @@ def test_the_arithmetic_compiles_as_cuda(tmp_path: Path, arch: str) -> None:
         "    tile_row_confidence(out, 9, 3, 1, out + 36, out + 45, out + 54);\n"
         "}\n"
     )
-    _run(_tool("nvcc"), "-cubin", f"-arch={arch}", "--fmad=false", "-Werror", "all-warnings", "-I", ROOT / "engines",
+    _run(_tool("nvcc"), "-cubin", f"-arch={arch}", "--fmad=false", "-Werror", "all-warnings", "-I", TILING,
          source, "-o", tmp_path / "probe.cubin")  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engines.errors import DeployError
-from engines.tiling import Tiling
+from engines.tiling.placement import Tiling
 
 
 def _mmseg(length: int, crop: int, stride: int) -> list[int]:

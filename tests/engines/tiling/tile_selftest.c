@@ -2,7 +2,7 @@
  *
  * Compares tile.c with plain double-precision loops written here.  Exits with the number of failed cases.
  */
-#include "../../engines/tile.c"
+#include "../../../engines/tiling/tile.c"
 
 #include <math.h>
 #include <stdio.h>

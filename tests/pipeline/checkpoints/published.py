@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from engines.errors import DeployError
-from pipeline.segformer import VARIANTS
+from pipeline.models.segformer import VARIANTS
 
 State = dict[str, Tensor]
 CLASSES = 7

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.checkpoints import load_model
-from tests.pipeline.published import (
+from tests.pipeline.checkpoints.published import (
     refusal,
     save,
 )
@@ -64,7 +64,7 @@ def test_bare_pickle_is_never_run(tmp_path: Path) -> None:
 
 def test_foreign_classes_in_meta_are_named(tmp_path: Path) -> None:
     message = refusal(lambda: load_model(save(tmp_path / "a.pth", {"backbone.a": torch.zeros(2)}, {"hook": Foreign()})))
-    assert "tests.pipeline.test_checkpoint_files.Foreign" in message
+    assert "tests.pipeline.checkpoints.test_files.Foreign" in message
     assert 'torch.save({"state_dict": ckpt["state_dict"]}, ...)' in message
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.checkpoints import load_model
-from tests.pipeline.published import (
+from tests.pipeline.checkpoints.published import (
     CLASSES,
     TINY,
     huggingface_model,

@@ -14,8 +14,8 @@ from engines.errors import DeployError
 from pipeline.checkpoints import load_model
 from pipeline.checkpoints.nvlabs import variant_of
 from pipeline.checkpoints.registry import LAYOUTS
-from pipeline.segformer import VARIANTS
-from tests.pipeline.published import (
+from pipeline.models.segformer import VARIANTS
+from tests.pipeline.checkpoints.published import (
     CLASSES,
     State,
     huggingface_model,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.checkpoints import LoadedModel, load_model
-from tests.pipeline.published import (
+from tests.pipeline.checkpoints.published import (
     picture,
     refusal,
     save,
@@ -23,7 +23,7 @@ FACTORIES = """
 from collections import namedtuple
 import torch
 from torch import nn
-from engines.spec import ModelSpec
+from engines.model_spec import ModelSpec
 
 Output = namedtuple("Output", ["loss", "logits"])
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from engines.bench import Stats
+from engines.measure.bench import Stats
 from pipeline.compare.agreement import Agreement
 from pipeline.compare.judge import Limits, judge, verdict
 from pipeline.compare.rows import Comparison, Row, Timing

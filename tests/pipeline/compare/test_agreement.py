@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from engines.tiling import Tiling
+from engines.tiling.placement import Tiling
 from pipeline.compare.agreement import EDGE_PX, SEAM_PX, Tally
 
 TILING = Tiling(32, 32, 24, 24)

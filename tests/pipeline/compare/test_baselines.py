@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
+from engines.backends.openvino import OpenVINOBackend
 from engines.errors import DeployError
-from engines.openvino_backend import OpenVINOBackend
-from engines.tiling import Tiling
-from engines.worker import Opened
+from engines.measure.worker import Opened
+from engines.tiling.placement import Tiling
 from pipeline.build import BuildRequest
 from pipeline.compare import run
 from pipeline.compare.judge import Limits, verdict
 from pipeline.compare.measure import Measured
-from pipeline.compare.page import page
+from pipeline.compare.report.page import page
+from pipeline.compare.report.table import markdown, terminal
 from pipeline.compare.rows import Comparison, Row
 from pipeline.compare.run import CompareRequest
-from pipeline.compare.table import markdown, terminal
 from tests.pipeline.compare.recorded import comparison, row, timing
 
 ZERO = (0.0,) * 9
@@ -123,7 +123,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def _choose(name: str, precision: str) -> tuple[Any, str]:
-    from engines.base import get_backend
+    from engines.backends import get_backend
 
     return get_backend("openvino" if name == "auto" else name), ""
 

@@ -15,9 +15,9 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score
 
 import deploy
-from calib.scenes import render
+from calib.data.scenes import render
 from engines.bundle import file_sha256, open_bundle
-from engines.images import read_image
+from engines.images.read import read_image
 from engines.segmenter import open_segmenter
 from pipeline.build import build_bundle
 from pipeline.compare import run

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from engines.errors import DeployError
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
-from engines.worker import Frame, OnDevice, Opened
+from engines.measure.worker import Frame, OnDevice, Opened
+from engines.model_spec import ModelSpec
+from engines.tiling.placement import Tiling
 from pipeline.compare import measure as module
 from pipeline.compare.measure import Measured, measure
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.compare.page import page
-from pipeline.compare.table import executed
+from pipeline.compare.report.page import page
+from pipeline.compare.report.table import executed
 from tests.pipeline.compare.recorded import CLASSES, comparison, pictures
 
 SECTIONS = ["table", "picture", "classes", "worst", "split", "builds", "setup"]

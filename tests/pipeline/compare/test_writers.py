@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from engines.errors import DeployError
-from pipeline.compare.figure import class_panel, pareto, picture, trade_off
+from pipeline.compare.report.figure import class_panel, pareto, picture, trade_off
+from pipeline.compare.report.table import WIDTH, markdown, terminal
+from pipeline.compare.report.theme import DARK
 from pipeline.compare.rows import Comparison, class_changes, read
-from pipeline.compare.table import WIDTH, markdown, terminal
-from pipeline.compare.theme import DARK
 from tests.pipeline.compare.recorded import CLASSES, comparison, rows, timing
 
 # What scripts may rely on.
@@ -118,7 +118,7 @@ def test_the_picture_names_every_measured_row_and_class(labelled: bool) -> None:
 
 
 def test_labels_of_points_do_not_cover_each_other() -> None:
-    from pipeline.compare import figure
+    from pipeline.compare.report import figure
 
     c = comparison()
     crowded = [replace(r, timing=timing(700.0 + 3 * k)) if r.measured else r for k, r in enumerate(c.rows)]

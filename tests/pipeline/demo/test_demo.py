@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from calib.scenes import CLASSES, PALETTE, render
+from calib.data.scenes import CLASSES, PALETTE, render
 from pipeline.checkpoints import load_model
 from pipeline.demo import MODEL
 from pipeline.demo.evaluate import score, windows
 from pipeline.demo.save import load_hugging_face, save_hugging_face
-from pipeline.segformer import SegFormer
+from pipeline.models.segformer import SegFormer
 from tests.models import TINY, randomise
 
 

@@ -11,19 +11,19 @@ import pytest
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 
-from calib.datasets import LabelOptions, open_dataset
-from calib.label_map import LabelMap, read_label_map
+from calib.data.datasets import LabelOptions, open_dataset
+from calib.data.label_map import LabelMap, read_label_map
 from engines.bundle import file_sha256, open_bundle
 from engines.errors import DeployError, GateError
 from engines.files import write_json
-from engines.images import read_image, resize_labels
+from engines.images.read import read_image, resize_labels
+from engines.model_spec import ModelSpec
 from engines.segmenter import Segmenter, open_segmenter
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
+from engines.tiling.placement import Tiling
 from pipeline.build import BuildRequest, build_bundle
-from pipeline.evaluate import Evaluation, evaluate, score
-from pipeline.metrics import Scores
-from pipeline.sources import SourceOptions
+from pipeline.checkpoints.sources import SourceOptions
+from pipeline.evaluation.evaluate import Evaluation, evaluate, score
+from pipeline.evaluation.metrics import Scores
 from tests.without import deploy_without
 
 SIZES = {"a": (64, 96), "b": (150, 200), "c": (40, 50)}

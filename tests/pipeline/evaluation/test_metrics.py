@@ -10,8 +10,8 @@ from scipy import ndimage
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, jaccard_score
 
 from engines.errors import DeployError
-from engines.tiling import Tiling
-from pipeline.metrics import Confusion, LabelAgreement, Scores, boundary_band, label_agreement, seam_band
+from engines.tiling.placement import Tiling
+from pipeline.evaluation.metrics import Confusion, LabelAgreement, Scores, boundary_band, label_agreement, seam_band
 
 NAMES = tuple("abcdefg")
 

@@ -14,24 +14,24 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-import pipeline.batches
-from engines.agreement import GATES
-from engines.batches import NEUTRAL
+import pipeline.graph.batches
 from engines.bundle import open_bundle
 from engines.errors import DeployError
-from pipeline.batches import for_any_batch, neutral
-from pipeline.batches.proof import with_batch
-from pipeline.batches.walk import Declined
+from engines.proof.agreement import GATES
+from engines.proof.batch_gate import NEUTRAL
 from pipeline.build import BuildRequest, build_bundle
-from pipeline.export import export, import_onnx, simplify, trace
-from pipeline.graph import OnnxGraph, open_onnx, run_onnx
+from pipeline.graph.batches import for_any_batch, neutral
+from pipeline.graph.batches.proof import with_batch
+from pipeline.graph.batches.walk import Declined
+from pipeline.graph.export import export, import_onnx, simplify, trace
+from pipeline.graph.onnx_graph import OnnxGraph, open_onnx, run_onnx
+from pipeline.graph.rewrites import apply_rules
 from pipeline.precision.emulate import emulate
 from pipeline.precision.lower import LowerOptions, lower
-from pipeline.rewrites import apply_rules
 from tests import models
-from tests.pipeline.lowering import exported, graph_of
-from tests.pipeline.max_ranges import ranges_from_windows
-from tests.pipeline.test_rewrites import Net
+from tests.pipeline.graph.test_rewrites import Net
+from tests.pipeline.precision.lowering import exported, graph_of
+from tests.pipeline.precision.max_ranges import ranges_from_windows
 
 WINDOW = (64, 96)
 
@@ -290,7 +290,7 @@ def test_the_proof_sees_a_pass_that_is_wrong(monkeypatch: pytest.MonkeyPatch) ->
     )  # fmt: skip
     constants = {"swapped": np.array([2, -1, 4, 8]), "back": np.array([-1, 4, 4, 4])}
     wrong = graph_of(nodes, constants, (1, 4, 4, 4), (1, 4, 4, 4))
-    monkeypatch.setattr(pipeline.batches, "neutral", lambda graph: wrong)
+    monkeypatch.setattr(pipeline.graph.batches, "neutral", lambda graph: wrong)
     declined = for_any_batch(right, _inputs((1, 4, 4, 4))[:2]).history[-1].declined
     assert "differs from the same one alone" in declined or "other logits than before" in declined
 
@@ -300,12 +300,12 @@ def declining(monkeypatch: pytest.MonkeyPatch) -> None:
     def decline(graph: OnnxGraph) -> OnnxGraph:
         raise Declined("node 7: it cannot be")
 
-    monkeypatch.setattr(pipeline.batches, "neutral", decline)
+    monkeypatch.setattr(pipeline.graph.batches, "neutral", decline)
 
 
 def test_a_graph_that_declines_is_built_for_one_window_and_refused_for_more(declining: None, tmp_path: Path) -> None:
-    from engines.assemble import rebuild
-    from engines.tiling import Tiling
+    from engines.proof.rebuild import rebuild
+    from engines.tiling.placement import Tiling
 
     lines: list[tuple[str, str]] = []
     request = BuildRequest("tests.models:tiny", tmp_path / "b", Tiling(64, 96, 48, 64), backend="openvino")

@@ -11,8 +11,8 @@ import torch
 from onnx import TensorProto, helper
 
 from engines.errors import DeployError
-from pipeline.export import OPSET, export, import_onnx, simplify, trace
-from pipeline.graph import run_onnx
+from pipeline.graph.export import OPSET, export, import_onnx, simplify, trace
+from pipeline.graph.onnx_graph import run_onnx
 from tests import models
 
 WINDOW = (64, 96)

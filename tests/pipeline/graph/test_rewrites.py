@@ -12,10 +12,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from pipeline.export import export, simplify, trace
-from pipeline.graph import OnnxGraph, from_model, run_onnx
-from pipeline.macs import count_macs
-from pipeline.rewrites import (
+from pipeline.graph.export import export, simplify, trace
+from pipeline.graph.macs import count_macs
+from pipeline.graph.onnx_graph import OnnxGraph, from_model, run_onnx
+from pipeline.graph.rewrites import (
     RULES,
     apply_rule,
     apply_rules,
@@ -26,7 +26,7 @@ from pipeline.rewrites import (
     merge_convs,
     split_concat,
 )
-from pipeline.segformer import VARIANTS, SegFormer, SegFormerConfig
+from pipeline.models.segformer import VARIANTS, SegFormer, SegFormerConfig
 from tests import models
 
 # New weights are computed in float64 and rounded to float32 once: 6e-8 relative each, summed over some hundred terms.
@@ -278,7 +278,7 @@ def test_drop_resize() -> None:
 
 def _decoder_macs(graph: OnnxGraph) -> int:
     """Multiply-adds after the encoder: of the nodes that come after the last LayerNormalization."""
-    from pipeline.macs import macs_by_node
+    from pipeline.graph.macs import macs_by_node
 
     names = [node.op_type for node in graph.model.graph.node]
     last = len(names) - 1 - names[::-1].index("LayerNormalization")

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.checkpoints import load_model
-from pipeline.segformer import VARIANTS
-from tests.pipeline.published import (
+from pipeline.models.segformer import VARIANTS
+from tests.pipeline.checkpoints.published import (
     CLASSES,
     MMSEG_DIMS,
     MMSEG_HEADS,
@@ -30,7 +30,7 @@ from tests.pipeline.published import (
 )
 
 TOLERANCE = 2e-5  # measured: at most 4e-6; the tanh flavour of GELU would show as 2e-4
-CAMVID = Path(__file__).parents[2].parent / "shared" / "data" / "segformer-b0-camvid"
+CAMVID = Path(__file__).parents[4] / "shared" / "data" / "segformer-b0-camvid"
 
 
 def difference(module: nn.Module, reference: Tensor, image: Tensor) -> float:

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from engines.errors import DeployError
-from pipeline.setr import DECODERS, SETR, VARIANTS, SETRConfig, mla_taps
-from pipeline.vit import ViTConfig, resize_position
+from pipeline.models.setr import DECODERS, SETR, VARIANTS, SETRConfig, mla_taps
+from pipeline.models.vit import ViTConfig, resize_position
 
 FUDAN: dict[str, dict[str, object]] = {
     "naive": {},

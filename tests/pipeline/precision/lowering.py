@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from calib.scenes import render
-from engines.base import Float32
-from engines.golden import windows_of
-from engines.tiling import Tiling
-from pipeline.export import simplify
-from pipeline.graph import OnnxGraph, from_model, run_onnx
-from pipeline.sources import SourceOptions, load_source
+from calib.data.scenes import render
+from engines.contract import Float32
+from engines.proof.golden import windows_of
+from engines.tiling.placement import Tiling
+from pipeline.checkpoints.sources import SourceOptions, load_source
+from pipeline.graph.export import simplify
+from pipeline.graph.onnx_graph import OnnxGraph, from_model, run_onnx
 
 
 @cache

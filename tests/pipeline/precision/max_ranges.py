@@ -9,12 +9,12 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.ranges import Ranges, TensorRange
-from engines.base import Float32
-from pipeline.fingerprint import graph_sha256
-from pipeline.graph import OnnxGraph
+from calib.ranges.ranges import Ranges, TensorRange
+from engines.contract import Float32
+from pipeline.graph.fingerprint import graph_sha256
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.view import view
 from pipeline.precision.extremes import tensors
-from pipeline.precision.view import view
 
 
 def ranges_from_windows(graph: OnnxGraph, windows: Sequence[Float32]) -> Ranges:

@@ -10,14 +10,15 @@ import onnx
 import pytest
 
 import deploy
-from engines.assemble import rebuild
-from engines.base import BuildConfig, get_backend
+from engines.backends import get_backend
 from engines.bundle import ENGINE, MODEL, REPORT, open_bundle
-from engines.inspection import inspect_layers
+from engines.contract import BuildConfig
 from engines.layers import executed
-from pipeline.rewrites import apply_rules
-from tests.pipeline.lowering import exported
-from tests.pipeline.max_ranges import ranges_from_windows
+from engines.proof.inspect import inspect_layers
+from engines.proof.rebuild import rebuild
+from pipeline.graph.rewrites import apply_rules
+from tests.pipeline.precision.lowering import exported
+from tests.pipeline.precision.max_ranges import ranges_from_windows
 
 pytestmark = pytest.mark.usefixtures("exports_once")
 HAS_BF16 = get_backend("openvino").supports("bf16") is None
@@ -153,11 +154,11 @@ def test_a_concat_before_a_quantised_convolution_is_computed_right() -> None:
 
     from onnx import helper
 
-    from pipeline.graph import run_onnx
+    from pipeline.graph.onnx_graph import run_onnx
+    from pipeline.graph.view import view
     from pipeline.precision.lower_int8 import lower_int8
     from pipeline.precision.plan_int8 import plan_int8
-    from pipeline.precision.view import view
-    from tests.pipeline.lowering import graph_of
+    from tests.pipeline.precision.lowering import graph_of
 
     rng = np.random.default_rng(0)
     nodes = [

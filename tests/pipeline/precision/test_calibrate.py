@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 import deploy
-from calib.ranges import Ranges
-from calib.scenes import render
-from pipeline.calibrate import graph_of
-from pipeline.fingerprint import graph_sha256
-from pipeline.observe import quantizable_tensors
-from pipeline.sources import SourceOptions, load_source
+from calib.data.scenes import render
+from calib.ranges.ranges import Ranges
+from pipeline.checkpoints.sources import SourceOptions, load_source
+from pipeline.graph.fingerprint import graph_sha256
+from pipeline.precision.calibrate import graph_of
+from pipeline.precision.observe import quantizable_tensors
 
 pytestmark = pytest.mark.usefixtures("exports_once")
 TINY = ("tests.models:tiny", "--tile", "64x96", "--stride", "48x64")

@@ -8,10 +8,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from calib.ranges import Ranges, TensorRange
-from engines.agreement import GATES, compare_logits
+from calib.ranges.ranges import Ranges, TensorRange
 from engines.errors import DeployError
-from pipeline.graph import OnnxGraph, run_onnx
+from engines.proof.agreement import GATES, compare_logits
+from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
+from pipeline.graph.view import view
 from pipeline.precision.bias import correct_bias
 from pipeline.precision.emulate import emulate
 from pipeline.precision.extremes import tensors
@@ -21,9 +22,8 @@ from pipeline.precision.plan import NodePlan, PrecisionPlan
 from pipeline.precision.plan_int8 import Int8Options, plan_int8
 from pipeline.precision.quantise import scale_from_amax
 from pipeline.precision.smooth import smooth
-from pipeline.precision.view import view
-from tests.pipeline.lowering import exported, graph_of, types
-from tests.pipeline.max_ranges import ranges_from_windows
+from tests.pipeline.precision.lowering import exported, graph_of, types
+from tests.pipeline.precision.max_ranges import ranges_from_windows
 
 
 def _ranges(**amax: float) -> Ranges:

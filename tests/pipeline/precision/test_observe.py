@@ -13,18 +13,18 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-import pipeline.observe as observe
-from calib.collector import Collector, Observed
-from calib.scenes import render
-from calib.windows import CalibrationSet, draw_windows
+import pipeline.precision.observe as observe
+from calib.data.scenes import render
+from calib.ranges.collector import Collector, Observed
+from calib.ranges.windows import CalibrationSet, draw_windows
 from engines.errors import DeployError
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
-from pipeline.calibrate import graph_of
-from pipeline.fingerprint import graph_sha256
-from pipeline.graph import OnnxGraph, from_model
-from pipeline.observe import collect, quantizable_tensors, split, with_moved
-from pipeline.sources import Source, SourceOptions, load_source
+from engines.model_spec import ModelSpec
+from engines.tiling.placement import Tiling
+from pipeline.checkpoints.sources import Source, SourceOptions, load_source
+from pipeline.graph.fingerprint import graph_sha256
+from pipeline.graph.onnx_graph import OnnxGraph, from_model
+from pipeline.precision.calibrate import graph_of
+from pipeline.precision.observe import collect, quantizable_tensors, split, with_moved
 
 TILING = Tiling(64, 96, 48, 64)
 

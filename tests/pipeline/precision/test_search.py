@@ -12,18 +12,19 @@ from PIL import Image
 
 import deploy
 import pipeline.precision.search as search_module
-from calib.ranges import Ranges
-from calib.scenes import CLASSES, render
-from engines.base import BuildConfig, Session, get_backend
+from calib.data.scenes import CLASSES, render
+from calib.ranges.ranges import Ranges
+from engines.backends import get_backend
 from engines.bundle import REPORT, open_bundle
-from pipeline.graph import OnnxGraph
+from engines.contract import BuildConfig, Session
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.view import view
 from pipeline.precision.blocks import blocks_of
 from pipeline.precision.lower import LowerOptions
 from pipeline.precision.plan_int8 import plan_int8
 from pipeline.precision.search import Trial, Workbench, _choose, search
-from pipeline.precision.view import view
-from tests.pipeline.lowering import exported
-from tests.pipeline.max_ranges import ranges_from_windows
+from tests.pipeline.precision.lowering import exported
+from tests.pipeline.precision.max_ranges import ranges_from_windows
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import onnx
 
-from calib.scenes import render
-from engines.agreement import Gate
-from engines.base import Float32
-from engines.golden import windows_of
-from engines.tiling import Tiling
-from pipeline.export import simplify
-from pipeline.graph import OnnxGraph, run_onnx
+from calib.data.scenes import render
+from engines.contract import Float32
+from engines.proof.agreement import Gate
+from engines.proof.golden import windows_of
+from engines.tiling.placement import Tiling
+from pipeline.checkpoints.sources import SourceOptions, load_source
+from pipeline.graph.export import simplify
+from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
+from pipeline.graph.rewrites import apply_rules
 from pipeline.precision.lower import LowerOptions, lower
 from pipeline.precision.plan import PrecisionPlan
-from pipeline.rewrites import apply_rules
-from pipeline.sources import SourceOptions, load_source
-from tests.pipeline.max_ranges import ranges_from_windows
+from tests.pipeline.precision.max_ranges import ranges_from_windows
 
 NETWORKS = {
     "segformer": ("tests.models:tiny", (64, 64)),

@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-from engines.base import BuildConfig
-from engines.tensorrt_rtx_backend import backend
-from engines.trt import builder
-from engines.trt.errors import logger_of
-from engines.trt.progress import Progress
+from engines.backends.tensorrt import build as builder
+from engines.backends.tensorrt.messages import logger_of
+from engines.backends.tensorrt.progress import Progress
+from engines.backends.tensorrt.tensorrt_rtx import backend
+from engines.contract import BuildConfig
 
 
 class Interrupted(Progress):

@@ -9,13 +9,22 @@ from typing import Any
 
 import pytest
 
-from engines.base import BuildConfig, TensorRTOptions
-from engines.device.base import GpuInfo
+from engines.backends.tensorrt.engine_file import (
+    MAGIC,
+    Header,
+    digest,
+    pack,
+    refused_device,
+    refused_sdk,
+    refuses,
+    unpack,
+)
+from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
-from engines.trt.blob import MAGIC, Header, digest, pack, refused_device, refused_sdk, refuses, unpack
+from engines.tiling.device import GpuInfo
+from tests.engines.backends.tensorrt.api.fakes import RTX, called
+from tests.engines.backends.tensorrt.api.machine import AMPERE, ORIN, WINDOW, Machine, tuned
 from tests.engines.conftest import Start
-from tests.engines.tensorrt_api.fakes import RTX, called
-from tests.engines.tensorrt_api.machine import AMPERE, ORIN, WINDOW, Machine, tuned
 
 H100 = GpuInfo("NVIDIA H100 80GB HBM3", (9, 0), 13000, 80 << 30, False)
 H200 = replace(H100, name="NVIDIA H200")

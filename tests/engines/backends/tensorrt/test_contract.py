@@ -1,4 +1,4 @@
-"""The adapter on five releases of TensorRT, as their own bindings describe themselves (tests/engines/tensorrt_api)."""
+"""The adapter on five releases of TensorRT, as their own bindings describe themselves (see `api`)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from engines.base import BuildConfig, TensorRTOptions
+from engines.backends.tensorrt.build import MIB, Room, workspace_limit
+from engines.backends.tensorrt.features import strongly_typed
+from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
-from engines.trt.builder import MIB, Room, workspace_limit
-from engines.trt.features import strongly_typed
+from tests.engines.backends.tensorrt.api.fakes import VERSIONS, called
+from tests.engines.backends.tensorrt.api.machine import AMPERE, FREE, OLD, ORIN, TYPED, Machine, tuned, write_graph
 from tests.engines.conftest import Start
-from tests.engines.tensorrt_api.fakes import VERSIONS, called
-from tests.engines.tensorrt_api.machine import AMPERE, FREE, OLD, ORIN, TYPED, Machine, tuned, write_graph
 
 
 def _last(machine: Machine, name: str) -> Any:
@@ -111,8 +111,10 @@ def test_a_removed_flag_is_found_here(start: Start, model: Path, monkeypatch: py
     with pytest.raises(AttributeError):
         _ = machine.sdk.NetworkDefinitionCreationFlag.EXPLICIT_BATCH
     assert strongly_typed(machine.sdk)
-    monkeypatch.setattr("engines.trt.builder.strongly_typed", lambda sdk: False)
-    monkeypatch.setattr("engines.trt.network.held_types", lambda layers: {"HALF": 1, "QUANTIZE": 0, "DEQUANTIZE": 0})
+    monkeypatch.setattr("engines.backends.tensorrt.build.strongly_typed", lambda sdk: False)
+    monkeypatch.setattr(
+        "engines.backends.tensorrt.network.held_types", lambda layers: {"HALF": 1, "QUANTIZE": 0, "DEQUANTIZE": 0}
+    )
     with pytest.raises((DeployError, AttributeError), match=r"FP16|precision"):
         machine.backend.build(model, BuildConfig("fp16"))
 

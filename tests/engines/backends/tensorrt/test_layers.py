@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from engines.base import BuildConfig
+from engines.backends.tensorrt.profile import precision
+from engines.contract import BuildConfig
 from engines.errors import DeployError
 from engines.layers import executed
-from engines.trt.inspector import precision
+from tests.engines.backends.tensorrt.api.fakes import VERSIONS
+from tests.engines.backends.tensorrt.api.machine import WINDOW
 from tests.engines.conftest import Start
-from tests.engines.tensorrt_api.fakes import VERSIONS
-from tests.engines.tensorrt_api.machine import WINDOW
 
 
 def _tensor(text: str) -> dict[str, Any]:

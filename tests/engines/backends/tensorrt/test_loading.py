@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.base import BuildConfig
+from engines.backends.tensorrt.engine_file import unpack
+from engines.contract import BuildConfig
 from engines.errors import DeployError, GpuLostError
-from engines.trt.blob import unpack
+from tests.engines.backends.tensorrt.api.fakes import VERSIONS, called
+from tests.engines.backends.tensorrt.api.machine import TYPED, WINDOW, tuned, write_graph
 from tests.engines.conftest import Start
-from tests.engines.tensorrt_api.fakes import VERSIONS, called
-from tests.engines.tensorrt_api.machine import TYPED, WINDOW, tuned, write_graph
 
 
 @pytest.mark.parametrize("version", VERSIONS)

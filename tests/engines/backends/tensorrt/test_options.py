@@ -10,8 +10,8 @@ import pytest
 
 import deploy
 from engines import arguments
-from engines.base import TensorRTOptions
 from engines.bundle import MANIFEST, open_bundle, seal
+from engines.contract import TensorRTOptions
 
 
 def _given(*words: str) -> dict[str, object]:

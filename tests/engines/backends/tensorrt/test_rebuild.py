@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from engines.assemble import rebuild, tuning
-from engines.base import BuildConfig, TensorRTOptions, get_backend
+from engines.backends import get_backend
 from engines.bundle import ENGINE, open_bundle
+from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
+from engines.proof.rebuild import rebuild, tuning
+from tests.engines.backends.tensorrt.api.machine import AMPERE, ORIN
 from tests.engines.conftest import Start
-from tests.engines.tensorrt_api.machine import AMPERE, ORIN
 
 
 def test_the_timing_cache_lies_beside_the_bundle(start: Start, tmp_path: Path) -> None:
@@ -59,8 +60,8 @@ def test_a_rebuild_keeps_what_the_bundle_was_built_with(
         rebuild(source, tmp_path / name, backend, 0, None, None, lambda *line: None, None, given)
         return open_bundle(tmp_path / name).manifest.tensorrt
 
-    monkeypatch.setattr("engines.assemble.compile_engine", compile_engine)
-    monkeypatch.setattr("engines.tensorrt_backend.TensorRTBackend.unavailable", lambda backend: None)
+    monkeypatch.setattr("engines.proof.rebuild.compile_engine", compile_engine)
+    monkeypatch.setattr("engines.backends.tensorrt.tensorrt.TensorRTBackend.unavailable", lambda backend: None)
     machine = start("10.13.3", AMPERE)
     monkeypatch.setattr(get_backend("tensorrt"), "sdk", lambda: machine.sdk)
     first = again(tiny_bundle, "a", "tensorrt", level=2, hardware="same_cc")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from engines.base import BuildConfig
+from engines.backends.tensorrt.build import MIB
+from engines.contract import BuildConfig
 from engines.errors import DeployError
-from engines.trt.builder import MIB
+from tests.engines.backends.tensorrt.api.fakes import VERSIONS, called
+from tests.engines.backends.tensorrt.api.machine import OLD, tuned, write_graph
 from tests.engines.conftest import Start
-from tests.engines.tensorrt_api.fakes import VERSIONS, called
-from tests.engines.tensorrt_api.machine import OLD, tuned, write_graph
 
 
 @pytest.mark.parametrize(

@@ -12,20 +12,21 @@ import pytest
 
 import deploy
 from engines import arguments
-from engines.assemble import tuning
-from engines.base import BuildConfig, TensorRTOptions, get_backend
-from engines.device.base import GpuInfo
+from engines.backends import get_backend
+from engines.backends.tensorrt.scales import half_scales
+from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
-from engines.tiling import Tiling
-from engines.trt.scales import half_scales
+from engines.proof.rebuild import tuning
+from engines.tiling.device import GpuInfo
+from engines.tiling.placement import Tiling
 from pipeline.build import BuildRequest, build_bundle
-from pipeline.lowering import half_of, rest_of
+from pipeline.precision.as_asked import half_of, rest_of
 from pipeline.precision.lower import LowerOptions
 from pipeline.scenes_folder import render_folder
+from tests.engines.backends.tensorrt.api.fakes import RTX, called, say
+from tests.engines.backends.tensorrt.api.machine import AMPERE, ORIN
+from tests.engines.backends.tensorrt.graphs import made
 from tests.engines.conftest import Start
-from tests.engines.tensorrt_api.fakes import RTX, called, say
-from tests.engines.tensorrt_api.machine import AMPERE, ORIN
-from tests.engines.trt_graphs import made
 
 TURING = replace(AMPERE, name="Tesla T4", sm=(7, 5))
 

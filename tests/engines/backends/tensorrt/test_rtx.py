@@ -13,21 +13,22 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from engines.base import BuildConfig, TensorRTOptions, choose_backend
+from engines.backends import choose_backend
+from engines.backends.tensorrt import build as builder_module
+from engines.backends.tensorrt import engine_file
+from engines.backends.tensorrt.features import name_of
+from engines.backends.tensorrt.messages import load_error, logger_of
+from engines.backends.tensorrt.network import Parsed, held_types, outputs
+from engines.backends.tensorrt.progress import Progress
+from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
-from engines.trt import blob as engine_file
-from engines.trt import builder as builder_module
-from engines.trt.errors import load_error, logger_of
-from engines.trt.features import name_of
-from engines.trt.network import Parsed, held_types, outputs
-from engines.trt.progress import Progress
-from pipeline.batches import neutral
-from tests.engines.trt_graphs import NETWORKS, Made, made
-from tests.pipeline.lowering import graph_of, types
+from pipeline.graph.batches import neutral
+from tests.engines.backends.tensorrt.graphs import NETWORKS, Made, made
+from tests.pipeline.precision.lowering import graph_of, types
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: it is for Linux on x86-64")
 
-from engines.tensorrt_rtx_backend import backend  # noqa: E402
+from engines.backends.tensorrt.tensorrt_rtx import backend  # noqa: E402
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 TYPES = {
@@ -157,8 +158,13 @@ def test_progress_goes_from_nothing_to_all(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_ctrl_c_ends_the_build() -> None:
     """A real SIGINT while TensorRT is at work: it gives up, says so, and only then KeyboardInterrupt comes."""
-    command = [sys.executable, "-m", "tests.engines.interrupted_build", str(made("segformer", "fp32").path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.engines.backends.tensorrt.interrupted_build",
+        str(made("segformer", "fp32").path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[4], check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("KeyboardInterrupt after")
     assert "cancel" in done.stdout.lower()

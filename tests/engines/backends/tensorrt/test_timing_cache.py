@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engines.base import BuildConfig
-from engines.trt.cache import default_path
+from engines.backends.tensorrt.timing_cache import default_path
+from engines.contract import BuildConfig
+from tests.engines.backends.tensorrt.api.machine import AMPERE, ORIN, Machine
 from tests.engines.conftest import Start
-from tests.engines.tensorrt_api.machine import AMPERE, ORIN, Machine
 
 Build = Callable[[Machine], list[bytes]]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from engines.jetson import read_jetson
-from engines.trt import backend as backend_module
-from engines.trt.backend import TensorRTFamily
+from engines.backends.tensorrt import backend as backend_module
+from engines.backends.tensorrt.backend import TensorRTFamily
+from engines.machine.jetson import read_jetson
 from tests.engines.conftest import Start
 
 
@@ -41,7 +41,7 @@ def test_a_gpu_that_cannot_be_used(backend: TensorRTFamily, monkeypatch: pytest.
     """Told before the package is imported, which is large."""
     monkeypatch.setattr(backend, "sdk", lambda: pytest.fail("imported"))
     reason = "GPU: pycuda is not installed; pip install pycuda"
-    monkeypatch.setattr("engines.device.cuda.unavailable", lambda: reason)
+    monkeypatch.setattr("engines.gpu.context.unavailable", lambda: reason)
     assert backend.unavailable() == reason
 
 
@@ -49,7 +49,7 @@ def test_a_package_that_is_not_installed(
     backend: TensorRTFamily, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Told before what the GPU lacks; and pip's wheels are not for boards."""
-    monkeypatch.setattr("engines.device.cuda.unavailable", lambda: "GPU: none")
+    monkeypatch.setattr("engines.gpu.context.unavailable", lambda: "GPU: none")
     monkeypatch.setattr(backend_module.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(backend_module, "read_jetson", lambda: read_jetson(tmp_path))
     assert str(backend.unavailable()).endswith("on a machine with an NVIDIA GPU: pip install -e '.[tensorrt]'")

@@ -1,4 +1,4 @@
-"""python -m tests.engines.emulated LIBRARY: every case; for sanitizers, which must be loaded before Python."""
+"""python -m tests.engines.gpu.emulated LIBRARY: every case; for sanitizers, which must be loaded before Python."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.kernel_cases import check
-from tests.engines.emulated import Emulated
+from tests.engines.gpu.emulated import Emulated
 
 wrong = [f"{text}: {differences} values" for text, differences in check(Emulated(Path(sys.argv[1]))) if differences]
 print(*wrong[:20], f"{len(wrong)} cases differ", sep="\n")

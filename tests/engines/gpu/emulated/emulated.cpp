@@ -4,7 +4,7 @@
  */
 #include "cuda_words.h"
 
-#include "../../../engines/tile.cu"
+#include "../../../../engines/tiling/tile.cu"
 
 #include <cstring>
 

@@ -1,4 +1,4 @@
-"""The whole command line on a GPU: build, run, bench, rebuild, refuse.  Run by tests/engines/test_cuda.py.
+"""The whole command line on a GPU: build, run, bench, rebuild, refuse.  Run by tests/engines/gpu/test_cuda.py.
 
 The engine is OpenVINO's, called on the addresses that the GPU runtime hands out: everything around it is tested.
 """
@@ -20,18 +20,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import engines.base
-from engines.base import Backend, BuildConfig, Session, Tensor
+import engines.backends
+from engines.contract import Backend, BuildConfig, Session, Tensor
 
-engines.base.BACKENDS = (*engines.base.BACKENDS, "gpu")  # before the command line reads it
+engines.backends._OBJECTS["gpu"] = "gpu:backend"
+engines.backends.BACKENDS = tuple(engines.backends._OBJECTS)  # before the command line reads it
 
 import deploy  # noqa: E402
+from engines.backends.openvino import backend as openvino  # noqa: E402
 from engines.bundle import KERNELS, MANIFEST, open_bundle, seal  # noqa: E402
-from engines.device.cuda import gpu_info  # noqa: E402
 from engines.errors import DeployError  # noqa: E402
-from engines.openvino_backend import backend as openvino  # noqa: E402
+from engines.gpu.context import gpu_info  # noqa: E402
 from engines.segmenter import open_segmenter  # noqa: E402
-from tests.engines.fake_cuda import support  # noqa: E402
+from tests.engines.gpu.fake_cuda import support  # noqa: E402
 
 
 class _Session:
@@ -87,8 +88,8 @@ class _GPU(Backend):
         return openvino.layers(*args, **kwargs)
 
 
-sys.modules["engines.gpu_backend"] = ModuleType("engines.gpu_backend")
-sys.modules["engines.gpu_backend"].backend = _GPU()  # type: ignore[attr-defined]
+sys.modules["engines.backends.gpu"] = ModuleType("engines.backends.gpu")
+sys.modules["engines.backends.gpu"].backend = _GPU()  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +143,7 @@ def test_a_bundle_carries_the_kernels_and_gives_the_masks_of_the_cpu(
 
 
 def test_running_needs_no_compiler(bundles: Path, photographs: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    import engines.device.compile as compiler
+    import engines.gpu.compile as compiler
 
     def refuse(sm: tuple[int, int]) -> bytes:
         raise AssertionError("compiled while running")
@@ -165,7 +166,7 @@ def test_a_rebuild_makes_the_kernels_again_and_another_gpu_is_refused(
         def device(self) -> str:
             return "cuda sm_87 Orin, driver for CUDA 12.6"
 
-    module = sys.modules["engines.gpu_backend"]
+    module = sys.modules["engines.backends.gpu"]
     own, module.backend = module.backend, Other()  # type: ignore[attr-defined]
     try:
         capsys.readouterr()
@@ -178,7 +179,7 @@ def test_a_rebuild_makes_the_kernels_again_and_another_gpu_is_refused(
 def test_kernels_that_do_not_compile_are_told_before_the_engine_is_built(
     bundles: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    import engines.device.compile as compiler
+    import engines.gpu.compile as compiler
 
     def refuse(sm: tuple[int, int]) -> bytes:
         raise DeployError("kernels: no CUDA compiler")
@@ -198,7 +199,7 @@ def test_an_engine_for_other_gpus_too_gets_kernels_for_this_one(
     bundles: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, built: str, compiled: int
 ) -> None:
     """As with --hardware ampere_plus: the GPU here is an sm_87, on which only its own cubin runs."""
-    import engines.device.compile as compiler
+    import engines.gpu.compile as compiler
 
     class Anywhere(_GPU):
         def refuses(self, sdk: str, device: str, config: BuildConfig) -> str | None:
@@ -210,7 +211,7 @@ def test_an_engine_for_other_gpus_too_gets_kernels_for_this_one(
     copy, asked = tmp_path / "copy", list[tuple[int, int]]()
     shutil.copytree(bundles / "gpu", copy)
     seal(copy, replace(open_bundle(copy).manifest, device=Anywhere().device()))
-    monkeypatch.setattr(sys.modules["engines.gpu_backend"], "backend", Anywhere())
+    monkeypatch.setattr(sys.modules["engines.backends.gpu"], "backend", Anywhere())
     monkeypatch.setattr(compiler, "compile_kernels", lambda sm: asked.append(sm) or support.CUBIN)
     with open_segmenter(copy) as (segmenter, _):
         segmenter.segment(support.image(64, 96))

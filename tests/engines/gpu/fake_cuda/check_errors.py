@@ -1,4 +1,4 @@
-"""What goes wrong on a GPU, and what is left then.  Run by tests/engines/test_cuda.py, with the fake driver."""
+"""What goes wrong on a GPU, and what is left then.  Run by tests/engines/gpu/test_cuda.py, with the fake driver."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines.base import Tensor
-from engines.device import cuda, driver
-from engines.device.cuda import CudaGpu, GpuMemoryError, open_gpu
-from engines.device.cuda_device import CudaDevice
-from engines.device.kernels import MAX_LEFTS
-from engines.device.launch import Launch
+from engines.contract import Tensor
 from engines.errors import DeployError
-from engines.tiling import Tiling
-from tests.engines.fake_cuda import support
-from tests.engines.fake_cuda.support import CUBIN, SPEC, Engine, configure, image, on_host, opened, same
+from engines.gpu import context as cuda
+from engines.gpu import driver
+from engines.gpu.context import CudaGpu, GpuMemoryError, open_gpu
+from engines.gpu.device import CudaDevice
+from engines.gpu.kernels import MAX_LEFTS
+from engines.gpu.launch import Launch
+from engines.tiling.placement import Tiling
+from tests.engines.gpu.fake_cuda import support
+from tests.engines.gpu.fake_cuda.support import CUBIN, SPEC, Engine, configure, image, on_host, opened, same
 
 TILING = Tiling(64, 96, 48, 64)
 

@@ -1,4 +1,4 @@
-"""Masks of the GPU runtime, bit by bit those of the host.  Run by tests/engines/test_cuda.py, with the fake driver."""
+"""Masks of the GPU runtime, bit by bit those of the host.  Run by test_cuda.py, with the fake driver."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines.device import cuda_pool, driver
-from engines.device.base import Timings
-from engines.device.cuda import gpu_info, open_gpu, unavailable
-from engines.device.cuda_frame import CudaFrame, CudaStrips
-from engines.device.cuda_pool import IDLE_KEPT, SIZES_KEPT
-from engines.device.through import HostRun
 from engines.errors import DeployError
-from engines.tiling import Tiling
-from tests.engines.fake_cuda import support
-from tests.engines.fake_cuda.support import Engine, configure, image, on_host, opened, same
+from engines.gpu import driver
+from engines.gpu import pool as cuda_pool
+from engines.gpu.context import gpu_info, open_gpu, unavailable
+from engines.gpu.frames import CudaFrame, CudaStrips
+from engines.gpu.host_copies import HostRun
+from engines.gpu.pool import IDLE_KEPT, SIZES_KEPT
+from engines.tiling.device import Timings
+from engines.tiling.placement import Tiling
+from tests.engines.gpu.fake_cuda import support
+from tests.engines.gpu.fake_cuda.support import Engine, configure, image, on_host, opened, same
 
 TILING = Tiling(64, 96, 48, 64)
 SIZES = [(64, 96), (150, 333), (40, 50), (1, 1), (201, 97), (64, 97)]

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from engines.device.cuda import open_gpu
-from engines.device.cuda_device import CudaDevice
 from engines.errors import GpuLostError
-from engines.inputs import expand
-from engines.runner import RunOptions, run_images
+from engines.folder_run import RunOptions, run_images
+from engines.gpu.context import open_gpu
+from engines.gpu.device import CudaDevice
+from engines.images.inputs import expand
 from engines.segmenter import Segmenter
-from engines.tiling import Tiling
-from tests.engines.fake_cuda.support import CUBIN, SPEC, Engine, configure, driver, image, on_host
+from engines.tiling.placement import Tiling
+from tests.engines.gpu.fake_cuda.support import CUBIN, SPEC, Engine, configure, driver, image, on_host
 
 TILING = Tiling(64, 96, 48, 64)
 

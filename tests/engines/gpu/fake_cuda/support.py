@@ -1,6 +1,6 @@
 """The fake driver in this process, and an engine to run on it.
 
-Only for processes that were started with the fake driver on LD_LIBRARY_PATH: see tests/engines/test_cuda.py.
+Only for processes that were started with the fake driver on LD_LIBRARY_PATH: see tests/engines/gpu/test_cuda.py.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from engines.base import Tensor
-from engines.device.cuda import CudaGpu, open_gpu
-from engines.device.cuda_device import CudaDevice
-from engines.device.driver import current_context
-from engines.device.host import HostDevice
+from engines.contract import Tensor
+from engines.gpu.context import CudaGpu, open_gpu
+from engines.gpu.device import CudaDevice
+from engines.gpu.driver import current_context
+from engines.model_spec import ModelSpec
 from engines.segmenter import Mask, Segmenter
-from engines.spec import ModelSpec
-from engines.tiling import Tiling
+from engines.tiling.host import HostDevice
+from engines.tiling.placement import Tiling
 
 CUBIN = b"\x7fELF that the fake driver takes"
 KINDS = ("device", "host", "modules", "streams", "events", "graphs", "contexts")

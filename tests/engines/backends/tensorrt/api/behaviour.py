@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.engines.tensorrt_api.fakes import make, say
-from tests.engines.tensorrt_api.runtime import (
+from tests.engines.backends.tensorrt.api.fakes import make, say
+from tests.engines.backends.tensorrt.api.runtime import (
     EngineInspector,
     ICudaEngine,
     IExecutionContext,
@@ -22,7 +22,7 @@ from tests.engines.tensorrt_api.runtime import (
 
 
 def json_with_batch(model: bytes, batch: int) -> bytes:
-    """What engines.onnx_batch.with_batch does to an ONNX file."""
+    """What engines.backends.onnx_bytes.with_batch does to an ONNX file."""
     graph = json.loads(model)
     graph["tensors"][graph["input"]][1][0] = batch
     graph["tensors"][graph["output"]][1] = None if graph.get("fixed") else [batch, *graph["tensors"]["logits"][1][1:]]

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.base import BuildConfig, TensorRTOptions
-from engines.device.base import GpuInfo
+from engines.backends.tensorrt.backend import TensorRTFamily
+from engines.backends.tensorrt.tensorrt import TensorRTBackend
+from engines.backends.tensorrt.tensorrt_rtx import TensorRTRTXBackend
+from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import GpuLostError
-from engines.tensorrt_backend import TensorRTBackend
-from engines.tensorrt_rtx_backend import TensorRTRTXBackend
-from engines.trt.backend import TensorRTFamily
-from tests.engines.tensorrt_api.behaviour import BEHAVIOURS, json_with_batch
-from tests.engines.tensorrt_api.fakes import VERSIONS, fake
+from engines.tiling.device import GpuInfo
+from tests.engines.backends.tensorrt.api.behaviour import BEHAVIOURS, json_with_batch
+from tests.engines.backends.tensorrt.api.fakes import VERSIONS, fake
 
 OLD = "8.6.1"  # whose networks are not strongly typed
 TYPED = tuple(version for version in VERSIONS if version != OLD)
@@ -42,7 +42,7 @@ class _Memory:
 
 
 class HostGpu:
-    """engines.device.base.Gpu."""
+    """engines.tiling.device.Gpu."""
 
     stream = 77
 
@@ -74,15 +74,15 @@ class Machine:
         kind = TensorRTRTXBackend if version.startswith("rtx-") else TensorRTBackend
         self.backend: TensorRTFamily = kind()
         patch.setattr(kind, "sdk", lambda backend: self.sdk)
-        patch.setattr("engines.trt.network.with_batch", json_with_batch)
-        patch.setattr("engines.device.cuda.unavailable", lambda: None)
-        patch.setattr("engines.device.cuda.gpu_info", lambda: info)
+        patch.setattr("engines.backends.tensorrt.network.with_batch", json_with_batch)
+        patch.setattr("engines.gpu.context.unavailable", lambda: None)
+        patch.setattr("engines.gpu.context.gpu_info", lambda: info)
 
         @contextmanager
         def opened() -> Iterator[HostGpu]:
             yield self.gpu
 
-        patch.setattr("engines.device.cuda.open_gpu", opened)
+        patch.setattr("engines.gpu.context.open_gpu", opened)
 
 
 def tuned(**options: object) -> BuildConfig:

@@ -1,6 +1,6 @@
 """Record which names a release of TensorRT has.
 
-    python -m tests.engines.tensorrt_api.record tensorrt_cu12_bindings==10.3.0
+    python -m tests.engines.backends.tensorrt.api.record tensorrt_cu12_bindings==10.3.0
 
 NVIDIA's bindings are small wheels on PyPI that load without their libraries' gigabytes: all but a handful of calls go
 through virtual tables.  Those few are given here by a library of our own that answers nothing, and what is imported is
@@ -42,7 +42,7 @@ def record(requirement: str) -> Path:
         _stub_libraries(module, folder)
         version = re.search(r'__version__ = "([^"]+)"', (module.parent / "__init__.py").read_text())
         assert version
-        code = f"from tests.engines.tensorrt_api.record import show; show({str(module.parent)!r})"
+        code = f"from tests.engines.backends.tensorrt.api.record import show; show({str(module.parent)!r})"
         done = subprocess.run(
             [sys.executable, "-c", code], env={"LD_LIBRARY_PATH": name}, check=True, stdout=subprocess.PIPE, text=True
         )

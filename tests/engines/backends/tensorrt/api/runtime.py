@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.engines.tensorrt_api.fakes import make, say
+from tests.engines.backends.tensorrt.api.fakes import make, say
 
 LAYER_TIME = 0.25  # milliseconds, of every layer that has no other
 

@@ -1,0 +1,1 @@
+"""Data sets on disk, label maps, rendered scenes."""

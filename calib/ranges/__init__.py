@@ -1,0 +1,1 @@
+"""Calibration sets and the ranges measured on them."""

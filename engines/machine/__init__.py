@@ -1,0 +1,1 @@
+"""What this machine is: its GPU, board, clocks and memory, and what is missing on it."""

@@ -1,0 +1,1 @@
+"""Time, energy and memory of a bundle, in a process of its own."""

@@ -1,0 +1,1 @@
+"""That an engine does what the checkpoint did: golden images, gates, rebuilds."""

@@ -1,0 +1,1 @@
+"""The comparison for people: table, picture, page."""

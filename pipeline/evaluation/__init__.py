@@ -1,0 +1,1 @@
+"""Scores on labelled data: mIoU as mmsegmentation computes it."""

@@ -1,0 +1,1 @@
+"""The ONNX graph: export, rewrites, batches, what it costs."""

@@ -1,0 +1,1 @@
+"""The networks, written from their papers: SegFormer, ViT, SETR."""
