@@ -43,10 +43,11 @@ def build_engine(args: argparse.Namespace) -> int:
     else:
         _require_packages()
         from calib.ranges.ranges import Ranges
-        from pipeline.build import BuildRequest, build_bundle
+        from pipeline.build import build_bundle
         from pipeline.checkpoints.sources import SourceOptions
         from pipeline.precision.lower import LowerOptions
         from pipeline.precision.plan_int8 import Int8Options
+        from pipeline.request import BuildRequest
 
         options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
         sample = None if args.sample is None else read_image(args.sample, args.max_pixels)
@@ -152,13 +153,13 @@ def inspect(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> int:
     """build MODEL in several precisions, measure them side by side on a data set, and say which one to ship"""
     _require_packages()
-    from pipeline.build import BuildRequest
     from pipeline.checkpoints.sources import SourceOptions
     from pipeline.compare.judge import Limits
     from pipeline.compare.report.table import terminal
     from pipeline.compare.run import CompareRequest
     from pipeline.compare.run import compare as compare_precisions
     from pipeline.precision.budget import Budget
+    from pipeline.request import BuildRequest
 
     options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
     build = BuildRequest(

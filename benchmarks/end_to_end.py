@@ -35,7 +35,8 @@ from benchmarks.slide import clear_pixels, slide
 from calib.data.scenes import render
 from engines.segmenter import open_segmenter
 from engines.tiling.placement import Tiling
-from pipeline.build import BuildRequest, build_bundle
+from pipeline.build import build_bundle
+from pipeline.request import BuildRequest
 
 WINDOW, STRIDE = 1024, 768
 

@@ -44,7 +44,8 @@ from engines.measure.bench import cpu_name
 from engines.segmenter import Segmenter, open_segmenter
 from engines.tiling.device import Timings
 from engines.tiling.placement import Tiling
-from pipeline.build import BuildRequest, build_bundle
+from pipeline.build import build_bundle
+from pipeline.request import BuildRequest
 
 UInt8 = NDArray[np.uint8]
 Segment = Callable[[UInt8], Frame]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +12,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from calib.data.scenes import render
-from calib.ranges.ranges import Ranges
 from calib.ranges.windows import first_image
 from engines.backends import choose_backend
 from engines.bundle import GOLDEN, MODEL, Manifest, writing
-from engines.contract import Backend, BuildConfig, Float32, TensorRTOptions
+from engines.contract import Backend, BuildConfig, Float32
 from engines.errors import DeployError
-from engines.images.read import MAX_PIXELS, read_image
+from engines.images.read import read_image
 from engines.proof.agreement import GATES, Agreement, Gate, compare_logits
 from engines.proof.batch_gate import reported, require_neutral
 from engines.proof.golden import Golden, windows_of
 from engines.proof.rebuild import Log, compile_engine, describe, finish, tuning
 from engines.tiling.core import blend_weights
 from engines.tiling.placement import Tiling
-from pipeline.checkpoints.sources import Source, SourceOptions, load_source, summary
+from pipeline.checkpoints.sources import Source, load_source, summary
 from pipeline.graph.batches import for_any_batch
 from pipeline.graph.export import simplify
 from pipeline.graph.macs import count_macs
@@ -33,44 +32,7 @@ from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.graph.rewrites import apply_rules, describe_step
 from pipeline.graph.rewrites.gains import time_stages
 from pipeline.precision.as_asked import lower_as_asked
-from pipeline.precision.budget import Budget
-from pipeline.precision.lower import LowerOptions
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """What `build-engine` was asked for.
-
-    precision: one of PRECISIONS, or ``auto``.  sample: (H, W, 3) uint8 photograph to verify on; None renders a scene.
-    max_error, min_agreement: in place of what the precision's gate has (see Gate); None keeps it.
-    rewrites: whether to make the graph cheaper.  time_rewrites: also measure what each rewrite gains on this machine.
-    ranges: measured before; or photographs: folders or images to measure on now.  budget: for ``auto``.
-    batch: windows that the engine takes at once.  timing_cache: None keeps it beside `output`.
-    """
-
-    model: str
-    output: Path
-    tiling: Tiling
-    precision: str = "fp32"
-    backend: str = "auto"
-    threads: int = 0
-    options: SourceOptions = field(default_factory=SourceOptions)
-    sample: NDArray[np.uint8] | None = None
-    max_error: float | None = None
-    min_agreement: float | None = None
-    rewrites: bool = True
-    time_rewrites: bool = False
-    ranges: Ranges | None = None
-    photographs: tuple[str, ...] = ()
-    lowering: LowerOptions = field(default_factory=LowerOptions)
-    budget: Budget = field(default_factory=Budget)
-    max_pixels: int = MAX_PIXELS
-    batch: int = 1
-    tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
-    timing_cache: Path | None = None
-
-    def gate(self, precision: str) -> Gate:
-        return GATES[precision].but(self.max_error, self.min_agreement)
+from pipeline.request import BuildRequest
 
 
 def build_bundle(request: BuildRequest, log: Log) -> Manifest:

@@ -30,7 +30,8 @@ def shared_data() -> Path:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of tests.models:tiny, window 64x96, stride 48x64."""
     from engines.tiling.placement import Tiling
-    from pipeline.build import BuildRequest, build_bundle
+    from pipeline.build import build_bundle
+    from pipeline.request import BuildRequest
 
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     request = BuildRequest("tests.models:tiny", folder, Tiling(64, 96, 48, 64), backend="openvino")

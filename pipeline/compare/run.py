@@ -20,7 +20,7 @@ from engines.contract import PRECISIONS
 from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS
 from engines.measure.bench import settings
-from pipeline.build import BuildRequest, build_bundle
+from pipeline.build import build_bundle
 from pipeline.checkpoints.sources import load_source
 from pipeline.compare.frames import Frames
 from pipeline.compare.judge import Limits, judge, verdict
@@ -29,6 +29,7 @@ from pipeline.compare.report.figure import require_matplotlib
 from pipeline.compare.report.write import FILES, JSON, RANGES, write
 from pipeline.compare.rows import Comparison, Row, yardstick
 from pipeline.precision.calibrate import CalibrateRequest, calibrate
+from pipeline.request import BuildRequest
 
 Log = Callable[[str, str], None]
 

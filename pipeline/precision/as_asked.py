@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from calib.ranges.ranges import Ranges
 from calib.ranges.windows import CalibrationSet, draw_windows
@@ -21,10 +20,8 @@ from pipeline.precision.calibrate import DEFAULT_WINDOWS, CalibrateRequest, coll
 from pipeline.precision.lower import Log, Lowered, lower
 from pipeline.precision.observe import Effort
 from pipeline.precision.search import Workbench, search
+from pipeline.request import BuildRequest
 from pipeline.scenes_folder import render_folder
-
-if TYPE_CHECKING:
-    from pipeline.build import BuildRequest
 
 QUANTISED = frozenset({"int8", "auto"})  # what ranges are for
 SCENES = range(1, 9)  # seeds of what the demo model is calibrated on; scene 0 is what builds are verified on

@@ -16,8 +16,9 @@ from engines.proof.golden import Golden
 from engines.proof.rebuild import rebuild
 from engines.segmenter import open_segmenter
 from engines.tiling.placement import Tiling
-from pipeline.build import BuildRequest, build_bundle, slide_labels
+from pipeline.build import build_bundle, slide_labels
 from pipeline.checkpoints.sources import SourceOptions
+from pipeline.request import BuildRequest
 from tests import models
 
 TILING = Tiling(64, 96, 48, 64)

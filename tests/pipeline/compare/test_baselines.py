@@ -14,7 +14,6 @@ from engines.backends.openvino import OpenVINOBackend
 from engines.errors import DeployError
 from engines.measure.worker import Opened
 from engines.tiling.placement import Tiling
-from pipeline.build import BuildRequest
 from pipeline.compare import run
 from pipeline.compare.judge import Limits, verdict
 from pipeline.compare.measure import Measured
@@ -22,6 +21,7 @@ from pipeline.compare.report.page import page
 from pipeline.compare.report.table import markdown, terminal
 from pipeline.compare.rows import Comparison, Row
 from pipeline.compare.run import CompareRequest
+from pipeline.request import BuildRequest
 from tests.pipeline.compare.recorded import comparison, row, timing
 
 ZERO = (0.0,) * 9

@@ -20,10 +20,11 @@ from engines.images.read import read_image, resize_labels
 from engines.model_spec import ModelSpec
 from engines.segmenter import Segmenter, open_segmenter
 from engines.tiling.placement import Tiling
-from pipeline.build import BuildRequest, build_bundle
+from pipeline.build import build_bundle
 from pipeline.checkpoints.sources import SourceOptions
 from pipeline.evaluation.evaluate import Evaluation, evaluate, score
 from pipeline.evaluation.metrics import Scores
+from pipeline.request import BuildRequest
 from tests.without import deploy_without
 
 SIZES = {"a": (64, 96), "b": (150, 200), "c": (40, 50)}

@@ -19,7 +19,7 @@ from engines.bundle import open_bundle
 from engines.errors import DeployError
 from engines.proof.agreement import GATES
 from engines.proof.batch_gate import NEUTRAL
-from pipeline.build import BuildRequest, build_bundle
+from pipeline.build import build_bundle
 from pipeline.graph.batches import for_any_batch, neutral
 from pipeline.graph.batches.proof import with_batch
 from pipeline.graph.batches.walk import Declined
@@ -28,6 +28,7 @@ from pipeline.graph.onnx_graph import OnnxGraph, open_onnx, run_onnx
 from pipeline.graph.rewrites import apply_rules
 from pipeline.precision.emulate import emulate
 from pipeline.precision.lower import LowerOptions, lower
+from pipeline.request import BuildRequest
 from tests import models
 from tests.pipeline.graph.test_rewrites import Net
 from tests.pipeline.precision.lowering import exported, graph_of

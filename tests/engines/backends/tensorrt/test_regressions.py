@@ -19,9 +19,10 @@ from engines.errors import DeployError
 from engines.proof.rebuild import tuning
 from engines.tiling.device import GpuInfo
 from engines.tiling.placement import Tiling
-from pipeline.build import BuildRequest, build_bundle
+from pipeline.build import build_bundle
 from pipeline.precision.as_asked import half_of, rest_of
 from pipeline.precision.lower import LowerOptions
+from pipeline.request import BuildRequest
 from pipeline.scenes_folder import render_folder
 from tests.engines.backends.tensorrt.api.fakes import RTX, called, say
 from tests.engines.backends.tensorrt.api.machine import AMPERE, ORIN

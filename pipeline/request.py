@@ -1,0 +1,54 @@
+"""What `build-engine` was asked for, in one record that the stages of a build read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib.ranges.ranges import Ranges
+from engines.contract import TensorRTOptions
+from engines.images.read import MAX_PIXELS
+from engines.proof.agreement import GATES, Gate
+from engines.tiling.placement import Tiling
+from pipeline.checkpoints.sources import SourceOptions
+from pipeline.precision.budget import Budget
+from pipeline.precision.lower import LowerOptions
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What `build-engine` was asked for.
+
+    precision: one of PRECISIONS, or ``auto``.  sample: (H, W, 3) uint8 photograph to verify on; None renders a scene.
+    max_error, min_agreement: in place of what the precision's gate has (see Gate); None keeps it.
+    rewrites: whether to make the graph cheaper.  time_rewrites: also measure what each rewrite gains on this machine.
+    ranges: measured before; or photographs: folders or images to measure on now.  budget: for ``auto``.
+    batch: windows that the engine takes at once.  timing_cache: None keeps it beside `output`.
+    """
+
+    model: str
+    output: Path
+    tiling: Tiling
+    precision: str = "fp32"
+    backend: str = "auto"
+    threads: int = 0
+    options: SourceOptions = field(default_factory=SourceOptions)
+    sample: NDArray[np.uint8] | None = None
+    max_error: float | None = None
+    min_agreement: float | None = None
+    rewrites: bool = True
+    time_rewrites: bool = False
+    ranges: Ranges | None = None
+    photographs: tuple[str, ...] = ()
+    lowering: LowerOptions = field(default_factory=LowerOptions)
+    budget: Budget = field(default_factory=Budget)
+    max_pixels: int = MAX_PIXELS
+    batch: int = 1
+    tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
+    timing_cache: Path | None = None
+
+    def gate(self, precision: str) -> Gate:
+        return GATES[precision].but(self.max_error, self.min_agreement)
