@@ -109,6 +109,7 @@ class Backend(Protocol):
     def name(self) -> str: ...
 
     on_gpu: bool = False  # its sessions are DeviceSessions
+    from_program: bool = False  # compiled from config.program, not from the graph
 
     def unavailable(self) -> str | None:
         """None when this machine can use the backend, otherwise what is missing and how to get it."""

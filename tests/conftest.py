@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -49,20 +50,18 @@ def exports_once() -> Iterator[None]:
     from pipeline.checkpoints.sources import TorchSource
     from pipeline.graph.onnx_graph import OnnxGraph
 
-    made: dict[str, tuple[OnnxGraph, bytes]] = {}
+    made: dict[str, tuple[OnnxGraph, Any]] = {}
     real = TorchSource.export
 
-    def export(self: TorchSource, program: Path) -> OnnxGraph:
+    def export(self: TorchSource) -> tuple[OnnxGraph, Any]:
         weights = (array.numpy().tobytes() for array in self.module.state_dict().values())
         key = hashlib.sha256(repr((self.module, self.window)).encode() + b"".join(weights)).hexdigest()
         if key not in made:
-            graph = real(self, program)
-            made[key] = graph, program.read_bytes()
-        graph, content = made[key]
-        program.write_bytes(content)
+            made[key] = real(self)
+        graph, program = made[key]
         model = onnx.ModelProto()
         model.CopyFrom(graph.model)
-        return replace(graph, model=model)
+        return replace(graph, model=model), program
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TorchSource, "export", export)

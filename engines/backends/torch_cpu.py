@@ -37,6 +37,7 @@ class TorchSession:
 
 class TorchBackend(Reference):
     name = "torch"
+    from_program = True
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("torch") is None:

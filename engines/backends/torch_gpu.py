@@ -79,6 +79,7 @@ class TorchCudaSession:
 
 class TorchCudaBackend(Backend):
     on_gpu = True
+    from_program = True
 
     def __init__(self, name: str, compiled: bool) -> None:
         self._name, self._compiled = name, compiled

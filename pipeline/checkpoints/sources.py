@@ -47,8 +47,8 @@ class Source(Protocol):
     def logits(self, windows: Sequence[Float32]) -> Float32:
         """The model's own logits (M, K, h, w) for M inputs (1, 3, H, W): what every later step must reproduce."""
 
-    def export(self, program: Path) -> OnnxGraph:
-        """The model as ONNX.  Writes a torch.export file to `program` where there is a module to write."""
+    def export(self) -> tuple[OnnxGraph, torch.export.ExportedProgram | None]:
+        """The model as ONNX, and the program that it was translated from where there is a module."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,9 @@ class TorchSource:
                 f"model: fails on a {height}x{width} window: {str(error).strip().splitlines()[0]}; give another --tile"
             ) from error
 
-    def export(self, program: Path) -> OnnxGraph:
-        captured = trace(self.module, self.window)
-        torch.export.save(captured, program)
-        return export(captured)
+    def export(self) -> tuple[OnnxGraph, torch.export.ExportedProgram | None]:
+        program = trace(self.module, self.window)
+        return export(program), program
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ class OnnxSource:
     def logits(self, windows: Sequence[Float32]) -> Float32:
         return run_onnx(self.graph, list(windows))
 
-    def export(self, program: Path) -> OnnxGraph:
-        return self.graph
+    def export(self) -> tuple[OnnxGraph, torch.export.ExportedProgram | None]:
+        return self.graph, None
 
 
 def load_source(model: str, window: tuple[int, int], options: SourceOptions) -> Source:

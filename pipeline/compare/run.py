@@ -21,14 +21,16 @@ from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS
 from engines.measure.bench import settings
 from pipeline.build import build_bundle
-from pipeline.checkpoints.sources import load_source
+from pipeline.checkpoints.sources import load_source, summary
 from pipeline.compare.frames import Frames
 from pipeline.compare.judge import Limits, judge, verdict
 from pipeline.compare.measure import Measured, measure
 from pipeline.compare.report.figure import require_matplotlib
 from pipeline.compare.report.write import FILES, JSON, RANGES, write
 from pipeline.compare.rows import Comparison, Row, yardstick
-from pipeline.precision.calibrate import CalibrateRequest, calibrate
+from pipeline.exact import Exact, exact_graph
+from pipeline.precision.calibrate import CalibrateRequest, draw
+from pipeline.precision.calibrate import measure as measure_ranges
 from pipeline.request import BuildRequest
 
 Log = Callable[[str, str], None]
@@ -76,7 +78,9 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
     require_matplotlib()
     build = request.build
     with writing(build.output, check_folder) as folder:
-        spec = load_source(build.model, (build.tiling.window_h, build.tiling.window_w), build.options).spec
+        source = load_source(build.model, (build.tiling.window_h, build.tiling.window_w), build.options)
+        spec, steps = source.spec, _Steps("model", log)
+        steps("load", summary(spec))
         dataset = open_dataset(request.data, spec, request.label_map, request.split, request.label_options)
         dataset = dataset.limited(request.limit)
         frames = Frames(dataset, spec, request.max_pixels)
@@ -84,11 +88,12 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         frames.check_labels()
         log("data", str(dataset))
         photographs = (str(request.calib),) if request.calib is not None and request.calib.is_dir() else ()
-        measured = replace(build, ranges=_ranges(request, folder, log), photographs=photographs, sample=frames[0].image)
-        request = replace(request, build=measured)
-        rows = {"reference": _reference(request, folder, log), **_baselines(request, folder, log)}
+        build = replace(build, photographs=photographs, sample=frames[0].image)
+        exact = exact_graph(source, build, steps)
+        request = replace(request, build=replace(build, ranges=_ranges(request, exact, folder, log)))
+        rows = {"reference": _reference(request, exact, folder, log), **_baselines(request, exact, folder, log)}
         for precision in request.precisions:
-            rows[precision] = _candidate(request, folder, precision, log)
+            rows[precision] = _candidate(request, exact, folder, precision, log)
         bundles = {name: folder / row.folder for name, row in rows.items() if row.folder}
         log("measure", f"{len(bundles)} bundles over {len(frames)} image(s), then {request.rounds} timed rounds")
         results = measure(bundles, frames, spec, build.tiling, request.rounds, build.threads)
@@ -119,7 +124,7 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def _ranges(request: CompareRequest, folder: Path, log: Log) -> Ranges | None:
+def _ranges(request: CompareRequest, exact: Exact, folder: Path, log: Log) -> Ranges | None:
     """For INT8: read, or collected here and kept beside the bundles.  Raises DeployError."""
     if request.calib is None or not QUANTISED & set(request.precisions):
         return None
@@ -130,21 +135,22 @@ def _ranges(request: CompareRequest, folder: Path, log: Log) -> Ranges | None:
         build.model, [str(request.calib)], folder / RANGES, build.tiling, threads=build.threads, options=build.options,
         max_pixels=request.max_pixels,
     )  # fmt: skip
-    ranges, _ = calibrate(wanted, _Steps("calibrate", log))
+    steps = _Steps("calibrate", log)
+    ranges, _ = measure_ranges(exact.graph, draw(wanted, steps), exact.source.spec, wanted, steps)
     return ranges
 
 
-def _reference(request: CompareRequest, folder: Path, log: Log) -> Row:
+def _reference(request: CompareRequest, exact: Exact, folder: Path, log: Log) -> Row:
     """The model as it comes, in PyTorch, or for an .onnx, which has no module, in ONNX Runtime.  Raises DeployError."""
     backend = "onnxruntime" if request.build.model.endswith(".onnx") else "torch"
     steps = _Steps(backend, log)
     build = replace(request.build, output=folder / backend, precision="fp32", backend=backend)
-    manifest = build_bundle(build, steps)
+    manifest = build_bundle(build, steps, exact)
     row = Row(build.model, "fp32", backend, reference=True)
     return _described(row, build.output, manifest, steps)
 
 
-def _baselines(request: CompareRequest, folder: Path, log: Log) -> dict[str, Row]:
+def _baselines(request: CompareRequest, exact: Exact, folder: Path, log: Log) -> dict[str, Row]:
     """PyTorch on the GPU, by name, where an engine for the GPU is compared and the model has a module.
 
     One that is compared itself, or that cannot run, is not left out unsaid: it is a candidate, or a row with a reason.
@@ -155,7 +161,7 @@ def _baselines(request: CompareRequest, folder: Path, log: Log) -> dict[str, Row
     for backend, precision in GPU_BASELINES:
         if backend != request.build.backend or precision not in request.precisions:
             name = f"{backend}-{precision}"
-            rows[name] = replace(_build(request, folder, name, backend, precision, log), baseline=True)
+            rows[name] = replace(_build(request, exact, folder, name, backend, precision, log), baseline=True)
     return rows
 
 
@@ -169,18 +175,20 @@ def _on_gpu(request: CompareRequest) -> bool:
     return False
 
 
-def _candidate(request: CompareRequest, folder: Path, precision: str, log: Log) -> Row:
-    return _build(request, folder, precision, request.build.backend, precision, log)
+def _candidate(request: CompareRequest, exact: Exact, folder: Path, precision: str, log: Log) -> Row:
+    return _build(request, exact, folder, precision, request.build.backend, precision, log)
 
 
-def _build(request: CompareRequest, folder: Path, name: str, backend: str, precision: str, log: Log) -> Row:
+def _build(
+    request: CompareRequest, exact: Exact, folder: Path, name: str, backend: str, precision: str, log: Log
+) -> Row:
     """Build one row.  A refusal or a failed gate becomes the row's reason, in the builder's own words."""
     steps = _Steps(name, log)
     build = replace(request.build, output=folder / name, precision=precision, backend=backend)
     row = Row(build.model, precision, build.backend)
     try:
         row = replace(row, backend=choose_backend(build.backend, "fp32" if precision == "auto" else precision)[0].name)
-        manifest = build_bundle(build, steps)
+        manifest = build_bundle(build, steps, exact)
     except DeployError as error:
         steps("failed", str(error))
         return replace(row, reasons=(str(error),), log=tuple(steps.lines))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,8 +62,15 @@ def calibrate(request: CalibrateRequest, log: Log) -> tuple[Ranges, Effort]:
     chosen = draw(request, log)
     source = load_source(request.model, (request.tiling.window_h, request.tiling.window_w), request.options)
     log("load", summary(source.spec))
+    return measure(graph_of(source, request.rewrites), chosen, source.spec, request, log)
+
+
+def measure(
+    graph: OnnxGraph, chosen: CalibrationSet, spec: ModelSpec, request: CalibrateRequest, log: Log
+) -> tuple[Ranges, Effort]:
+    """As `calibrate`, of a graph that is at hand."""
     effort = Effort()
-    ranges = collect_ranges(graph_of(source, request.rewrites), chosen, source.spec, request, log, effort)
+    ranges = collect_ranges(graph, chosen, spec, request, log, effort)
     ranges.save(request.output)
     log("ranges", f"{request.output}, graph {ranges.graph_sha256[:12]}")
     return ranges, effort
@@ -82,8 +88,7 @@ def draw(request: CalibrateRequest, log: Log) -> CalibrationSet:
 
 def graph_of(source: Source, rewrites: bool = True) -> OnnxGraph:
     """The graph whose tensors are measured: the one that `pipeline.build` lowers, without its verification."""
-    with tempfile.TemporaryDirectory() as folder:
-        graph = simplify(source.export(Path(folder) / "program.pt2"))
+    graph = simplify(source.export()[0])
     return apply_rules(graph)[-1] if rewrites else graph
 
 

@@ -94,6 +94,9 @@ def test_reports_show_them_as_what_they_are() -> None:
     assert "| baseline |" in line
 
 
+EXACT: Any = None  # builds are replaced here
+
+
 def _request(tmp_path: Path, model: str, backend: str, *precisions: str) -> CompareRequest:
     build = BuildRequest(model, tmp_path, Tiling(64, 96, 48, 64), backend=backend)
     return CompareRequest(build, tmp_path, precisions)
@@ -104,7 +107,7 @@ def _silent(step: str, text: str) -> None:
 
 
 def test_a_cpu_has_none(tmp_path: Path) -> None:
-    assert run._baselines(_request(tmp_path, "tests.models:tiny", "openvino", "fp32"), tmp_path, _silent) == {}
+    assert run._baselines(_request(tmp_path, "tests.models:tiny", "openvino", "fp32"), EXACT, tmp_path, _silent) == {}
 
 
 @pytest.fixture
@@ -112,7 +115,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """OpenVINO poses as a GPU.  Returns what was built."""
     built: list[tuple[str, str]] = []
 
-    def build_bundle(request: BuildRequest, log: Any) -> Any:
+    def build_bundle(request: BuildRequest, log: Any, exact: Any) -> Any:
         built.append((request.backend, request.precision))
         raise DeployError("no memory left")
 
@@ -129,7 +132,9 @@ def _choose(name: str, precision: str) -> tuple[Any, str]:
 
 
 def test_both_are_built_and_a_failure_is_a_row(tmp_path: Path, as_on_a_gpu: list[tuple[str, str]]) -> None:
-    rows: Mapping[str, Row] = run._baselines(_request(tmp_path, "demo", "auto", "fp32", "fp16"), tmp_path, _silent)
+    rows: Mapping[str, Row] = run._baselines(
+        _request(tmp_path, "demo", "auto", "fp32", "fp16"), EXACT, tmp_path, _silent
+    )
     assert as_on_a_gpu == [("torch_cuda", "fp32"), ("torch_compile", "fp16")]
     assert [each.name for each in rows.values()] == ["fp32 torch_cuda", "fp16 torch_compile"]
     assert all(each.baseline and each.reasons == ("no memory left",) for each in rows.values())
@@ -138,7 +143,7 @@ def test_both_are_built_and_a_failure_is_a_row(tmp_path: Path, as_on_a_gpu: list
 def test_what_is_a_candidate_itself_or_has_no_module_is_not_built_twice(
     tmp_path: Path, as_on_a_gpu: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run._baselines(_request(tmp_path, "net.onnx", "openvino", "fp32"), tmp_path, _silent) == {}
+    assert run._baselines(_request(tmp_path, "net.onnx", "openvino", "fp32"), EXACT, tmp_path, _silent) == {}
     monkeypatch.setattr(run, "_on_gpu", lambda request: True)
-    rows = run._baselines(_request(tmp_path, "demo", "torch_cuda", "fp32", "fp16"), tmp_path, _silent)
+    rows = run._baselines(_request(tmp_path, "demo", "torch_cuda", "fp32", "fp16"), EXACT, tmp_path, _silent)
     assert [each.name for each in rows.values()] == ["fp16 torch_compile"]

@@ -19,7 +19,9 @@ from calib.data.scenes import render
 from engines.bundle import file_sha256, open_bundle
 from engines.images.read import read_image
 from engines.segmenter import open_segmenter
+from pipeline import exact
 from pipeline.build import build_bundle
+from pipeline.checkpoints import sources
 from pipeline.compare import run
 from pipeline.compare.rows import read
 
@@ -60,10 +62,10 @@ def finished(exports_once: None, tree: Path, tmp_path_factory: pytest.TempPathFa
     """A comparison of fp32, of a "fp16" that is made from other weights, and of int8, which has no calibration."""
     folder = tmp_path_factory.mktemp("compare") / "out"
 
-    def build(request: Any, log: Any) -> Any:
+    def build(request: Any, log: Any, exact: Any) -> Any:
         if request.precision == "fp16":
-            request = replace(request, precision="fp32", model="tests.models:other")
-        return build_bundle(request, log)
+            return build_bundle(replace(request, precision="fp32", model="tests.models:other"), log)
+        return build_bundle(request, log, exact)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "build_bundle", build)
@@ -156,6 +158,24 @@ def test_images_without_labels_are_judged_by_agreement(
     assert _compare(*words, "-o", tmp_path / "no", "--fail-under", "0.5") == 2
     assert "without labels" in _error(capsys)
     assert not (tmp_path / "no").exists()
+
+
+def test_a_model_is_loaded_and_exported_once_for_all(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference, the ranges and every precision start from one verified graph."""
+    done: list[str] = []
+    places = ((run, "load_source"), (sources.TorchSource, "export"), (exact, "simplify"), (exact, "apply_rules"))
+    for place, name in places:
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *args, real=real, name=name: (done.append(name), real(*args))[1])
+    words = ("tests.models:tiny", "--data", tree, "--calib", tree / "images", *TILING, "--rounds", 1, "--limit", 1)
+    assert _compare(*words, "--precisions", "fp32,int8", "-o", tmp_path / "out") == 0
+    assert done == ["load_source", "export", "simplify", "apply_rules"]
+    rows = read(tmp_path / "out" / "compare.json").rows
+    assert [row.folder for row in rows] == ["torch", "fp32", "int8"]
+    graphs = [open_bundle(tmp_path / "out" / row.folder).manifest.verification[:3] for row in rows]
+    assert graphs == [graphs[0]] * 3
 
 
 def test_a_ready_onnx_is_compared_with_onnx_runtime(tree: Path, finished: Path, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -23,8 +21,7 @@ from pipeline.graph.onnx_graph import OnnxGraph, from_model, run_onnx
 def exported(model: str, side: int) -> tuple[OnnxGraph, tuple[Float32, ...], Float32]:
     """(simplified graph, two windows of a rendered scene, their fp32 logits)."""
     source = load_source(model, (side, side), SourceOptions())
-    with TemporaryDirectory() as folder:
-        graph = simplify(source.export(Path(folder) / "program.pt2"))
+    graph = simplify(source.export()[0])
     tiling = Tiling(side, side, side, side)
     windows = tuple(windows_of(render(0, side, 2 * side).image, source.spec, tiling))
     return graph, windows, run_onnx(graph, list(windows))

@@ -1,0 +1,144 @@
+"""A trained model becomes an fp32 graph that is proven to compute the same: what every precision is lowered from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calib.data.scenes import render
+from calib.ranges.windows import first_image
+from engines.contract import Backend, BuildConfig, Float32
+from engines.errors import DeployError
+from engines.images.read import read_image
+from engines.proof.agreement import GATES, Agreement, Gate, compare_logits
+from engines.proof.golden import windows_of
+from engines.proof.rebuild import Log
+from engines.tiling.placement import Tiling
+from pipeline.checkpoints.sources import Source
+from pipeline.graph.export import simplify
+from pipeline.graph.fingerprint import graph_sha256
+from pipeline.graph.macs import count_macs
+from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
+from pipeline.graph.rewrites import apply_rules, describe_step
+from pipeline.graph.rewrites.gains import time_stages
+from pipeline.request import BuildRequest
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The model as a verified fp32 graph.
+
+    image: (H, W, 3) uint8, what it was verified on; inputs: its windows, (1, 3, h, w) float32 each.
+    reference: the model's own logits (M, K, h, w) for them.  steps: export, simplification, rewriting, each compared
+    with the step before.  program: the module as torch.export captured it; None of an .onnx.
+    """
+
+    source: Source
+    image: NDArray[np.uint8]
+    inputs: list[Float32]
+    reference: Float32
+    graph: OnnxGraph
+    steps: tuple[Agreement, ...]
+    program: torch.export.ExportedProgram | None
+
+
+def exact_graph(
+    source: Source, request: BuildRequest, log: Log, *, timer: Backend | None = None, config: BuildConfig | None = None
+) -> Exact:
+    """Export, simplify and rewrite, each verified against the step before.  Raises DeployError or GateError.
+
+    timer: the backend to measure each rewrite's gain with, or None.  config: of the engines that it is measured on.
+    """
+    tiling = request.tiling
+    image = sample_image(_photograph(request), tiling)
+    inputs = windows_of(image, source.spec, tiling)
+    reference = source.logits(inputs)
+    gate = request.gate("fp32") if request.precision == "fp32" else GATES["fp32"]
+    graph, program = source.export()
+    logits = run_onnx(graph, inputs)
+    steps = [_verified("export", graph, source.reference, logits, reference, gate, log)]
+    graph, logits = _simplified(graph, inputs, logits, gate, steps, log)
+    _check_interface(source, graph)
+    if request.rewrites:
+        graph, rewritten = _rewrite(graph, inputs, logits, gate, timer, config or BuildConfig(), log)
+        steps.append(rewritten)
+    return Exact(source, image, inputs, reference, graph, tuple(steps), program)
+
+
+def _photograph(request: BuildRequest) -> NDArray[np.uint8] | None:
+    """What to verify on: the sample, else the first photograph, rather than a scene unlike the model's data."""
+    if request.sample is not None or not request.photographs:
+        return request.sample
+    return read_image(first_image(request.photographs), request.max_pixels)
+
+
+def sample_image(image: NDArray[np.uint8] | None, tiling: Tiling) -> NDArray[np.uint8]:
+    """What the build is verified on: two overlapping windows of the given photograph, or of a rendered scene."""
+    height, width = tiling.window_h, tiling.window_w + tiling.stride_w
+    if image is None:
+        return render(0, height, width).image
+    return np.ascontiguousarray(image[:height, :width])
+
+
+def _verified(
+    step: str, graph: OnnxGraph, before: str, logits: Float32, expected: Float32, gate: Gate, log: Log
+) -> Agreement:
+    agreement = compare_logits(step, logits, before, expected)
+    agreement.require(gate)
+    log(step, f"{graph.history[-1].rule}, {graph.history[-1].count} nodes; {agreement}")
+    return agreement
+
+
+def _simplified(
+    graph: OnnxGraph, inputs: list[Float32], logits: Float32, gate: Gate, steps: list[Agreement], log: Log
+) -> tuple[OnnxGraph, Float32]:
+    """The simplified graph and its logits: those at hand where it is the very same graph."""
+    simplified = simplify(graph)
+    same = graph_sha256(simplified.model) == graph_sha256(graph.model)
+    after = logits if same else run_onnx(simplified, inputs)
+    steps.append(_verified("simplify", simplified, "the exported graph", after, logits, gate, log))
+    return simplified, after
+
+
+def _rewrite(
+    graph: OnnxGraph, inputs: list[Float32], logits: Float32, gate: Gate, timer: Backend | None, config: BuildConfig,
+    log: Log,
+) -> tuple[OnnxGraph, Agreement]:  # fmt: skip
+    """The same function, cheaper.  Raises GateError at the first rule after which it is not the same.
+
+    logits: of `graph` for `inputs`.
+    """
+    stages = apply_rules(graph)
+    final = stages[-1]
+    if timer is not None:
+        final = time_stages(graph, stages, timer, config, inputs[0])
+    made = final.history[len(graph.history) :]
+    after = run_onnx(final, inputs) if any(step.places for step in made) else logits
+    agreement = compare_logits("rewrite", after, "the simplified graph", logits)
+    if not agreement.within(gate):
+        for stage in stages:
+            name = f"rewrite '{stage.history[-1].rule}'"
+            compare_logits(name, run_onnx(stage, inputs), "the simplified graph", logits).require(gate)
+    for step in made:
+        log("rewrite", describe_step(step))
+    log("rewrite", f"{count_macs(graph) / 1e9:.2f} -> {count_macs(final) / 1e9:.2f} GMAC a window; {agreement}")
+    return final, agreement
+
+
+def _check_interface(source: Source, graph: OnnxGraph) -> None:
+    """The logits must cover the window evenly, one channel a class, or the runtime would stretch them wrongly."""
+    _, channels, height, width = graph.output_shape
+    _, _, window_h, window_w = graph.input_shape
+    if channels != len(source.spec.classes):
+        raise DeployError(
+            f"model: got {channels} output channels, expected {len(source.spec.classes)} as the classes; "
+            "fix id2label, or give --classes"
+        )
+    if window_h * width != window_w * height:
+        raise DeployError(
+            f"model: got {width}x{height} logits for a {window_w}x{window_h} window, expected the same proportions; "
+            "choose a --tile that the model divides evenly"
+        )
