@@ -14,10 +14,10 @@ from pipeline.checkpoints.common import LoadedModel, Parsed
 from pipeline.checkpoints.files import files_sha256, read_state
 from pipeline.checkpoints.registry import layout_of, meta_fields
 from pipeline.checkpoints.user import load_factory
-from pipeline.demo import MODEL as DEMO
 
 __all__ = ["LoadedModel", "load_model"]
 
+DEMO = Path(__file__).parents[1] / "demo" / "model"  # the model that ships
 ADE20K_CLASSES = 150
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 

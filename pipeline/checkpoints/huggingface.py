@@ -157,3 +157,8 @@ def _renamer(keys: _Keys) -> Callable[[str], str]:
         return f"{place}.{leaf}"
 
     return rename
+
+
+def hub_key(ours: str) -> str:
+    """The name that ``save_pretrained`` gives a parameter of our `SegFormer`."""
+    return _renamer(_HUB)(ours)

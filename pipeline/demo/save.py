@@ -11,6 +11,7 @@ from torch import Tensor
 
 from calib.data.scenes import CLASSES, PALETTE
 from engines.model_spec import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.checkpoints.huggingface import hub_key
 from pipeline.models.segformer import SegFormer
 
 
@@ -40,7 +41,7 @@ def load_hugging_face(model: SegFormer, folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     # BatchNorm's step counter is not a weight: some writers leave it out.
     own = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
-    filled = {key: state[_hub_key(key)].reshape(value.shape).to(value) for key, value in own.items()}
+    filled = {key: state[hub_key(key)].reshape(value.shape).to(value) for key, value in own.items()}
     model.load_state_dict(model.state_dict() | filled)
 
 
@@ -48,40 +49,8 @@ def hub_state(model: SegFormer) -> dict[str, Tensor]:
     """Our parameters under the names that the hub's SegFormer checkpoints use."""
     state = {}
     for ours, value in model.state_dict().items():
-        state[_hub_key(ours)] = value[:, :, 0, 0] if ours.startswith("head.project") and value.ndim == 4 else value
+        state[hub_key(ours)] = value[:, :, 0, 0] if ours.startswith("head.project") and value.ndim == 4 else value
     return state
-
-
-_BLOCK = {
-    "norm1": "layer_norm_1",
-    "norm2": "layer_norm_2",
-    "attention.q": "attention.self.query",
-    "attention.k": "attention.self.key",
-    "attention.v": "attention.self.value",
-    "attention.reduce": "attention.self.sr",
-    "attention.reduce_norm": "attention.self.layer_norm",
-    "attention.out": "attention.output.dense",
-    "ffn.fc1": "mlp.dense1",
-    "ffn.dwconv": "mlp.dwconv.dwconv",
-    "ffn.fc2": "mlp.dense2",
-}
-_HEAD = {"fuse": "linear_fuse", "norm": "batch_norm", "classify": "classifier"}
-
-
-def _hub_key(key: str) -> str:
-    parts = key.split(".")
-    leaf = parts[-1]
-    if parts[0] == "head":
-        if parts[1] == "project":
-            return f"decode_head.linear_c.{parts[2]}.proj.{leaf}"
-        return f"decode_head.{_HEAD[parts[1]]}.{leaf}"
-    stage = parts[1]
-    if parts[2] == "norm":
-        return f"segformer.encoder.layer_norm.{stage}.{leaf}"
-    if parts[2] == "embed":
-        name = "proj" if parts[3] == "proj" else "layer_norm"
-        return f"segformer.encoder.patch_embeddings.{stage}.{name}.{leaf}"
-    return f"segformer.encoder.block.{stage}.{parts[3]}.{_BLOCK['.'.join(parts[4:-1])]}.{leaf}"
 
 
 def _config(model: SegFormer) -> dict[str, object]:

@@ -13,16 +13,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from calib.data.scenes import CLASSES, PALETTE, render
-from pipeline.checkpoints import load_model
-from pipeline.demo import MODEL
-from pipeline.demo.evaluate import score, windows
+from pipeline.checkpoints import DEMO, load_model
 from pipeline.demo.save import load_hugging_face, save_hugging_face
+from pipeline.demo.score import score, windows
 from pipeline.models.segformer import SegFormer
 from tests.models import TINY, randomise
 
 
 def test_it_is_small_and_loads_as_what_it_is() -> None:
-    assert (MODEL / "model.safetensors").stat().st_size <= 8_000_000
+    assert (DEMO / "model.safetensors").stat().st_size <= 8_000_000
     spec = load_model("demo").spec
     assert spec.classes == CLASSES
     assert spec.palette == PALETTE
@@ -32,7 +31,7 @@ def test_it_is_small_and_loads_as_what_it_is() -> None:
 def test_transformers_reads_it_and_agrees() -> None:
     transformers = pytest.importorskip("transformers")
     theirs, report = transformers.SegformerForSemanticSegmentation.from_pretrained(
-        MODEL, dtype=torch.float32, output_loading_info=True
+        DEMO, dtype=torch.float32, output_loading_info=True
     )
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
@@ -46,7 +45,7 @@ def test_transformers_reads_it_and_agrees() -> None:
 @pytest.mark.slow
 def test_it_sees_what_its_card_says() -> None:
     """On the card's twenty held-out scenes, to the last digit that it gives."""
-    card = (MODEL / "README.md").read_text()
+    card = (DEMO / "README.md").read_text()
     row = re.search(r"\| 1024x512, whole \|(.*)\|", card)
     assert row
     stated = [float(number) for number in row.group(1).split("|")]

@@ -1,6 +1,6 @@
 """Score a SegFormer on held-out rendered scenes, PyTorch: whole images, or cut into windows.
 
-    python -m pipeline.demo.evaluate [MODEL] [--scenes 20] [--height 1024] [--window SIDE]
+    python -m pipeline.demo.score [MODEL] [--scenes 20] [--height 1024] [--window SIDE]
 
 Seeds below 1000 are held out from training (pipeline/demo/train.py).
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,23 +17,20 @@ from torch import nn
 from calib.data.scenes import CLASSES, Scene, render
 from engines.model_spec import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.checkpoints import load_model
+from pipeline.evaluation.metrics import Confusion
 
 
 def score(model: nn.Module, scenes: Sequence[Scene]) -> tuple[float, dict[str, float]]:
     """Mean IoU over the classes that occur, and IoU by class; one histogram over all scenes, as in mmsegmentation."""
-    count = len(CLASSES)
-    confusion = np.zeros((count, count), np.int64)
+    confusion = Confusion(len(CLASSES))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     for scene in scenes:
         x = (torch.from_numpy(scene.image).permute(2, 0, 1)[None].float() - mean) / std
         with torch.inference_mode():
             logits = F.interpolate(model(x), size=scene.labels.shape, mode="bilinear", align_corners=False)
-        pairs = scene.labels.astype(np.int64) * count + logits.argmax(1)[0].numpy()
-        confusion += np.bincount(pairs.ravel(), minlength=count * count).reshape(count, count)
-    intersection = confusion.diagonal()
-    union = confusion.sum(0) + confusion.sum(1) - intersection
-    ious = {name: float(intersection[k] / union[k]) for k, name in enumerate(CLASSES) if union[k]}
-    return float(np.mean(list(ious.values()))), ious
+        confusion.update(scene.labels, logits.argmax(1)[0].to(torch.uint8).numpy())
+    scores = confusion.scores(CLASSES)
+    return scores.miou, {each.name: each.iou for each in scores.classes if each.iou is not None}
 
 
 def windows(scene: Scene, side: int) -> list[Scene]:
