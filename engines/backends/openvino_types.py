@@ -38,6 +38,7 @@ def with_marks(ov: ModuleType, model: Any) -> Any:
     }
     _to_float32(ov, model)
     _hold_quantisation_behind_concat(ov, model)
+    _fold_transposes_into_products(model)
     with tempfile.TemporaryDirectory() as folder:
         xml, weights = Path(folder) / "model.xml", Path(folder) / "model.bin"
         ov.serialize(model, xml, weights)
@@ -81,6 +82,30 @@ def _hold_quantisation_behind_concat(ov: ModuleType, model: Any) -> None:
             held = ov.opset13.maximum(source, ov.opset13.constant(np.float32(np.finfo(np.float32).min)))
             op.input(0).replace_source_output(held.output(0))
     model.validate_nodes_and_infer_types()
+
+
+def _fold_transposes_into_products(model: Any) -> None:
+    """Turn MatMul(Transpose(x), y) into MatMul(x, y, transpose_a), and the same for y.
+
+    OpenVINO 2026.4 does it before it converts to the half type, and the MatMul that it makes for it is not marked.
+    """
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "MatMul":
+            continue
+        for index, flag in enumerate(("transpose_a", "transpose_b")):
+            behind = op.input_value(index).get_node()
+            if _swaps_last_two(behind):
+                op.set_attribute(flag, not op.get_attributes()[flag])
+                op.input(index).replace_source_output(behind.input_value(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _swaps_last_two(op: Any) -> bool:
+    if op.get_type_name() != "Transpose" or op.input_value(1).get_node().get_type_name() != "Constant":
+        return False
+    order = [int(axis) for axis in op.input_value(1).get_node().get_data()]
+    *rest, last, before = range(len(order)) if len(order) > 1 else (0, 0)
+    return order == [*rest, before, last]
 
 
 def _mark(layer: ET.Element) -> None:
