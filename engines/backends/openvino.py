@@ -1,7 +1,8 @@
 """OpenVINO on the CPU: the embedded default, x86-64 and ARM64.
 
-The only file that imports openvino.  What a graph says is what runs: see openvino_islands.py for how, and `layers` for
-the plugin's own account of it.
+The only file that imports openvino.  What a graph says is what runs: see openvino_types.py for how.  A build in a half
+type is held against the plugin's own account (openvino_account.py): where that has an fp32 node of the graph in the
+half type, the engine computes in fp32 whatever is not int8, and says so.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from engines.backends.onnx_bytes import with_batch
-from engines.backends.openvino_types import half_type, with_marks
+from engines.backends.openvino_account import half_unasked, layer_info
+from engines.backends.openvino_types import computed_in, half_type, with_marks
 from engines.backends.signal_stack import signal_stack_kept
 from engines.contract import Backend, BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
@@ -77,10 +79,16 @@ class OpenVINOBackend(Backend):
             source = model if config.batch == 1 else with_batch(model.read_bytes(), config.batch)
             graph = ov.Core().read_model(source)
             hint = self._hint(half_type(graph))
-            if hint == "f32" and config.precision in ("fp32", "fp16"):
+            asked = computed_in(graph, hint)
+            if hint != "f32" or config.precision not in ("fp32", "fp16"):
+                graph = with_marks(ov, graph, hint)
+            compiled = _compile(ov, graph, config, hint)
+            unasked = half_unasked(compiled, asked) if hint != "f32" else []
+            if unasked:
+                text = f"OpenVINO computes {len(unasked)} layer(s) in {hint} that the graph has in fp32"
+                config.log("warning", f"{text} (such as {unasked[0]}): all that is not int8 is computed in fp32")
+                hint = "f32"
                 compiled = _compile(ov, graph, config, hint)
-            else:
-                compiled = _compile(ov, with_marks(ov, graph), config, hint)
         except RuntimeError as error:
             raise DeployError(f"openvino: cannot compile {model.name}: {_one_line(error)}") from error
         blob: bytes = compiled.export_model().getvalue()
@@ -107,7 +115,7 @@ class OpenVINOBackend(Backend):
                 sums[item.node_name] = sums.get(item.node_name, 0.0) + item.real_time.total_seconds() * 1e6 / runs
         rows = []
         for op in compiled.get_runtime_model().get_ordered_ops():
-            info = {key: _text(value) for key, value in op.get_rt_info().items()}
+            info = layer_info(op)
             kind = info.get("layerType", "")
             name = op.get_friendly_name()
             if name in sums and kind not in ("Input", "Const", "Output", ""):
@@ -156,10 +164,6 @@ def _import(blob: bytes, config: BuildConfig, extra: dict[str, Any] | None = Non
 def _compile(ov: ModuleType, graph: Any, config: BuildConfig, hint: str) -> Any:
     with signal_stack_kept():
         return ov.Core().compile_model(graph, "CPU", _properties(config, hint))
-
-
-def _text(value: Any) -> str:
-    return str(getattr(value, "value", value))
 
 
 @contextmanager

@@ -6,6 +6,13 @@ refused).  So the graph is handed over in float32 with INFERENCE_PRECISION_HINT 
 the graph types as float32 is marked with the runtime attribute that forbids the conversion.  Such attributes are
 objects that only the IR reader makes, hence the detour over IR.
 
+The attribute belongs to a node, and a node that the plugin puts in the place of another has none (2026.4.1).  With f16
+the plugin types the graph early, once it has folded each Transpose into the MatMul that reads it: this fold alone is
+done here instead.  With bf16 it chooses types last, layer by layer, after all its rewrites: Softmax and Interpolate of
+newer opsets, a bias or a factor that goes into the weights, are put here into the form that is left alone; what is
+decomposed (LogSoftmax, GroupNormalization, LayerNormalization of more than three dimensions) still loses the mark,
+which `openvino_account.half_unasked` finds.
+
 Gets the openvino module as an argument: only the backend imports it.
 """
 
@@ -21,6 +28,13 @@ import numpy as np
 
 HALVES = {"bf16": "bf16", "f16": "f16"}
 _NOT_COMPUTED = {"Constant", "Parameter", "Result", "Convert", "ShapeOf"}
+_HELD = "/held"
+_SWALLOWED_BY = {  # by the weights or the bias of what they read
+    "Add": ("MatMul",),
+    "Multiply": ("MatMul", "Convolution", "GroupConvolution"),
+    "Divide": ("MatMul", "Convolution", "GroupConvolution"),
+}
+_MODES_4 = ("nearest", "linear", "linear_onnx", "cubic")  # that Interpolate of opset 4 knows
 
 
 def half_type(model: Any) -> str | None:
@@ -29,22 +43,28 @@ def half_type(model: Any) -> str | None:
     return next((half for half in HALVES if half in found), None)
 
 
-def with_marks(ov: ModuleType, model: Any) -> Any:
-    """`model` in float32, its float32 nodes marked to stay so under any precision hint."""
-    islands = {
-        op.get_friendly_name()
-        for op in model.get_ordered_ops()
-        if op.get_type_name() not in _NOT_COMPUTED and _type(op) == "f32"
-    }
+def computed_in(model: Any, kind: str) -> frozenset[str]:
+    """Names of the nodes that compute in `kind`."""
+    ops = (op for op in model.get_ordered_ops() if op.get_type_name() not in _NOT_COMPUTED)
+    return frozenset(op.get_friendly_name() for op in ops if _type(op) == kind)
+
+
+def with_marks(ov: ModuleType, model: Any, hint: str) -> Any:
+    """`model` in float32, its float32 nodes marked to stay so under the precision hint `hint`."""
+    islands = computed_in(model, "f32") if hint in HALVES else frozenset()
     _to_float32(ov, model)
     _hold_quantisation_behind_concat(ov, model)
     _fold_transposes_into_products(model)
+    for op in model.get_ordered_ops() if hint == "bf16" else ():
+        if op.get_friendly_name() in islands:
+            _as_the_plugin_will_have_it(ov, op)
+    model.validate_nodes_and_infer_types()
     with tempfile.TemporaryDirectory() as folder:
         xml, weights = Path(folder) / "model.xml", Path(folder) / "model.bin"
         ov.serialize(model, xml, weights)
         tree = ET.parse(xml)  # noqa: S314 - written by OpenVINO a moment ago
         for layer in tree.iterfind("layers/layer"):
-            if layer.get("name") in islands and layer.get("type") not in _NOT_COMPUTED:
+            if layer.get("name", "").removesuffix(_HELD) in islands and layer.get("type") not in _NOT_COMPUTED:
                 _mark(layer)
         tree.write(xml)
         # Reading from memory: the weights must outlive the folder.
@@ -65,11 +85,10 @@ def _to_float32(ov: ModuleType, model: Any) -> None:
 
 
 def _hold_quantisation_behind_concat(ov: ModuleType, model: Any) -> None:
-    """Put Maximum(x, lowest) between a Concat and the FakeQuantize that reads it.
+    """Keep a FakeQuantize behind the Concat that it reads.
 
     OpenVINO 2026.4 moves the FakeQuantize before the Concat, and a convolution that reads the uint8 Concat is then
-    computed wrongly (by 10 to 16 % in a three-node graph).  The Maximum changes no value and ends up in the quantising
-    kernel.
+    computed wrongly (by 10 to 16 % in a three-node graph).  What holds it ends up in the quantising kernel.
     """
     for op in model.get_ordered_ops():
         if op.get_type_name() != "FakeQuantize":
@@ -79,8 +98,7 @@ def _hold_quantisation_behind_concat(ov: ModuleType, model: Any) -> None:
         if behind.get_type_name() == "Relu":
             behind = behind.input_value(0).get_node()
         if behind.get_type_name() == "Concat":
-            held = ov.opset13.maximum(source, ov.opset13.constant(np.float32(np.finfo(np.float32).min)))
-            op.input(0).replace_source_output(held.output(0))
+            _hold(ov, op.input(0))
     model.validate_nodes_and_infer_types()
 
 
@@ -98,6 +116,42 @@ def _fold_transposes_into_products(model: Any) -> None:
                 op.set_attribute(flag, not op.get_attributes()[flag])
                 op.input(index).replace_source_output(behind.input_value(0))
     model.validate_nodes_and_infer_types()
+
+
+def _as_the_plugin_will_have_it(ov: ModuleType, op: Any) -> None:
+    """Where OpenVINO 2026.4 replaces a node and does not mark the new one, make the new one here."""
+    kind, version = op.get_type_name(), op.get_type_info().version_id
+    if (kind, version) == ("Softmax", "opset8"):
+        rank = len(op.get_output_shape(0))
+        _rename(op, ov.opset1.softmax(op.input_value(0), op.get_attributes()["axis"] % rank))
+    elif (kind, version) == ("Interpolate", "opset11") and op.get_attributes()["mode"] in _MODES_4:
+        _rename(op, _interpolate_4(ov, op))
+    for port in op.inputs():
+        if port.get_source_output().get_node().get_type_name() in _SWALLOWED_BY.get(kind, ()):
+            _hold(ov, port)
+
+
+def _interpolate_4(ov: ModuleType, op: Any) -> Any:
+    """The same resize with separate inputs for sizes and scales, of which only one is read, and with axes."""
+    rank = len(op.get_output_shape(0))
+    by_scales = op.get_attributes()["shape_calculation_mode"] == "scales"
+    given, unread = op.input_value(1), ov.opset13.constant(np.ones(rank, np.int64 if by_scales else np.float32))
+    axes = op.input_value(2) if op.get_input_size() > 2 else ov.opset13.constant(np.arange(rank)).output(0)
+    inputs = [unread.output(0), given] if by_scales else [given, unread.output(0)]
+    factory = ov.utils.node_factory.NodeFactory("opset4")
+    return factory.create("Interpolate", [op.input_value(0), *inputs, axes], op.get_attributes())
+
+
+def _rename(old: Any, new: Any) -> None:
+    new.set_friendly_name(old.get_friendly_name())
+    _replace(old.output(0), new.output(0))
+
+
+def _hold(ov: ModuleType, port: Any) -> None:
+    """Put Maximum(x, lowest), which changes no value, before the input `port`: what is behind it stays behind it."""
+    source, lowest = port.get_source_output(), ov.opset13.constant(np.float32(np.finfo(np.float32).min))
+    held = ov.opset13.maximum(source, lowest, name=port.get_node().get_friendly_name() + _HELD)
+    port.replace_source_output(held.output(0))
 
 
 def _swaps_last_two(op: Any) -> bool:
