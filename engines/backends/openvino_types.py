@@ -26,9 +26,11 @@ from typing import Any
 
 import numpy as np
 
+from engines.backends.openvino_faults import without_faults
+from engines.backends.openvino_graph import HELD, hold, replace
+
 HALVES = {"bf16": "bf16", "f16": "f16"}
 _NOT_COMPUTED = {"Constant", "Parameter", "Result", "Convert", "ShapeOf"}
-_HELD = "/held"
 _SWALLOWED_BY = {  # by the weights or the bias of what they read
     "Add": ("MatMul",),
     "Multiply": ("MatMul", "Convolution", "GroupConvolution"),
@@ -53,7 +55,7 @@ def with_marks(ov: ModuleType, model: Any, hint: str) -> Any:
     """`model` in float32, its float32 nodes marked to stay so under the precision hint `hint`."""
     islands = computed_in(model, "f32") if hint in HALVES else frozenset()
     _to_float32(ov, model)
-    _hold_quantisation_behind_concat(ov, model)
+    without_faults(ov, model)
     _fold_transposes_into_products(model)
     for op in model.get_ordered_ops() if hint == "bf16" else ():
         if op.get_friendly_name() in islands:
@@ -64,7 +66,7 @@ def with_marks(ov: ModuleType, model: Any, hint: str) -> Any:
         ov.serialize(model, xml, weights)
         tree = ET.parse(xml)  # noqa: S314 - written by OpenVINO a moment ago
         for layer in tree.iterfind("layers/layer"):
-            if layer.get("name", "").removesuffix(_HELD) in islands and layer.get("type") not in _NOT_COMPUTED:
+            if layer.get("name", "").removesuffix(HELD) in islands and layer.get("type") not in _NOT_COMPUTED:
                 _mark(layer)
         tree.write(xml)
         # Reading from memory: the weights must outlive the folder.
@@ -76,29 +78,11 @@ def _to_float32(ov: ModuleType, model: Any) -> None:
         kind = op.get_type_name()
         if kind == "Constant" and _type(op) in HALVES:
             value = ov.opset13.constant(op.get_data(dtype=np.float32), name=op.get_friendly_name())
-            _replace(op.output(0), value.output(0))
+            replace(op.output(0), value.output(0))
         elif kind == "Convert" and _float(op.input(0).get_element_type()) and _float(op.output(0).get_element_type()):
-            _replace(op.output(0), op.input_value(0))
+            replace(op.output(0), op.input_value(0))
         elif kind == "Convert" and _type(op) in HALVES:
             op.set_destination_type(ov.Type.f32)
-    model.validate_nodes_and_infer_types()
-
-
-def _hold_quantisation_behind_concat(ov: ModuleType, model: Any) -> None:
-    """Keep a FakeQuantize behind the Concat that it reads.
-
-    OpenVINO 2026.4 moves the FakeQuantize before the Concat, and a convolution that reads the uint8 Concat is then
-    computed wrongly (by 10 to 16 % in a three-node graph).  What holds it ends up in the quantising kernel.
-    """
-    for op in model.get_ordered_ops():
-        if op.get_type_name() != "FakeQuantize":
-            continue
-        source = op.input_value(0)
-        behind = source.get_node()
-        if behind.get_type_name() == "Relu":
-            behind = behind.input_value(0).get_node()
-        if behind.get_type_name() == "Concat":
-            _hold(ov, op.input(0))
     model.validate_nodes_and_infer_types()
 
 
@@ -128,7 +112,7 @@ def _as_the_plugin_will_have_it(ov: ModuleType, op: Any) -> None:
         _rename(op, _interpolate_4(ov, op))
     for port in op.inputs():
         if port.get_source_output().get_node().get_type_name() in _SWALLOWED_BY.get(kind, ()):
-            _hold(ov, port)
+            hold(ov, port)
 
 
 def _interpolate_4(ov: ModuleType, op: Any) -> Any:
@@ -144,14 +128,7 @@ def _interpolate_4(ov: ModuleType, op: Any) -> Any:
 
 def _rename(old: Any, new: Any) -> None:
     new.set_friendly_name(old.get_friendly_name())
-    _replace(old.output(0), new.output(0))
-
-
-def _hold(ov: ModuleType, port: Any) -> None:
-    """Put Maximum(x, lowest), which changes no value, before the input `port`: what is behind it stays behind it."""
-    source, lowest = port.get_source_output(), ov.opset13.constant(np.float32(np.finfo(np.float32).min))
-    held = ov.opset13.maximum(source, lowest, name=port.get_node().get_friendly_name() + _HELD)
-    port.replace_source_output(held.output(0))
+    replace(old.output(0), new.output(0))
 
 
 def _swaps_last_two(op: Any) -> bool:
@@ -169,11 +146,6 @@ def _mark(layer: ET.Element) -> None:
         layer.insert(1 if layer.find("data") is not None else 0, info)
     ET.SubElement(info, "attribute", name="precise", version="0")  # until 2026.1
     ET.SubElement(info, "attribute", name="DisablePrecisionConversion", version="0", value="f32:bf16,f16")
-
-
-def _replace(old: Any, new: Any) -> None:
-    for target in old.get_target_inputs():
-        target.replace_source_output(new)
 
 
 def _type(op: Any) -> str:
