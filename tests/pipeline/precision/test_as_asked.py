@@ -110,7 +110,7 @@ def test_fp16_says_what_it_is_computed_in(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_an_overflow_fails_the_gate_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """OpenVINO would hide it: it computes this graph in fp32."""
+    """OpenVINO on a CPU without FP16 would hide it: it computes this graph in fp32 there."""
     command = ("--precision", "fp16", "--min-agreement", "0.97")
     assert _build(tmp_path / "b", *command, "--no-islands", model="tests.models:overflow", side=64) == 3
     assert "becomes infinite or NaN" in capsys.readouterr().err
