@@ -257,6 +257,7 @@ def test_a_wrong_command_line_is_exit_2(option: str) -> None:
     assert error.value.code == 2
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_build_that_is_stopped_leaves_nothing(tmp_path: Path, name: str) -> None:
     argv = ["deploy.py", "build-engine", "tests.models:tiny", "-o", tmp_path / "b", "--tile", "64"]
