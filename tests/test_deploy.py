@@ -274,6 +274,15 @@ def test_a_build_that_is_stopped_leaves_nothing(tmp_path: Path, name: str) -> No
     assert not list(tmp_path.iterdir())
 
 
+def test_demo_is_the_photographs_that_ship_unless_something_here_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sorted(path.name for path in Path(deploy._photographs("demo")).iterdir()) == ["street-1.jpg", "street-2.jpg"]
+    (tmp_path / "demo").mkdir()
+    assert [deploy._photographs(text) for text in ("demo", "demo/a.jpg")] == ["demo", "demo/a.jpg"]
+
+
 def test_an_image_bomb_is_refused_before_it_is_decoded(
     tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
