@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from engines.images.inputs import expand
     from engines.segmenter import open_segmenter
 
-    images = expand(args.inputs, args.output, recursive=args.recursive)
+    images = expand([_photographs(text) for text in args.inputs], args.output, recursive=args.recursive)
     with open_segmenter(args.bundle, args.threads) as (segmenter, _):
         options = RunOptions(args.overlay, args.confidence, args.max_pixels)
         report = run_images(segmenter, images, args.output, options)
@@ -209,6 +209,7 @@ def doctor(args: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deploy.py", description=__doc__, formatter_class=_Help)
+    parser.add_argument("--version", nargs=0, action=arguments.Version, help="say which version is installed, and exit")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     arguments.build_arguments(_verb(verbs, "build-engine", build_engine))
     arguments.run_arguments(_verb(verbs, "run", run))
@@ -236,6 +237,15 @@ def _verb(verbs: Any, name: str, function: Callable[[argparse.Namespace], int]) 
     verb.add_argument("--json", action="store_true", help="print the result as JSON")
     verb.set_defaults(function=function)
     return verb
+
+
+def _photographs(text: str) -> str:
+    """`demo` stands for the photographs that ship with the project, unless something here is called so."""
+    if text != "demo" or Path(text).exists():
+        return text
+    from pipeline.demo import IMAGES
+
+    return str(IMAGES)
 
 
 def _refuse_fixed(args: argparse.Namespace) -> None:

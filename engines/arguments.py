@@ -86,7 +86,9 @@ def calibrate_arguments(verb: argparse.ArgumentParser) -> None:
 def run_arguments(verb: argparse.ArgumentParser) -> None:
     """Of `run`."""
     verb.add_argument("bundle", type=Path, metavar="BUNDLE")
-    verb.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder or glob")
+    verb.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="image, folder, glob, or 'demo': the photographs that ship"
+    )
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     verb.add_argument("--recursive", action="store_true", help="folders within folders too; DIR then mirrors them")
     verb.add_argument("--overlay", action="store_true", help="also write NAME.overlay.jpg")
@@ -308,3 +310,16 @@ def triple(text: str) -> tuple[float, float, float]:
     if len(values) != 3:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected three numbers such as 123.7,116.3,103.5")
     return values[0], values[1], values[2]
+
+
+class Version(argparse.Action):
+    """Looks the version up only when it is asked for: that takes as long as importing numpy."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import importlib.metadata
+
+        try:
+            print("edgeseg", importlib.metadata.version("edgeseg"))
+        except importlib.metadata.PackageNotFoundError:
+            parser.error("--version: edgeseg is not installed, only copied; run: pip install -e .")
+        parser.exit()

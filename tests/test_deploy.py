@@ -257,6 +257,7 @@ def test_a_wrong_command_line_is_exit_2(option: str) -> None:
     assert error.value.code == 2
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_build_that_is_stopped_leaves_nothing(tmp_path: Path, name: str) -> None:
     argv = ["deploy.py", "build-engine", "tests.models:tiny", "-o", tmp_path / "b", "--tile", "64"]
@@ -271,6 +272,15 @@ def test_a_build_that_is_stopped_leaves_nothing(tmp_path: Path, name: str) -> No
     assert process.returncode == 130
     assert errors == "interrupted; nothing half-written is left\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_demo_is_the_photographs_that_ship_unless_something_here_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sorted(path.name for path in Path(deploy._photographs("demo")).iterdir()) == ["street-1.jpg", "street-2.jpg"]
+    (tmp_path / "demo").mkdir()
+    assert [deploy._photographs(text) for text in ("demo", "demo/a.jpg")] == ["demo", "demo/a.jpg"]
 
 
 def test_an_image_bomb_is_refused_before_it_is_decoded(

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import gc, os, signal, sys, time
@@ -29,6 +31,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_after_two_engines_interrupts(tiny_bundle: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tiny_bundle)], cwd=ROOT, capture_output=True, text=True, check=False

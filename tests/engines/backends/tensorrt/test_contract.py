@@ -147,6 +147,7 @@ def test_workspace_on_a_gpu_of_its_own_is_what_is_free_less_headroom(free: int, 
     assert workspace_limit(TensorRTOptions(), Room(free * MIB, False))[0] == limit * MIB
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("version", ["8.6.1", "10.3.0"])
 def test_ctrl_c_ends_a_build(start: Start, model: Path, version: str) -> None:
     import _thread
@@ -163,3 +164,16 @@ def test_ctrl_c_ends_a_build(start: Start, model: Path, version: str) -> None:
     machine.sdk.world["during"] = interrupt_once
     with pytest.raises(KeyboardInterrupt):
         machine.backend.build(model, BuildConfig())
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_is_ignored_where_the_process_was_started_so(start: Start, model: Path) -> None:
+    """Under nohup the terminal's Ctrl-C is not for the build."""
+    import os
+    import signal
+
+    machine = start("10.3.0")
+    machine.sdk.world["during"] = lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert machine.backend.build(model, BuildConfig())
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -156,6 +156,7 @@ def test_progress_goes_from_nothing_to_all(monkeypatch: pytest.MonkeyPatch) -> N
     assert {"Building engine", "Optimizing graph"} <= phases
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_the_build() -> None:
     """A real SIGINT while TensorRT is at work: it gives up, says so, and only then KeyboardInterrupt comes."""
     command = [
