@@ -14,6 +14,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *GUIDES]
 ROOMS = ("pipeline", "calib", "engines")
+MAKEFILE = ROOT / "Makefile"
 PICTURE_BYTES = 400_000
 OPTION = re.compile(r"(?<![\w-])(?:--[a-z][a-z-]+|-o\b)")
 SPAN = re.compile(r"`([^`\n]+)`")
@@ -196,13 +198,21 @@ def test_other_commands_name_what_exists() -> None:
 
 
 def test_make_targets_exist() -> None:
-    makefile = ROOT / "Makefile"
-    if not makefile.exists():
-        pytest.skip("no Makefile yet")
-    targets = set(re.findall(r"^([a-z]+):", makefile.read_text(), re.M))
+    targets = set(re.findall(r"^([a-z]+):", MAKEFILE.read_text(), re.M))
     named = {words[1] for _, words in COMMANDS if words[0] == "make"}
     named |= {name for document in DOCUMENTS for name in re.findall(r"`make ([a-z]+)`", _prose(document))}
     assert {"demo", "test"} <= named <= targets
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_demo_runs_what_the_readme_shows() -> None:
+    shown = [words for block in _blocks(README)[:3] for words in block.commands() if words[0] in ("python", "pip")]
+    dry = subprocess.run(["make", "-Bn", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    made = [shlex.split(line, comments=True) for line in dry.splitlines() if line.startswith(".venv/bin/python ")]
+    assert len(shown) == 3
+    for words in shown:
+        wanted = words[1:]  # however Python, or its pip, is called
+        assert any(wanted == [word for word in line if word in wanted] for line in made), " ".join(words)
 
 
 def test_every_verb_is_in_the_readmes_table() -> None:
