@@ -126,6 +126,14 @@ def test_pictures_are_small() -> None:
         assert 0 < picture.stat().st_size < PICTURE_BYTES, picture
 
 
+def test_the_readmes_figures_are_those_of_measured() -> None:
+    measured = [row.split(" | ") for row in re.findall(r"^\| (.+) \|$", (ROOT / "docs/measured.md").read_text(), re.M)]
+    headline = re.findall(r"^\| (.+%.+) \|$", README.read_text(), re.M)
+    assert len(headline) >= 5
+    for row in headline:
+        assert any(set(row.split(" | ")[1:]) <= set(cells) for cells in measured), row
+
+
 def test_the_readme_fits_a_reader_with_ten_minutes() -> None:
     assert len(README.read_text().splitlines()) < 150
 
