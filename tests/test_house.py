@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
@@ -85,23 +84,3 @@ def test_run_imports_neither_torch_nor_onnx(tiny_bundle: Path, tmp_path: Path) -
     done = deploy_without({"torch", "onnx", "onnxruntime", "pipeline", "calib"}, argv)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.confidence.png", "a.overlay.jpg", "a.png"]
-
-
-def test_readme_names_only_files_that_exist() -> None:
-    text = (ROOT / "README.md").read_text()
-    links = re.findall(r"\]\(([^)#:]+)\)", text)
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), f"README links to {link}"
-
-
-def test_readme_commands_parse() -> None:
-    """Every `deploy.py` line of the README is accepted by the real parser."""
-    import deploy
-
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    commands = re.findall(r"^(?:python )?deploy\.py (.+)$", text, re.M)
-    assert len(commands) >= 4
-    for command in commands:
-        words = command.split("#")[0].split()
-        deploy._parser().parse_args(words)
