@@ -182,8 +182,9 @@ def test_commands_are_accepted_by_the_real_parser() -> None:
     for document, given in ours:
         try:
             deploy._parser().parse_args(given)
-        except SystemExit:
-            pytest.fail(f"{_name(document)}: {' '.join(given)}")
+        except SystemExit as left:
+            if left.code:
+                pytest.fail(f"{_name(document)}: {' '.join(given)}")
 
 
 def test_other_commands_name_what_exists() -> None:
