@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from engines.contract import Float32
 from engines.proof.batch_gate import different
-from pipeline.graph.batches.walk import Declined
+from pipeline.graph.batches.walk import Declined, forget_shapes
 from pipeline.graph.onnx_graph import OnnxGraph, open_onnx
 from pipeline.precision.emulate import emulate
 
@@ -32,7 +33,7 @@ def confirm(before: OnnxGraph, after: OnnxGraph, windows: Sequence[Float32], bat
         raise Declined(f"one window gives other logits than before, by {np.abs(old - alone[0]).max():.1e}")
     largest = float(np.abs(alone).max())
     for count in batches:
-        together = _run(with_batch(new, count), [np.concatenate(inputs[:count])])
+        together = _run(ir.to_proto(with_batch(ir.from_proto(new), count)), [np.concatenate(inputs[:count])])
         off = [float(np.abs(together[i : i + 1] - alone[i]).max()) for i in range(count)]
         worst = int(np.argmax(off))
         if not off[worst] <= ALLOWED * largest:
@@ -42,15 +43,13 @@ def confirm(before: OnnxGraph, after: OnnxGraph, windows: Sequence[Float32], bat
             )
 
 
-def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+def with_batch(model: ir.Model, batch: int) -> ir.Model:
     """A copy that declares (batch, 3, H, W) -> (batch, K, h, w)."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    constants = {initializer.name for initializer in copy.graph.initializer}
-    for value in (*copy.graph.input, *copy.graph.output):
-        if value.name not in constants:
-            value.type.tensor_type.shape.dim[0].dim_value = batch
-    del copy.graph.value_info[:]
+    copy = model.clone()
+    for value in (*copy.graph.inputs, *copy.graph.outputs):
+        assert value.shape is not None, "of a graph with fixed shapes"
+        value.shape = ir.Shape((batch, *value.shape[1:]))
+    forget_shapes(copy)
     return copy
 
 

@@ -131,12 +131,13 @@ class Editor:
         inputs: Sequence[ir.Value | None],
         out_shape: Sequence[int],
         attributes: dict[str, ir.Attr] | None = None,
+        dtype: ir.DataType = ir.DataType.FLOAT,
     ) -> ir.Value:
-        """A new float32 node in front of `before`; returns its output."""
+        """A new node in front of `before`; returns its output."""
         name = self._free(f"{before.name or before.op_type}/{self.rule}/{op_type.lower()}")
         made = ir.Node("", op_type, inputs, list((attributes or {}).values()), name=name, num_outputs=1)
         output = made.outputs[0]
-        output.name, output.shape, output.type = name, ir.Shape(out_shape), ir.TensorType(ir.DataType.FLOAT)
+        output.name, output.shape, output.type = name, ir.Shape(out_shape), ir.TensorType(dtype)
         self.graph.insert_before(before, made)
         return output
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -43,7 +44,7 @@ def _inputs(shape: tuple[int, ...] = (1, 3, *WINDOW), count: int = 5) -> list[np
 
 
 def _together(graph: OnnxGraph, inputs: list[np.ndarray]) -> np.ndarray:
-    session = open_onnx(with_batch(graph.model, len(inputs)))
+    session = open_onnx(ir.to_proto(with_batch(ir.from_proto(graph.model), len(inputs))))
     return session.run(None, {session.get_inputs()[0].name: np.concatenate(inputs)})[0]  # type: ignore[no-any-return]
 
 
