@@ -167,14 +167,14 @@ def _compile(ov: ModuleType, graph: Any, config: BuildConfig, hint: str) -> Any:
 
 
 @contextmanager
-def observing(model: bytes, names: Sequence[str], config: BuildConfig) -> Iterator[Callable[[Float32], list[Float32]]]:
-    """Compile a serialised ONNX `model` whose outputs are `names`; yields a function from windows to all of them.
+def observing(path: Path, names: Sequence[str], config: BuildConfig) -> Iterator[Callable[[Float32], list[Float32]]]:
+    """Compile the ONNX file at `path`, whose outputs are `names`; yields a function from windows to all of them.
 
     Computes in float32.  The arrays live in the request and are overwritten by the next call.
     """
     ov = _openvino()
     try:
-        compiled = _compile(ov, ov.Core().read_model(model), config, "f32")
+        compiled = _compile(ov, ov.Core().read_model(path), config, "f32")
     except RuntimeError as error:
         raise DeployError(
             f"openvino: cannot compile the graph with {len(names)} outputs: {_one_line(error)}"

@@ -8,9 +8,7 @@ The graph still declares (1, 3, H, W); who wants N windows sets that one dimensi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
@@ -21,7 +19,7 @@ from pipeline.graph.batches.fixes import FIXES
 from pipeline.graph.batches.proof import confirm
 from pipeline.graph.batches.walk import Declined, Walk
 from pipeline.graph.onnx_graph import OnnxGraph
-from pipeline.graph.view import view
+from pipeline.graph.surgery import refuse_control_flow
 
 
 def for_any_batch(graph: OnnxGraph, windows: Sequence[Float32], batches: Sequence[int] = (2, 3)) -> OnnxGraph:
@@ -40,13 +38,9 @@ def for_any_batch(graph: OnnxGraph, windows: Sequence[Float32], batches: Sequenc
 
 def neutral(graph: OnnxGraph) -> OnnxGraph:
     """The pass alone, not confirmed.  Raises Declined, or DeployError on control flow."""
-    model = _inferred(graph.model)
-    places = make_neutral(model)
-    changed = ir.to_proto(model)
-    del changed.graph.value_info[:]
-    made = graph.then(changed, NEUTRAL)
-    step = replace(made.history[-1], places=places)
-    return replace(made, history=(*made.history[:-1], step))
+    refuse_control_flow(graph.model)
+    model = graph.model.clone()
+    return graph.then(model, NEUTRAL, places=make_neutral(model))
 
 
 def make_neutral(model: ir.Model) -> int:
@@ -60,8 +54,3 @@ def make_neutral(model: ir.Model) -> int:
         walk.visit(node)
     walk.finish()
     return walk.places
-
-
-def _inferred(model: onnx.ModelProto) -> ir.Model:
-    view(model)
-    return ir.from_proto(onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))

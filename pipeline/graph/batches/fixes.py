@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pipeline.graph.batches.walk import Declined, Shape, Walk, label, one
-from pipeline.graph.rewrites.surgery import integer, integers, text
+from pipeline.graph.surgery import integer, integers, text
 
 
 def fix_reshape(walk: Walk, node: ir.Node) -> bool:

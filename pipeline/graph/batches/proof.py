@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from engines.contract import Float32
 from engines.proof.batch_gate import different
-from pipeline.graph.batches.walk import Declined, forget_shapes
+from pipeline.graph.batches.walk import Declined
 from pipeline.graph.onnx_graph import OnnxGraph, open_onnx
+from pipeline.graph.surgery import forget_shapes
 from pipeline.precision.emulate import emulate
 
 # The same sums in another order at most, and a rounding that falls the other way after it.  Measured: 0 on every model
@@ -33,7 +33,7 @@ def confirm(before: OnnxGraph, after: OnnxGraph, windows: Sequence[Float32], bat
         raise Declined(f"one window gives other logits than before, by {np.abs(old - alone[0]).max():.1e}")
     largest = float(np.abs(alone).max())
     for count in batches:
-        together = _run(ir.to_proto(with_batch(ir.from_proto(new), count)), [np.concatenate(inputs[:count])])
+        together = _run(with_batch(new, count), [np.concatenate(inputs[:count])])
         off = [float(np.abs(together[i : i + 1] - alone[i]).max()) for i in range(count)]
         worst = int(np.argmax(off))
         if not off[worst] <= ALLOWED * largest:
@@ -53,7 +53,7 @@ def with_batch(model: ir.Model, batch: int) -> ir.Model:
     return copy
 
 
-def _run(model: onnx.ModelProto, inputs: Sequence[Float32]) -> Float32:
+def _run(model: ir.Model, inputs: Sequence[Float32]) -> Float32:
     session = open_onnx(model)
     name = session.get_inputs()[0].name
     return np.concatenate([session.run(None, {name: window})[0] for window in inputs])

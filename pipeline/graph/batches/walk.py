@@ -15,9 +15,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
-from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
-from pipeline.graph.rewrites.surgery import Editor, shape
+from pipeline.graph.surgery import Editor, drop_unread, opset, shape
 from pipeline.precision.types import schema_of
 
 PROBE = 5  # windows
@@ -49,7 +48,6 @@ class Walk:
 
     def __post_init__(self) -> None:
         self.editor = Editor(self.model, "any_batch")
-        RemoveInitializersFromInputsPass()(self.model)  # defaults of constants
         graph = self.model.graph
         self.probed |= {value: one(value) for value in graph.initializers.values()}
         self.probed |= {value: (PROBE, *one(value)[1:]) for value in graph.inputs}
@@ -60,7 +58,7 @@ class Walk:
         if all(self.axis(value) is None for value in inputs):
             self.probed |= {value: one(value) for value in outputs}
             return
-        if schema_of(node, self._opset) is None:  # type: ignore[arg-type]
+        if schema_of(node, opset(self.model)) is None:
             raise Declined(f"{label(node)}: {node.op_type} is no operator of ONNX, so what it does is not known")
         times = max(self.outer.get(value, 1) for value in inputs)
         self.outer |= dict.fromkeys(outputs, times)  # unless the fix, of a reshape, knows better
@@ -77,10 +75,7 @@ class Walk:
         (output,) = self.model.graph.outputs
         if self.axis(output) != 0 or one(output)[0] != 1:
             raise Declined(f"the logits of {PROBE} windows come out as {self.probed[output]}")
-        constants = self.model.graph.initializers
-        for name in [name for name, value in constants.items() if not value.uses() and not value.is_graph_output()]:
-            del constants[name]
-        forget_shapes(self.model)
+        drop_unread(self.model)
 
     def axis(self, value: ir.Value) -> int | None:
         """The axis that holds the windows, or None where a tensor is the same whatever their number."""
@@ -96,11 +91,11 @@ class Walk:
 
     def shape_like(self, source: ir.Value, rest: Sequence[int], node: ir.Node) -> ir.Value:
         """A shape computed at run time, before `node`: as many as `source` has along axis 0, then `rest`."""
-        rank, axis, kind = len(one(source)), {"axis": ir.AttrInt64("axis", 0)}, ir.DataType.INT64
+        rank, axis, kind = len(one(source)), [ir.AttrInt64("axis", 0)], ir.DataType.INT64
         sizes = self.editor.node(node, "Shape", [source], (rank,), dtype=kind)
-        count = self.editor.node(node, "Gather", [sizes, self.store([0], node, "first")], (1,), axis, kind)
+        count = self.editor.node(node, "Gather", [sizes, self.store([0], node, "first")], (1,), axis, dtype=kind)
         parts = [count, self.store(rest, node, "rest")]
-        made = self.editor.node(node, "Concat", parts, (1 + len(rest),), axis, kind)
+        made = self.editor.node(node, "Concat", parts, (1 + len(rest),), axis, dtype=kind)
         self.computed[made] = (self.probed[source][0], *rest)
         return made
 
@@ -115,7 +110,7 @@ class Walk:
             for name, value in inputs.items()
         }
         opsets = [helper.make_opsetid(*entry) for entry in self.model.opset_imports.items()]
-        schema = schema_of(node, self._opset)  # type: ignore[arg-type]
+        schema = schema_of(node, opset(self.model))
         assert schema is not None
         try:
             found = onnx.shape_inference.infer_node_outputs(
@@ -136,10 +131,6 @@ class Walk:
             return None
         return ir.to_proto(ir.tensor(known.numpy(), known.dtype))  # in memory, wherever it was
 
-    @property
-    def _opset(self) -> int:
-        return self.model.opset_imports[""]
-
     def _multiplied(self, value: ir.Value) -> bool:
         single, many = one(value), self.probed[value]
         if len(single) != len(many):
@@ -158,14 +149,6 @@ def one(value: ir.Value) -> Shape:
 
 def label(node: ir.Node) -> str:
     return str(node.name or node.outputs[0].name)
-
-
-def forget_shapes(model: ir.Model) -> None:
-    """Inferred shapes are those of one window; every reader infers its own."""
-    for node in model.graph:
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.shape = value.type = None
 
 
 def present(node: ir.Node) -> list[ir.Value]:

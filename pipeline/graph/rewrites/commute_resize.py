@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.graph.rewrites.surgery import Conv, Editor, Outcome, constant, conv, only_producer, shape, text
+from pipeline.graph.surgery import Conv, Editor, Outcome, conv, exact, only_producer, shape, text
 
 NAME = "1x1 convolution before the upsampling"
 
@@ -61,7 +61,7 @@ def _commute(editor: Editor, pointwise: Conv, resize: ir.Node) -> None:
     small = editor.pointwise(node, x, pointwise.weight[:, :, 0, 0], pointwise.bias if len(node.inputs) > 2 else None)
     out_shape = shape(node.outputs[0]) or ()
     inputs = [small, *resize.inputs[1:]]
-    if len(inputs) > 3 and constant(inputs[3]) is not None:  # sizes name the channels, which are others now
+    if len(inputs) > 3 and exact(inputs[3]) is not None:  # sizes name the channels, which are others now
         inputs[3] = editor.initializer(np.array(out_shape, np.int64), f"{resize.name}/commute_resize/sizes")
-    attributes = dict(resize.attributes)
+    attributes = resize.attributes.values()
     editor.replace(node.outputs[0], editor.node(node, "Resize", inputs, out_shape, attributes))

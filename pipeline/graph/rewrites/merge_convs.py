@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.graph.rewrites.surgery import Conv, Editor, Outcome, conv, integer, only_producer, shape
+from pipeline.graph.surgery import Conv, Editor, Outcome, conv, integer, only_producer, shape
 
 NAME = "two convolutions in a row -> one"
 
@@ -55,5 +55,5 @@ def _merge(editor: Editor, first: Conv, second: Conv) -> None:
     if has_bias:
         bias = (mix @ first.bias + second.bias).astype(np.float32)
         inputs.append(editor.initializer(bias, f"{node.name}/merge_convs/bias"))
-    attributes = dict(first.node.attributes)
+    attributes = first.node.attributes.values()
     editor.replace(node.outputs[0], editor.node(node, "Conv", inputs, shape(node.outputs[0]) or (), attributes))

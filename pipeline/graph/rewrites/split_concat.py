@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from pipeline.graph.rewrites.surgery import Conv, Editor, Outcome, conv, integer, only_producer, shape
+from pipeline.graph.surgery import Conv, Editor, Outcome, conv, integer, only_producer, shape
 
 NAME = "split the 1x1 convolution of a concatenation"
 
