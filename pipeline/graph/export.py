@@ -19,7 +19,7 @@ from torch import nn
 
 from engines.errors import DeployError
 from pipeline.graph.onnx_graph import OnnxGraph, Step, from_model
-from pipeline.graph.proto import LARGEST, infer, load, settle, weight_bytes, with_weights, without_weights
+from pipeline.graph.proto import LARGEST, infer, load, settle, with_weights, without_weights
 
 OPSET = 18  # the first with today's Resize; LayerNormalization has been one node since 17
 
@@ -86,8 +86,7 @@ def simplify(graph: OnnxGraph) -> OnnxGraph:
 
 def _simplify(model: ir.Model) -> tuple[ir.Model, str]:
     """The model after onnxsim, and which weights it did not see: it takes a graph as one ModelProto."""
-    limit = _limit(model)
-    proto, weights = without_weights(model, limit)
+    proto, weights = without_weights(model, _limit(model))
     try:
         simplified, ok = onnxsim.simplify(proto, skipped_optimizers=_SKIPPED_OPTIMIZERS)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
@@ -100,12 +99,14 @@ def _simplify(model: ir.Model) -> tuple[ir.Model, str]:
 
 
 def _limit(model: ir.Model) -> int:
-    """Bytes of the largest weight that may stay, so that all that stay fit into a ModelProto."""
-    total = weight_bytes(model)
-    sizes = sorted(tensor.nbytes for value in model.graph.initializers.values() if (tensor := value.const_value))
+    """Bytes of the largest weight that stays, so that all that do fit into one ModelProto."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    sizes = sorted(tensor.nbytes for tensor in tensors if tensor is not None)
+    total, limit = sum(sizes), LARGEST
     while total > LARGEST:
+        limit = sizes[-1] - 1  # all of one size go together
         total -= sizes.pop()
-    return sizes[-1] if sizes else 0
+    return limit
 
 
 def _fix_input(model: ir.Model, window: tuple[int, int], path: Path) -> None:

@@ -55,7 +55,10 @@ def infer(model: ir.Model, data_prop: bool = True) -> None:
 
     data_prop: also follow the values of shapes that are computed.
     """
-    proto, _ = without_weights(model)
+    _infer(model, without_weights(model)[0], data_prop)
+
+
+def _infer(model: ir.Model, proto: onnx.ModelProto, data_prop: bool) -> None:
     graph = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=data_prop).graph
     found = {value.name: value for value in (*graph.value_info, *graph.output)}
     for node in model.graph:
@@ -66,18 +69,23 @@ def infer(model: ir.Model, data_prop: bool = True) -> None:
 
 
 def settle(model: ir.Model) -> None:
-    """Check `model`, and infer the types and shapes of its values.  Raises DeployError."""
-    check(model)
-    try:
-        infer(model)
-    except onnx.shape_inference.InferenceError as error:
-        raise DeployError(f"onnx: the shapes do not fit together: {' '.join(str(error).split())[:300]}") from error
+    """Check `model`, and infer the types and shapes of its values.  Raises DeployError where it is invalid."""
+    proto, _ = without_weights(model)
+    with _validity():
+        onnx.checker.check_model(proto)
+        _infer(model, proto, data_prop=True)
 
 
 def check(model: ir.Model) -> None:
-    """Raises DeployError where ONNX's checker or its inference of types and shapes finds the graph invalid."""
-    try:
+    """Raises DeployError where ONNX's checker, or its inference of types and shapes, finds the graph invalid."""
+    with _validity():
         onnx.checker.check_model(without_weights(model)[0], full_check=True)
+
+
+@contextmanager
+def _validity() -> Iterator[None]:
+    try:
+        yield
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise DeployError(f"onnx: the graph is invalid: {' '.join(str(error).split())[:300]}") from error
 

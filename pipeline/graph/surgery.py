@@ -29,18 +29,31 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Conv:
-    """A Conv node with constant weights, read once.  weight: (M, C, kh, kw) float64; bias: (M,), zero where absent."""
+    """A Conv node with constant weights.  stored: its weight (M, C, kh, kw) as it is."""
 
     node: ir.Node
-    weight: Float64
-    bias: Float64
+    stored: NDArray[np.generic]
+
+    @property
+    def weight(self) -> Float64:
+        return self.stored.astype(np.float64)
+
+    @property
+    def has_bias(self) -> bool:
+        return len(self.node.inputs) > 2 and self.node.inputs[2] is not None
+
+    @property
+    def bias(self) -> Float64:
+        """(M,), zero where absent."""
+        bias = exact(self.node.inputs[2]) if self.has_bias else None
+        return np.zeros(self.stored.shape[0]) if bias is None else bias
 
     @property
     def is_pointwise(self) -> bool:
         """1x1, one group, no stride, no padding: each pixel's channels are mixed, and no two pixels."""
         node = self.node
         return (
-            self.weight.shape[2:] == (1, 1)
+            self.stored.shape[2:] == (1, 1)
             and integer(node, "group", 1) == 1
             and set(integers(node, "strides", (1, 1))) == {1}
             and not any(integers(node, "pads", (0, 0, 0, 0)))
@@ -52,13 +65,11 @@ def conv(node: ir.Node | None) -> Conv | None:
     """`node` as a 2-d convolution with constant weight and bias, or None."""
     if node is None or node.op_type != "Conv" or node.domain:
         return None
-    weight = exact(node.inputs[1])
+    weight = unlowered(node.inputs[1])
     if weight is None or weight.ndim != 4:
         return None
-    if len(node.inputs) < 3 or node.inputs[2] is None:
-        return Conv(node, weight, np.zeros(weight.shape[0]))
-    bias = exact(node.inputs[2])
-    return None if bias is None else Conv(node, weight, bias)
+    found = Conv(node, weight)
+    return found if not found.has_bias or unlowered(node.inputs[2]) is not None else None
 
 
 def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
@@ -69,18 +80,24 @@ def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
     return array
 
 
-def exact(value: ir.Value | None) -> Float64 | None:
-    """The value of a float32 or integer initializer, in float64; None when it is of another type, or made at run time.
+def unlowered(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The array that a float32 or integer initializer holds; None when it is of another type, or made at run time.
 
     Of another type, because a graph that is lowered already has decided where it rounds.
     """
     array = constant(value)
-    return array.astype(np.float64) if array is not None and array.dtype in (np.float32, np.int64, np.int32) else None
+    return array if array is not None and array.dtype in (np.float32, np.int64, np.int32) else None
+
+
+def exact(value: ir.Value | None) -> Float64 | None:
+    """What `unlowered` finds, in float64, to compute with."""
+    array = unlowered(value)
+    return None if array is None else array.astype(np.float64)
 
 
 def scalar(value: ir.Value | None) -> float | None:
     """The number that `value` holds, if it is a constant of one element."""
-    array = exact(value)
+    array = unlowered(value)
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.graph.surgery import Editor, Outcome, exact, only_producer, only_use, scalar, shape
+from pipeline.graph.surgery import Editor, Outcome, exact, only_producer, only_use, scalar, shape, unlowered
 
 NAME = "attention scale into the projection"
 
@@ -71,7 +71,7 @@ def _projection(value: ir.Value | None) -> list[tuple[ir.Node, int]] | None:
 
 
 def _is_weight(value: ir.Value | None) -> bool:
-    return exact(value) is not None
+    return unlowered(value) is not None
 
 
 def _is_attention(node: ir.Node) -> bool:
