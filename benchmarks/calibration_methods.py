@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -31,8 +31,7 @@ RULES = (("max", 100), ("percentile", 99.9), ("percentile", 99.99), ("percentile
 
 def rounded(graph: OnnxGraph, ranges: dict[str, TensorRange]) -> OnnxGraph:
     """The graph with a quantise-dequantise pair before each Linear and Conv."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
+    model = ir.to_proto(graph.model)
     weights = {item.name for item in model.graph.initializer}
     nodes, done = list(model.graph.node), set()
     del model.graph.node[:]
@@ -49,7 +48,7 @@ def rounded(graph: OnnxGraph, ranges: dict[str, TensorRange]) -> OnnxGraph:
                 model.graph.node.append(helper.make_node("DequantizeLinear", [f"{name}_q", *points], [f"{name}_dq"]))
             node.input[0] = f"{name}_dq"
         model.graph.node.append(node)
-    return graph.then(model, "int8 activations")
+    return graph.then(ir.from_proto(model), "int8 activations")
 
 
 def main() -> None:

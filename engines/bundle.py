@@ -3,6 +3,7 @@
 manifest.json   what this is, how it was verified, and the sha256 of every other file
 engine.bin      the compiled engine, tied to one device and SDK version
 model.onnx      the graph it was compiled from: enough to rebuild elsewhere, without torch
+model.onnx.data its weights, where they do not fit into one protobuf file (2 GB)
 golden.npz      windows with the checkpoint's own logits, so that a rebuild is verified too
 report.json     the build log
 kernels.cubin   on a GPU: gather and stitch, compiled for it, so that running needs no compiler
@@ -28,10 +29,10 @@ from engines.tiling.placement import Tiling
 
 SCHEMA = 1
 MANIFEST, ENGINE, MODEL, GOLDEN, REPORT = "manifest.json", "engine.bin", "model.onnx", "golden.npz", "report.json"
-KERNELS = "kernels.cubin"
+KERNELS, WEIGHTS = "kernels.cubin", f"{MODEL}.data"
 MAX_BATCH = 64  # windows at once
 FILES = (ENGINE, MODEL, GOLDEN, REPORT)  # of every bundle
-OPTIONAL = (KERNELS,)
+OPTIONAL = (KERNELS, WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,9 @@ class Manifest:
                 f"manifest: got a network {self.input_shape} -> {self.output_shape} for windows {window} "
                 f"and {classes} classes, expected one size; build the bundle again"
             )
+        unknown = sorted(set(self.files) - {*FILES, *OPTIONAL})
+        if unknown:
+            raise DeployError(f"manifest: got the file {unknown[0]!r}, which no bundle has; build the bundle again")
         if not isinstance(self.batch, int) or not 1 <= self.batch <= MAX_BATCH:
             raise DeployError(
                 f"manifest: got a batch of {self.batch!r}, expected 1 to {MAX_BATCH}; build the bundle again"

@@ -16,6 +16,8 @@ from engines.layers import Layer
 
 Float32 = NDArray[np.float32]
 
+Log = Callable[[str, str], None]  # (step, what happened)
+
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
@@ -58,7 +60,7 @@ class BuildConfig:
     model: Path | None = None
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
     timing_cache: Path | None = None
-    log: Callable[[str, str], None] = lambda step, text: None
+    log: Log = lambda step, text: None
 
 
 class Session(Protocol):

@@ -9,25 +9,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from engines.backends import choose_backend
 from engines.bundle import GOLDEN, MODEL, Manifest, writing
-from engines.contract import Backend, BuildConfig, Float32
-from engines.errors import DeployError
+from engines.contract import Backend, BuildConfig, Float32, Log
 from engines.proof.agreement import Agreement
 from engines.proof.batch_gate import reported, require_neutral
 from engines.proof.golden import Golden
-from engines.proof.rebuild import Log, compile_engine, describe, finish, tuning
+from engines.proof.rebuild import compile_engine, describe, finish, tuning
 from engines.tiling.core import blend_weights
 from engines.tiling.placement import Tiling
 from pipeline.checkpoints.sources import Source, load_source, summary
 from pipeline.exact import Exact, exact_graph
 from pipeline.graph.batches import for_any_batch
 from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.proto import check, save
 from pipeline.precision.as_asked import lower_as_asked
 from pipeline.request import BuildRequest
 
@@ -124,6 +123,5 @@ def _draft(
 
 
 def _save(graph: OnnxGraph, path: Path) -> None:
-    if graph.model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
-        raise DeployError(f"model: got {graph.model.ByteSize() / 1e9:.1f} GB of weights, expected less than 2 GB")
-    onnx.save(graph.model, path)
+    check(graph.model)
+    save(graph.model, path)

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from calib.data.scenes import render
 from calib.ranges.windows import first_image
-from engines.contract import Backend, BuildConfig, Float32
+from engines.contract import Backend, BuildConfig, Float32, Log
 from engines.errors import DeployError
 from engines.images.read import read_image
 from engines.proof.agreement import GATES, Agreement, Gate, compare_logits
 from engines.proof.golden import windows_of
-from engines.proof.rebuild import Log
 from engines.tiling.placement import Tiling
 from pipeline.checkpoints.sources import Source
 from pipeline.graph.export import simplify

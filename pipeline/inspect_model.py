@@ -14,7 +14,7 @@ def inspect_model(model: str, window: tuple[int, int], options: SourceOptions) -
     if isinstance(source, TorchSource):
         result["parameters"] = sum(parameter.numel() for parameter in source.module.parameters())
     elif isinstance(source, OnnxSource):
-        result["nodes"] = len(source.graph.model.graph.node)
+        result["nodes"] = len(source.graph.model.graph)
         result["output_shape"] = list(source.graph.output_shape)
     size = f"{result['parameters'] / 1e6:.2f} M parameters" if "parameters" in result else f"{result['nodes']} nodes"
     return result, f"{summary(source.spec)}\n{size}\nclasses: {', '.join(source.spec.classes)}"

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-
-import onnx
 
 from engines.contract import Backend, BuildConfig, Float32, Session
 from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.proto import stored
 
 ROUNDS = 5
 
@@ -21,9 +18,7 @@ ROUNDS = 5
 @contextmanager
 def compiled(graph: OnnxGraph, backend: Backend, config: BuildConfig) -> Iterator[Session]:
     """An engine of `graph` for the time being.  Raises DeployError."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.onnx"
-        onnx.save(graph.model, path)
+    with stored(graph.model) as path:
         blob = backend.build(path, config)
         # The graph is there for engines that take their weights from it.
         with backend.load(blob, replace(config, model=path)) as session:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 import torch
 
@@ -70,9 +69,7 @@ def exports_once() -> Iterator[None]:
         if key not in made:
             made[key] = real(self)
         graph, program = made[key]
-        model = onnx.ModelProto()
-        model.CopyFrom(graph.model)
-        return replace(graph, model=model), program
+        return replace(graph, model=graph.model.clone()), program
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TorchSource, "export", export)

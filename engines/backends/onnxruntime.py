@@ -9,6 +9,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,8 @@ from engines.contract import BuildConfig, Float32, Session, check_windows
 from engines.errors import DeployError
 from engines.layers import Layer
 from engines.machine.interpreter import pip_install, version_of
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph that is given as bytes
 
 
 class OnnxRuntimeSession:
@@ -51,7 +54,7 @@ class OnnxRuntimeBackend(Reference):
         self.require_one_window(config)
         # The graph itself: ONNX Runtime compiles when it loads.  Opened once, so that a build says what is refused.
         blob = model.read_bytes()
-        _open(blob, config)
+        _open(blob, replace(config, model=model))
         return blob
 
     @contextmanager
@@ -64,6 +67,8 @@ def _open(blob: bytes, config: BuildConfig) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = config.threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3
+    if config.model is not None:
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(config.model.absolute().parent))
     state = ort.capi.onnxruntime_pybind11_state
     refusals = (state.Fail, state.NotImplemented, state.InvalidGraph, state.InvalidArgument, state.InvalidProtobuf)
     try:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.backends.onnx_bytes import with_batch
+from engines.backends.onnx_bytes import file_with_batch
 from engines.backends.openvino_account import half_unasked, layer_info
 from engines.backends.openvino_types import computed_in, half_type, with_marks
 from engines.backends.signal_stack import signal_stack_kept
@@ -76,8 +76,8 @@ class OpenVINOBackend(Backend):
     def build(self, model: Path, config: BuildConfig) -> bytes:
         ov = _openvino()
         try:
-            source = model if config.batch == 1 else with_batch(model.read_bytes(), config.batch)
-            graph = ov.Core().read_model(source)
+            with file_with_batch(model, config.batch) as source:  # bytes would lose the weights that lie beside it
+                graph = ov.Core().read_model(source)
             hint = self._hint(half_type(graph))
             asked = computed_in(graph, hint)
             if hint != "f32" or config.precision not in ("fp32", "fp16"):
@@ -167,14 +167,14 @@ def _compile(ov: ModuleType, graph: Any, config: BuildConfig, hint: str) -> Any:
 
 
 @contextmanager
-def observing(model: bytes, names: Sequence[str], config: BuildConfig) -> Iterator[Callable[[Float32], list[Float32]]]:
-    """Compile a serialised ONNX `model` whose outputs are `names`; yields a function from windows to all of them.
+def observing(path: Path, names: Sequence[str], config: BuildConfig) -> Iterator[Callable[[Float32], list[Float32]]]:
+    """Compile the ONNX file at `path`, whose outputs are `names`; yields a function from windows to all of them.
 
     Computes in float32.  The arrays live in the request and are overwritten by the next call.
     """
     ov = _openvino()
     try:
-        compiled = _compile(ov, ov.Core().read_model(model), config, "f32")
+        compiled = _compile(ov, ov.Core().read_model(path), config, "f32")
     except RuntimeError as error:
         raise DeployError(
             f"openvino: cannot compile the graph with {len(names)} outputs: {_one_line(error)}"

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from engines.backends import choose_backend
+from engines.backends.onnx_bytes import weights_of
 from engines.backends.tensorrt.backend import TensorRTFamily
 from engines.backends.tensorrt.timing_cache import default_path
 from engines.bundle import (
@@ -24,6 +25,7 @@ from engines.bundle import (
     MODEL,
     OPTIONAL,
     REPORT,
+    WEIGHTS,
     Manifest,
     file_sha256,
     open_bundle,
@@ -48,6 +50,7 @@ def compile_engine(
     log: Log,
 ) -> list[Agreement]:  # fmt: skip
     """Compile `folder`/model.onnx into `folder`/engine.bin and verify it.  Raises DeployError or GateError."""
+    weights_of(folder / MODEL)  # before an SDK reads files that are not the bundle's own
     kernels = _kernels(folder, log) if backend.on_gpu else None  # before what takes minutes: this fails in a second
     config = replace(config, model=folder / MODEL)
     begin = time.perf_counter()
@@ -134,7 +137,7 @@ def rebuild(
     golden, report = Golden.load(bundle.path(GOLDEN)), bundle.report()
     require_neutral(report["history"], old.batch)
     with writing(output) as folder:
-        for name in (MODEL, GOLDEN):
+        for name in {MODEL, WEIGHTS, GOLDEN} & set(old.files):
             shutil.copyfile(bundle.path(name), folder / name)
         config = replace(tuned, precision=old.precision, threads=threads, batch=old.batch)
         gate = _gate(report, old.precision).but(max_relative, min_labels)

@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import cast
 
 import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
 import onnxsim
 import torch
 from google.protobuf.message import DecodeError
@@ -18,6 +19,7 @@ from torch import nn
 
 from engines.errors import DeployError
 from pipeline.graph.onnx_graph import OnnxGraph, Step, from_model
+from pipeline.graph.proto import LARGEST, infer, load, settle, with_weights, without_weights
 
 OPSET = 18  # the first with today's Resize; LayerNormalization has been one node since 17
 
@@ -48,71 +50,81 @@ def export(program: torch.export.ExportedProgram) -> OnnxGraph:
         raise DeployError(f"export: torch.onnx cannot translate the model: {_first_line(error)}") from error
     if result is None:
         raise DeployError("export: torch.onnx returned nothing; expected an ONNX program")
-    model = result.model_proto
-    return from_model(_strip(model), (Step(f"torch.onnx opset {OPSET}", len(model.graph.node)),))
+    # The exporter's stack traces: megabytes of paths of the machine that built the bundle.
+    passes.ClearMetadataAndDocStringPass()(result.model)
+    return from_model(result.model, (Step(f"torch.onnx opset {OPSET}", len(result.model.graph)),))
 
 
 def import_onnx(path: Path, window: tuple[int, int]) -> OnnxGraph:
     """Read a user's .onnx and fix its input at (1, 3, *window).  Sizes that the file fixes must agree with that."""
     try:
-        model = onnx.load(path)
+        model = load(path)
     except FileNotFoundError as error:
         raise DeployError(f"model {path}: no such file (or its external data is missing)") from error
-    except (DecodeError, OSError, onnx.checker.ValidationError, ValueError) as error:
+    except (DecodeError, OSError, ir.serde.SerdeError, ValueError) as error:
         raise DeployError(f"model {path}: not a readable ONNX file ({_first_line(error)})") from error
-    if not model.graph.node:
+    if not len(model.graph):
         raise DeployError(f"model {path}: not an ONNX graph, or an empty one; expected a segmentation network")
     _fix_input(model, window, path)
     try:
-        fixed = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        # Values of shapes are not followed: the names that onnxsim makes up would be others, and ranges know a graph by
+        # its names.
+        infer(model, data_prop=False)
     except onnx.shape_inference.InferenceError as error:
         raise DeployError(f"model {path}: shapes do not fit together at {window}: {_first_line(error)}") from error
     # Shape subgraphs of dynamic exports only become constants by folding, so the import ends with it.
-    folded = _simplify(fixed)
-    return from_model(folded, (Step("imported .onnx", len(folded.graph.node)),))
+    folded, left_out = _simplify(model)
+    return from_model(folded, (Step("imported .onnx", len(folded.graph), left_out),))
 
 
 def simplify(graph: OnnxGraph) -> OnnxGraph:
     """Constant folding, BatchNorm folding and dead-node removal by onnxsim; the interface stays."""
-    return graph.then(_simplify(graph.model), f"onnxsim {onnxsim.__version__}")
+    model, left_out = _simplify(graph.model)
+    settle(model)
+    return graph.then(model, f"onnxsim {onnxsim.__version__}", declined=left_out)
 
 
-def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+def _simplify(model: ir.Model) -> tuple[ir.Model, str]:
+    """The model after onnxsim, and which weights it did not see: it takes a graph as one ModelProto."""
+    proto, weights = without_weights(model, _limit(model))
     try:
-        simplified, ok = onnxsim.simplify(model, skipped_optimizers=_SKIPPED_OPTIMIZERS)
+        simplified, ok = onnxsim.simplify(proto, skipped_optimizers=_SKIPPED_OPTIMIZERS)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         raise DeployError(f"onnxsim: cannot simplify the graph: {_first_line(error)}") from error
     if not ok:
         raise DeployError("onnxsim: its own check of the simplified graph failed; the graph may be invalid")
-    return cast(onnx.ModelProto, simplified)
+    gigabytes = sum(tensor.nbytes for tensor in weights.values()) / 1e9
+    left_out = f"{len(weights)} weight(s) of {gigabytes:.1f} GB in all, more than onnxsim takes" if weights else ""
+    return with_weights(simplified, weights), left_out
 
 
-def _fix_input(model: onnx.ModelProto, window: tuple[int, int], path: Path) -> None:
-    constants = {init.name for init in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
+def _limit(model: ir.Model) -> int:
+    """Bytes of the largest weight that stays, so that all that do fit into one ModelProto."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    sizes = sorted(tensor.nbytes for tensor in tensors if tensor is not None)
+    total, limit = sum(sizes), LARGEST
+    while total > LARGEST:
+        limit = sizes[-1] - 1  # all of one size go together
+        total -= sizes.pop()
+    return limit
+
+
+def _fix_input(model: ir.Model, window: tuple[int, int], path: Path) -> None:
+    inputs = model.graph.inputs
     if len(inputs) != 1:
         raise DeployError(f"model {path}: got inputs {[v.name for v in inputs]}, expected one image")
-    dims = inputs[0].type.tensor_type.shape.dim
+    dims = list(inputs[0].shape or ())
     wanted = (1, 3, *window)
     if len(dims) != 4:
         raise DeployError(f"model {path}: got an input of rank {len(dims)}, expected (N, 3, H, W)")
     for axis, (dim, size) in enumerate(zip(dims, wanted, strict=True)):
-        if dim.HasField("dim_value") and dim.dim_value != size:
-            got = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
+        if isinstance(dim, int) and dim != size:
+            got = [d if isinstance(d, int) else d.value or "?" for d in dims]
             advice = "give the matching --tile" if axis > 1 else "export it for one RGB image, channels first"
             raise DeployError(f"model {path}: input is {got}, expected {list(wanted)}; {advice}")
-        dim.dim_value = size
-    for output in model.graph.output:
-        output.type.tensor_type.ClearField("shape")  # symbolic or stale; inference fills it in
-
-
-def _strip(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop the exporter's per-node stack traces: megabytes of paths of the machine that built the bundle."""
-    del model.metadata_props[:]
-    for item in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
-        del item.metadata_props[:]
-        item.doc_string = ""
-    return model
+    inputs[0].shape = ir.Shape(wanted)
+    for output in model.graph.outputs:
+        output.shape = None  # symbolic or stale; inference fills it in
 
 
 @contextmanager

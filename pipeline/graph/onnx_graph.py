@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from engines.contract import Float32
 from engines.errors import DeployError
+from pipeline.graph.proto import LARGEST, settle, stored, weight_bytes
+
+Shape4 = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,22 @@ class Step:
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """A static-shape model: input `image` (1, 3, H, W) float32, output `logits` (1, K, h, w) float32."""
+    """A static-shape model: input `image` (1, 3, H, W) float32, output `logits` (1, K, h, w) float32.
 
-    model: onnx.ModelProto
-    input_shape: tuple[int, int, int, int]
-    output_shape: tuple[int, int, int, int]
+    Every value of `model` has its type and shape.  It is shared: whoever changes it takes a `clone` first.
+    """
+
+    model: ir.Model
+    input_shape: Shape4
+    output_shape: Shape4
     history: tuple[Step, ...] = ()
 
-    def then(self, model: onnx.ModelProto, rule: str) -> OnnxGraph:
-        """The same graph after a pass that must not change its interface."""
-        graph = from_model(model, (*self.history, Step(rule, len(model.graph.node))))
+    def then(
+        self, model: ir.Model, rule: str, *, declined: str = "", places: int = 0, macs_saved: int = 0
+    ) -> OnnxGraph:
+        """The same graph after a pass that must not change its interface; what else is for its Step."""
+        step = Step(rule, len(model.graph), declined, places, macs_saved)
+        graph = OnnxGraph(model, *_interface(model), (*self.history, step))
         if (graph.input_shape, graph.output_shape) != (self.input_shape, self.output_shape):
             raise DeployError(
                 f"{rule}: changed {self.input_shape} -> {self.output_shape} into "
@@ -53,31 +62,32 @@ class OnnxGraph:
         return graph
 
     def declined(self, rule: str, reason: str) -> OnnxGraph:
-        return replace(self, history=(*self.history, Step(rule, len(self.model.graph.node), reason)))
+        return replace(self, history=(*self.history, Step(rule, len(self.model.graph), reason)))
 
 
-def from_model(model: onnx.ModelProto, history: tuple[Step, ...]) -> OnnxGraph:
-    """Check `model` and read its interface.  Raises DeployError when it is not one image in, one logits map out."""
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise DeployError(f"onnx: the graph is invalid: {' '.join(str(error).split())[:300]}") from error
-    # A graph input that is also an initializer is a default value (IR < 4), not something to feed.
-    constants = {init.name for init in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
+def from_model(model: ir.Model, history: tuple[Step, ...]) -> OnnxGraph:
+    """Check `model`, infer its types and shapes in place, and read its interface.
+
+    Raises DeployError when it is invalid, or not one image in, one logits map out.
+    """
+    settle(model)
+    return OnnxGraph(model, *_interface(model), history)
+
+
+def _interface(model: ir.Model) -> tuple[Shape4, Shape4]:
+    inputs, outputs = model.graph.inputs, model.graph.outputs
+    if len(inputs) != 1 or len(outputs) != 1:
         raise DeployError(
-            f"onnx: got inputs {[v.name for v in inputs]} and outputs {[v.name for v in model.graph.output]}, "
+            f"onnx: got inputs {[v.name for v in inputs]} and outputs {[v.name for v in outputs]}, "
             "expected one image and one logits map; export the model with only those"
         )
-    return OnnxGraph(model, _shape(inputs[0], "input"), _shape(model.graph.output[0], "output"), history)
+    return _shape(inputs[0], "input"), _shape(outputs[0], "output")
 
 
-def _shape(value: onnx.ValueInfoProto, role: str) -> tuple[int, int, int, int]:
-    tensor = value.type.tensor_type
-    dims = [d.dim_value if d.HasField("dim_value") else 0 for d in tensor.shape.dim]
-    if tensor.elem_type != onnx.TensorProto.FLOAT or len(dims) != 4 or min(dims) < 1:
-        kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+def _shape(value: ir.Value, role: str) -> Shape4:
+    dims = [size if isinstance(size, int) else 0 for size in value.shape or ()]
+    if value.dtype != ir.DataType.FLOAT or len(dims) != 4 or min(dims) < 1:
+        kind = "undefined" if value.dtype is None else value.dtype.name.lower()
         wanted = "(1, 3, H, W)" if role == "input" else "(1, classes, h, w)"
         raise DeployError(f"onnx {role} {value.name!r}: got {kind} {dims}, expected float {wanted} with known sizes")
     n, c, h, w = dims
@@ -95,7 +105,7 @@ def run_onnx(graph: OnnxGraph, batches: list[Float32]) -> Float32:
         return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
 
 
-def open_onnx(model: onnx.ModelProto) -> Any:
+def open_onnx(model: ir.Model) -> Any:
     """An ONNX Runtime session on the CPU.  Raises DeployError when it refuses the graph.
 
     Optimisations are off so that what is verified is the graph as written, not a graph that ORT rewrote.
@@ -106,7 +116,11 @@ def open_onnx(model: onnx.ModelProto) -> Any:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # its errors arrive as exceptions
     with _refusals():
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        if weight_bytes(model) <= LARGEST:
+            data = ir.to_proto(model).SerializeToString()
+            return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        with stored(model) as path:
+            return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 @contextmanager

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from calib.ranges.ranges import Ranges
 from calib.ranges.windows import CalibrationSet, draw_windows
-from engines.contract import Backend, BuildConfig, Float32
+from engines.contract import Backend, BuildConfig, Float32, Log
 from engines.errors import DeployError, GateError
 from pipeline.checkpoints.sources import Source
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.precision.budget import HELD_OUT, scorer
 from pipeline.precision.calibrate import DEFAULT_WINDOWS, CalibrateRequest, collect_ranges
-from pipeline.precision.lower import Log, Lowered, lower
+from pipeline.precision.lower import Lowered, lower
 from pipeline.precision.observe import Effort
 from pipeline.precision.search import Workbench, search
 from pipeline.request import BuildRequest

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import onnx
+import onnx_ir as ir
 
-from pipeline.graph.view import GraphView
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.surgery import constant, output_name
 from pipeline.precision.plan import PrecisionPlan
 
 MOST = 16  # blocks; neighbours are joined beyond that, so that a search takes minutes and not hours
@@ -20,14 +21,14 @@ class Block:
     layers: tuple[str, ...]
 
 
-def blocks_of(shown: GraphView, plan: PrecisionPlan, most: int = MOST) -> tuple[Block, ...]:
+def blocks_of(graph: OnnxGraph, plan: PrecisionPlan, most: int = MOST) -> tuple[Block, ...]:
     """The INT8 layers of `plan`, cut at every normalisation and at every sum of two activations."""
     quantised = {node.output for node in plan.nodes if node.precision == "int8"}
     runs: list[list[str]] = [[]]
-    for node in shown.nodes:
-        if node.output[0] in quantised:
-            runs[-1].append(node.output[0])
-        elif runs[-1] and (node.op_type == "LayerNormalization" or _joins(shown, node)):
+    for node in graph.model.graph:
+        if output_name(node) in quantised:
+            runs[-1].append(output_name(node))
+        elif runs[-1] and (node.op_type == "LayerNormalization" or _joins(node)):
             runs.append([])
     runs = [run for run in runs if run]
     while len(runs) > most:
@@ -36,5 +37,5 @@ def blocks_of(shown: GraphView, plan: PrecisionPlan, most: int = MOST) -> tuple[
     return tuple(Block(f"{run[0]}..{run[-1]}" if len(run) > 1 else run[0], tuple(run)) for run in runs)
 
 
-def _joins(shown: GraphView, node: onnx.NodeProto) -> bool:
-    return node.op_type == "Add" and not any(name in shown.constants for name in node.input)
+def _joins(node: ir.Node) -> bool:
+    return node.op_type == "Add" and all(constant(value) is None for value in node.inputs)

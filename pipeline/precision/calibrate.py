@@ -10,10 +10,10 @@ from calib.ranges.collector import Observed
 from calib.ranges.histogram import METHODS, check_percentile
 from calib.ranges.ranges import Ranges
 from calib.ranges.windows import CalibrationSet, draw_windows
+from engines.contract import Log
 from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS
 from engines.model_spec import ModelSpec
-from engines.proof.rebuild import Log
 from engines.tiling.placement import Tiling
 from pipeline.checkpoints.sources import Source, SourceOptions, load_source, summary
 from pipeline.graph.export import simplify
@@ -99,7 +99,7 @@ def collect_ranges(
     observed = quantizable_tensors(graph, every=request.every)
     if not any(item.histogram for item in observed):
         raise DeployError("calibration: got a graph without any Linear or Conv of float32 and constant weights")
-    logits = graph.model.graph.output[0].name  # so that no NaN passes, not even one that the last layer makes
+    logits = str(graph.model.graph.outputs[0].name)  # so that no NaN passes, not even one that the last layer makes
     if logits not in {item.name for item in observed}:
         observed.append(Observed(logits, histogram=False))
     state = request.output.with_name(f".{request.output.name}.partial.npz")

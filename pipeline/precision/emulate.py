@@ -9,40 +9,47 @@ Inside a node everything is float32, as in the accumulators of the hardware that
 
 from __future__ import annotations
 
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
 
 from pipeline.graph.onnx_graph import OnnxGraph
-from pipeline.graph.view import attribute, fresh, names_of, view
+from pipeline.graph.surgery import Editor, integer, set_type
 from pipeline.precision.types import FLOATS
 
-_HALVES = {FLOATS["fp16"].onnx_type, FLOATS["bf16"].onnx_type}
+_HALVES = (FLOATS["fp16"].onnx_type, FLOATS["bf16"].onnx_type)
+_FP32 = FLOATS["fp32"].onnx_type
 
 
 def emulate(graph: OnnxGraph) -> OnnxGraph:
     """A float32 graph with the tensor names of `graph` and the values that its types allow."""
-    shown = view(graph.model)
-    taken = names_of(graph.model)
-    nodes: list[onnx.NodeProto] = []
-    for node in shown.nodes:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        if node.op_type == "Cast" and attribute(node, "to") in _HALVES:
-            next(a for a in copy.attribute if a.name == "to").i = TensorProto.FLOAT
-        nodes.append(copy)
-        for index, name in enumerate(node.output):
-            kind = shown.types.get(name)
-            if name and kind in _HALVES:
-                raw, half = fresh(taken, f"{name}__exact"), fresh(taken, f"{name}__half")
-                copy.output[index] = raw  # an overflow becomes infinity here: ONNX saturates float8 only
-                nodes.append(helper.make_node("Cast", [raw], [half], to=kind))
-                nodes.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    del model.graph.node[:], model.graph.value_info[:]
-    model.graph.node.extend(nodes)
-    for initializer in model.graph.initializer:
-        if initializer.data_type in _HALVES:
-            value = numpy_helper.to_array(initializer).astype("float32")
-            initializer.CopyFrom(numpy_helper.from_array(value, initializer.name))
+    model = graph.model.clone()
+    editor = Editor(model)
+    nodes = list(model.graph)
+    for node, following in zip(nodes, [*nodes[1:], None], strict=True):
+        if node.op_type == "Cast" and integer(node, "to", 0) in _HALVES:
+            node.attributes["to"] = ir.AttrInt64("to", _FP32)
+        for value in node.outputs:
+            if value.dtype in _HALVES:
+                _round(editor, value, value.dtype, following)
+    for value in model.graph.initializers.values():
+        if value.dtype in _HALVES and value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().astype("float32"), name=value.name)
+            set_type(value, _FP32)
     return graph.then(model, "every tensor rounded to its type")
+
+
+def _round(editor: Editor, value: ir.Value, kind: ir.DataType, following: ir.Node | None) -> None:
+    """Let all that read `value` read it rounded to `kind`, under its name."""
+    name, readers = str(value.name), value.uses()
+    set_type(value, _FP32)
+
+    def cast(source: ir.Value, to: ir.DataType, suffix: str) -> ir.Value:
+        return editor.insert(
+            following, "Cast", [source], name=f"{name}__{suffix}", shape=value.shape, dtype=to,
+            attributes=[ir.AttrInt64("to", to)],
+        )  # fmt: skip
+
+    # An overflow becomes infinity here: ONNX saturates float8 only.
+    rounded = cast(cast(value, kind, "half"), _FP32, "rounded")
+    for reader, index in readers:
+        reader.replace_input_with(index, rounded)
+    value.name, rounded.name = editor.free(f"{name}__exact"), name

@@ -8,14 +8,17 @@ the CPUs that have BF16 they cost next to nothing (measured: 2 % of SegFormer-B0
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
 
 from engines.errors import DeployError
-from pipeline.graph.view import MOVES, GraphView
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.surgery import MOVES, computed, constant, is_float, opset, output_name, shape
 from pipeline.precision.plan import UNDEFINED, NodePlan, PrecisionPlan
 from pipeline.precision.types import FLOATS, Float, main_variable_allows
 
@@ -33,6 +36,7 @@ STATISTICS = {
     "CumSum": "running sum",
 }
 _LINEAR = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+_CHUNK = 1 << 22  # values at a time: a weight may have half a gigabyte
 _LOST = 2.0**-8  # relative error of a constant; rounding alone gives at most 2^-9 in bf16 and 2^-12 in fp16
 
 
@@ -44,7 +48,7 @@ class IslandOptions:
 
 
 def plan_float(
-    shown: GraphView,
+    graph: OnnxGraph,
     target: str,
     ranges: Mapping[str, tuple[float, float]],
     options: IslandOptions = IslandOptions(),
@@ -54,59 +58,59 @@ def plan_float(
     Raises DeployError when a range is missing: a guess would defeat the purpose.
     """
     kind = FLOATS[target]
-    classifier = classifier_of(shown)
+    classifier, version = classifier_of(graph), opset(graph.model)
     plans = []
-    for node in shown.nodes:
-        if not any(shown.is_float(name) for name in node.output):
+    for node in graph.model.graph:
+        if not any(is_float(value) for value in node.outputs):
             continue
-        reason = _reason(shown, node, kind, ranges, classifier, options)
-        plans.append(NodePlan(node.output[0], node.op_type, "fp32" if reason else target, reason))
-    return PrecisionPlan(target, _join_moves(shown, target, plans))
+        if main_variable_allows(node, version, kind):
+            reason = _reason(node, kind, ranges, classifier, options.margin)
+        else:
+            reason = f"{UNDEFINED} {kind.name} {node.op_type} at opset {version}"
+        plans.append(NodePlan(output_name(node), node.op_type, "fp32" if reason else target, reason))
+    return PrecisionPlan(target, _join_moves(graph, plans))
 
 
-def classifier_of(shown: GraphView) -> frozenset[str]:
+def classifier_of(graph: OnnxGraph) -> frozenset[str]:
     """First outputs of the nodes that make the logits: the last convolution or product, and all that follows it."""
-    found: set[str] = set()
-    pending = [shown.output]
+    last = graph.model.graph.outputs[0].producer()
+    found: dict[str, ir.Node] = {}
+    pending = [last]
     while pending:
-        node = shown.producer.get(pending.pop())
-        if node is None or node.output[0] in found:
+        node = pending.pop()
+        if node is None or output_name(node) in found:
             continue
-        found.add(node.output[0])
+        found[output_name(node)] = node
         if node.op_type not in _LINEAR:
-            pending.extend(shown.reads(node))
-    linear = {name for name in found if shown.producer[name].op_type in _LINEAR}
+            pending.extend(value.producer() for value in computed(node))
+    linear = {name for name, node in found.items() if node.op_type in _LINEAR}
     # An Add of a skip connection, or several heads, would pull in whole branches; then only the last node counts.
-    return frozenset(found) if len(linear) == 1 else frozenset({shown.producer[shown.output].output[0]} | linear)
+    return frozenset(found) if len(linear) == 1 or last is None else frozenset({output_name(last)} | linear)
 
 
 def _reason(
-    shown: GraphView, node: onnx.NodeProto, kind: Float, ranges: Mapping[str, tuple[float, float]],
-    classifier: frozenset[str], options: IslandOptions,
-) -> str:  # fmt: skip
-    if not main_variable_allows(node, shown, kind):
-        return f"{UNDEFINED} {kind.name} {node.op_type} at opset {shown.opset}"
-    beyond = _out_of_range(shown, node, kind, ranges, options.margin) or _lost_constant(shown, node, kind)
+    node: ir.Node, kind: Float, ranges: Mapping[str, tuple[float, float]], classifier: frozenset[str], margin: float
+) -> str:
+    beyond = _out_of_range(node, kind, ranges, margin) or _lost_constant(node, kind)
     if beyond:
         return beyond
-    if node.output[0] in classifier:
+    if output_name(node) in classifier:
         return "makes the logits: half-precision steps there flip labels at class boundaries, and it is cheap"
     if node.op_type in STATISTICS:
-        return _statistics(shown, node, kind, ranges)
+        return _statistics(node, kind, ranges)
     return ""
 
 
-def _out_of_range(
-    shown: GraphView, node: onnx.NodeProto, kind: Float, ranges: Mapping[str, tuple[float, float]], margin: float
-) -> str:
-    for name in (*shown.reads(node), *node.output):
-        if not name or not shown.is_float(name):
+def _out_of_range(node: ir.Node, kind: Float, ranges: Mapping[str, tuple[float, float]], margin: float) -> str:
+    for value in (*computed(node), *node.outputs):
+        if not is_float(value):
             continue
+        name = str(value.name)
         if name not in ranges:
             raise DeployError(
                 f"ranges: got none for tensor {name!r}, expected every tensor of the graph; measure again"
             )
-        peak = max(abs(value) for value in ranges[name])
+        peak = max(abs(bound) for bound in ranges[name])
         if not peak <= kind.largest / margin:
             return f"{name} reaches {peak:.4g}, {kind.name} holds {kind.largest:.5g} (margin {margin:g})"
         if 0 < peak < kind.smallest:
@@ -114,52 +118,67 @@ def _out_of_range(
     return ""
 
 
-def _lost_constant(shown: GraphView, node: onnx.NodeProto, kind: Float) -> str:
-    for name in node.input:
-        value = shown.constants.get(name)
-        if value is None or value.dtype != np.float32 or node.op_type in ("Resize", "QuantizeLinear"):
+def _lost_constant(node: ir.Node, kind: Float) -> str:
+    if node.op_type in ("Resize", "QuantizeLinear"):
+        return ""
+    for value in node.inputs:
+        array = constant(value)
+        if value is None or array is None or array.dtype != np.float32:
             continue
-        exact = value.astype(np.float64)
-        norm = float(np.linalg.norm(exact))
-        with np.errstate(over="ignore"):
-            rounded = value.astype(kind.dtype).astype(np.float64)
-        if not np.isfinite(rounded).all():
-            return f"constant {name} holds {np.abs(exact).max():.4g}, {kind.name} holds {kind.largest:.5g}"
-        error = float(np.linalg.norm(rounded - exact)) / norm if norm else 0.0
+        error = _rounding_error(array.reshape(-1), kind)
+        if not np.isfinite(error):
+            return f"constant {value.name} holds {np.abs(array).max():.4g}, {kind.name} holds {kind.largest:.5g}"
         if error > _LOST:
-            return f"constant {name} (largest {np.abs(exact).max():.2g}) would lose {100 * error:.1f} % to underflow"
+            lost = f"would lose {100 * error:.1f} % to underflow"
+            return f"constant {value.name} (largest {np.abs(array).max():.2g}) {lost}"
     return ""
 
 
-def _statistics(shown: GraphView, node: onnx.NodeProto, kind: Float, ranges: Mapping[str, tuple[float, float]]) -> str:
-    text = f"{node.op_type}: {STATISTICS[node.op_type]} in fp32"
-    name = node.input[0]
-    peak = max(abs(value) for value in ranges.get(name, (0.0, 0.0)))
+def _rounding_error(values: NDArray[np.generic], kind: Float) -> float:
+    """Norm of the error over the norm of the `values`; infinite or NaN where one of them is when it is rounded."""
+    norm = error = 0.0
+    for start in range(0, values.size, _CHUNK):
+        exact = values[start : start + _CHUNK].astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            rounded = values[start : start + _CHUNK].astype(kind.dtype).astype(np.float64)
+            norm += float(exact @ exact)
+            error += float(np.square(rounded - exact).sum())
+    return math.sqrt(error / norm) if norm else error
+
+
+def _statistics(node: ir.Node, kind: Float, ranges: Mapping[str, tuple[float, float]]) -> str:
+    text, value = f"{node.op_type}: {STATISTICS[node.op_type]} in fp32", node.inputs[0]
+    assert value is not None
+    peak = max(abs(bound) for bound in ranges.get(str(value.name), (0.0, 0.0)))
     if node.op_type == "LayerNormalization":
-        count = shown.shapes[name][-1] if shown.shapes.get(name) else 1
+        count = (shape(value) or (1,))[-1]
         bound = count * peak * peak
         verdict = "beyond" if bound > kind.largest else "within"
         return f"{text}; |x| up to {peak:.4g}, sum of {count} squares up to {bound:.4g}, {verdict} {kind.name}"
     return f"{text}; |x| up to {peak:.4g}"
 
 
-def _join_moves(shown: GraphView, target: str, plans: list[NodePlan]) -> tuple[NodePlan, ...]:
+def _join_moves(graph: OnnxGraph, plans: list[NodePlan]) -> tuple[NodePlan, ...]:
     """A node that only moves values stays in FP32 between FP32 nodes: two casts fewer, and nothing is rounded."""
-    precision = {plan.output: plan.precision for plan in plans}
+    result = {plan.output: plan for plan in plans}
 
-    def all_fp32(names: list[str]) -> bool:
-        return bool(names) and all(precision.get(name) == "fp32" for name in names)
+    def all_fp32(nodes: Sequence[ir.Node]) -> bool:
+        planned = [result.get(output_name(node)) for node in nodes]
+        return bool(planned) and all(plan is not None and plan.precision == "fp32" for plan in planned)
 
-    result: dict[str, NodePlan] = {plan.output: plan for plan in plans}
-    for plan in reversed(plans):  # consumers first, so that chains of moves are settled in one pass
-        node = shown.producer[plan.output]
-        if node.op_type not in MOVES or plan.precision == "fp32":
+    for node in reversed(graph.model.graph):  # consumers first, so that chains of moves are settled in one pass
+        plan = result.get(output_name(node))
+        if plan is None or node.op_type not in MOVES or plan.precision == "fp32":
             continue
-        readers = [reader.output[0] for name in node.output for reader in shown.consumers.get(name, [])]
-        source = shown.producer.get(node.input[0])
+        source = _source(node)
         while source is not None and source.op_type in MOVES:
-            source = shown.producer.get(source.input[0])
-        if source is not None and all_fp32([source.output[0]]) and all_fp32(readers):
-            precision[plan.output] = "fp32"
+            source = _source(source)
+        readers = [reader for value in node.outputs for reader in value.consumers()]
+        if source is not None and all_fp32([source]) and all_fp32(readers):
             result[plan.output] = NodePlan(plan.output, plan.op, "fp32", "only moves values between fp32 nodes")
     return tuple(result[plan.output] for plan in plans)
+
+
+def _source(node: ir.Node) -> ir.Node | None:
+    value = node.inputs[0]
+    return None if value is None else value.producer()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from calib.ranges.ranges import Ranges
-from engines.contract import Float32
+from engines.contract import Float32, Log
 from engines.errors import DeployError
 from engines.proof.agreement import Agreement, Gate, compare_logits
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
-from pipeline.graph.view import view
 from pipeline.precision.bias import correct_bias
 from pipeline.precision.extremes import carried_over, extremes
 from pipeline.precision.islands import IslandOptions, plan_float
@@ -21,8 +20,6 @@ from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.plan_int8 import Int8Options, plan_int8
 from pipeline.precision.smooth import smooth
 from pipeline.precision.verify import verify_lowered
-
-Log = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def to_float(
     origin: OnnxGraph, precision: str, ranges: Mapping[str, tuple[float, float]], options: LowerOptions
 ) -> tuple[OnnxGraph, PrecisionPlan]:
     """ranges: (low, high) of every float tensor."""
-    plan = plan_float(view(origin.model), precision, ranges, options.island)
+    plan = plan_float(origin, precision, ranges, options.island)
     plan = plan if options.islands else plan.with_everything()
     return lower_float(origin, plan), plan
 
@@ -84,7 +81,7 @@ def _to_int8(
     if ranges is None:
         raise DeployError("precision int8: got no ranges, expected measured ones; give --calib RANGES.json")
     origin = prepare_int8(graph, options.rest)
-    plan = plan_int8(view(origin.model), ranges, options.rest, options.int8)
+    plan = plan_int8(origin, ranges, options.rest, options.int8)
     if not any(node.precision == "int8" for node in plan.nodes):
         reasons = sorted({node.reason for node in plan.nodes}) or ["no Conv, MatMul or Gemm"]
         raise DeployError(f"precision int8: nothing qualifies ({'; '.join(reasons[:3])}); use --precision fp32")
@@ -107,7 +104,7 @@ def _to_int8(
         log("bias", f"{done} of {len(corrected)} layers; mean |diff| {_error(scaled, windows, reference):.3g}")
     lowered = scaled
     if options.rest != "fp32":
-        known = carried_over(view(scaled.model), extremes(current, windows))
+        known = carried_over(scaled, extremes(current, windows))
         lowered, rest = to_float(scaled, options.rest, known, options)
         report["rest"] = rest.to_json()
         log("rest", rest.summary())

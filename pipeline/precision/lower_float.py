@@ -6,152 +6,122 @@ stays float32.  Nothing is left for a builder flag to decide.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
 
 from engines.errors import DeployError
 from pipeline.graph.onnx_graph import OnnxGraph
-from pipeline.graph.view import GraphView, constants_to_initializers, fresh, names_of, view
+from pipeline.graph.proto import at_opset
+from pipeline.graph.surgery import (
+    Editor,
+    computed,
+    constant,
+    drop_unread,
+    is_float,
+    opset,
+    output_name,
+    refuse_control_flow,
+    set_type,
+)
 from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.types import FLOATS, OPSET_QDQ, OPSET_QDQ_FP32, OPSETS, Float, allowed, schema_of, variables
+
+FP32 = FLOATS["fp32"].onnx_type
 
 
 def prepare(graph: OnnxGraph, target: str, qdq: bool = False) -> OnnxGraph:
     """The graph at an opset that can be typed in `target`, with constants as initializers; plans are made on this.
 
     qdq: whether QuantizeLinear will be added, with scales in `target`.
+    Raises DeployError on control flow, whose tensors have no one type.
     """
+    refuse_control_flow(graph.model)
+    model = graph.model.clone()
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     needed = max(OPSETS.get(target, 0), (OPSET_QDQ if target != "fp32" else OPSET_QDQ_FP32) if qdq else 0)
-    model = at_opset(constants_to_initializers(graph.model), needed)
-    return graph.then(model, f"prepared for {target}")
-
-
-def at_opset(model: onnx.ModelProto, needed: int) -> onnx.ModelProto:
-    """`model`, converted to the opset `needed` unless it is at or above it."""
-    now = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    if now >= needed:
-        return model
-    try:
-        return onnx.version_converter.convert_version(model, needed)
-    except (onnx.version_converter.ConvertError, RuntimeError) as error:
-        raise DeployError(
-            f"precision: cannot bring the graph to opset {needed}: {error}; export it at {needed}"
-        ) from error
+    return graph.then(at_opset(model, needed) if opset(model) < needed else model, f"prepared for {target}")
 
 
 def lower_float(graph: OnnxGraph, plan: PrecisionPlan) -> OnnxGraph:
     """The graph typed as `plan` says.  `plan` must have been made on this very graph (see `prepare`)."""
-    shown = view(graph.model)
-    writer = _Writer(shown, FLOATS[plan.target], names_of(graph.model))
-    for node in shown.nodes:
+    model = graph.model.clone()
+    writer = _Writer(model, FLOATS[plan.target])
+    for node in list(model.graph):
         writer.write(node, plan)
-    model = writer.finish()
+    writer.keep_output_float()
+    drop_unread(model)
+    _check_typed(model)
     return graph.then(model, f"lowered to {plan.target}: {plan.summary()}")
 
 
-@dataclass
 class _Writer:
-    shown: GraphView
-    target: Float
-    taken: set[str]
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    made: dict[str, int] = field(default_factory=dict)  # type that each computed FLOAT tensor now has
-    casts: dict[tuple[str, int], str] = field(default_factory=dict)
-    constants: dict[tuple[str, int], str] = field(default_factory=dict)
-    initializers: list[TensorProto] = field(default_factory=list)
+    """Types one node after the other, in graph order."""
 
-    def write(self, node: onnx.NodeProto, plan: PrecisionPlan) -> None:
+    def __init__(self, model: ir.Model, target: Float) -> None:
+        self._model, self._target = model, target
+        self._editor, self._opset = Editor(model), opset(model)
+        values = (value for node in model.graph for value in (*node.inputs, *node.outputs))
+        self._floats = {value for value in values if is_float(value)}
+        self._twins: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}  # the Cast of a tensor, or the constant, by type
+
+    def write(self, node: ir.Node, plan: PrecisionPlan) -> None:
         kind = self._kind(node, plan)
-        schema = schema_of(node, self.shown.opset)
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        in_vars = variables(schema.inputs, len(node.input)) if schema is not None and node.input else []
-        for index, name in enumerate(node.input):
-            if not name or not self.shown.is_float(name):
-                continue
-            fits = schema is not None and allowed(schema, in_vars[index], kind)
-            copy.input[index] = self._as(name, kind.onnx_type if fits else TensorProto.FLOAT)
-        if node.op_type == "Cast" and self.shown.is_float(node.output[0]):
-            next(a for a in copy.attribute if a.name == "to").i = kind.onnx_type
-        self.nodes.append(copy)
-        out_vars = variables(schema.outputs, len(node.output)) if schema is not None else []
-        for index, name in enumerate(node.output):
-            if name and self.shown.is_float(name):
-                typed = schema is not None and allowed(schema, out_vars[index], kind)
-                self.made[name] = kind.onnx_type if typed else TensorProto.FLOAT
+        schema = schema_of(node, self._opset)
+        in_vars = variables(schema.inputs, len(node.inputs)) if schema is not None and node.inputs else []
+        for index, value in enumerate(node.inputs):
+            if value is not None and value in self._floats:
+                fits = schema is not None and allowed(schema, in_vars[index], kind)
+                node.replace_input_with(index, self._as(value, kind.onnx_type if fits else FP32, node))
+        if node.op_type == "Cast" and node.outputs[0] in self._floats:
+            node.attributes["to"] = ir.AttrInt64("to", kind.onnx_type)
+        out_vars = variables(schema.outputs, len(node.outputs)) if schema is not None else []
+        for index, value in enumerate(node.outputs):
+            if value in self._floats and schema is not None and allowed(schema, out_vars[index], kind):
+                set_type(value, kind.onnx_type)
 
-    def finish(self) -> onnx.ModelProto:
-        self._keep_output_float()
-        model = onnx.ModelProto()
-        model.CopyFrom(self.shown.model)
-        graph = model.graph
-        del graph.node[:], graph.value_info[:]
-        graph.node.extend(self.nodes)
-        read = {name for node in self.nodes for name in node.input}
-        others = [i for i in graph.initializer if i.data_type != TensorProto.FLOAT and i.name in read]
-        del graph.initializer[:]
-        graph.initializer.extend([*others, *self.initializers])
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-        _check_typed(inferred)
-        return inferred
+    def keep_output_float(self) -> None:
+        output = self._model.graph.outputs[0]
+        if output.dtype == FP32:
+            return
+        name = str(output.name)
+        twin = self._editor.insert(
+            None, "Cast", [output], name=f"{name}__fp32", shape=output.shape, attributes=[ir.AttrInt64("to", FP32)]
+        )
+        output.name, twin.name = self._editor.free(f"{name}__{self._target.name}"), name
+        self._model.graph.outputs[0] = twin
 
-    def _kind(self, node: onnx.NodeProto, plan: PrecisionPlan) -> Float:
-        planned = plan.precision(node.output[0])
+    def _kind(self, node: ir.Node, plan: PrecisionPlan) -> Float:
+        planned = plan.precision(output_name(node))
         if planned is not None:
             return FLOATS[planned]
         # A node without a float output (QuantizeLinear, Shape, comparisons) reads its tensor in whatever type it has.
-        source = next((name for name in self.shown.reads(node) if self.shown.is_float(name)), None)
-        here = self.made.get(source or "", TensorProto.FLOAT)
-        return self.target if here == self.target.onnx_type else FLOATS["fp32"]
+        here = next((value.dtype for value in computed(node) if value in self._floats), FP32)
+        return self._target if here == self._target.onnx_type else FLOATS["fp32"]
 
-    def _as(self, name: str, wanted: int) -> str:
-        """`name` in the type `wanted`: the tensor itself, its one Cast, or a converted constant."""
-        if name in self.shown.constants:
-            return self._constant(name, wanted)
-        if self.made.get(name, TensorProto.FLOAT) == wanted:
-            return name
-        key = (name, wanted)
-        if key not in self.casts:
-            suffix = "fp32" if wanted == TensorProto.FLOAT else self.target.name
-            self.casts[key] = fresh(self.taken, f"{name}__{suffix}")
-            self.nodes.append(helper.make_node("Cast", [name], [self.casts[key]], self.casts[key], to=wanted))
-        return self.casts[key]
-
-    def _constant(self, name: str, wanted: int) -> str:
-        key = (name, wanted)
-        if key not in self.constants:
-            value: NDArray[np.generic] = self.shown.constants[name]
-            label = name
-            if wanted != TensorProto.FLOAT:
+    def _as(self, value: ir.Value, wanted: ir.DataType, reader: ir.Node) -> ir.Value:
+        """`value` in the type `wanted`: itself, its one Cast, or a converted constant."""
+        if value.dtype == wanted:
+            return value
+        key = (value, wanted)
+        if key not in self._twins:
+            name = f"{value.name}__{'fp32' if wanted == FP32 else self._target.name}"
+            array = constant(value)
+            if array is None:
+                self._twins[key] = self._editor.insert(
+                    reader, "Cast", [value], name=name, shape=value.shape, dtype=wanted,
+                    attributes=[ir.AttrInt64("to", wanted)],
+                )  # fmt: skip
+            else:
                 with np.errstate(over="ignore"):  # without islands: the gate sees the infinity
-                    value = value.astype(self.target.dtype)
-                label = fresh(self.taken, f"{name}__{self.target.name}")
-            self.constants[key] = label
-            self.initializers.append(numpy_helper.from_array(value, label))
-        return self.constants[key]
-
-    def _keep_output_float(self) -> None:
-        output = self.shown.output
-        if self.made.get(output, TensorProto.FLOAT) == TensorProto.FLOAT:
-            return
-        inner = fresh(self.taken, f"{output}__{self.target.name}")
-        for node in self.nodes:
-            for names in (node.input, node.output):
-                for index, name in enumerate(names):
-                    if name == output:
-                        names[index] = inner
-        self.nodes.append(helper.make_node("Cast", [inner], [output], f"{output}__fp32", to=TensorProto.FLOAT))
+                    self._twins[key] = self._editor.initializer(array.astype(self._target.dtype), name)
+        return self._twins[key]
 
 
-def _check_typed(model: onnx.ModelProto) -> None:
-    known = {v.name for v in (*model.graph.value_info, *model.graph.output) if v.type.tensor_type.elem_type}
-    for node in model.graph.node:
-        for name in node.output:
-            if name and name not in known:
+def _check_typed(model: ir.Model) -> None:
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name and not value.dtype:
                 raise DeployError(
-                    f"precision: tensor {name!r} of {node.op_type} has no type; report this with the model"
+                    f"precision: tensor {value.name!r} of {node.op_type} has no type; report this with the model"
                 )

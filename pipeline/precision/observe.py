@@ -5,31 +5,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 from tqdm import tqdm
 
 from calib.ranges.collector import Collector, Observed
 from calib.ranges.ranges import TensorRange
 from calib.ranges.windows import CalibrationSet
 from engines.backends.openvino import observing
-from engines.contract import BuildConfig, Float32
+from engines.contract import BuildConfig, Float32, Log
 from engines.errors import DeployError
 from engines.model_spec import ModelSpec
 from engines.tiling.placement import Tiling
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.proto import stored
+from pipeline.graph.surgery import REORDERS, cut, image, integer, integers, is_float, shape
 
 BUDGET = 10**9  # bytes of observed tensors in one pass
 SAVE_EVERY_S = 10.0
 Shapes = Mapping[str, tuple[int, ...] | None]
-
-# Operators whose output holds the values of their first input in another order or shape: same range.
-_MOVES = frozenset({"Reshape", "Transpose", "Identity", "Flatten", "Squeeze", "Unsqueeze"})
 
 
 @dataclass
@@ -48,26 +47,26 @@ def quantizable_tensors(graph: OnnxGraph, *, every: bool = False) -> list[Observ
     every: also all other float32 activations, for low, high and rms alone.  Of those that only reorder another
     tensor's values the other stands for them: see `with_moved`.
     """
-    shapes = float_shapes(graph.model)
-    active = [name for name in _activations(graph.model) if name in shapes]
-    known = set(active)
+    known = {value: None for value in _activations(graph.model) if is_float(value)}
+    active = [str(value.name) for value in known]
     axes: dict[str, int | None] = {}
-    for node in graph.model.graph.node:
-        name, axis = _layer_input(node, known)
-        if name:
+    for node in graph.model.graph:
+        value, axis = _layer_input(node, known)
+        if value is not None:
+            name = str(value.name)
             axes[name] = axis if axes.get(name, axis) == axis else None
-    moved = moved_tensors(graph.model)
+    moved = moved_tensors(graph)
     return [
         Observed(name, axes.get(name), histogram=name in axes)
         for name in active
-        if name in axes or (every and moved.get(name) not in known)
+        if name in axes or (every and moved.get(name) not in active)
     ]
 
 
 def with_moved(graph: OnnxGraph, tensors: Mapping[str, TensorRange]) -> dict[str, TensorRange]:
     """`tensors` with the ranges of those that only reorder their values; amax is then the largest |x| that was seen."""
     result = dict(tensors)
-    for name, origin in moved_tensors(graph.model).items():
+    for name, origin in moved_tensors(graph).items():
         if origin in result and name not in result:
             seen = result[origin]
             amax = max(-seen.low, seen.high) or seen.amax
@@ -86,7 +85,7 @@ def collect(
     budget: int = BUDGET,
     threads: int = 0,
     save_every_s: float = SAVE_EVERY_S,
-    log: Callable[[str, str], None] = lambda step, text: None,
+    log: Log = lambda step, text: None,
     effort: Effort | None = None,
 ) -> Collector:
     """Statistics of `observed` over all windows of `chosen`, computed by OpenVINO in float32.
@@ -95,7 +94,7 @@ def collect(
     run once for each group.  state: a file that is kept while this runs, from which a later call with the same
     arguments continues, ending with the same bits.  Raises DeployError on NaN or infinite activations.
     """
-    shapes = float_shapes(graph.model)
+    shapes = float_shapes(graph)
     unknown = [item.name for item in observed if item.name not in shapes]
     if unknown or not observed:
         raise DeployError(f"calibration: got tensors {unknown[:3]}, expected float32 tensors of the graph")
@@ -116,7 +115,7 @@ def collect(
                 start = collector.done[index]
                 if start < len(chosen.places):
                     windows = chosen.inputs(spec, tiling, start)
-                    for _ in _run_group(graph, group, shapes, windows, collector, threads, effort):
+                    for _ in _run_group(graph, group, windows, collector, threads, effort):
                         collector.done[index] += 1
                         bar.update()
                         saver.tick()
@@ -151,25 +150,22 @@ def split(observed: Sequence[Observed], shapes: Shapes, budget: int) -> list[lis
 def _run_group(
     graph: OnnxGraph,
     group: Sequence[Observed],
-    shapes: Shapes,
     windows: Iterator[tuple[Any, Float32]],
     collector: Collector,
     threads: int,
     effort: Effort,
 ) -> Iterator[None]:
     """Yields after each window.  The compiled graph and its outputs live no longer than this call."""
-    image = image_input(graph.model)
-    names = [item.name for item in group if item.name != image]
-    model = with_outputs(graph.model, names, shapes) if names else b""
+    source = str(image(graph.model).name)
+    names = [item.name for item in group if item.name != source]
     with ExitStack() as stack:
-        run = stack.enter_context(observing(model, names, BuildConfig(threads=threads))) if names else _nothing
-        del model
+        run = stack.enter_context(watching(graph, names, BuildConfig(threads=threads))) if names else _nothing
         for place, window in windows:
             begin = time.perf_counter()
             tensors = dict(zip(names, run(window), strict=True))
             ran = time.perf_counter()
-            if any(item.name == image for item in group):
-                tensors = {image: window, **tensors}
+            if any(item.name == source for item in group):
+                tensors = {source: window, **tensors}
             collector.update(tensors, str(place.image))
             effort.network += ran - begin
             effort.statistics += time.perf_counter() - ran
@@ -205,64 +201,49 @@ def _identity(graph: OnnxGraph, chosen: CalibrationSet, spec: ModelSpec, tiling:
     }
 
 
-def image_input(model: onnx.ModelProto) -> str:
-    constants = {weight.name for weight in model.graph.initializer}
-    names: list[str] = [value.name for value in model.graph.input if value.name not in constants]
-    return names[0]
-
-
-def _activations(model: onnx.ModelProto) -> list[str]:
+def _activations(model: ir.Model) -> list[ir.Value]:
     """Every tensor that depends on the image, in graph order."""
-    found = {image_input(model): None}
-    for node in model.graph.node:
-        if any(name in found for name in node.input):
-            found |= {name: None for name in node.output if name}
+    found = {image(model): None}
+    for node in model.graph:
+        if any(value in found for value in node.inputs if value is not None):
+            found |= {value: None for value in node.outputs if value.name}
     return list(found)
 
 
-def float_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...] | None]:
-    """The shapes of all float32 tensors but the weights; None where inference does not know it."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    shapes: dict[str, tuple[int, ...] | None] = {}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-            dims = value.type.tensor_type.shape.dim
-            known = value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
-            shapes[value.name] = tuple(dim.dim_value for dim in dims) if known else None
-    return shapes
+def float_shapes(graph: OnnxGraph) -> dict[str, tuple[int, ...] | None]:
+    """The shapes of all float32 tensors but the weights; None where it is not known."""
+    made = (value for node in graph.model.graph for value in node.outputs if value.name)
+    return {str(value.name): shape(value) for value in (image(graph.model), *made) if is_float(value)}
 
 
-def _layer_input(node: onnx.NodeProto, active: Collection[str]) -> tuple[str, int | None]:
+def _layer_input(node: ir.Node, active: Collection[ir.Value]) -> tuple[ir.Value | None, int | None]:
     """The activation that a Linear or Conv `node` multiplies with constants, and its channels' axis from the end."""
     if node.op_type not in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
-        return "", None
-    first, second = node.input[0], node.input[1]
+        return None, None
+    first, second = node.inputs[:2]
     if (first in active) == (second in active):  # attention, or a product of constants
-        return "", None
+        return None, None
     if node.op_type in ("Conv", "ConvTranspose"):
-        kernel = next((len(item.ints) for item in node.attribute if item.name == "kernel_shape"), 2)
-        return (first, -1 - kernel) if first in active else ("", None)
-    flags = {item.name: item.i for item in node.attribute}
+        return (first, -1 - len(integers(node, "kernel_shape", (1, 1)))) if first in active else (None, None)
     if first in active:
-        return first, -2 if flags.get("transA") else -1
-    return second, -1 if flags.get("transB") else -2
+        return first, -2 if integer(node, "transA", 0) else -1
+    return second, -1 if integer(node, "transB", 0) else -2
 
 
-def moved_tensors(model: onnx.ModelProto) -> dict[str, str]:
+def moved_tensors(graph: OnnxGraph) -> dict[str, str]:
     """Each tensor that only reorders the values of another -> the first that holds them."""
     origins: dict[str, str] = {}
-    for node in model.graph.node:
-        if node.op_type in _MOVES:
-            origins[node.output[0]] = origins.get(node.input[0], node.input[0])
+    for node in graph.model.graph:
+        if node.op_type in REORDERS and node.inputs[0] is not None:
+            source = str(node.inputs[0].name)
+            origins[str(node.outputs[0].name)] = origins.get(source, source)
     return origins
 
 
-def with_outputs(model: onnx.ModelProto, names: Sequence[str], shapes: Shapes) -> bytes:
-    """The model with `names` as its outputs, serialised; what they do not need, the engine leaves out."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.output[:]
-    float32 = onnx.TensorProto.FLOAT
-    copy.graph.output.extend(onnx.helper.make_tensor_value_info(name, float32, shapes[name]) for name in names)
-    data: bytes = copy.SerializeToString()
-    return data
+@contextmanager
+def watching(
+    graph: OnnxGraph, names: Sequence[str], config: BuildConfig
+) -> Iterator[Callable[[Float32], list[Float32]]]:
+    """A function from a window to the tensors `names`, computed by OpenVINO in float32."""
+    with stored(cut(graph.model, names)) as path, observing(path, names, config) as run:
+        yield run

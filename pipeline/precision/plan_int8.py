@@ -7,16 +7,18 @@ classifier; depthwise convolutions on request only, since they are bound by memo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calib.ranges.ranges import Ranges
 from engines.errors import DeployError
-from pipeline.graph.view import GraphView, attribute
+from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.surgery import constant, integer, output_name, shape
 from pipeline.precision.islands import classifier_of
 from pipeline.precision.plan import NodePlan, PrecisionPlan
 
@@ -32,52 +34,54 @@ class Int8Options:
 
 
 def plan_int8(
-    shown: GraphView, ranges: Ranges, rest: str = "fp32", options: Int8Options = Int8Options()
+    graph: OnnxGraph, ranges: Ranges, rest: str = "fp32", options: Int8Options = Int8Options()
 ) -> PrecisionPlan:
     """One entry for every Conv, MatMul and Gemm: ``int8``, or `rest` with the reason.
 
     Raises DeployError when none of their inputs has a range: the ranges are those of another model.
     """
     plans = []
-    classifier = classifier_of(shown)
-    candidates = [node for node in shown.nodes if node.op_type in ("Conv", "MatMul", "Gemm")]
-    if candidates and not any(node.input[0] in ranges.tensors for node in candidates):
+    classifier = classifier_of(graph)
+    candidates = [node for node in graph.model.graph if node.op_type in ("Conv", "MatMul", "Gemm")]
+    if candidates and not any(_input(node) in ranges.tensors for node in candidates):
         raise DeployError(
             f"ranges: got {len(ranges.tensors)} tensors, none of them is one of this model's; calibrate this model"
         )
     for node in candidates:
-        reason = _declined(shown, node, ranges, classifier, options)
-        plans.append(
-            NodePlan(node.output[0], node.op_type, rest if reason else "int8", reason or _numbers(node, ranges))
-        )
+        reason = _declined(node, ranges, classifier, options)
+        why = reason or f"input {_input(node)} within {ranges.tensors[_input(node)].amax:.4g}"
+        plans.append(NodePlan(output_name(node), node.op_type, rest if reason else "int8", why))
     return PrecisionPlan("int8", tuple(plans))
 
 
-def weight_axis(node: onnx.NodeProto) -> int:
+def weight_axis(node: ir.Node) -> int:
     """Axis of the output channels in the constant operand."""
     if node.op_type == "Conv":
         return 0
-    return 0 if node.op_type == "Gemm" and attribute(node, "transB", 0) else -1
+    return 0 if node.op_type == "Gemm" and integer(node, "transB", 0) else -1
 
 
-def _declined(
-    shown: GraphView, node: onnx.NodeProto, ranges: Ranges, classifier: Collection[str], options: Int8Options
-) -> str:
-    weight = shown.constants.get(node.input[1])
+def _input(node: ir.Node) -> str:
+    value = node.inputs[0]
+    return "" if value is None else str(value.name)
+
+
+def _declined(node: ir.Node, ranges: Ranges, classifier: Collection[str], options: Int8Options) -> str:
+    weight = constant(node.inputs[1])
     if weight is None:
         return "both operands are activations: attention products stay in higher precision"
-    if node.input[0] in shown.constants:
+    if constant(node.inputs[0]) is not None:
         return "the constant is the first operand"
-    if node.output[0] in options.skip:
+    if output_name(node) in options.skip:
         return "left out as asked"
-    if node.output[0] in classifier:
+    if output_name(node) in classifier:
         return "makes the logits"
-    shape = _conv_shape(node, weight, options) if node.op_type == "Conv" else _product_shape(shown, node, weight)
-    return shape or _range(node.input[0], ranges)
+    unfit = _conv_shape(node, weight, options) if node.op_type == "Conv" else _product_shape(node, weight)
+    return unfit or _range(_input(node), ranges)
 
 
-def _conv_shape(node: onnx.NodeProto, weight: NDArray[np.generic], options: Int8Options) -> str:
-    group = int(str(attribute(node, "group", 1)))
+def _conv_shape(node: ir.Node, weight: NDArray[np.generic], options: Int8Options) -> str:
+    group = integer(node, "group", 1)
     outputs, per_group, kernel = weight.shape[0], weight.shape[1], weight.shape[2:]
     inputs = per_group * group
     if group > 1 and per_group == 1:
@@ -92,15 +96,15 @@ def _conv_shape(node: onnx.NodeProto, weight: NDArray[np.generic], options: Int8
     return ""
 
 
-def _product_shape(shown: GraphView, node: onnx.NodeProto, weight: NDArray[np.generic]) -> str:
+def _product_shape(node: ir.Node, weight: NDArray[np.generic]) -> str:
     if weight.ndim != 2:
         return f"the constant has rank {weight.ndim}, expected a matrix"
-    if node.op_type == "Gemm" and attribute(node, "transA", 0):
+    if node.op_type == "Gemm" and integer(node, "transA", 0):
         return "Gemm with a transposed activation"
     inner, outer = weight.shape[::-1] if weight_axis(node) == 0 else weight.shape
     if min(inner, outer) < NARROW:
         return f"{inner}x{outer} weights: narrower than {NARROW}"
-    if int(np.prod(shown.shapes[node.output[0]][:-1], dtype=np.int64)) == 1:
+    if math.prod((shape(node.outputs[0]) or (0, 0))[:-1]) == 1:
         return "a matrix-vector product: bound by memory"
     return ""
 
@@ -114,7 +118,3 @@ def _range(name: str, ranges: Ranges) -> str:
     if measured.amax <= 0:
         return f"its input {name} was zero in every window: a scale would be a guess"
     return ""
-
-
-def _numbers(node: onnx.NodeProto, ranges: Ranges) -> str:
-    return f"input {node.input[0]} within {ranges.tensors[node.input[0]].amax:.4g}"

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from calib.ranges.ranges import Ranges
-from engines.contract import Backend, BuildConfig, Float32, Session
+from engines.contract import Backend, BuildConfig, Float32, Log, Session
 from engines.errors import DeployError
 from pipeline.graph.onnx_graph import OnnxGraph
-from pipeline.graph.view import view
 from pipeline.precision.blocks import Block, blocks_of
 from pipeline.precision.extremes import carried_over, extremes
-from pipeline.precision.lower import Log, LowerOptions, prepare_int8, to_float
+from pipeline.precision.lower import LowerOptions, prepare_int8, to_float
 from pipeline.precision.lower_float import prepare
 from pipeline.precision.lower_int8 import lower_int8
 from pipeline.precision.plan import PrecisionPlan
@@ -176,7 +175,7 @@ class _Int8:
         self._graph = prepare_int8(graph, options.rest)
         self._ranges = ranges
         plan = self._plan(())
-        self.blocks = blocks_of(view(self._graph.model), plan)
+        self.blocks = blocks_of(self._graph, plan)
         if not self.blocks:
             raise DeployError("precision int8: nothing qualifies; use --precision bf16 or fp32")
         if options.smooth:
@@ -190,12 +189,12 @@ class _Int8:
         lowered = lower_int8(self._graph, plan, self._ranges, self._options.rest)
         if self._options.rest == "fp32":
             return lowered
-        known = carried_over(view(lowered.model), self._extremes)
+        known = carried_over(lowered, self._extremes)
         return to_float(lowered, self._options.rest, known, self._options)[0]
 
     def _plan(self, skip: Collection[str]) -> PrecisionPlan:
         options = replace(self._options.int8, skip=(*self._options.int8.skip, *skip))
-        return plan_int8(view(self._graph.model), self._ranges, self._options.rest, options)
+        return plan_int8(self._graph, self._ranges, self._options.rest, options)
 
 
 def _half(graph: OnnxGraph, half: str, windows: Sequence[Float32], options: LowerOptions) -> OnnxGraph:

@@ -8,17 +8,16 @@ Transpose and Reshape.  Declined where anything else reads it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from calib.ranges.ranges import Ranges, TensorRange
 from pipeline.graph.onnx_graph import OnnxGraph
-from pipeline.graph.view import GraphView, attribute, fresh, names_of, view
+from pipeline.graph.surgery import Editor, constant, drop_unread, integer, integers, output_name, shape
 from pipeline.precision.plan import PrecisionPlan
 
 F64 = NDArray[np.float64]
@@ -40,124 +39,120 @@ class Smoothing:
 
 @dataclass(frozen=True)
 class _Reader:
-    """A layer that reads the channels: `axis` is their axis in its constant."""
+    """A layer that reads the channels: `axis` is their axis in its `weight`."""
 
-    node: onnx.NodeProto
+    node: ir.Node
     axis: int
+    weight: NDArray[np.generic]
 
 
 def smooth(
     graph: OnnxGraph, plan: PrecisionPlan, ranges: Ranges, alpha: float = ALPHA
 ) -> tuple[OnnxGraph, Ranges, tuple[Smoothing, ...]]:
     """The rescaled graph, the ranges that its tensors now have, and what was done to each LayerNorm."""
-    shown = view(graph.model)
-    taken = names_of(graph.model)
-    edits: dict[str, onnx.NodeProto] = {}
-    constants: list[onnx.TensorProto] = []
+    model = graph.model.clone()
+    editor, report = Editor(model), []
     moved: dict[str, TensorRange] = {}
-    report = []
-    for node in shown.nodes:
+    for node in list(model.graph):
         if node.op_type != "LayerNormalization":
             continue
-        readers, tensors, declined = _readers(shown, node)
+        name = output_name(node)
+        readers, tensors, declined = _readers(node)
         measured = next((ranges.tensors[t] for t in tensors if t in ranges.tensors), None)
-        declined = declined or _unsuitable(shown, node, plan, readers, measured)
+        declined = declined or _unsuitable(node, plan, readers, measured)
         if declined or measured is None or measured.channel_amax is None:
-            report.append(Smoothing(node.output[0], declined))
+            report.append(Smoothing(name, declined))
             continue
         peaks = np.asarray(measured.channel_amax, np.float64)
-        s = _factors(shown, readers, peaks, alpha)
+        s = _factors(readers, peaks, alpha)
         before, after = _unevenness(peaks), _unevenness(peaks / s)
         if after >= before:
-            report.append(Smoothing(node.output[0], "its channels are as even as they get", before, after))
+            report.append(Smoothing(name, "its channels are as even as they get", before, after))
             continue
-        _fold(shown, node, readers, s, taken, edits, constants)
+        _fold(editor, node, readers, s)
         moved.update({name: _rescaled(ranges.tensors[name], s) for name in tensors if name in ranges.tensors})
-        report.append(Smoothing(node.output[0], "", before, after))
+        report.append(Smoothing(name, "", before, after))
+    drop_unread(model)
     done = sum(not item.declined for item in report)
     if not done:
         return graph.declined("SmoothQuant", "no LayerNorm qualifies"), ranges, tuple(report)
-    smoothed = graph.then(_rebuilt(graph.model, edits, constants), f"SmoothQuant: {done} of {len(report)} LayerNorms")
+    smoothed = graph.then(model, f"SmoothQuant: {done} of {len(report)} LayerNorms")
     return smoothed, replace(ranges, tensors={**ranges.tensors, **moved}), tuple(report)
 
 
-def _readers(shown: GraphView, norm: onnx.NodeProto) -> tuple[list[_Reader], list[str], str]:
+def _readers(norm: ir.Node) -> tuple[list[_Reader], list[str], str]:
     """All layers that read the output's channels, all tensors that carry them, and why that cannot be used."""
-    rank = len(shown.shapes[norm.input[0]])
-    axis = int(str(attribute(norm, "axis", -1))) % rank
+    rank = len(shape(norm.inputs[0]) or ())
+    axis = integer(norm, "axis", -1) % rank
     if axis != rank - 1:
         return [], [], f"normalises {rank - axis} axes"
-    if any(name not in shown.constants for name in norm.input[1:]):
+    if any(constant(value) is None for value in norm.inputs[1:]):
         return [], [], "its scale or bias is computed"
     readers: list[_Reader] = []
     tensors: list[str] = []
-    pending = [(norm.output[0], axis)]
+    pending = [(norm.outputs[0], axis)]
     while pending:
-        name, channel = pending.pop()
-        tensors.append(name)
-        if name == shown.output:
+        value, channel = pending.pop()
+        tensors.append(str(value.name))
+        if value.is_graph_output():
             return [], [], "its output is the model's output"
-        for node in shown.consumers.get(name, []):
-            weight_axis = _weight_axis(shown, node, name, channel)
-            moved = _moved_axis(shown, node, channel)
-            if weight_axis is not None:
-                readers.append(_Reader(node, weight_axis))
+        for node in value.consumers():
+            reader, moved = _reader(node, value, channel), _moved_axis(node, channel)
+            if reader is not None:
+                readers.append(reader)
             elif moved is not None:
-                pending.append((node.output[0], moved))
+                pending.append((node.outputs[0], moved))
             else:
-                return [], [], f"its output is also read by {node.op_type} {node.output[0]}"
+                return [], [], f"its output is also read by {node.op_type} {output_name(node)}"
     return readers, tensors, ""
 
 
-def _weight_axis(shown: GraphView, node: onnx.NodeProto, name: str, channel: int) -> int | None:
-    """Axis of the weight that meets the channels, or None when this is not a layer that can take the factor."""
-    if node.op_type not in ("MatMul", "Gemm", "Conv") or list(node.input).count(name) != 1 or node.input[0] != name:
+def _reader(node: ir.Node, value: ir.Value, channel: int) -> _Reader | None:
+    """`node` with the axis of its weight that meets the channels; None when it is no layer that can take the factor."""
+    if node.op_type not in ("MatMul", "Gemm", "Conv") or [i for i, v in enumerate(node.inputs) if v is value] != [0]:
         return None
-    weight = shown.constants.get(node.input[1])
+    weight, dims = constant(node.inputs[1]), shape(value) or ()
     if weight is None:
         return None
     if node.op_type == "Conv":
-        if channel != 1:
-            return None
-        group = int(str(attribute(node, "group", 1)))
-        return 1 if group == 1 else 0 if group == weight.shape[0] == shown.shapes[name][1] else None
-    if weight.ndim != 2 or channel != len(shown.shapes[name]) - 1 or attribute(node, "transA", 0):
+        group = integer(node, "group", 1)
+        depthwise = group == weight.shape[0] == dims[1]
+        return _Reader(node, 1 if group == 1 else 0, weight) if channel == 1 and (group == 1 or depthwise) else None
+    if weight.ndim != 2 or channel != len(dims) - 1 or integer(node, "transA", 0):
         return None
-    return 1 if attribute(node, "transB", 0) else 0
+    return _Reader(node, 1 if integer(node, "transB", 0) else 0, weight)
 
 
-def _moved_axis(shown: GraphView, node: onnx.NodeProto, channel: int) -> int | None:
+def _moved_axis(node: ir.Node, channel: int) -> int | None:
     """Where the channel axis is after a Transpose or a Reshape that keeps it whole."""
     if node.op_type == "Transpose":
-        order = attribute(node, "perm")
-        return list(order).index(channel) if isinstance(order, list) else None
-    if node.op_type not in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+        order = integers(node, "perm", ())
+        return order.index(channel) if order else None
+    before, after = shape(node.inputs[0]), shape(node.outputs[0])
+    if node.op_type not in ("Reshape", "Flatten", "Squeeze", "Unsqueeze") or before is None or after is None:
         return None
-    before, after = shown.shapes[node.input[0]], shown.shapes[node.output[0]]
-    outer = int(np.prod(before[:channel], dtype=np.int64))
+    outer = math.prod(before[:channel])
     for axis, size in enumerate(after):
-        if size == before[channel] and int(np.prod(after[:axis], dtype=np.int64)) == outer:
+        if size == before[channel] and math.prod(after[:axis]) == outer:
             return axis
     return None
 
 
-def _unsuitable(
-    shown: GraphView, norm: onnx.NodeProto, plan: PrecisionPlan, readers: list[_Reader], measured: TensorRange | None
-) -> str:
-    if not any(plan.precision(reader.node.output[0]) == "int8" for reader in readers):
+def _unsuitable(norm: ir.Node, plan: PrecisionPlan, readers: list[_Reader], measured: TensorRange | None) -> str:
+    if not any(plan.precision(output_name(reader.node)) == "int8" for reader in readers):
         return "nothing that reads it is quantised"
     if measured is None or measured.channel_amax is None:
         return "no range per channel was measured"
-    channels = shown.shapes[norm.output[0]][-1]
+    channels = (shape(norm.outputs[0]) or (0,))[-1]
     if len(measured.channel_amax) != channels:
         return f"{len(measured.channel_amax)} channel ranges for {channels} channels"
     return ""
 
 
-def _factors(shown: GraphView, readers: list[_Reader], peaks: F64, alpha: float) -> F64:
+def _factors(readers: list[_Reader], peaks: F64, alpha: float) -> F64:
     weights = np.zeros_like(peaks)
     for reader in readers:
-        weight = np.abs(shown.constants[reader.node.input[1]].astype(np.float64))
+        weight = np.abs(reader.weight.astype(np.float64))
         others = tuple(i for i in range(weight.ndim) if i != reader.axis)
         weights = np.maximum(weights, weight.max(axis=others))
     s = np.ones_like(peaks)
@@ -168,23 +163,21 @@ def _factors(shown: GraphView, readers: list[_Reader], peaks: F64, alpha: float)
     return s
 
 
-def _fold(
-    shown: GraphView, norm: onnx.NodeProto, readers: list[_Reader], s: F64, taken: set[str],
-    edits: dict[str, onnx.NodeProto], constants: list[onnx.TensorProto],
-) -> None:  # fmt: skip
-    def replaced(node: onnx.NodeProto, index: int, factor: F64) -> None:
-        copy = edits.setdefault(node.output[0], _copy(node))
-        old = shown.constants[node.input[index]]
-        name = fresh(taken, f"{node.input[index]}__smooth")
-        constants.append(numpy_helper.from_array((old.astype(np.float64) * factor).astype(old.dtype), name))
-        copy.input[index] = name
+def _fold(editor: Editor, norm: ir.Node, readers: list[_Reader], s: F64) -> None:
+    def scale(node: ir.Node, index: int, factor: F64) -> None:
+        value = node.inputs[index]
+        old = constant(value)
+        assert value is not None
+        assert old is not None
+        new = (old.astype(np.float64) * factor).astype(old.dtype)
+        node.replace_input_with(index, editor.initializer(new, f"{value.name}__smooth"))
 
-    for index in range(1, len(norm.input)):
-        replaced(norm, index, 1 / s)
+    for index in range(1, len(norm.inputs)):
+        scale(norm, index, 1 / s)
     for reader in readers:
-        shape = [1] * shown.constants[reader.node.input[1]].ndim
+        shape = [1] * reader.weight.ndim
         shape[reader.axis] = -1
-        replaced(reader.node, 1, s.reshape(shape))
+        scale(reader.node, 1, s.reshape(shape))
 
 
 def _rescaled(old: TensorRange, s: F64) -> TensorRange:
@@ -201,24 +194,3 @@ def _rescaled(old: TensorRange, s: F64) -> TensorRange:
 
 def _unevenness(peaks: F64) -> float:
     return float(peaks.max() / max(float(np.median(peaks)), 1e-30))
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy
-
-
-def _rebuilt(
-    model: onnx.ModelProto, edits: Mapping[str, onnx.NodeProto], constants: list[onnx.TensorProto]
-) -> onnx.ModelProto:
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    nodes = [edits.get(node.output[0], node) for node in model.graph.node]
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input}
-    kept = [i for i in (*model.graph.initializer, *constants) if i.name in read]
-    del result.graph.initializer[:]
-    result.graph.initializer.extend(kept)
-    return result

@@ -9,9 +9,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-from onnx import TensorProto
+import onnx_ir as ir
 
-from pipeline.graph.view import GraphView
+from pipeline.graph.surgery import is_float
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,16 @@ class Float:
     """largest: the largest finite value.  smallest: the smallest normal one."""
 
     name: str
-    onnx_type: int
+    onnx_type: ir.DataType
     dtype: Any
     largest: float
     smallest: float
 
 
 FLOATS = {
-    "fp16": Float("fp16", TensorProto.FLOAT16, np.float16, 65504.0, 2.0**-14),
-    "bf16": Float("bf16", TensorProto.BFLOAT16, ml_dtypes.bfloat16, 3.3895313892515355e38, 2.0**-126),
-    "fp32": Float("fp32", TensorProto.FLOAT, np.float32, 3.4028234663852886e38, 2.0**-126),
+    "fp16": Float("fp16", ir.DataType.FLOAT16, np.float16, 65504.0, 2.0**-14),
+    "bf16": Float("bf16", ir.DataType.BFLOAT16, ml_dtypes.bfloat16, 3.3895313892515355e38, 2.0**-126),
+    "fp32": Float("fp32", ir.DataType.FLOAT, np.float32, 3.4028234663852886e38, 2.0**-126),
 }
 # The first opset whose operators can all be typed: Conv takes bfloat16 since 22, Q/DQ a half-precision scale since 19.
 OPSETS = {"bf16": 22, "fp16": 13}
@@ -36,9 +36,9 @@ OPSET_QDQ = 21
 OPSET_QDQ_FP32 = 13  # per-channel DequantizeLinear
 
 
-def schema_of(node: onnx.NodeProto, opset: int) -> onnx.defs.OpSchema | None:
+def schema_of(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
     """None for an operator that this version of onnx does not know."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain:
         return None
     try:
         return onnx.defs.get_schema(node.op_type, opset)
@@ -60,15 +60,16 @@ def allowed(schema: onnx.defs.OpSchema, variable: str, kind: Float) -> bool:
     return variable == wanted
 
 
-def main_variable_allows(node: onnx.NodeProto, shown: GraphView, kind: Float) -> bool:
+def main_variable_allows(node: ir.Node, opset: int, kind: Float) -> bool:
     """Whether every float output, and a float input bound to the same variable, can be `kind`."""
-    schema = schema_of(node, shown.opset)
+    schema = schema_of(node, opset)
     if schema is None:
         return False
-    outputs = variables(schema.outputs, len(node.output))
-    if not all(allowed(schema, v, kind) for v, name in zip(outputs, node.output, strict=True) if shown.is_float(name)):
+    outputs = variables(schema.outputs, len(node.outputs))
+    floats = [variable for variable, value in zip(outputs, node.outputs, strict=True) if is_float(value)]
+    if not all(allowed(schema, variable, kind) for variable in floats):
         return False
     if node.op_type == "Cast":
         return True
-    bound = set(variables(schema.inputs, len(node.input))) if node.input else set()
-    return all(v in bound for v, name in zip(outputs, node.output, strict=True) if shown.is_float(name))
+    bound = set(variables(schema.inputs, len(node.inputs))) if node.inputs else set()
+    return all(variable in bound for variable in floats)

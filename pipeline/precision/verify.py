@@ -11,7 +11,7 @@ from engines.contract import Float32
 from engines.errors import GateError
 from engines.proof.agreement import Agreement, Gate, compare_logits
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
-from pipeline.graph.view import view
+from pipeline.graph.surgery import is_float
 from pipeline.precision.emulate import emulate
 from pipeline.precision.extremes import tensors
 
@@ -58,17 +58,21 @@ def first_divergence(origin: OnnxGraph, rounded: OnnxGraph, window: Float32) -> 
 
     Returns the first that is infinite or off by more than DIVERGED, else the one at which the error grows most.
     """
-    shown = view(origin.model)
-    there = view(rounded.model).producer
-    shared = {name for name in shown.producer if name in there and shown.is_float(name)}
+    there = {value.name for node in rounded.model.graph for value in node.outputs}
+    ops = {
+        str(value.name): node.op_type
+        for node in origin.model.graph
+        for value in node.outputs
+        if is_float(value) and value.name in there
+    }
     worst: Divergence | None = None
     before = 0.0
     # Lowering keeps the order of the nodes, so both walks name the same tensors.
-    for (name, wanted), (_, got) in zip(tensors(origin, window, shared), tensors(rounded, window, shared), strict=True):
+    for (name, wanted), (_, got) in zip(tensors(origin, window, ops), tensors(rounded, window, ops), strict=True):
         with np.errstate(over="ignore", invalid="ignore"):
             size = float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64))))
             error = float(np.sqrt(np.mean(np.square(got.astype(np.float64) - wanted)))) / max(size, 1e-30)
-        found = Divergence(name, shown.producer[name].op_type, error, before)
+        found = Divergence(name, ops[name], error, before)
         if not np.isfinite(error) or error > DIVERGED:
             return found
         if worst is None or error - before > worst.error - worst.before:

@@ -12,6 +12,7 @@ from typing import Any
 from engines.backends.tensorrt import engine_file
 from engines.backends.tensorrt.build import Room, build_plan
 from engines.backends.tensorrt.features import has_bf16, require, strongly_typed
+from engines.backends.tensorrt.network import model_sha256
 from engines.backends.tensorrt.profile import measure
 from engines.backends.tensorrt.scales import half_scales
 from engines.backends.tensorrt.sdk import Flavour, do_without
@@ -115,7 +116,7 @@ class TensorRTFamily(Backend, ABC):
             cache = TimingCache(config.timing_cache, self.version(), device, config.log)
         plan = build_plan(sdk, self.flavour, model, config, self._room(info), targets, cache)
         header = engine_file.Header(
-            self.version(), device, config.tensorrt, targets, engine_file.digest(model.read_bytes()),
+            self.version(), device, config.tensorrt, targets, model_sha256(model),
             engine_file.digest(plan), len(plan),
         )  # fmt: skip
         return engine_file.pack(header, plan)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engines.backends.onnx_bytes import with_batch
+from engines.backends.onnx_bytes import weights_of, with_batch
 from engines.backends.tensorrt.features import member, name_of, network_flags
 from engines.backends.tensorrt.messages import errors_of, parse_error
+from engines.bundle import file_sha256
 from engines.errors import DeployError
 
 QUANTISERS = ("QUANTIZE", "DEQUANTIZE")
@@ -31,7 +33,7 @@ class Parsed:
         self.network = builder.create_network(network_flags(sdk, typed))
         self._parser = sdk.OnnxParser(self.network, logger)
         self._bytes = file_for(model, batch)
-        if not self._parser.parse(self._bytes):
+        if not self._parser.parse(self._bytes, str(model)):
             error = parse_error(title, model.name, self._parser, logger)
             raise error if batch == 1 else DeployError(f"batch: {batch} windows: {error}; {_REMEDY}")
         if self.network.num_inputs != 1 or self.network.num_outputs != 1:
@@ -58,8 +60,14 @@ class Parsed:
 
 
 def file_for(model: Path, batch: int) -> bytes:
-    """The ONNX file `model` for `batch` windows at once."""
+    """The ONNX file `model` for `batch` windows at once.  Its weights may lie beside it: parsers need its path too."""
     return model.read_bytes() if batch == 1 else with_batch(model.read_bytes(), batch)
+
+
+def model_sha256(model: Path) -> str:
+    """Of the ONNX file `model`, and of the weights beside it if it does not hold them itself.  Raises DeployError."""
+    graph, weights = file_sha256(model), weights_of(model)
+    return graph if weights is None else hashlib.sha256(f"{graph} {file_sha256(weights)}".encode()).hexdigest()
 
 
 def outputs(layer: Any) -> Iterator[Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engines.backends.tensorrt.engine_file import Header, digest
+from engines.backends.tensorrt.engine_file import Header
 from engines.backends.tensorrt.features import name_of
 from engines.backends.tensorrt.messages import errors_of, load_error, logger_of, no_kernels, one_line
-from engines.backends.tensorrt.network import file_for
+from engines.backends.tensorrt.network import file_for, model_sha256
 from engines.contract import Float32, Tensor
 from engines.errors import DeployError
 from engines.gpu.host_copies import HostRun
@@ -94,14 +94,14 @@ class TensorRTSession:
         missing = "no graph"
         if model is not None:
             missing = f"another {model.name}" if model.is_file() else f"no {model.name}"
-        if model is None or not model.is_file() or digest(model.read_bytes()) != header.model_sha256:
+        if model is None or not model.is_file() or model_sha256(model) != header.model_sha256:
             raise DeployError(
                 f"{self._title}: the engine has no weights of its own, and {missing} to take them from; build the "
                 "bundle again"
             )
         refitter = self._made("Refitter", self.engine)
         parser = self._made("OnnxParserRefitter", refitter)
-        if not parser.refit_from_bytes(file_for(model, self.input.shape[0])):
+        if not parser.refit_from_bytes(file_for(model, self.input.shape[0]), str(model)):
             reason = one_line(parser.get_error(0).desc()) if parser.num_errors else "it gave no reason"
             raise DeployError(
                 f"{self._title}: cannot take the weights of {model.name}: {reason}; build the bundle again"

@@ -8,7 +8,9 @@ The graph still declares (1, 3, H, W); who wants N windows sets that one dimensi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from engines.contract import Float32
 from engines.errors import DeployError
@@ -17,7 +19,7 @@ from pipeline.graph.batches.fixes import FIXES
 from pipeline.graph.batches.proof import confirm
 from pipeline.graph.batches.walk import Declined, Walk
 from pipeline.graph.onnx_graph import OnnxGraph
-from pipeline.graph.view import constants_to_initializers
+from pipeline.graph.surgery import refuse_control_flow
 
 
 def for_any_batch(graph: OnnxGraph, windows: Sequence[Float32], batches: Sequence[int] = (2, 3)) -> OnnxGraph:
@@ -36,9 +38,19 @@ def for_any_batch(graph: OnnxGraph, windows: Sequence[Float32], batches: Sequenc
 
 def neutral(graph: OnnxGraph) -> OnnxGraph:
     """The pass alone, not confirmed.  Raises Declined, or DeployError on control flow."""
-    walk = Walk.over(constants_to_initializers(graph.model), FIXES)
-    for node in walk.shown.nodes:
+    refuse_control_flow(graph.model)
+    model = graph.model.clone()
+    return graph.then(model, NEUTRAL, places=make_neutral(model))
+
+
+def make_neutral(model: ir.Model) -> int:
+    """Change `model`, whose shapes are inferred, into one for any number of windows; returns how many nodes changed.
+
+    Raises Declined; then it is left half changed.
+    """
+    LiftConstantsToInitializersPass(size_limit=0)(model)
+    walk = Walk(model, FIXES)
+    for node in tuple(model.graph):
         walk.visit(node)
-    made = graph.then(walk.finish(), NEUTRAL)
-    step = replace(made.history[-1], places=walk.places)
-    return replace(made, history=(*made.history[:-1], step))
+    walk.finish()
+    return walk.places

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from engines.contract import Float32
 from engines.proof.batch_gate import different
 from pipeline.graph.batches.walk import Declined
 from pipeline.graph.onnx_graph import OnnxGraph, open_onnx
+from pipeline.graph.surgery import forget_shapes
 from pipeline.precision.emulate import emulate
 
 # The same sums in another order at most, and a rounding that falls the other way after it.  Measured: 0 on every model
@@ -42,19 +43,17 @@ def confirm(before: OnnxGraph, after: OnnxGraph, windows: Sequence[Float32], bat
             )
 
 
-def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+def with_batch(model: ir.Model, batch: int) -> ir.Model:
     """A copy that declares (batch, 3, H, W) -> (batch, K, h, w)."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    constants = {initializer.name for initializer in copy.graph.initializer}
-    for value in (*copy.graph.input, *copy.graph.output):
-        if value.name not in constants:
-            value.type.tensor_type.shape.dim[0].dim_value = batch
-    del copy.graph.value_info[:]
+    copy = model.clone()
+    for value in (*copy.graph.inputs, *copy.graph.outputs):
+        assert value.shape is not None, "of a graph with fixed shapes"
+        value.shape = ir.Shape((batch, *value.shape[1:]))
+    forget_shapes(copy)
     return copy
 
 
-def _run(model: onnx.ModelProto, inputs: Sequence[Float32]) -> Float32:
+def _run(model: ir.Model, inputs: Sequence[Float32]) -> Float32:
     session = open_onnx(model)
     name = session.get_inputs()[0].name
     return np.concatenate([session.run(None, {name: window})[0] for window in inputs])

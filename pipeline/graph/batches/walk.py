@@ -8,15 +8,15 @@ shape are left to the proof.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
+from onnx import helper, numpy_helper
 
-from pipeline.graph.view import GraphView, fresh, names_of, view
+from pipeline.graph.surgery import Editor, drop_unread, opset, shape
 from pipeline.precision.types import schema_of
 
 PROBE = 5  # windows
@@ -31,129 +31,126 @@ class Declined(Exception):
 
 @dataclass
 class Walk:
-    """The nodes in order, each mended by the fix for its operator.
+    """The nodes in order, each mended in place by the fix for its operator.
 
-    probed: shape of each tensor for PROBE windows; `shown.shapes` has the ones for one window.
+    model: with the shapes of one window inferred.  fixes: by operator; each says whether it changed the node.
+    probed: shape of each tensor for PROBE windows.
     outer: how many times over the axis of the windows holds all of them, where not once.
     computed: values, for PROBE windows, of the shapes that are now computed at run time.
     """
 
-    shown: GraphView
-    fixes: Mapping[str, Callable[[Walk, onnx.NodeProto], None]]
-    probed: dict[str, Shape]
-    taken: set[str]
-    initializers: dict[str, TensorProto]
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    outer: dict[str, int] = field(default_factory=dict)
-    computed: dict[str, Shape] = field(default_factory=dict)
+    model: ir.Model
+    fixes: Mapping[str, Callable[[Walk, ir.Node], bool]]
+    probed: dict[ir.Value, Shape] = field(default_factory=dict)
+    outer: dict[ir.Value, int] = field(default_factory=dict)
+    computed: dict[ir.Value, Shape] = field(default_factory=dict)
     places: int = 0
 
-    @classmethod
-    def over(cls, model: onnx.ModelProto, fixes: Mapping[str, Callable[[Walk, onnx.NodeProto], None]]) -> Walk:
-        shown = view(model)
-        probed: dict[str, Shape] = {name: value.shape for name, value in shown.constants.items()}
-        for name in shown.inputs:
-            probed[name] = (PROBE, *shown.shapes[name][1:])
-        return cls(shown, fixes, probed, names_of(model), {i.name: i for i in model.graph.initializer})
+    def __post_init__(self) -> None:
+        self.editor = Editor(self.model, "any_batch")
+        graph = self.model.graph
+        self.probed |= {value: one(value) for value in graph.initializers.values()}
+        self.probed |= {value: (PROBE, *one(value)[1:]) for value in graph.inputs}
 
-    def visit(self, node: onnx.NodeProto) -> None:
-        """Mend and append `node`.  Raises Declined where its outputs do not hold the windows any more."""
-        if all(self.axis(name) is None for name in node.input if name):
-            self.nodes.append(node)
-            self.probed |= {name: self.shown.shapes[name] for name in node.output if name}
+    def visit(self, node: ir.Node) -> None:
+        """Mend `node`.  Raises Declined where its outputs do not hold the windows any more."""
+        inputs, outputs = [value for value in node.inputs if value is not None], present(node)
+        if all(self.axis(value) is None for value in inputs):
+            self.probed |= {value: one(value) for value in outputs}
             return
-        if schema_of(node, self.shown.opset) is None:
+        if schema_of(node, opset(self.model)) is None:
             raise Declined(f"{label(node)}: {node.op_type} is no operator of ONNX, so what it does is not known")
-        times = max(self.outer.get(name, 1) for name in node.input)
-        self.outer |= dict.fromkeys(node.output, times)  # unless the fix, of a reshape, knows better
-        mended = onnx.NodeProto()
-        mended.CopyFrom(node)
+        times = max(self.outer.get(value, 1) for value in inputs)
+        self.outer |= dict.fromkeys(outputs, times)  # unless the fix, of a reshape, knows better
         if node.op_type in self.fixes:
-            self.fixes[node.op_type](self, mended)
-        self.places += mended != node
-        self.nodes.append(mended)
-        self.probed |= self.infer(mended)
-        for name in node.output:
-            if name and not self._multiplied(name):
-                raise Declined(
-                    f"{label(node)}: {node.op_type} makes {self.shown.shapes[name]} of one window "
-                    f"and {self.probed[name]} of {PROBE}"
-                )
+            self.places += self.fixes[node.op_type](self, node)
+        self.probed |= dict(zip(outputs, self.infer(node), strict=True))
+        for value in outputs:
+            if not self._multiplied(value):
+                sizes = f"{one(value)} of one window and {self.probed[value]} of {PROBE}"
+                raise Declined(f"{label(node)}: {node.op_type} makes {sizes}")
 
-    def finish(self) -> onnx.ModelProto:
-        """The model with the mended nodes.  Raises Declined when the logits do not come one window after another."""
-        output = self.shown.output
-        if self.axis(output) != 0 or self.shown.shapes[output][0] != 1:
+    def finish(self) -> None:
+        """Drop constants that nothing reads any more.  Raises Declined when the logits do not come in order."""
+        (output,) = self.model.graph.outputs
+        if self.axis(output) != 0 or one(output)[0] != 1:
             raise Declined(f"the logits of {PROBE} windows come out as {self.probed[output]}")
-        model = onnx.ModelProto()
-        model.CopyFrom(self.shown.model)
-        # The inferred shapes are those of one window; every reader infers its own.
-        del model.graph.node[:], model.graph.value_info[:], model.graph.initializer[:]
-        model.graph.node.extend(self.nodes)
-        read = {name for node in self.nodes for name in node.input}
-        inputs = [value for value in model.graph.input if value.name in self.shown.inputs]  # no defaults for constants
-        del model.graph.input[:]
-        model.graph.input.extend(inputs)
-        model.graph.initializer.extend(value for name, value in self.initializers.items() if name in read)
-        return model
+        drop_unread(self.model)
 
-    def axis(self, name: str) -> int | None:
+    def axis(self, value: ir.Value) -> int | None:
         """The axis that holds the windows, or None where a tensor is the same whatever their number."""
-        pairs = zip(self.shown.shapes[name], self.probed[name], strict=True)
-        return next((axis for axis, (one, many) in enumerate(pairs) if one != many), None)
+        pairs = zip(one(value), self.probed[value], strict=True)
+        return next((axis for axis, (single, many) in enumerate(pairs) if single != many), None)
 
-    def constant(self, name: str) -> list[int] | None:
-        """The values of a constant shape, or None."""
-        value = self.shown.constants.get(name)
-        return None if value is None else [int(v) for v in value.reshape(-1)]
-
-    def store(self, values: Sequence[int] | np.ndarray, node: onnx.NodeProto, role: str) -> str:
+    def store(self, values: Sequence[int] | np.ndarray, node: ir.Node, role: str) -> ir.Value:
         """A new constant for `node`: int64, or an array as it is."""
-        name = fresh(self.taken, f"{node.output[0]}/any_batch/{role}")
         array = values if isinstance(values, np.ndarray) else np.array(values, np.int64)
-        self.initializers[name] = numpy_helper.from_array(array, name)
-        self.probed[name] = array.shape
-        return name
+        value = self.editor.initializer(array, f"{node.outputs[0].name}/any_batch/{role}")
+        self.probed[value] = array.shape
+        return value
 
-    def shape_like(self, source: str, rest: Sequence[int], node: onnx.NodeProto) -> str:
-        """A shape computed at run time: as many as `source` has along axis 0, then `rest`."""
-        sizes, count, shape = (
-            fresh(self.taken, f"{node.output[0]}/any_batch/{role}") for role in ("sizes", "count", "shape")
-        )
-        self.nodes.append(helper.make_node("Shape", [source], [sizes], sizes))
-        self.nodes.append(helper.make_node("Gather", [sizes, self.store([0], node, "first")], [count], count, axis=0))
+    def shape_like(self, source: ir.Value, rest: Sequence[int], node: ir.Node) -> ir.Value:
+        """A shape computed at run time, before `node`: as many as `source` has along axis 0, then `rest`."""
+        rank, axis, kind = len(one(source)), [ir.AttrInt64("axis", 0)], ir.DataType.INT64
+        sizes = self.editor.node(node, "Shape", [source], (rank,), dtype=kind)
+        count = self.editor.node(node, "Gather", [sizes, self.store([0], node, "first")], (1,), axis, dtype=kind)
         parts = [count, self.store(rest, node, "rest")]
-        self.nodes.append(helper.make_node("Concat", parts, [shape], shape, axis=0))
-        self.computed[shape] = (self.probed[source][0], *rest)
-        return shape
+        made = self.editor.node(node, "Concat", parts, (1 + len(rest),), axis, dtype=kind)
+        self.computed[made] = (self.probed[source][0], *rest)
+        return made
 
-    def infer(self, node: onnx.NodeProto) -> dict[str, Shape]:
+    def infer(self, node: ir.Node) -> list[Shape]:
         """Shapes of the outputs for PROBE windows, by ONNX's own inference.  Raises Declined."""
-        types, data = {}, {}
-        for name in filter(None, node.input):
-            if name in self.computed:
-                data[name] = numpy_helper.from_array(np.array(self.computed[name], np.int64), name)
-            elif name in self.initializers and math.prod(self.initializers[name].dims) <= SMALL:
-                data[name] = self.initializers[name]
-            kind = data[name].data_type if name in data else self.shown.types[name]
-            types[name] = helper.make_tensor_type_proto(kind, data[name].dims if name in data else self.probed[name])
-        opsets = list(self.shown.model.opset_import)
-        schema = schema_of(node, self.shown.opset)
+        inputs = {str(value.name): value for value in node.inputs if value is not None}
+        data = {name: known for name, value in inputs.items() if (known := self._known(value)) is not None}
+        types = {
+            name: helper.make_tensor_type_proto(
+                value.dtype or ir.DataType.UNDEFINED, data[name].dims if name in data else self.probed[value]
+            )
+            for name, value in inputs.items()
+        }
+        opsets = [helper.make_opsetid(*entry) for entry in self.model.opset_imports.items()]
+        schema = schema_of(node, opset(self.model))
         assert schema is not None
         try:
-            found = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=opsets)
+            found = onnx.shape_inference.infer_node_outputs(
+                schema, ir.to_proto(node), types, data, opset_imports=opsets
+            )
         except onnx.shape_inference.InferenceError as error:
             why = " ".join(str(error).split())[:150]
             raise Declined(f"{label(node)}: {node.op_type} does not take {PROBE} windows ({why})") from error
-        return {name: tuple(dim.dim_value for dim in found[name].tensor_type.shape.dim) for name in node.output if name}
+        shapes = [found[str(value.name)].tensor_type.shape for value in present(node)]
+        return [tuple(dim.dim_value for dim in sizes.dim) for sizes in shapes]
 
-    def _multiplied(self, name: str) -> bool:
-        one, many = self.shown.shapes[name], self.probed[name]
-        if len(one) != len(many):
+    def _known(self, value: ir.Value) -> onnx.TensorProto | None:
+        """What `value` holds, where a shape may depend on it."""
+        if value in self.computed:
+            return numpy_helper.from_array(np.array(self.computed[value], np.int64))
+        known = value.const_value
+        if known is None or known.size > SMALL:
+            return None
+        return ir.to_proto(ir.tensor(known.numpy(), known.dtype))  # in memory, wherever it was
+
+    def _multiplied(self, value: ir.Value) -> bool:
+        single, many = one(value), self.probed[value]
+        if len(single) != len(many):
             return False
-        changed = [(a, b) for a, b in zip(one, many, strict=True) if a != b]
+        changed = [(a, b) for a, b in zip(single, many, strict=True) if a != b]
         return len(changed) == 1 and changed[0][1] == PROBE * changed[0][0]
 
 
-def label(node: onnx.NodeProto) -> str:
-    return str(node.name or node.output[0])
+def one(value: ir.Value) -> Shape:
+    """The shape for one window.  Raises Declined where it is not known."""
+    found = shape(value)
+    if found is None:
+        raise Declined(f"{value.name}: its shape is not known")
+    return found
+
+
+def label(node: ir.Node) -> str:
+    return str(node.name or node.outputs[0].name)
+
+
+def present(node: ir.Node) -> list[ir.Value]:
+    """The outputs, less the optional ones that are left out."""
+    return [value for value in node.outputs if value.name]

@@ -5,13 +5,11 @@ One rule a file, with its equation and its conditions.  A rule that looked at a 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import ModuleType
 
-import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from pipeline.graph.macs import count_macs
+from pipeline.graph.macs import macs_by_node
 from pipeline.graph.onnx_graph import OnnxGraph, Step
 from pipeline.graph.rewrites import (
     commute_resize,
@@ -28,21 +26,16 @@ RULES: tuple[ModuleType, ...] = (drop_resize, fold_scale, linear_on_map, split_c
 
 def apply_rule(graph: OnnxGraph, rule: ModuleType) -> OnnxGraph:
     """`graph` after one rule, with a Step that says what was done, or why nothing was.  Raises DeployError."""
-    model = ir.from_proto(graph.model)
+    model = graph.model.clone()
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     outcome = rule.rewrite(model)
+    declined = "; ".join(outcome.declined)
     if not outcome.applied:
-        return graph.declined(rule.NAME, "; ".join(outcome.declined) or "nothing in the graph looks like it")
+        return graph.declined(rule.NAME, declined or "nothing in the graph looks like it")
     passes.RemoveUnusedNodesPass()(model)
     passes.TopologicalSortPass()(model)
-    rewritten = graph.then(ir.to_proto(model), rule.NAME)
-    step = replace(
-        rewritten.history[-1],
-        places=outcome.applied,
-        macs_saved=count_macs(graph) - count_macs(rewritten),
-        declined="; ".join(outcome.declined),
-    )
-    return replace(rewritten, history=(*rewritten.history[:-1], step))
+    saved = sum(macs_by_node(graph.model).values()) - sum(macs_by_node(model).values())
+    return graph.then(model, rule.NAME, declined=declined, places=outcome.applied, macs_saved=saved)
 
 
 def apply_rules(graph: OnnxGraph) -> list[OnnxGraph]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.graph.rewrites.surgery import Conv, Editor, Outcome, constant, conv, only_producer, shape, text
+from pipeline.graph.surgery import Conv, Editor, Outcome, conv, only_producer, shape, text, unlowered
 
 NAME = "1x1 convolution before the upsampling"
 
@@ -36,7 +36,7 @@ def rewrite(model: ir.Model) -> Outcome:
 
 def _reason(pointwise: Conv, resize: ir.Node) -> str | None:
     before, after = shape(resize.inputs[0]), shape(resize.outputs[0])
-    kernel = "x".join(str(side) for side in pointwise.weight.shape[2:])
+    kernel = "x".join(str(side) for side in pointwise.stored.shape[2:])
     if not pointwise.is_pointwise:
         return f"a {kernel} convolution or one with groups, strides or padding sees neighbours of the upsampled map"
     if before is None or after is None or len(before) != 4 or before[:2] != after[:2]:
@@ -49,7 +49,7 @@ def _reason(pointwise: Conv, resize: ir.Node) -> str | None:
         return "its output size is not given for all four axes"
     if only_producer(resize.outputs[0]) is None:
         return "others read the upsampled map too"
-    outputs, inputs = pointwise.weight.shape[:2]
+    outputs, inputs = pointwise.stored.shape[:2]
     if outputs > inputs:
         return f"{outputs} channels would be upsampled instead of {inputs}"
     return None
@@ -58,10 +58,10 @@ def _reason(pointwise: Conv, resize: ir.Node) -> str | None:
 def _commute(editor: Editor, pointwise: Conv, resize: ir.Node) -> None:
     node, x = pointwise.node, resize.inputs[0]
     assert x is not None
-    small = editor.pointwise(node, x, pointwise.weight[:, :, 0, 0], pointwise.bias if len(node.inputs) > 2 else None)
+    small = editor.pointwise(node, x, pointwise.weight[:, :, 0, 0], pointwise.bias if pointwise.has_bias else None)
     out_shape = shape(node.outputs[0]) or ()
     inputs = [small, *resize.inputs[1:]]
-    if len(inputs) > 3 and constant(inputs[3]) is not None:  # sizes name the channels, which are others now
+    if len(inputs) > 3 and unlowered(inputs[3]) is not None:  # sizes name the channels, which are others now
         inputs[3] = editor.initializer(np.array(out_shape, np.int64), f"{resize.name}/commute_resize/sizes")
-    attributes = dict(resize.attributes)
+    attributes = resize.attributes.values()
     editor.replace(node.outputs[0], editor.node(node, "Resize", inputs, out_shape, attributes))

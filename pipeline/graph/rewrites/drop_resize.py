@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from pipeline.graph.rewrites.surgery import Editor, Outcome, shape, text
+from pipeline.graph.surgery import Editor, Outcome, shape, text
 
 NAME = "resize to the same size"
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.graph.rewrites.surgery import Editor, Outcome, constant, only_producer, only_use, scalar, shape
+from pipeline.graph.surgery import Editor, Outcome, exact, only_producer, only_use, scalar, shape, unlowered
 
 NAME = "attention scale into the projection"
 
@@ -71,7 +71,7 @@ def _projection(value: ir.Value | None) -> list[tuple[ir.Node, int]] | None:
 
 
 def _is_weight(value: ir.Value | None) -> bool:
-    return constant(value) is not None
+    return unlowered(value) is not None
 
 
 def _is_attention(node: ir.Node) -> bool:
@@ -83,7 +83,7 @@ def _is_attention(node: ir.Node) -> bool:
 def _fold(editor: Editor, places: list[tuple[ir.Node, int]], factor: float) -> None:
     for node, index in places:
         old = node.inputs[index]
-        array = constant(old)
+        array = exact(old)
         assert old is not None
         assert array is not None
         scaled = editor.initializer((array * factor).astype(np.float32), f"{old.name}/fold_scale")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.graph.rewrites.surgery import Editor, Outcome, constant, integers, only_producer, shape
+from pipeline.graph.surgery import Editor, Outcome, exact, integers, only_producer, shape
 
 NAME = "linear on a map -> 1x1 convolution"
 
@@ -41,13 +41,13 @@ def _match(unflatten: ir.Node) -> tuple[ir.Value, np.ndarray, np.ndarray | None]
         return None
     linear, bias = only_producer(back.inputs[0]), None
     if linear is not None and linear.op_type == "Add":
-        constants = [constant(value) for value in linear.inputs]
+        constants = [exact(value) for value in linear.inputs]
         bias = next((c for c in constants if c is not None), None)
         source = next((v for v, c in zip(linear.inputs, constants, strict=True) if c is None), None)
         linear = None if bias is None else only_producer(source)
     if linear is None or linear.op_type != "MatMul":
         return None
-    weight, to_tokens = constant(linear.inputs[1]), only_producer(linear.inputs[0])
+    weight, to_tokens = exact(linear.inputs[1]), only_producer(linear.inputs[0])
     if weight is None or weight.ndim != 2 or to_tokens is None or to_tokens.op_type != "Transpose":
         return None
     flatten = only_producer(to_tokens.inputs[0])

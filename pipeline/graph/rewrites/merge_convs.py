@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.graph.rewrites.surgery import Conv, Editor, Outcome, conv, integer, only_producer, shape
+from pipeline.graph.surgery import Conv, Editor, Outcome, conv, integer, only_producer, shape
 
 NAME = "two convolutions in a row -> one"
 
@@ -40,8 +40,8 @@ def _reason(first: Conv, second: Conv) -> str | None:
         return "others read the first convolution too"
     if integer(first.node, "group", 1) != 1:
         return "the first convolution has groups"
-    middle, inputs, height, width = first.weight.shape
-    outputs, area = second.weight.shape[0], height * width
+    middle, inputs, height, width = first.stored.shape
+    outputs, area = second.stored.shape[0], height * width
     if outputs * inputs * area > middle * inputs * area + outputs * middle:
         return f"{inputs} -> {middle} -> {outputs} channels cost less in two steps"
     return None
@@ -50,10 +50,10 @@ def _reason(first: Conv, second: Conv) -> str | None:
 def _merge(editor: Editor, first: Conv, second: Conv) -> None:
     node, mix = second.node, second.weight[:, :, 0, 0]
     weight = np.tensordot(mix, first.weight, axes=(1, 0)).astype(np.float32)
-    has_bias = len(first.node.inputs) > 2 or len(node.inputs) > 2
+    has_bias = first.has_bias or second.has_bias
     inputs = [first.node.inputs[0], editor.initializer(weight, f"{node.name}/merge_convs/weight")]
     if has_bias:
         bias = (mix @ first.bias + second.bias).astype(np.float32)
         inputs.append(editor.initializer(bias, f"{node.name}/merge_convs/bias"))
-    attributes = dict(first.node.attributes)
+    attributes = first.node.attributes.values()
     editor.replace(node.outputs[0], editor.node(node, "Conv", inputs, shape(node.outputs[0]) or (), attributes))

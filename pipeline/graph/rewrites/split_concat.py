@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from pipeline.graph.rewrites.surgery import Conv, Editor, Outcome, conv, integer, only_producer, shape
+from pipeline.graph.surgery import Conv, Editor, Outcome, conv, integer, only_producer, shape
 
 NAME = "split the 1x1 convolution of a concatenation"
 
@@ -37,7 +37,7 @@ def rewrite(model: ir.Model) -> Outcome:
 
 def _reason(fuse: Conv, concat: ir.Node) -> str | None:
     if not fuse.is_pointwise:
-        return f"a {fuse.weight.shape[2]}x{fuse.weight.shape[3]} convolution or one with groups, strides or padding"
+        return f"a {fuse.stored.shape[2]}x{fuse.stored.shape[3]} convolution or one with groups, strides or padding"
     if integer(concat, "axis", 1) not in (1, -3):
         return "the concatenation is not along the channels"
     if any(shape(value) is None for value in concat.inputs):

@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from calib.data.scenes import render
@@ -39,12 +40,20 @@ def graph_of(
     )  # fmt: skip
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = 10
-    return from_model(model, ())
+    return from_model(ir.from_proto(model), ())
+
+
+def untyped(graph: OnnxGraph) -> onnx.ModelProto:
+    """Without what our passes say about the types of tensors inside."""
+    proto = ir.to_proto(graph.model)
+    del proto.graph.value_info[:]
+    return proto
 
 
 def types(graph: OnnxGraph) -> dict[str, int]:
     """Element type of every tensor by ONNX's own inference, constants included."""
-    model = onnx.shape_inference.infer_shapes(graph.model, strict_mode=True, check_type=True)
+    model = onnx.shape_inference.infer_shapes(untyped(graph), strict_mode=True, check_type=True)
     found = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.output)}
+    assert found == {v.name: v.dtype for node in graph.model.graph for v in node.outputs}  # as the passes say
     found |= {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
     return found | {i.name: i.data_type for i in model.graph.initializer}

@@ -13,17 +13,16 @@ from calib.ranges.ranges import Ranges, TensorRange
 from engines.contract import Float32
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
-from pipeline.graph.view import view
+from pipeline.graph.surgery import image
 from pipeline.precision.extremes import tensors
 
 
 def ranges_from_windows(graph: OnnxGraph, windows: Sequence[Float32]) -> Ranges:
     """windows: (1, 3, H, W) each.  Tensors that are zero everywhere get no range."""
-    shown = view(graph.model)
-    readers = [node for node in shown.nodes if node.op_type in ("Conv", "MatMul", "Gemm")]
-    axes = {node.input[0]: -3 if node.op_type == "Conv" else -1 for node in readers}
+    readers = [node for node in graph.model.graph if node.op_type in ("Conv", "MatMul", "Gemm")]
+    axes = {str(node.inputs[0].name): -3 if node.op_type == "Conv" else -1 for node in readers}
     stats: dict[str, _Sums] = {}
-    source = shown.inputs[0]
+    source = str(image(graph.model).name)
     for window in windows:
         first = [(source, window)] if source in axes else []
         for name, value in chain(first, tensors(graph, window, set(axes))):

@@ -155,7 +155,7 @@ def test_a_concat_before_a_quantised_convolution_is_computed_right() -> None:
     from onnx import helper
 
     from pipeline.graph.onnx_graph import run_onnx
-    from pipeline.graph.view import view
+    from pipeline.graph.proto import save
     from pipeline.precision.lower_int8 import lower_int8
     from pipeline.precision.plan_int8 import plan_int8
     from tests.pipeline.precision.lowering import graph_of
@@ -173,11 +173,11 @@ def test_a_concat_before_a_quantised_convolution_is_computed_right() -> None:
     graph = graph_of(nodes, constants, (1, 3, 32, 32), (1, 8, 32, 32))
     x = rng.standard_normal((1, 3, 32, 32), np.float32)
     ranges = ranges_from_windows(graph, [x])
-    lowered = lower_int8(graph, plan_int8(view(graph.model), ranges), ranges)
+    lowered = lower_int8(graph, plan_int8(graph, ranges), ranges)
     backend, config = get_backend("openvino"), BuildConfig("int8", 1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        onnx.save(lowered.model, path)
+        save(lowered.model, path)
         blob = backend.build(path, config)
     wanted = run_onnx(lowered, [x])
     with backend.load(blob, config) as session:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
 from engines.errors import DeployError, GateError
 from engines.proof.agreement import GATES, Gate, compare_logits
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
-from pipeline.graph.view import view
 from pipeline.precision.emulate import emulate
 from pipeline.precision.extremes import extremes
 from pipeline.precision.islands import plan_float
@@ -29,17 +29,17 @@ def _silent(step: str, text: str) -> None: ...
 def _lowered(model: str, side: int, target: str) -> tuple[OnnxGraph, PrecisionPlan]:
     graph, windows, _ = exported(model, side)
     origin = prepare(graph, target)
-    plan = plan_float(view(origin.model), target, extremes(origin, windows))
+    plan = plan_float(origin, target, extremes(origin, windows))
     return lower_float(origin, plan), plan
 
 
 @pytest.mark.parametrize("target", ["fp16", "bf16"])
 def test_every_tensor_has_the_type_that_the_plan_says(target: str) -> None:
     lowered, plan = _lowered("tests.models:tiny", 64, target)
-    onnx.checker.check_model(lowered.model, full_check=True)
+    onnx.checker.check_model(ir.to_proto(lowered.model), full_check=True)
     found = types(lowered)
     assert found["image"] == found["logits"] == TensorProto.FLOAT
-    for node in lowered.model.graph.node:
+    for node in ir.to_proto(lowered.model).graph.node:
         planned = plan.precision(node.output[0])
         if planned is None:
             continue
@@ -55,7 +55,7 @@ def test_every_tensor_has_the_type_that_the_plan_says(target: str) -> None:
 def test_no_cast_is_superfluous(target: str) -> None:
     """No tensor is cast twice to a type, none back to what it came from, and none that nobody reads."""
     lowered, _ = _lowered("tests.models:tiny", 64, target)
-    nodes = lowered.model.graph.node
+    nodes = ir.to_proto(lowered.model).graph.node
     casts = [n for n in nodes if n.op_type == "Cast"]
     made_by_cast = {n.output[0] for n in casts}
     assert len({(n.input[0], n.attribute[0].i) for n in casts}) == len(casts)
@@ -97,7 +97,7 @@ def test_emulation_rounds_after_each_node(target: str, dtype: type) -> None:
     constants = {"k": np.float32([[[[300.3]]]]), "i": np.float32([[[[1 / 300.3]]]])}
     graph = prepare(graph_of(nodes, constants, (1, 3, 2, 2), (1, 3, 2, 2)), target)
     x = np.linspace(0.1, 300, 12, dtype=np.float32).reshape(1, 3, 2, 2)
-    plan = plan_float(view(graph.model), target, extremes(graph, [x])).with_everything()
+    plan = plan_float(graph, target, extremes(graph, [x])).with_everything()
     got = run_onnx(emulate(lower_float(graph, plan)), [x])
     half = [value.astype(dtype).astype(np.float32) for value in (x, constants["k"], constants["i"])]
     with np.errstate(over="ignore"):
@@ -134,7 +134,7 @@ def test_planted_overflow_is_caught_without_islands() -> None:
 def _one(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], peak: float = 1.0, target: str = "fp16"):  # type: ignore[no-untyped-def]
     graph = prepare(graph_of(nodes, constants, (1, 3, 4, 4), (1, 3, 4, 4)), target)
     x = np.full((1, 3, 4, 4), peak, np.float32)
-    return plan_float(view(graph.model), target, extremes(graph, [x]))
+    return plan_float(graph, target, extremes(graph, [x]))
 
 
 def test_each_reason_for_an_island() -> None:
@@ -158,7 +158,7 @@ def test_each_reason_for_an_island() -> None:
 def test_a_missing_range_is_an_error_not_a_guess() -> None:
     graph = prepare(exported("tests.models:tiny", 64)[0], "fp16")
     with pytest.raises(DeployError, match="got none for tensor 'image'"):
-        plan_float(view(graph.model), "fp16", {})
+        plan_float(graph, "fp16", {})
 
 
 def test_a_plan_survives_json() -> None:
@@ -175,7 +175,7 @@ def test_control_flow_is_refused() -> None:
     node = helper.make_node("If", ["c"], ["logits"], then_branch=branch, else_branch=branch)
     graph = graph_of([node], {"c": np.array(True)}, (1, 3, 4, 4), (1, 3, 4, 4))
     with pytest.raises(DeployError, match="got a If node"):
-        view(graph.model)
+        prepare(graph, "fp16")
 
 
 def test_a_constant_that_a_node_makes_has_a_range_too() -> None:
@@ -190,4 +190,4 @@ def test_a_constant_that_a_node_makes_has_a_range_too() -> None:
     found = extremes(graph, [x])
     assert found["two"] == (2.0, 2.0)
     assert found["scaled"] == pytest.approx((2 * x.min(), 2 * x.max()))
-    plan_float(view(graph.model), "fp16", found)
+    plan_float(graph, "fp16", found)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -49,8 +50,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> CalibrationSet:
 
 def _onnx_runtime(graph: OnnxGraph, names: list[str], chosen: CalibrationSet, spec: ModelSpec) -> dict[str, np.ndarray]:
     """Each tensor of all windows, stacked, in float64."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
+    model = ir.to_proto(graph.model)
     del model.graph.output[:]
     inside = [name for name in names if name != "image"]
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inside)
@@ -81,25 +81,21 @@ def test_statistics_equal_numpys(graph: OnnxGraph, source: Source, chosen: Calib
 
 def test_inputs_of_linear_and_conv_are_found(graph: OnnxGraph) -> None:
     """Every product with constant weights and no other: counted from the nodes, attention left out."""
-    weights = {item.name for item in graph.model.graph.initializer}
-    layers = [
-        node
-        for node in graph.model.graph.node
-        if node.op_type in ("MatMul", "Gemm", "Conv") and node.input[1] in weights
-    ]
+    weights, nodes = set(graph.model.graph.initializers), ir.to_proto(graph.model).graph.node
+    layers = [node for node in nodes if node.op_type in ("MatMul", "Gemm", "Conv") and node.input[1] in weights]
     observed = {item.name: item for item in quantizable_tensors(graph)}
     assert set(observed) == {node.input[0] for node in layers}
     for node in layers:
         assert observed[node.input[0]].channel_axis == (-3 if node.op_type == "Conv" else -1)
-    products = sum(node.op_type == "MatMul" for node in graph.model.graph.node)
+    products = sum(node.op_type == "MatMul" for node in nodes)
     assert products - sum(node.op_type == "MatMul" for node in layers) == 8  # two in each of four attentions
 
 
 def test_every_float_activation_is_covered(graph: OnnxGraph, source: Source, chosen: CalibrationSet) -> None:
     observed = quantizable_tensors(graph, every=True)
-    assert not {item.name for item in observed} & {item.name for item in graph.model.graph.initializer}
+    assert not {item.name for item in observed} & set(graph.model.graph.initializers)
     tensors = with_moved(graph, collect(graph, chosen, source.spec, TILING, observed).ranges("percentile"))
-    names = [name for node in graph.model.graph.node for name in node.output]
+    names = [str(value.name) for node in graph.model.graph for value in node.outputs]
     assert set(names) <= set(tensors)
     truth = _onnx_runtime(graph, names, chosen, source.spec)
     for name in names:
@@ -218,7 +214,8 @@ def _chain(scale: float, power: float = 1.0) -> OnnxGraph:
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, (1, 3, 64, 96))],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, (1, 2, 64, 96))], weights,
     )  # fmt: skip
-    return from_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), ())
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return from_model(ir.from_proto(model), ())
 
 
 @pytest.mark.parametrize(("scale", "power"), [(1e30, 3.0), (1.0, 0.5)], ids=["infinite", "nan"])
@@ -255,8 +252,7 @@ def test_two_exports_have_one_fingerprint(graph: OnnxGraph) -> None:
 
 def test_fingerprint_is_of_what_is_computed(graph: OnnxGraph) -> None:
     def changed(change: str) -> str:
-        model = onnx.ModelProto()
-        model.CopyFrom(graph.model)
+        model = onnx.ModelProto.FromString(ir.to_proto(graph.model).SerializeToString())
         conv = next(node for node in model.graph.node if node.op_type == "Conv")
         weight = next(item for item in model.graph.initializer if item.name == conv.input[1])
         if change == "notes":
@@ -273,7 +269,7 @@ def test_fingerprint_is_of_what_is_computed(graph: OnnxGraph) -> None:
             conv.output[0] += "_"
         elif change == "attribute":
             next(item for item in conv.attribute if item.name == "pads").ints[0] += 1
-        return graph_sha256(model)
+        return graph_sha256(ir.from_proto(model))
 
     assert changed("notes") == graph_sha256(graph.model)
     assert len({changed(what) for what in ("weight", "name", "attribute", "none")}) == 4

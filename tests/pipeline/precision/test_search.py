@@ -18,7 +18,6 @@ from engines.backends import get_backend
 from engines.bundle import REPORT, open_bundle
 from engines.contract import BuildConfig, Session
 from pipeline.graph.onnx_graph import OnnxGraph
-from pipeline.graph.view import view
 from pipeline.precision.blocks import blocks_of
 from pipeline.precision.lower import LowerOptions
 from pipeline.precision.plan_int8 import plan_int8
@@ -35,16 +34,15 @@ def demo() -> tuple[OnnxGraph, Ranges, list[np.ndarray], np.ndarray]:
 
 def test_blocks_are_attentions_and_feed_forwards(demo: tuple) -> None:  # type: ignore[type-arg]
     graph, ranges, _, _ = demo
-    shown = view(graph.model)
-    plan = plan_int8(shown, ranges)
+    plan = plan_int8(graph, ranges)
     quantised = [node.output for node in plan.nodes if node.precision == "int8"]
-    blocks = blocks_of(shown, plan, most=99)
+    blocks = blocks_of(graph, plan, most=99)
     assert [layer for block in blocks for layer in block.layers] == quantised
     reduced = [1, 4, 2]  # layers: the keys' and values' reduction, cut off by its norm; Q, K, V and out; fc1 and fc2
     embed, decoder = [1], [5]  # that of the first stage reads three channels and is not quantised
     stages = [*2 * reduced, *2 * [*embed, *2 * reduced], *embed, *2 * [4, 2]]
     assert [len(block.layers) for block in blocks] == [*stages, *decoder]
-    few = blocks_of(shown, plan, most=6)
+    few = blocks_of(graph, plan, most=6)
     assert len(few) == 6
     assert [layer for block in few for layer in block.layers] == quantised
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import onnx
-
 from calib.data.scenes import render
 from engines.contract import Float32
 from engines.proof.agreement import Gate
@@ -17,6 +15,7 @@ from engines.tiling.placement import Tiling
 from pipeline.checkpoints.sources import SourceOptions, load_source
 from pipeline.graph.export import simplify
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
+from pipeline.graph.proto import save
 from pipeline.graph.rewrites import apply_rules
 from pipeline.precision.lower import LowerOptions, lower
 from pipeline.precision.plan import PrecisionPlan
@@ -63,6 +62,6 @@ def made(network: str, precision: str) -> Made:
     options = LowerOptions(rest="fp16")
     lowered = lower(graph, precision, windows, reference, _ANYTHING, lambda *_: None, ranges, options)
     path = Path(_folder().name) / f"{network}-{precision}.onnx"
-    onnx.save(lowered.graph.model, path)
+    save(lowered.graph.model, path)
     plan = lowered.report.get("rest" if precision == "int8" else "plan")
     return Made(path, lowered.graph, None if plan is None else PrecisionPlan.from_json(plan))

@@ -97,7 +97,7 @@ def test_weights_come_from_the_bundle(start: Start, model: Path, version: str) -
         "Runtime", "Runtime.deserialize_cuda_engine", "Refitter", "OnnxParserRefitter",
         "OnnxParserRefitter.refit_from_bytes", "Refitter.refit_cuda_engine", "ICudaEngine.create_execution_context",
     ]  # fmt: skip
-    assert ("OnnxParserRefitter.refit_from_bytes", (model.read_bytes(),)) in machine.sdk.log
+    assert ("OnnxParserRefitter.refit_from_bytes", (model.read_bytes(), str(model))) in machine.sdk.log
     for given, words in (
         (config, "no weights of its own, and no graph"),
         (replace(config, model=write_graph(model.parent / "other.onnx", "fp16")), "another other.onnx"),

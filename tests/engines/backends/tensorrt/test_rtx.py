@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -23,6 +22,7 @@ from engines.backends.tensorrt.progress import Progress
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
 from pipeline.graph.batches import neutral
+from pipeline.graph.proto import save
 from tests.engines.backends.tensorrt.graphs import NETWORKS, Made, made
 from tests.pipeline.precision.lowering import graph_of, types
 
@@ -57,7 +57,7 @@ def test_every_tensor_has_the_type_that_the_graph_says(builder: Any, network: st
     found = {tensor.name: name_of(tensor.dtype) for layer in parsed.layers for tensor in outputs(layer)}
     said = types(graph.graph)
     compared = [name for name, kind in found.items() if kind in TYPES and name in said]
-    assert len(compared) > 0.5 * len(graph.graph.model.graph.node)
+    assert len(compared) > 0.5 * len(graph.graph.model.graph)
     assert [name for name in compared if TYPES[found[name]] != said[name]] == []
     if graph.plan is not None:
         islands = [node.output for node in graph.plan.islands if node.output in found and node.precision == "fp32"]
@@ -65,7 +65,7 @@ def test_every_tensor_has_the_type_that_the_graph_says(builder: Any, network: st
         assert islands
         assert {found[name] for name in islands} == {"FLOAT"}
     held = held_types(parsed.layers)
-    ops = [node.op_type for node in graph.graph.model.graph.node]
+    ops = [node.op_type for node in graph.graph.model.graph]
     assert held["QUANTIZE"] == ops.count("QuantizeLinear")
     assert held["DEQUANTIZE"] == ops.count("DequantizeLinear")
     assert (held["QUANTIZE"] > 0) == (precision == "int8")
@@ -104,7 +104,7 @@ def _convolution(batch: int, op: str = "Relu", **attributes: Any) -> Made:
 
 
 def test_an_operator_that_it_lacks_is_named(tmp_path: Path) -> None:
-    onnx.save(_convolution(1, "Bernoulli").graph.model, tmp_path / "model.onnx")
+    save(_convolution(1, "Bernoulli").graph.model, tmp_path / "model.onnx")
     wanted = r"TensorRT-RTX .* cannot take model\.onnx: Bernoulli node head/odd: .+; replace this operator"
     with pytest.raises(DeployError, match=wanted) as caught:
         backend.build(tmp_path / "model.onnx", BuildConfig())
@@ -123,7 +123,7 @@ def test_a_damaged_model_is_told_in_one_line(tmp_path: Path) -> None:
 def test_two_windows_at_once(network: str, precision: str, tmp_path: Path) -> None:
     """The real graphs, without the batch that exporters write into them."""
     graph = neutral(made(network, precision).graph)
-    onnx.save(graph.model, tmp_path / "model.onnx")
+    save(graph.model, tmp_path / "model.onnx")
     config = BuildConfig(precision, batch=2)
     parsed = Parsed(trt, "TensorRT-RTX", trt.Builder(logger_of(trt)), logger_of(trt), tmp_path / "model.onnx", True, 2)
     shapes = [tuple(tensor.shape) for tensor in (parsed.network.get_input(0), parsed.network.get_output(0))]

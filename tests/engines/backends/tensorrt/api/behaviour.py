@@ -132,7 +132,7 @@ class OnnxParser:
         ), "8.6 has implicit batches, which the ONNX parser refuses"
         self._network = network
 
-    def parse(self: Any, model: bytes) -> bool:
+    def parse(self: Any, model: bytes, path: str) -> bool:
         graph = json.loads(model)
         object.__setattr__(self._network, "_graph", graph)
         self._error = graph.get("error")

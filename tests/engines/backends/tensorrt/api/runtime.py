@@ -103,7 +103,7 @@ class OnnxParserRefitter:
     def _begin(self: Any, refitter: Any, logger: Any) -> None:
         self._refitter = refitter
 
-    def refit_from_bytes(self: Any, model: bytes) -> bool:
+    def refit_from_bytes(self: Any, model: bytes, path: str) -> bool:
         json.loads(model)
         object.__setattr__(self._refitter, "_given", True)
         return True
