@@ -82,7 +82,7 @@ def _program(exact: Exact, backend: Backend) -> Iterator[Path | None]:
 
 def _for_batches(graph: OnnxGraph, inputs: list[Float32], batch: int, log: Log) -> OnnxGraph:
     """The same graph for any number of windows at once.  Raises DeployError where it cannot be and must."""
-    neutral = for_any_batch(graph, inputs, (2, 3) if batch > 1 else (2,))
+    neutral = for_any_batch(graph, inputs, (2, 3) if batch > 1 else ())
     step = neutral.history[-1]
     log("batch", f"{step.rule}: {f'declined, {step.declined}' if step.declined else f'{step.places} place(s)'}")
     require_neutral([step.to_json()], batch)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -37,6 +39,22 @@ def test_every_step_is_verified_and_logged(tmp_path: Path) -> None:
     assert {"load", "export", "simplify", "compile", "engine", "tiled mask"} <= {step for step, _ in lines}
     assert json.loads((tmp_path / "b" / "report.json").read_text())["history"]
     assert not list((tmp_path / "b").glob("program*"))
+
+
+def test_each_proof_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime runs the two windows through the exported and the rewritten graph: nothing else is another graph."""
+    ran: list[tuple[int, ...]] = []
+    real = onnxruntime.InferenceSession.run
+
+    def run(self: Any, names: Any, feeds: dict[str, np.ndarray], *rest: Any) -> Any:
+        ran.extend(value.shape for value in feeds.values())
+        return real(self, names, feeds, *rest)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", run)
+    manifest, lines = _build("tests.models:tiny", tmp_path / "b")
+    assert ran == 4 * [(1, 3, 64, 96)]
+    assert [step["step"] for step in manifest.verification][:3] == ["export", "simplify", "rewrite"]
+    assert any(step == "batch" and "place(s)" in text for step, text in lines)
 
 
 @pytest.mark.parametrize("name", ["tiny_dict", "tiny_tuple"])

@@ -23,9 +23,10 @@ from pipeline.graph.surgery import refuse_control_flow
 
 
 def for_any_batch(graph: OnnxGraph, windows: Sequence[Float32], batches: Sequence[int] = (2, 3)) -> OnnxGraph:
-    """`graph` without a baked-in batch, confirmed by ONNX Runtime on `windows` (1, 3, H, W); or unchanged.
+    """`graph` without a baked-in batch, confirmed on `windows` (1, 3, H, W); or unchanged.
 
-    batches: the numbers of windows at once that it is confirmed for.
+    batches: the numbers of windows at once that it is confirmed for; without any it is confirmed for one window, and an
+    engine for more is only used after it was compared with one for one (engines/proof/batch_gate.py).
     Its history gets one more step: how many nodes were changed, or why the graph stays one for a single window.
     """
     try:

@@ -21,7 +21,7 @@ from engines.errors import DeployError
 from engines.proof.agreement import GATES
 from engines.proof.batch_gate import NEUTRAL
 from pipeline.build import build_bundle
-from pipeline.graph.batches import for_any_batch, neutral
+from pipeline.graph.batches import for_any_batch, neutral, proof
 from pipeline.graph.batches.proof import with_batch
 from pipeline.graph.batches.walk import Declined
 from pipeline.graph.export import export, import_onnx, simplify, trace
@@ -293,6 +293,28 @@ def test_the_proof_sees_a_pass_that_is_wrong(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(pipeline.graph.batches, "neutral", lambda graph: wrong)
     declined = for_any_batch(right, _inputs((1, 4, 4, 4))[:2]).history[-1].declined
     assert "differs from the same one alone" in declined or "other logits than before" in declined
+
+
+def test_one_window_is_told_by_shapes_and_run_where_they_do_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is run for a batch that nobody asked for; a pass that changes a shape is caught all the same."""
+    constants = {"flat": np.array([1, 4, -1]), "back": np.array([1, 4, 4, 4]), "wrong": np.array([1, 2, -1])}
+    nodes = [
+        helper.make_node("Reshape", ["image", "flat"], ["x"]),
+        helper.make_node("Softmax", ["x"], ["y"], axis=1),
+        helper.make_node("Reshape", ["y", "back"], ["logits"]),
+    ]
+    right = graph_of(nodes, constants, (1, 4, 4, 4), (1, 4, 4, 4))
+    nodes[0].input[1] = "wrong"
+    wrong = graph_of(nodes, constants, (1, 4, 4, 4), (1, 4, 4, 4))
+    ran: list[str] = []
+    real = proof.open_onnx
+    monkeypatch.setattr(proof, "open_onnx", lambda model: (ran.append("window"), real(model))[1])
+    windows = _inputs((1, 4, 4, 4))[:1]
+    assert not for_any_batch(right, windows, ()).history[-1].declined
+    assert not ran
+    monkeypatch.setattr(pipeline.graph.batches, "neutral", lambda graph: wrong)
+    assert "one window gives other logits than before" in for_any_batch(right, windows, ()).history[-1].declined
+    assert len(ran) == 2
 
 
 @pytest.fixture
