@@ -1,7 +1,7 @@
 """PyTorch on an NVIDIA GPU, from the program that was exported on the CPU: the baseline that GPU engines have to beat.
 
 ``torch_cuda`` runs it eagerly, in fp32 (TF32 off) or with every tensor in fp16; ``torch_compile`` runs the same through
-torch.compile (Inductor), and never eagerly instead.  With torch_backend.py the only file here that imports torch.
+torch.compile (Inductor), and never eagerly instead.  With torch_cpu.py the only file here that imports torch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from typing import Any
 
 from engines.backends.torch_cpu import load_program, program_bytes
 from engines.backends.torch_gpu_errors import reported
-from engines.contract import Backend, BuildConfig, Float32, Session, Tensor, check_windows
+from engines.contract import Backend, BuildConfig, Float32, Layer, Session, Tensor, check_windows, from_microseconds
 from engines.errors import DeployError
 from engines.gpu import context
-from engines.layers import Layer, from_microseconds
 from engines.tiling.device import GpuInfo
 
 DEVICE = "cuda"
@@ -277,4 +276,5 @@ def _type(precision: str) -> Any:
     return getattr(torch, _TYPES[precision][0])
 
 
-backend = TorchCudaBackend("torch_cuda", compiled=False)
+eager = TorchCudaBackend("torch_cuda", compiled=False)
+compiled = TorchCudaBackend("torch_compile", compiled=True)

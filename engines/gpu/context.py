@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from engines.errors import DeployError, GpuLostError
 from engines.gpu import driver, graph
 from engines.gpu.driver import DriverError
-from engines.gpu.launch import Launch
+from engines.gpu.kernels import Launch
 from engines.gpu.memory import CudaMemory, HostBuffer, Kernels
 from engines.tiling.device import GpuInfo
 
@@ -77,7 +77,7 @@ def open_gpu() -> Iterator[CudaGpu]:
 
 
 class CudaGpu:
-    """The primary context in the thread that opened it.  `base.Gpu`, and what the frames need beyond it.
+    """The primary context in the thread that opened it.  `tiling.device.Gpu`, and what the frames need beyond it.
 
     main: kernels, the engine, and their graphs.  up, down: copies, beside what runs on main.
     """

@@ -18,8 +18,7 @@ from engines.gpu.graph import CaptureRefusedError, InstantiateRefusedError, miss
 from engines.gpu.host_copies import DTYPES
 from engines.gpu.layout import ALIGNMENT, Plan
 from engines.gpu.memory import CudaMemory
-from engines.gpu.pool import Pool
-from engines.gpu.slot import Slot
+from engines.gpu.pool import Pool, Slot
 from engines.model_spec import ModelSpec
 from engines.tiling import core
 from engines.tiling.device import Frame, Timings, UInt8

@@ -10,7 +10,7 @@ import numpy as np
 
 from engines.errors import DeployError
 from engines.gpu.kernels import NOT_FINITE
-from engines.gpu.slot import Slot
+from engines.gpu.pool import Slot
 from engines.tiling.core import MESSAGES
 from engines.tiling.device import Band, Mask, UInt8
 

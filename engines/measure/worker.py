@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 from engines.backends import REFERENCES, get_backend
 from engines.bundle import ENGINE, Bundle
+from engines.contract import executed
 from engines.errors import DeployError, GpuLostError
 from engines.gpu.engine_alone import milliseconds_alone, runs_alone
-from engines.layers import executed
 from engines.segmenter import Segmenter, Timings, open_segmenter
 
 UInt8 = NDArray[np.uint8]

@@ -32,9 +32,8 @@ from engines.bundle import (
     seal,
     writing,
 )
-from engines.contract import Backend, BuildConfig, TensorRTOptions
+from engines.contract import Backend, BuildConfig, TensorRTOptions, executed
 from engines.errors import DeployError
-from engines.layers import executed
 from engines.model_spec import ModelSpec
 from engines.proof.agreement import GATES, Agreement, Gate
 from engines.proof.batch_gate import STEP, compare_batch, reported, require_neutral

@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks import kernels as benchmark
 from engines.errors import DeployError
-from engines.gpu.launch import Launch
+from engines.gpu.kernels import Launch
 from engines.tiling.device import GpuInfo
 from tests.engines.gpu.emulated import Emulated, build
 

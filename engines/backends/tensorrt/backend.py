@@ -11,16 +11,14 @@ from typing import Any
 
 from engines.backends.tensorrt import engine_file
 from engines.backends.tensorrt.build import Room, build_plan
-from engines.backends.tensorrt.features import has_bf16, require, strongly_typed
 from engines.backends.tensorrt.network import model_sha256
 from engines.backends.tensorrt.profile import measure
 from engines.backends.tensorrt.scales import half_scales
-from engines.backends.tensorrt.sdk import Flavour, do_without
+from engines.backends.tensorrt.sdk import Flavour, do_without, has_bf16, require, strongly_typed
 from engines.backends.tensorrt.session import TensorRTSession
 from engines.backends.tensorrt.timing_cache import TimingCache
-from engines.contract import Backend, BuildConfig, DeviceSession, Float32, TensorRTOptions
+from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Layer, TensorRTOptions
 from engines.errors import DeployError
-from engines.layers import Layer
 from engines.machine.jetson import read_jetson
 from engines.tiling.device import GpuInfo
 

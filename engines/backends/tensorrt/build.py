@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends.tensorrt import dla
-from engines.backends.tensorrt.features import HARDWARE, member, strongly_typed
 from engines.backends.tensorrt.messages import build_error, errors_of, logger_of, no_kernels, warnings_of
 from engines.backends.tensorrt.network import Parsed, keep_types
 from engines.backends.tensorrt.progress import Progress, make_monitor, run_cancellable
-from engines.backends.tensorrt.sdk import Flavour
+from engines.backends.tensorrt.sdk import HARDWARE, Flavour, member, strongly_typed
 from engines.backends.tensorrt.timing_cache import Log, TimingCache
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError

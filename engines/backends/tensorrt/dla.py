@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from engines.backends.tensorrt.features import member, name_of
 from engines.backends.tensorrt.network import Parsed, held_types
+from engines.backends.tensorrt.sdk import member, name_of
 from engines.errors import DeployError
 
 _SHOWN = 8  # types of layer

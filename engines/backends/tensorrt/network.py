@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends.onnx_bytes import weights_of, with_batch
-from engines.backends.tensorrt.features import member, name_of, network_flags
 from engines.backends.tensorrt.messages import errors_of, parse_error
+from engines.backends.tensorrt.sdk import member, name_of, network_flags
 from engines.bundle import file_sha256
 from engines.errors import DeployError
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends.tensorrt.engine_file import Header
-from engines.backends.tensorrt.features import name_of
 from engines.backends.tensorrt.messages import errors_of, load_error, logger_of, no_kernels, one_line
 from engines.backends.tensorrt.network import file_for, model_sha256
+from engines.backends.tensorrt.sdk import name_of
 from engines.contract import Float32, Tensor
 from engines.errors import DeployError
 from engines.gpu.host_copies import HostRun

@@ -9,11 +9,11 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from engines.layers import Layer
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.backends import get_backend
 from engines.contract import BuildConfig, Float32
-from engines.layers import Layer
 from pipeline.graph.onnx_graph import run_onnx
 from tests.pipeline.precision.lowering import graph_of
 

@@ -15,10 +15,10 @@ from onnx import TensorProto, helper
 from engines.backends import choose_backend
 from engines.backends.tensorrt import build as builder_module
 from engines.backends.tensorrt import engine_file
-from engines.backends.tensorrt.features import name_of
 from engines.backends.tensorrt.messages import load_error, logger_of
 from engines.backends.tensorrt.network import Parsed, held_types, outputs
 from engines.backends.tensorrt.progress import Progress
+from engines.backends.tensorrt.sdk import name_of
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
 from pipeline.graph.batches import neutral

@@ -16,8 +16,7 @@ from engines.gpu import context as cuda
 from engines.gpu import driver
 from engines.gpu.context import CudaGpu, GpuMemoryError, open_gpu
 from engines.gpu.device import CudaDevice
-from engines.gpu.kernels import MAX_LEFTS
-from engines.gpu.launch import Launch
+from engines.gpu.kernels import MAX_LEFTS, Launch
 from engines.tiling.placement import Tiling
 from tests.engines.gpu.fake_cuda import support
 from tests.engines.gpu.fake_cuda.support import CUBIN, SPEC, Engine, configure, image, on_host, opened, same
