@@ -16,6 +16,7 @@ from engines.gpu.layout import Plan
 from engines.tiling.device import Timings
 from engines.tiling.placement import Tiling
 
+IN_FLIGHT = 2  # frames under way at once: the copies of one run beside the kernels of the other
 SIZES_KEPT = 4  # image sizes whose frames are kept, with what was recorded for them
 IDLE_KEPT = 2  # blocks of memory of other sizes that are kept
 SHARE = 0.8  # of the free memory, that the frames of whole images in flight may take
@@ -139,9 +140,8 @@ class Clock:
 class Pool:
     """Hands out slots.  batch: windows per run of the engine.  window_bytes: the logits of one window."""
 
-    def __init__(self, gpu: CudaGpu, tiling: Tiling, batch: int, window_bytes: int, in_flight: int) -> None:
+    def __init__(self, gpu: CudaGpu, tiling: Tiling, batch: int, window_bytes: int) -> None:
         self._gpu, self._tiling, self._batch, self._window_bytes = gpu, tiling, batch, window_bytes
-        self._in_flight = in_flight
         self.slots: dict[Key, list[Slot]] = {}  # last used last
         self._busy: list[Slot] = []  # oldest first
         self._idle: list[Blocks] = []  # of sizes that were dropped, oldest first
@@ -149,10 +149,10 @@ class Pool:
     def take(self, height: int, width: int, confidence: bool, whole: bool) -> Slot:
         """A free slot.  The caller names its owner.  Raises GpuMemoryError when not even strips of the image fit.
 
-        Where more than `in_flight` are wanted, the one that was handed out first is taken from its owner.
+        Where more than `IN_FLIGHT` are wanted, the one that was handed out first is taken from its owner.
         """
         self._busy = [slot for slot in self._busy if slot.owner is not None]
-        if len(self._busy) >= self._in_flight:  # whoever asked for it has given it up
+        if len(self._busy) >= IN_FLIGHT:  # whoever asked for it has given it up
             self._gpu.synchronize()
             self._busy.pop(0).owner = None
         key = (height, width, confidence, whole)
@@ -209,7 +209,7 @@ class Pool:
 
         first: of its size; the others were counted with it.
         """
-        wanted = self._in_flight * (plan.bytes if self._gpu.info.integrated else plan.device)
+        wanted = IN_FLIGHT * (plan.bytes if self._gpu.info.integrated else plan.device)
         if plan.whole and first and wanted > SHARE * self._gpu.free_memory():
             return None
         try:

@@ -210,20 +210,8 @@ def test_images_of_many_windows_are_not_recorded() -> None:
         assert support.alive()[0]["graphs"] == 1
 
 
-def test_recording_can_be_turned_off() -> None:
-    engine = Engine(TILING)
-    with opened(engine, TILING) as (segmenter, device, _):
-        device.graph = "off: as asked"
-        for _ in range(3):
-            segmenter.segment(image(64, 96))
-        assert engine.enqueued == 3
-        assert device.graph == "off: as asked"
-        device.graph = "on"
-        for _ in range(3):
-            segmenter.segment(image(64, 96))
-        assert engine.enqueued == 4
-    engine = Engine(TILING, capturable=False)
-    with opened(engine, TILING) as (_, device, _):
+def test_an_engine_that_cannot_be_recorded_is_told_before_the_first_frame() -> None:
+    with opened(Engine(TILING, capturable=False), TILING) as (_, device, _):
         assert device.graph == "off: the engine cannot be recorded"
 
 
