@@ -42,7 +42,6 @@ from engines.backends import BACKENDS, get_backend
 from engines.errors import DeployError
 from engines.measure.bench import cpu_name
 from engines.segmenter import Segmenter, open_segmenter
-from engines.tiling.device import Timings
 from engines.tiling.placement import Tiling
 from pipeline.build import build_bundle
 from pipeline.request import BuildRequest
@@ -146,9 +145,10 @@ def split(segmenter: Segmenter, image: UInt8, row: Row) -> None:
     samples = []
     try:
         for _ in range(SPLIT_ROUNDS + 1):
-            segmenter.device.timings = taken = Timings()
             begin = time.perf_counter()
-            segmenter.segment(image)
+            running = segmenter.start(image)
+            running.mask()
+            taken = running.timings
             samples.append((time.perf_counter() - begin, taken.gather, taken.engine, taken.stitch))
     finally:
         segmenter.device.parts = parts

@@ -17,7 +17,7 @@ from engines.bundle import ENGINE, KERNELS, Manifest, open_bundle
 from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Session
 from engines.errors import DeployError
 from engines.model_spec import ModelSpec
-from engines.tiling.device import Band, Device, Frame, Mask, Timings, UInt8
+from engines.tiling.device import Band, Device, Mask, Timings, UInt8
 from engines.tiling.host import HostDevice
 from engines.tiling.placement import Tiling
 
@@ -75,11 +75,11 @@ class Segmenter:
         The arrays of a band are its own; at most the window rows that touch the band are held as logits.
         """
         _check_image(image)
-        frame = self.device.frame(image.shape[0], image.shape[1], confidence, whole=False)
-        frame.put(image)
-        for step in frame.steps:
-            frame.advance(step.index)
-            yield frame.band(step.index)
+        strips = self.device.strips(image.shape[0], image.shape[1], confidence)
+        strips.put(image)
+        for step in strips.steps:
+            strips.advance(step.index)
+            yield strips.band(step.index)
 
     def start(self, image: UInt8, confidence: bool = False) -> Running:
         """Begin to segment an image: at most `device.in_flight` at once.  On the host it is done when this returns."""
@@ -99,7 +99,7 @@ class Running:
         self._device = device
         self.timings = Timings()
         with self._counted():
-            self._frame: Frame = device.frame(image.shape[0], image.shape[1], confidence, whole=True)
+            self._frame = device.whole_frame(image.shape[0], image.shape[1], confidence)
             self._frame.put(image)
             self._frame.play()
 

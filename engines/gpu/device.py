@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import TracebackType
 
 from engines.contract import DeviceSession, Float32, Tensor
 from engines.errors import DeployError
 from engines.gpu.context import CudaGpu
-from engines.gpu.frames import CudaFrame, CudaStrips
+from engines.gpu.engine_alone import EngineAlone
+from engines.gpu.frames import CudaFrame, CudaStrips, FrameInStrips
 from engines.gpu.host_copies import DTYPES
 from engines.gpu.kernels import MAX_LEFTS
 from engines.gpu.launcher import Launcher
 from engines.gpu.layout import Plan
 from engines.gpu.pool import IN_FLIGHT, Pool
 from engines.model_spec import ModelSpec
-from engines.tiling.device import Frame, Timings, UInt8
+from engines.tiling.device import UInt8, WholeFrame
 from engines.tiling.placement import Tiling
 
 
@@ -36,17 +38,10 @@ class CudaDevice:
         _check(session, tiling, len(spec.classes))
         self.gpu, self.session, self.spec, self.tiling = gpu, session, spec, tiling
         self._launcher = Launcher(gpu, session, spec, tiling, cubin, log)
-        self.batch = self._launcher.batch
+        self.batch, self.timings = self._launcher.batch, self._launcher.timings
+        self.transfers = "mapped" if gpu.info.integrated else "pinned"
         self.pool = Pool(gpu, tiling, self.batch, self._launcher.window_bytes)
         self._last: Plan | None = None  # of the last frame of a whole image
-
-    @property
-    def timings(self) -> Timings:
-        return self._launcher.timings
-
-    @timings.setter
-    def timings(self, value: Timings) -> None:
-        self._launcher.timings = value
 
     @property
     def parts(self) -> bool:
@@ -70,14 +65,23 @@ class CudaDevice:
         reason = self._launcher.unrecorded(self._last)
         return "on" if reason is None else f"off: {reason}"
 
-    def frame(self, height: int, width: int, confidence: bool, whole: bool) -> Frame:
-        slot = self.pool.take(height, width, confidence, whole)
-        if whole:
-            self._last = slot.plan
-        return CudaFrame(self._launcher, slot) if slot.plan.whole else CudaStrips(self._launcher, slot)
+    def whole_frame(self, height: int, width: int, confidence: bool) -> WholeFrame:
+        slot = self.pool.take(height, width, confidence, whole=True)
+        self._last = slot.plan
+        return CudaFrame(self._launcher, slot) if slot.plan.whole else FrameInStrips(self._launcher, slot)
+
+    def strips(self, height: int, width: int, confidence: bool) -> CudaStrips:
+        return CudaStrips(self._launcher, self.pool.take(height, width, confidence, whole=False))
 
     def first_window(self, image: UInt8) -> Float32:
         return self._launcher.first_window(image)
+
+    def engine_ms(self, image: UInt8) -> float:
+        with EngineAlone(self.gpu, self.session, self.first_window(image)) as alone:
+            alone.run()  # what an engine sets up for new addresses is not timed
+            begin = time.perf_counter()
+            alone.run()
+            return 1e3 * (time.perf_counter() - begin)
 
     def close(self) -> None:
         """Free everything.  Does not raise after the GPU was lost."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from math import prod
 from types import TracebackType
-from typing import Any, cast
 
 import numpy as np
 
 from engines.contract import DeviceSession, Float32
 from engines.gpu.host_copies import DTYPES
-from engines.tiling.device import Device, Gpu, Memory, UInt8
+from engines.tiling.device import Gpu, Memory
 
 
 class EngineAlone:
@@ -51,25 +48,3 @@ class EngineAlone:
     def free(self) -> None:
         while self._held:
             self._held.pop().free()
-
-
-def runs_alone(device: Device) -> bool:
-    """Whether its engine can be run between memory of its GPU.  Otherwise a run copies its windows and logits."""
-    return hasattr(device, "gpu") and hasattr(device.session, "enqueue")
-
-
-def milliseconds_alone(device: Device, image: UInt8) -> float:
-    """One run of the engine, on the first window of `image`; between the GPU's own memory where it `runs_alone`."""
-    window, session = device.first_window(image), device.session
-    if not runs_alone(device):
-        return _milliseconds(lambda: session.run(window))
-    gpu: Any = device.gpu  # type: ignore[attr-defined]  # not every device has one
-    with EngineAlone(gpu, cast(DeviceSession, session), window) as alone:
-        alone.run()  # what an engine sets up for new addresses is not timed
-        return _milliseconds(alone.run)
-
-
-def _milliseconds(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return 1e3 * (time.perf_counter() - begin)

@@ -1,4 +1,4 @@
-"""Frames on a GPU: one holds the whole image, the other only the rows at work."""
+"""Frames on a GPU: they hold the whole image, or only the rows at work."""
 
 from __future__ import annotations
 
@@ -88,18 +88,9 @@ class CudaFrame(_Frame):
         self._release()
         return mask
 
-    def advance(self, index: int) -> None:
-        raise DeployError(f"frame: got advance({index}) on a frame that was asked for whole; use play and mask")
-
-    def band(self, index: int) -> Band:
-        raise DeployError(f"frame: got band({index}) on a frame that was asked for whole; use play and mask")
-
 
 class CudaStrips(_Frame):
-    """Holds the rows at work, so that an image of any height fits.  One row of windows after another.
-
-    Also stands in for `CudaFrame` where the whole image does not fit: then `mask` does the work.
-    """
+    """Holds the rows at work, so that an image of any height fits.  One row of windows after another."""
 
     def __init__(self, launcher: Launcher, slot: Slot) -> None:
         super().__init__(launcher, slot)
@@ -131,6 +122,10 @@ class CudaStrips(_Frame):
             self._release()
             self._image = np.empty((0, 0, 3), np.uint8)
         return Band(start, end, labels, certainty)
+
+
+class FrameInStrips(CudaStrips):
+    """Stands in for `CudaFrame` where the whole image does not fit: `mask` does the work."""
 
     def play(self) -> None:
         self._check_mine()

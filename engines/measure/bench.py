@@ -83,7 +83,7 @@ class BenchReport:
     which gather, engine, stitch.
 
     On a GPU these three are measured in rounds of their own, because that takes time and forbids a graph, and window_ms
-    is between memory of the GPU unless settings says ``window_copies``.
+    is between memory of the GPU.
     settings: what was in force; see `settings` and `conditions`.  size: (height, width) of the frame in pixels.
     """
 
@@ -152,7 +152,7 @@ def bench(bundle: Path, image: NDArray[np.uint8] | None, size: tuple[int, int] |
     in_force = {**settings(), "precision": opened.precision, "backend": opened.backend, "sdk": opened.sdk,
                 "device": opened.device, "threads": opened.threads, "rounds": rounds, "warmup": warmup,
                 "runs_on": on.name, "graph": on.graph, "transfers": on.transfers,
-                "window_copies": on.name != "host" and not on.alone, "in_flight": on.in_flight,
+                "in_flight": on.in_flight,
                 "batch": manifest.batch, "before": taken.before, "after": taken.after}  # fmt: skip
     return BenchReport(str(bundle), file_sha256(bundle / MANIFEST), in_force, (image.shape[0], image.shape[1]),
                        taken.frames[0].windows, opened.load_ms, Stats.of(taken.alone), **parts, peak_bytes=peak,

@@ -30,8 +30,7 @@ from engines.backends import REFERENCES, get_backend
 from engines.bundle import ENGINE, Bundle
 from engines.contract import executed
 from engines.errors import DeployError, GpuLostError
-from engines.gpu.engine_alone import milliseconds_alone, runs_alone
-from engines.segmenter import Segmenter, Timings, open_segmenter
+from engines.segmenter import Segmenter, open_segmenter
 
 UInt8 = NDArray[np.uint8]
 
@@ -52,14 +51,12 @@ class OnDevice:
     """What the segmenter runs on, and how.  name: ``host`` or ``cuda``.  in_flight: frames under way at once.
 
     graph: ``on``, or ``off: `` and why.  transfers: ``pinned`` or ``mapped``.  Both are empty on the host.
-    alone: whether `Worker.engine` times the engine between the device's own memory, without copies.
     """
 
     name: str
     in_flight: int
     graph: str
     transfers: str
-    alone: bool
 
 
 @dataclass(frozen=True)
@@ -123,10 +120,7 @@ class Worker:
         return labels
 
     def engine(self) -> float:
-        """Milliseconds of one run of the engine alone: of as many windows as it takes, the image's first among them.
-
-        See `OnDevice.alone`.
-        """
+        """Milliseconds of one run of the engine alone: of as many windows as it takes, the image's first among them."""
         return float(self._ask("engine")["ms"])
 
     def frames(self, count: int) -> float:
@@ -212,10 +206,10 @@ class _Served:
         return {}
 
     def frame(self) -> dict[str, Any]:
-        self._segmenter.device.timings = times = Timings()
         begin = time.perf_counter()
-        self._labels = self._segmenter.segment(self._image).labels
-        total = time.perf_counter() - begin
+        running = self._segmenter.start(self._image)
+        self._labels = running.mask().labels
+        total, times = time.perf_counter() - begin, running.timings
         frame = Frame(1e3 * total, 1e3 * times.gather, 1e3 * times.engine, 1e3 * times.stitch, times.windows)
         return asdict(frame)
 
@@ -224,7 +218,7 @@ class _Served:
         return {}
 
     def engine(self) -> dict[str, Any]:
-        return {"ms": milliseconds_alone(self._segmenter.device, self._image)}
+        return {"ms": self._segmenter.device.engine_ms(self._image)}
 
     def frames(self, count: int) -> dict[str, Any]:
         begin = time.perf_counter()
@@ -234,11 +228,7 @@ class _Served:
 
     def device(self) -> dict[str, Any]:
         device = self._segmenter.device
-        gpu = getattr(device, "gpu", None)  # the host has none of these
-        transfers = "" if gpu is None else "mapped" if gpu.info.integrated else "pinned"
-        return asdict(
-            OnDevice(device.name, device.in_flight, getattr(device, "graph", ""), transfers, runs_alone(device))
-        )
+        return asdict(OnDevice(device.name, device.in_flight, device.graph, device.transfers))
 
     def time_parts(self, on: bool) -> dict[str, Any]:
         self._segmenter.device.parts = on

@@ -47,21 +47,11 @@ class Timings:
     windows: int = 0
 
 
-class Frame(Protocol):
-    """One image on its way through a device.  Use: `put`, then `play` and `mask`, or `advance` and `band` in turn."""
-
-    @property
-    def steps(self) -> Sequence[WindowRow]:
-        """The rows of windows, in the order that `advance` takes them."""
+class WholeFrame(Protocol):
+    """One image, held as a whole, on its way through a device.  Use: `put`, `play`, `mask`."""
 
     def put(self, image: UInt8) -> None:
         """Take the image (H, W, 3) uint8 RGB of this frame's size.  It may be changed again only after the result."""
-
-    def advance(self, index: int) -> None:
-        """Start gathering and running the windows of row `index` and stitching the rows that it finishes."""
-
-    def band(self, index: int) -> Band:
-        """Wait for the rows that `index` finished.  The arrays are the caller's own."""
 
     def play(self) -> None:
         """Start every row.  On a GPU this does not wait, and may be one recorded graph."""
@@ -70,12 +60,47 @@ class Frame(Protocol):
         """Wait for `play`.  The arrays are the caller's own.  Raises DeployError on NaN or infinite logits."""
 
 
+class Strips(Protocol):
+    """One image of which only the rows at work are held.  Use: `put`, then `advance` and `band` in turn."""
+
+    @property
+    def steps(self) -> Sequence[WindowRow]:
+        """The rows of windows, in the order that `advance` takes them."""
+
+    def put(self, image: UInt8) -> None:
+        """Take the image (H, W, 3) uint8 RGB of this size.  It may be changed again only after the last band."""
+
+    def advance(self, index: int) -> None:
+        """Start gathering and running the windows of row `index` and stitching the rows that it finishes."""
+
+    def band(self, index: int) -> Band:
+        """Wait for the rows that `index` finished.  The arrays are the caller's own.
+
+        Raises DeployError on NaN or infinite logits.
+        """
+
+
 class Device(Protocol):
-    """Holds an engine, its kernels and its memory.  Not thread-safe."""
+    """Holds an engine, its kernels and its memory.  Not thread-safe.
+
+    parts: whether gather, engine and stitch are timed one by one; on a GPU by events, and then without a graph.
+    on_window: called after each window with (done, total) of the current image, where windows are run one by one.
+    """
+
+    parts: bool
+    on_window: Callable[[int, int], None] | None
 
     @property
     def name(self) -> str:
         """``host`` or ``cuda``."""
+
+    @property
+    def graph(self) -> str:
+        """``on`` where frames like the last one are replayed as graphs, or ``off: `` and why; empty on the host."""
+
+    @property
+    def transfers(self) -> str:
+        """How images and masks come and go: ``pinned`` or ``mapped``; empty on the host."""
 
     @property
     def session(self) -> Session: ...
@@ -89,23 +114,6 @@ class Device(Protocol):
     @property
     def timings(self) -> Timings: ...
 
-    @timings.setter
-    def timings(self, value: Timings) -> None: ...
-
-    @property
-    def parts(self) -> bool:
-        """Whether gather, engine and stitch are timed one by one; on a GPU by events, and then without a graph."""
-
-    @parts.setter
-    def parts(self, value: bool) -> None: ...
-
-    @property
-    def on_window(self) -> Callable[[int, int], None] | None:
-        """Called after each window with (done, total) of the current image, where windows are run one by one."""
-
-    @on_window.setter
-    def on_window(self, value: Callable[[int, int], None] | None) -> None: ...
-
     @property
     def in_flight(self) -> int:
         """How many frames may be under way at once: 1 on the host."""
@@ -114,15 +122,20 @@ class Device(Protocol):
     def batch(self) -> int:
         """Windows per run of the engine."""
 
-    def frame(self, height: int, width: int, confidence: bool, whole: bool) -> Frame:
+    def whole_frame(self, height: int, width: int, confidence: bool) -> WholeFrame:
         """A free frame for images of this size, with everything allocated.
 
-        whole: for `play` and `mask`; otherwise for `advance` and `band`, which hold only the rows at work.
-        A device may give out the same frame again once its mask or its last band was taken.
+        A device may give out the same memory again once the mask was taken.
         """
+
+    def strips(self, height: int, width: int, confidence: bool) -> Strips:
+        """The same for images of any height, whose memory may be given out again once the last band was taken."""
 
     def first_window(self, image: UInt8) -> Float32:
         """The engine's input (N, 3, h, w) float32, its first window the top left one of `image`; reused later."""
+
+    def engine_ms(self, image: UInt8) -> float:
+        """Milliseconds of one run of the engine alone on `first_window`, between memory of the device: no copies."""
 
 
 @dataclass(frozen=True)

@@ -147,10 +147,10 @@ def evaluate(
     segmenter.session.run(np.zeros((manifest.batch, *manifest.input_shape[1:]), np.float32))
 
     def timed(image: UInt8) -> UInt8:
-        segmenter.device.timings = Timings()
         begin = time.perf_counter()
-        labels = segmenter.segment(image).labels
-        clock.add(segmenter.device.timings, time.perf_counter() - begin)
+        running = segmenter.start(image)
+        labels = running.mask().labels
+        clock.add(running.timings, time.perf_counter() - begin)
         return labels
 
     scores = score(timed, dataset, manifest.spec.classes, max_pixels)

@@ -71,7 +71,7 @@ def test_bench_ends_as_its_worker_did(
     (tmp_path / "worker.py").write_text(
         "import sys\nfrom engines import errors\nfrom engines.measure import worker\ndef fail(*words):\n"
         f"    raise errors.{error}('gpu: an illegal memory access was encountered')\n"
-        "worker.Segmenter.segment = fail\nsys.exit(worker.main(sys.argv[3:]))\n"
+        "worker.Segmenter.start = fail\nsys.exit(worker.main(sys.argv[3:]))\n"
     )
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/worker.py "$@"\n')

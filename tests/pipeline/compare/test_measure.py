@@ -51,7 +51,7 @@ class _Worker:
         return IMAGE[..., 0]
 
     def device(self) -> OnDevice:
-        return OnDevice("host" if self.name == "host" else "cuda", 1, "", "", True)
+        return OnDevice("host" if self.name == "host" else "cuda", 1, "", "")
 
     def time_parts(self, on: bool) -> None:
         self.parts = on

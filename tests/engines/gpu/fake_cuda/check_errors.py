@@ -127,14 +127,6 @@ def test_engines_that_do_not_fit_the_bundle_are_refused(change: dict[str, Tensor
         CudaDevice(gpu, engine, SPEC, TILING, CUBIN)
 
 
-def test_a_frame_for_bands_and_one_for_masks_are_told_apart() -> None:
-    with opened(Engine(TILING), TILING) as (_, device, _):
-        whole = device.frame(64, 96, False, whole=True)
-        for misuse in (whole.advance, whole.band):
-            with pytest.raises(DeployError, match="use play and mask"):
-                misuse(0)
-
-
 def test_a_context_that_was_current_is_current_again() -> None:
     """As in a process where torch has run: it holds the primary context and leaves it current."""
     library, context = support.driver(), ctypes.c_void_p()
