@@ -12,10 +12,10 @@ from typing import cast
 import numpy as np
 
 from engines.backends import get_backend
-from engines.backends.tensorrt.engine_file import Gpu
 from engines.bundle import ENGINE, KERNELS, Manifest, open_bundle
 from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Session
 from engines.errors import DeployError
+from engines.gpu.info import Fingerprint
 from engines.model_spec import ModelSpec
 from engines.tiling.device import Band, Device, Mask, Timings, UInt8
 from engines.tiling.host import HostDevice
@@ -144,7 +144,7 @@ def _kernels(path: Path, manifest: Manifest) -> bytes:
     from engines.gpu.compile import compile_kernels, fits
     from engines.gpu.context import gpu_info
 
-    built, here = Gpu.parse(manifest.device), gpu_info().sm
+    built, here = Fingerprint.parse(manifest.device), gpu_info().sm
     if built is None or fits(built.sm, here):
         return path.read_bytes()
     try:

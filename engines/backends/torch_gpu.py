@@ -21,7 +21,7 @@ from engines.backends.torch_gpu_errors import reported
 from engines.contract import Backend, BuildConfig, Float32, Layer, Session, Tensor, check_windows, from_microseconds
 from engines.errors import DeployError
 from engines.gpu import context
-from engines.tiling.device import GpuInfo
+from engines.gpu.info import GpuInfo
 
 DEVICE = "cuda"
 _TYPES = {"fp32": ("float32", "<f4"), "fp16": ("float16", "<f2")}  # in torch, and in __cuda_array_interface__

@@ -8,19 +8,20 @@ from types import TracebackType
 import numpy as np
 
 from engines.contract import DeviceSession, Float32
+from engines.gpu.context import CudaGpu
 from engines.gpu.host_copies import DTYPES
-from engines.tiling.device import Gpu, Memory
+from engines.gpu.memory import CudaMemory
 
 
 class EngineAlone:
-    """Holds one batch of windows on the GPU.  Use in a `with` block.  Raises DeployError as Gpu and session do.
+    """Holds one batch of windows on the GPU.  Use in a `with` block.  Raises DeployError as GPU and session do.
 
     windows: (N, 3, h, w) float32, the engine's input.
     """
 
-    def __init__(self, gpu: Gpu, session: DeviceSession, windows: Float32) -> None:
+    def __init__(self, gpu: CudaGpu, session: DeviceSession, windows: Float32) -> None:
         self._gpu, self._session = gpu, session
-        self._held: list[Memory] = []
+        self._held: list[CudaMemory] = []
         output = session.output
         source = np.ascontiguousarray(windows, DTYPES[session.input.dtype])
         try:

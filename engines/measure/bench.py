@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from engines.bundle import MANIFEST, file_sha256, open_bundle
 from engines.errors import DeployError
+from engines.gpu.info import Fingerprint
 from engines.measure.conditions import conditions, governor, say
 from engines.measure.power import Energy, NoMeter, find_meter, measured
 from engines.measure.worker import Frame, OnDevice, Worker
@@ -208,7 +209,7 @@ def _throughput(worker: Worker, on: OnDevice, gpu: bool, frames: Sequence[Frame]
 
 
 def _on_gpu(on: OnDevice, fingerprint: str) -> bool:
-    return on.name != "host" or fingerprint.startswith("cuda")
+    return on.name != "host" or Fingerprint.parse(fingerprint) is not None
 
 
 def _say_conditions(force: dict[str, Any]) -> list[str]:

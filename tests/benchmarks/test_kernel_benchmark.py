@@ -17,8 +17,8 @@ import pytest
 
 from benchmarks import kernels as benchmark
 from engines.errors import DeployError
+from engines.gpu.info import GpuInfo
 from engines.gpu.kernels import Launch
-from engines.tiling.device import GpuInfo
 from tests.engines.gpu.emulated import Emulated, build
 
 

@@ -19,8 +19,8 @@ from engines.backends.tensorrt.session import TensorRTSession
 from engines.backends.tensorrt.timing_cache import TimingCache
 from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Layer, TensorRTOptions
 from engines.errors import DeployError
+from engines.gpu.info import GpuInfo
 from engines.machine.jetson import read_jetson
-from engines.tiling.device import GpuInfo
 
 
 class TensorRTFamily(Backend, ABC):

@@ -16,8 +16,8 @@ from engines.backends import get_backend
 from engines.backends.tensorrt.scales import half_scales
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
+from engines.gpu.info import GpuInfo
 from engines.proof.rebuild import tuning
-from engines.tiling.device import GpuInfo
 from engines.tiling.placement import Tiling
 from pipeline.build import build_bundle
 from pipeline.precision.as_asked import half_of, rest_of
