@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from engines.errors import DeployError
 
 Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+Log = Callable[[str, str], None]  # takes (step, what happened)
 
 Log = Callable[[str, str], None]  # (step, what happened)
 

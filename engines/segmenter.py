@@ -13,11 +13,11 @@ import numpy as np
 
 from engines.backends import get_backend
 from engines.bundle import ENGINE, KERNELS, Manifest, open_bundle
-from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Session
+from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Session, UInt8
 from engines.errors import DeployError
 from engines.gpu.info import Fingerprint
 from engines.model_spec import ModelSpec
-from engines.tiling.device import Band, Device, Mask, Timings, UInt8
+from engines.tiling.device import PARTS, Band, Device, Mask, Timings
 from engines.tiling.host import HostDevice
 from engines.tiling.placement import Tiling
 
@@ -113,7 +113,7 @@ class Running:
         before = replace(self._device.timings)
         yield
         after = self._device.timings
-        for part in ("gather", "engine", "stitch", "windows"):
+        for part in (*PARTS, "windows"):
             own = getattr(self.timings, part) + getattr(after, part) - getattr(before, part)
             setattr(self.timings, part, own)
 

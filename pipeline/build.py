@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 
 from engines.backends import choose_backend
 from engines.bundle import GOLDEN, MODEL, Manifest, writing
-from engines.contract import Backend, BuildConfig, Float32, Log
+from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
 from engines.proof.agreement import Agreement
 from engines.proof.batch_gate import reported, require_neutral
 from engines.proof.golden import Golden
@@ -89,7 +88,7 @@ def _for_batches(graph: OnnxGraph, inputs: list[Float32], batch: int, log: Log) 
     return neutral
 
 
-def slide_labels(logits: Float32, tiling: Tiling, size: tuple[int, int]) -> NDArray[np.uint8]:
+def slide_labels(logits: Float32, tiling: Tiling, size: tuple[int, int]) -> UInt8:
     """mmsegmentation's slide mode in PyTorch, for logits (M, K, h, w) of all windows of an image of `size`."""
     height, width = size
     window = (tiling.window_h, tiling.window_w)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.contract import UInt8
+
 CLASSES = ("sky", "building", "road", "pavement", "tree", "pole", "sign", "car", "person")
 PALETTE = (
     (70, 130, 180), (70, 70, 70), (128, 64, 128), (244, 35, 232), (107, 142, 35),
@@ -20,7 +22,6 @@ PALETTE = (
 )  # fmt: skip
 SKY, BUILDING, ROAD, PAVEMENT, TREE, POLE, SIGN, CAR, PERSON = range(len(CLASSES))
 
-UInt8 = NDArray[np.uint8]
 Float = NDArray[np.float32]
 Colour = NDArray[np.floating]  # (3,) RGB in 0..1
 

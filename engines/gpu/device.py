@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from engines.contract import DeviceSession, Float32, Tensor
+from engines.contract import DeviceSession, Float32, Log, Tensor, UInt8
 from engines.errors import DeployError
 from engines.gpu.context import CudaGpu
 from engines.gpu.engine_alone import EngineAlone
@@ -17,7 +17,7 @@ from engines.gpu.launcher import Launcher
 from engines.gpu.layout import Plan
 from engines.gpu.pool import IN_FLIGHT, Pool
 from engines.model_spec import ModelSpec
-from engines.tiling.device import UInt8, WholeFrame
+from engines.tiling.device import WholeFrame
 from engines.tiling.placement import Tiling
 
 
@@ -33,7 +33,7 @@ class CudaDevice:
 
     def __init__(
         self, gpu: CudaGpu, session: DeviceSession, spec: ModelSpec, tiling: Tiling, cubin: bytes,
-        log: Callable[[str, str], None] = lambda step, text: None,
+        log: Log = lambda step, text: None,
     ) -> None:  # fmt: skip
         _check(session, tiling, len(spec.classes))
         self.gpu, self.session, self.spec, self.tiling = gpu, session, spec, tiling

@@ -7,12 +7,13 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
+from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.gpu.kernels import NOT_FINITE
 from engines.gpu.launcher import Launcher
 from engines.gpu.pool import IN_FLIGHT, Slot
 from engines.tiling.core import MESSAGES
-from engines.tiling.device import Band, Mask, UInt8
+from engines.tiling.device import Band, Mask
 
 
 class _Frame:

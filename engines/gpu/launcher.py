@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from engines.contract import DeviceSession, Float32
+from engines.contract import DeviceSession, Float32, Log, UInt8
 from engines.errors import DeployError, GpuLostError
 from engines.gpu import kernels
 from engines.gpu.context import CudaGpu
@@ -19,7 +19,7 @@ from engines.gpu.memory import CudaMemory
 from engines.gpu.pool import Slot
 from engines.model_spec import ModelSpec
 from engines.tiling import core
-from engines.tiling.device import Timings, UInt8
+from engines.tiling.device import Timings
 from engines.tiling.placement import Tiling, WindowRow
 
 MAX_RECORDED = 64  # windows of an image; a graph of more saves little, and every window's launches stay in memory
@@ -34,7 +34,7 @@ class Launcher:
 
     def __init__(
         self, gpu: CudaGpu, session: DeviceSession, spec: ModelSpec, tiling: Tiling, cubin: bytes,
-        log: Callable[[str, str], None],
+        log: Log,
     ) -> None:  # fmt: skip
         self.gpu, self._session, self._spec, self._tiling, self._log = gpu, session, spec, tiling, log
         self.timings = Timings()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.contract import UInt8
 from engines.gpu.context import CudaGpu, GpuMemoryError
 from engines.gpu.graph import Graph
 from engines.gpu.layout import Plan
@@ -66,7 +67,7 @@ class Slot:
         self.owner: object | None = None
         self.warm = False
         self.graph: Graph | None = None
-        self.clock = Clock(gpu)
+        self.clock = PartClock(gpu)
         self.arrays: dict[str, NDArray[Any]] = {}
         self.addresses: dict[str, int] = {}
         for name, region in plan.regions.items():
@@ -92,7 +93,7 @@ class Slot:
                 self.gpu.copy_out(self.arrays[name][:rows], self.addresses[name], stream)
         self.gpu.mark(self.done, stream)
 
-    def result(self, rows: int) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+    def result(self, rows: int) -> tuple[UInt8, NDArray[np.float32] | None]:
         """Copies of the first `rows` of labels and confidence, once `done` has happened."""
         labels, certainty = self.arrays["labels"][:rows].copy(), self.arrays.get("confidence")
         return labels, None if certainty is None else certainty[:rows].copy()
@@ -107,7 +108,7 @@ class Slot:
         self.clock.free()
 
 
-class Clock:
+class PartClock:
     """When the parts of a frame were done, by events on main."""
 
     def __init__(self, gpu: CudaGpu) -> None:

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engines.bundle import MANIFEST, file_sha256, open_bundle
+from engines.bundle import MANIFEST, open_bundle
+from engines.contract import UInt8
 from engines.errors import DeployError
+from engines.files import file_sha256
 from engines.gpu.info import Fingerprint
 from engines.measure.conditions import conditions, governor, say
 from engines.measure.power import Energy, NoMeter, find_meter, measured
-from engines.measure.worker import Frame, OnDevice, Worker
+from engines.measure.worker import FrameTimes, OnDevice, Worker
 from engines.tiling import core
+from engines.tiling.device import PARTS
 
-PARTS = ("gather", "engine", "stitch")
 ENERGY_S = 2.0  # of work at least, where energy can be measured: power readings are means over up to a second
 
 
@@ -133,7 +134,7 @@ class BenchReport:
         return "\n".join(lines)
 
 
-def bench(bundle: Path, image: NDArray[np.uint8] | None, size: tuple[int, int] | None, rounds: int, warmup: int,
+def bench(bundle: Path, image: UInt8 | None, size: tuple[int, int] | None, rounds: int, warmup: int,
           threads: int) -> BenchReport:  # fmt: skip
     """Time `bundle` in a process of its own, after `warmup` rounds that do not count.  Raises DeployError.
 
@@ -166,8 +167,8 @@ class _Taken:
 
     throughput: Throughput
     alone: list[float] = field(default_factory=list)
-    frames: list[Frame] = field(default_factory=list)
-    split: list[Frame] = field(default_factory=list)
+    frames: list[FrameTimes] = field(default_factory=list)
+    split: list[FrameTimes] = field(default_factory=list)
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
 
@@ -198,7 +199,7 @@ def _take(worker: Worker, rounds: int, warmup: int, bar: Any) -> _Taken:
     return taken
 
 
-def _throughput(worker: Worker, on: OnDevice, gpu: bool, frames: Sequence[Frame]) -> Throughput:
+def _throughput(worker: Worker, on: OnDevice, gpu: bool, frames: Sequence[FrameTimes]) -> Throughput:
     """As many frames as there were rounds, or as make up ENERGY_S where there is something to measure."""
     meter, count = find_meter(gpu), len(frames)
     if not isinstance(meter, NoMeter):

@@ -24,19 +24,16 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engines.backends import REFERENCES, get_backend
 from engines.bundle import ENGINE, Bundle
-from engines.contract import executed
+from engines.contract import UInt8, executed
 from engines.errors import DeployError, GpuLostError
 from engines.segmenter import Segmenter, open_segmenter
 
-UInt8 = NDArray[np.uint8]
-
 
 @dataclass(frozen=True)
-class Frame:
+class FrameTimes:
     """One image, from decoded pixels to its label map, in milliseconds.  windows: how often the engine ran."""
 
     frame_ms: float
@@ -108,9 +105,9 @@ class Worker:
         np.save(path, image)
         self._ask("put", path=str(path))
 
-    def frame(self) -> Frame:
+    def frame(self) -> FrameTimes:
         """Segment the image once and time it."""
-        return Frame(**self._ask("frame"))
+        return FrameTimes(**self._ask("frame"))
 
     def labels(self) -> UInt8:
         """The label map (H, W) uint8 of the last `frame`."""
@@ -210,7 +207,7 @@ class _Served:
         running = self._segmenter.start(self._image)
         self._labels = running.mask().labels
         total, times = time.perf_counter() - begin, running.timings
-        frame = Frame(1e3 * total, 1e3 * times.gather, 1e3 * times.engine, 1e3 * times.stitch, times.windows)
+        frame = FrameTimes(1e3 * total, 1e3 * times.gather, 1e3 * times.engine, 1e3 * times.stitch, times.windows)
         return asdict(frame)
 
     def labels(self, path: str) -> dict[str, Any]:

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engines.contract import Float32
+from engines.contract import Float32, UInt8
 from engines.errors import DeployError, GateError
 
 
@@ -100,6 +99,6 @@ def compare_logits(step: str, got: Float32, reference_name: str, reference: Floa
     )
 
 
-def compare_labels(step: str, got: NDArray[np.uint8], reference_name: str, reference: NDArray[np.uint8]) -> Agreement:
+def compare_labels(step: str, got: UInt8, reference_name: str, reference: UInt8) -> Agreement:
     """Compare label maps (H, W)."""
     return Agreement(step, reference_name, float((got == reference).mean()))

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engines.contract import Float32
+from engines.contract import Float32, UInt8
 from engines.errors import DeployError
 from engines.model_spec import ModelSpec
 from engines.proof.agreement import Agreement, Gate, compare_labels, compare_logits
@@ -29,14 +28,14 @@ class Golden:
     reference: what computed them.
     """
 
-    image: NDArray[np.uint8]
+    image: UInt8
     logits: Float32
     step: int
-    labels: NDArray[np.uint8]
+    labels: UInt8
     reference: str
 
     @classmethod
-    def sample(cls, image: NDArray[np.uint8], logits: Float32, labels: NDArray[np.uint8], reference: str) -> Golden:
+    def sample(cls, image: UInt8, logits: Float32, labels: UInt8, reference: str) -> Golden:
         """Keep a grid of the reference's full logits (M, K, h, w)."""
         step = max(1, -(-max(logits.shape[2:]) // GRID))
         return cls(image, np.ascontiguousarray(logits[:, :, ::step, ::step]), step, labels, reference)
@@ -70,7 +69,7 @@ class Golden:
         return [engine, mask]
 
 
-def windows_of(image: NDArray[np.uint8], spec: ModelSpec, tiling: Tiling) -> list[Float32]:
+def windows_of(image: UInt8, spec: ModelSpec, tiling: Tiling) -> list[Float32]:
     """The network inputs (1, 3, h, w) of all windows of `image`, row by row."""
     size = (tiling.window_h, tiling.window_w)
     tops, lefts = tiling.placements(*image.shape[:2])

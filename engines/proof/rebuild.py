@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -27,21 +27,19 @@ from engines.bundle import (
     REPORT,
     WEIGHTS,
     Manifest,
-    file_sha256,
     open_bundle,
     seal,
     writing,
 )
-from engines.contract import Backend, BuildConfig, TensorRTOptions, executed
+from engines.contract import Backend, BuildConfig, Log, TensorRTOptions, executed
 from engines.errors import DeployError
+from engines.files import file_sha256
 from engines.model_spec import ModelSpec
 from engines.proof.agreement import GATES, Agreement, Gate
 from engines.proof.batch_gate import STEP, compare_batch, reported, require_neutral
 from engines.proof.golden import Golden, windows_of
 from engines.segmenter import Segmenter, open_on_device
 from engines.tiling.placement import Tiling
-
-Log = Callable[[str, str], None]
 
 
 def compile_engine(

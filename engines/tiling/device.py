@@ -6,14 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from engines.contract import Float32, Session
+from engines.contract import Float32, Session, UInt8
 from engines.model_spec import ModelSpec
 from engines.tiling.placement import Tiling, WindowRow
-
-UInt8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -32,6 +27,9 @@ class Band:
     row1: int
     labels: UInt8
     confidence: Float32 | None
+
+
+PARTS = ("gather", "engine", "stitch")  # of Timings
 
 
 @dataclass

@@ -13,23 +13,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.measure.bench import Stats
-from engines.measure.worker import Frame, Opened, Worker
+from engines.measure.worker import FrameTimes, Opened, Worker
 from engines.model_spec import ModelSpec
+from engines.tiling.device import PARTS
 from engines.tiling.placement import Tiling
-from pipeline.compare.agreement import Agreement, Tally
+from pipeline.compare.agreement import MapAgreement, Tally
 from pipeline.compare.frames import Frames
-from pipeline.compare.rows import PARTS, Timing
+from pipeline.compare.rows import Timing
 from pipeline.compare.worst import Picture, Worst
 from pipeline.evaluation.metrics import Confusion, Scores
-
-UInt8 = NDArray[np.uint8]
-Log = Callable[[str, str], None]
 
 # Threads of the engine that ran before may still be spinning when it answers.
 SETTLE_S = 0.02
@@ -44,7 +41,7 @@ class Measured:
 
     opened: Opened
     scores: Scores | None
-    agreement: Agreement
+    agreement: MapAgreement
     executed: Mapping[str, float]
     timing: Timing
     peak_bytes: int
@@ -59,8 +56,8 @@ class _Lane:
     tally: Tally
     worst: Worst
     confusion: Confusion | None
-    times: list[Frame] = field(default_factory=list)
-    split: list[Frame] = field(default_factory=list)
+    times: list[FrameTimes] = field(default_factory=list)
+    split: list[FrameTimes] = field(default_factory=list)
 
 
 def measure(

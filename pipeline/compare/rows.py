@@ -10,10 +10,10 @@ from typing import Any
 
 from engines.errors import DeployError
 from engines.measure.bench import Stats
-from pipeline.compare.agreement import Agreement
+from engines.tiling.device import PARTS
+from pipeline.compare.agreement import MapAgreement
 
 SCHEMA = 1
-PARTS = ("gather", "engine", "stitch")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Row:
     miou: float | None = None
     pixel_accuracy: float | None = None
     class_iou: tuple[float | None, ...] | None = None
-    agreement: Agreement | None = None
+    agreement: MapAgreement | None = None
     timing: Timing | None = None
     speedup: float | None = None
     peak_bytes: int | None = None
@@ -101,7 +101,7 @@ class Row:
         times = {part: body.pop(f"{part}_ms") for part in ("frame", *PARTS)}
         windows, size = body.pop("windows"), body.pop("frame_size")
         if labels is not None:
-            body["agreement"] = Agreement(labels, edges, seams, tuple(by_class))
+            body["agreement"] = MapAgreement(labels, edges, seams, tuple(by_class))
         if windows is not None:
             body["timing"] = Timing(**{k: Stats(**v) for k, v in times.items()}, windows=windows, size=tuple(size))
         if body["class_iou"] is not None:

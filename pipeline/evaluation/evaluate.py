@@ -17,9 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 from calib.data.datasets import Dataset
-from engines.bundle import MANIFEST, Manifest, file_sha256
+from engines.bundle import MANIFEST, Manifest
+from engines.contract import UInt8
 from engines.errors import DeployError, GateError
-from engines.images.read import MAX_PIXELS, UInt8, read_image, resize_image, resize_labels
+from engines.files import file_sha256
+from engines.images.read import MAX_PIXELS, read_image, resize_image, resize_labels
 from engines.segmenter import Segmenter, Timings
 from pipeline.evaluation.metrics import Confusion, Scores
 

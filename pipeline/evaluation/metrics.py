@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.model_spec import IGNORE_LABEL, MAX_CLASSES
 from engines.tiling.placement import Tiling
 
-UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from engines.backends.tensorrt import dla
 from engines.backends.tensorrt.messages import build_error, errors_of, logger_of, no_kernels, warnings_of
-from engines.backends.tensorrt.network import Parsed, keep_types
+from engines.backends.tensorrt.network import ParsedNetwork, keep_types
 from engines.backends.tensorrt.progress import Progress, make_monitor, run_cancellable
 from engines.backends.tensorrt.sdk import HARDWARE, Flavour, member, strongly_typed
-from engines.backends.tensorrt.timing_cache import Log, TimingCache
-from engines.contract import BuildConfig, TensorRTOptions
+from engines.backends.tensorrt.timing_cache import TimingCache
+from engines.contract import BuildConfig, Log, TensorRTOptions
 from engines.errors import DeployError
 
 MIB = 2**20
@@ -42,7 +42,7 @@ def build_plan(
     builder = _builder(sdk, title, logger)
     typed = strongly_typed(sdk) and options.dla is None
     flagless = typed or member(sdk, "BuilderFlag", "FP16") is None
-    parsed = Parsed(sdk, title, builder, logger, model, flagless, config.batch)
+    parsed = ParsedNetwork(sdk, title, builder, logger, model, flagless, config.batch)
     settings = builder.create_builder_config()
     if options.dla is not None:
         raise dla.answer(sdk, title, builder, settings, parsed, options.dla)

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from engines.backends.tensorrt.network import Parsed, held_types
+from engines.backends.tensorrt.network import ParsedNetwork, held_types
 from engines.backends.tensorrt.sdk import member, name_of
 from engines.errors import DeployError
 
 _SHOWN = 8  # types of layer
 
 
-def answer(sdk: Any, title: str, builder: Any, settings: Any, parsed: Parsed, core: int) -> DeployError:
+def answer(sdk: Any, title: str, builder: Any, settings: Any, parsed: ParsedNetwork, core: int) -> DeployError:
     """What would run on the DLA.  settings: an IBuilderConfig that is used for nothing else."""
     cores = int(getattr(builder, "num_DLA_cores", 0))
     if cores == 0:

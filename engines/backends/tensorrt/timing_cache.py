@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from engines.backends.tensorrt.engine_file import digest
+from engines.contract import Log
 from engines.errors import DeployError
 from engines.files import replacing
 from engines.gpu.info import Fingerprint
 
-Log = Callable[[str, str], None]
 _MAGIC = b"edgeseg timing cache 1\n"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 
-from pipeline.compare.rows import PARTS, Comparison, Row, class_changes, drop, percent
+from engines.tiling.device import PARTS
+from pipeline.compare.rows import Comparison, Row, class_changes, drop, percent
 
 WIDTH = 120
 CHANGES_SHOWN = 6

@@ -16,7 +16,8 @@ from sklearn.metrics import accuracy_score, jaccard_score
 
 import deploy
 from calib.data.scenes import render
-from engines.bundle import file_sha256, open_bundle
+from engines.bundle import open_bundle
+from engines.files import file_sha256
 from engines.images.read import read_image
 from engines.segmenter import open_segmenter
 from pipeline import exact

@@ -13,9 +13,9 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_sco
 
 from calib.data.datasets import LabelOptions, open_dataset
 from calib.data.label_map import LabelMap, read_label_map
-from engines.bundle import file_sha256, open_bundle
+from engines.bundle import open_bundle
 from engines.errors import DeployError, GateError
-from engines.files import write_json
+from engines.files import file_sha256, write_json
 from engines.images.read import read_image, resize_labels
 from engines.model_spec import ModelSpec
 from engines.segmenter import Segmenter, open_segmenter
