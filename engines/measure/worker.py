@@ -2,8 +2,6 @@
 
 The parent sends commands as JSON lines on stdin and gets one JSON line back for each; images and label maps travel as
 .npy files.  Needs what running a bundle needs and nothing else.
-
-    python -m engines.measure.worker BUNDLE THREADS
 """
 
 from __future__ import annotations
@@ -30,6 +28,13 @@ from engines.bundle import ENGINE, Bundle
 from engines.contract import UInt8, executed
 from engines.errors import DeployError, GpuLostError
 from engines.segmenter import Segmenter, open_segmenter
+
+# Not -m, which imports from the current directory: that is the user's, and may hold anything.  Python 3.11 has
+# -P for it; what that leaves out is the empty entry.
+_START = (
+    "import sys; sys.path[:] = filter(None, sys.path); "
+    "from engines.measure.worker import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Worker:
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(  # noqa: S603  our own interpreter and module
-            [sys.executable, "-m", "engines.measure.worker", str(bundle.absolute()), str(threads)],
+            [sys.executable, "-c", _START, str(bundle.absolute()), str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True,
             env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
@@ -276,7 +281,3 @@ def main(argv: list[str]) -> int:
         print(json.dumps({"error": str(error), "code": error.exit_code}), file=answers)
         return error.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
