@@ -169,7 +169,6 @@ def tensorrt_arguments(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--hardware", choices=("exact", "same_cc", "ampere_plus"), help="GPUs that it loads on: this "
                        "model, this compute capability, or all from Ampere on")  # fmt: skip
     group.add_argument("--strip-weights", action=boolean, help="take them from model.onnx when it is loaded")
-    group.add_argument("--dla", type=count, metavar="N", help="say what would run on this DLA core, and build nothing")
 
 
 def window_arguments(verb: argparse.ArgumentParser) -> None:

@@ -80,7 +80,7 @@ class Manifest:
                 body[key] = tuple(int(d) for d in body[key])
             body["verification"] = tuple(dict(step) for step in body["verification"])
             body["files"] = {str(k): str(v) for k, v in body["files"].items()}
-            body["tensorrt"] = TensorRTOptions(**body.get("tensorrt", {}))
+            body["tensorrt"] = TensorRTOptions.from_json(body.get("tensorrt", {}))
             manifest = cls(**body)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DeployError(f"manifest: {error!r} while reading it; build the bundle again") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ class TensorRTOptions:
     level: builder optimisation level 0..5, or None for TensorRT's default.  aux_streams: None lets TensorRT choose.
     version_compatible: the engine also loads in later TensorRT.  hardware: ``exact``, ``same_cc`` (every GPU of this
     compute capability) or ``ampere_plus``.  strip_weights: the engine holds no weights and takes them from the bundle's
-    graph when it is loaded.  dla: a DLA core that was asked for, or None.
+    graph when it is loaded.
     """
 
     workspace: int | None = None
@@ -39,7 +39,11 @@ class TensorRTOptions:
     version_compatible: bool = False
     hardware: str = "exact"
     strip_weights: bool = False
-    dla: int | None = None
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> TensorRTOptions:
+        """Inverse of `to_json`; older bundles also hold ``dla``, null in all of them."""
+        return cls(**{name: value for name, value in body.items() if name != "dla"})
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))

@@ -46,9 +46,6 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
             log("load", summary(source.spec))
             exact = exact_graph(source, request, log, timer=backend if request.time_rewrites else None, config=trial)
         source, inputs, reference = exact.source, exact.inputs, exact.reference
-        if request.tensorrt.dla is not None:  # a question: answered here, and not after an hour of calibration
-            _save(exact.graph, folder / MODEL)
-            backend.build(folder / MODEL, tuned)
         precision, lowered = lower_as_asked(request, source, backend, exact.graph, inputs, reference, trial, log)
         gate, steps = request.gate(precision), [*exact.steps, *lowered.agreements]
         graph = _for_batches(lowered.graph, inputs, request.batch, log)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.backends.tensorrt import dla
 from engines.backends.tensorrt.messages import build_error, errors_of, logger_of, no_kernels, warnings_of
 from engines.backends.tensorrt.network import ParsedNetwork, keep_types
 from engines.backends.tensorrt.progress import Progress, make_monitor, run_cancellable
@@ -40,12 +39,10 @@ def build_plan(
     logger = logger_of(sdk)
     logger.messages.clear()
     builder = _builder(sdk, title, logger)
-    typed = strongly_typed(sdk) and options.dla is None
+    typed = strongly_typed(sdk)
     flagless = typed or member(sdk, "BuilderFlag", "FP16") is None
     parsed = ParsedNetwork(sdk, title, builder, logger, model, flagless, config.batch)
     settings = builder.create_builder_config()
-    if options.dla is not None:
-        raise dla.answer(sdk, title, builder, settings, parsed, options.dla)
     _set_flags(sdk, settings, options, flavour)
     if not typed:
         told = keep_types(sdk, parsed, settings)

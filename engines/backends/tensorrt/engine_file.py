@@ -60,7 +60,7 @@ def unpack(blob: bytes) -> tuple[Header, memoryview]:
         raise DeployError("engine: its header has changed since it was built; copy or build it again")
     try:
         body: dict[str, Any] = json.loads(blob[start:end])
-        body["options"] = TensorRTOptions(**body["options"])
+        body["options"] = TensorRTOptions.from_json(body["options"])
         body["targets"] = tuple(body["targets"])
         header = Header(**body)
     except (ValueError, TypeError, KeyError) as error:

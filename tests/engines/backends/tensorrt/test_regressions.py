@@ -101,26 +101,6 @@ def test_engines_that_are_only_measured_are_built_with_the_same_options(
     assert {(config.tensorrt, config.timing_cache, config.threads) for config in asked} == {(options, cache, 1)}
 
 
-def test_a_dla_is_answered_before_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options, said = TensorRTOptions(dla=0), list[str]()
-
-    def answer(model: Path, config: BuildConfig) -> bytes:
-        assert onnx.load(model).graph.node
-        assert config.tensorrt == options
-        raise DeployError("--dla 0: the answer")
-
-    monkeypatch.setattr(get_backend("openvino"), "build", answer)
-    monkeypatch.setattr("pipeline.build.tuning", lambda *_: BuildConfig(tensorrt=options))
-    request = BuildRequest(
-        "tests.models:tiny", tmp_path / "b", Tiling(64, 64, 48, 48), "int8", "openvino", tensorrt=options,
-        photographs=(str(render_folder(tmp_path / "scenes", range(1), 64, 64)),),
-    )  # fmt: skip
-    with pytest.raises(DeployError, match="the answer"):
-        build_bundle(request, lambda step, text: said.append(step))
-    assert "dataset" not in said
-    assert not (tmp_path / "b").exists()
-
-
 @pytest.mark.parametrize("which", [0, 1])
 def test_an_address_that_is_refused_runs_nothing(start: Start, model: Path, which: int) -> None:
     machine, taken = start("10.3.0"), list[str]()

@@ -178,7 +178,6 @@ def test_ctrl_c_ends_the_build() -> None:
     [
         (TensorRTOptions(version_compatible=True), r"--version-compatible: TensorRT-RTX engines run in the release"),
         (TensorRTOptions(strip_weights=True), r"--strip-weights: .* on a GPU alone"),
-        (TensorRTOptions(dla=0), r"--dla 0: TensorRT-RTX .* sees no DLA here"),
     ],
 )
 def test_what_it_cannot_do_is_refused(options: TensorRTOptions, message: str) -> None:
