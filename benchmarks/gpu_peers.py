@@ -226,7 +226,7 @@ def _wait(device: str) -> None:
 def _build(model: PeerModel, backend: str, precision: str, work: Path) -> Path:
     folder = work / backend
     tiling = Tiling(model.window, model.window, model.stride, model.stride)
-    request = BuildRequest(model.source.format(work=work), folder, tiling, precision, backend)
+    request = BuildRequest(model.source.format(work=work), folder, tiling, precision=precision, backend=backend)
     if not model.trained:  # nearly tied classes: the share of equal labels is reported, not required
         request = replace(request, max_error=float(OPEN_GATE[1]), min_agreement=0.0)
     build_bundle(request, lambda step, text: print(f"  {backend}: {step:12}{text}", file=sys.stderr, flush=True))

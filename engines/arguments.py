@@ -217,7 +217,7 @@ def data_arguments(verb: argparse.ArgumentParser) -> None:
 def tiling(args: argparse.Namespace) -> Tiling:
     height, width = args.tile
     stride_h, stride_w = args.stride or (max(1, 3 * height // 4), max(1, 3 * width // 4))
-    return Tiling(height, width, stride_h, stride_w, args.blend, args.padding)
+    return Tiling(height, window_w=width, stride_h=stride_h, stride_w=stride_w, blend=args.blend, padding=args.padding)
 
 
 def tensorrt_given(args: argparse.Namespace) -> dict[str, Any]:

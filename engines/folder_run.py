@@ -141,7 +141,9 @@ def _begin(segmenter: Segmenter, path: Path, target: Path, options: RunOptions) 
     clock = _Laps()
     image = read_image(path, options.max_pixels)
     read = clock.lap()
-    return _Job(path, target, image, segmenter.start(image, options.confidence), clock, read)
+    return _Job(
+        path, target, image=image, running=segmenter.start(image, options.confidence), clock=clock, read_ms=read
+    )
 
 
 def _finish(segmenter: Segmenter, job: _Job, options: RunOptions) -> ImageReport:
@@ -158,8 +160,10 @@ def _finish(segmenter: Segmenter, job: _Job, options: RunOptions) -> ImageReport
     times = job.running.timings
     height, width = mask.labels.shape
     return ImageReport(
-        str(job.path), str(target), width, height, times.windows, _shares(mask.labels, segmenter.spec.classes),
-        job.read_ms, 1e3 * times.gather, 1e3 * times.engine, 1e3 * times.stitch, write, job.clock.total(),
+        str(job.path), mask=str(target), width=width, height=height, windows=times.windows,
+        classes=_shares(mask.labels, segmenter.spec.classes),
+        read_ms=job.read_ms, gather_ms=1e3 * times.gather, engine_ms=1e3 * times.engine, stitch_ms=1e3 * times.stitch,
+        write_ms=write, total_ms=job.clock.total(),
     )  # fmt: skip
 
 

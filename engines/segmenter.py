@@ -34,7 +34,7 @@ class Segmenter:
     @classmethod
     def on_host(cls, session: Session, spec: ModelSpec, tiling: Tiling, threads: int = 0, batch: int = 1) -> Segmenter:
         """Gather and stitch in the C core.  threads: 0 means all cores.  batch: windows per run of the engine."""
-        return cls(HostDevice(session, spec, tiling, threads, batch))
+        return cls(HostDevice(session, spec=spec, tiling=tiling, threads=threads, batch=batch))
 
     @property
     def session(self) -> Session:
@@ -135,7 +135,9 @@ def open_segmenter(folder: Path, threads: int = 0) -> Iterator[tuple[Segmenter, 
         raise DeployError(f"bundle {folder}: {KERNELS} is missing; build the bundle again")
     kernels = _kernels(bundle.path(KERNELS), manifest) if backend.on_gpu else None
     blob = bundle.path(ENGINE).read_bytes()
-    with open_on_device(backend, blob, config, manifest.spec, manifest.tiling, kernels) as segmenter:
+    with open_on_device(
+        backend, blob, config=config, spec=manifest.spec, tiling=manifest.tiling, kernels=kernels
+    ) as segmenter:
         yield segmenter, manifest
 
 
@@ -167,7 +169,7 @@ def open_on_device(
     with ExitStack() as stack:
         if not backend.on_gpu:
             session = stack.enter_context(backend.load(blob, config))
-            yield Segmenter.on_host(session, spec, tiling, config.threads, config.batch)
+            yield Segmenter.on_host(session, spec=spec, tiling=tiling, threads=config.threads, batch=config.batch)
             return
         from engines.gpu.context import open_gpu
         from engines.gpu.device import CudaDevice
@@ -175,7 +177,9 @@ def open_on_device(
         gpu = stack.enter_context(open_gpu())
         session = stack.enter_context(backend.load(blob, config))
         assert kernels is not None
-        device = CudaDevice(gpu, cast(DeviceSession, session), spec, tiling, kernels, config.log)
+        device = CudaDevice(
+            gpu, session=cast(DeviceSession, session), spec=spec, tiling=tiling, cubin=kernels, log=config.log
+        )
         yield Segmenter(stack.enter_context(device))
 
 

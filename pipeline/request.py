@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 from calib.ranges.ranges import Ranges
@@ -29,6 +29,7 @@ class BuildRequest:
     model: str
     output: Path
     tiling: Tiling
+    _: KW_ONLY
     precision: str = "fp32"
     backend: str = "auto"
     threads: int = 0

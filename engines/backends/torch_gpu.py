@@ -112,7 +112,8 @@ class TorchCudaBackend(Backend):
         with reported(self.name, "asking for the GPU"):
             found = torch.cuda.get_device_properties(torch.cuda.current_device())
         info = GpuInfo(
-            found.name, (found.major, found.minor), _driver(), found.total_memory, bool(found.is_integrated)
+            found.name, sm=(found.major, found.minor), driver=_driver(), memory=found.total_memory,
+            integrated=bool(found.is_integrated)
         )  # fmt: skip
         return str(info)
 

@@ -298,7 +298,13 @@ def _describe(cuda: Any) -> GpuInfo:
     try:
         device = cuda.Device(0)
         integrated, sm = device.get_attribute(cuda.device_attribute.INTEGRATED), device.compute_capability()
-        return GpuInfo(device.name(), sm, cuda.get_driver_version(), device.total_memory(), bool(integrated))
+        return GpuInfo(
+            device.name(),
+            sm=sm,
+            driver=cuda.get_driver_version(),
+            memory=device.total_memory(),
+            integrated=bool(integrated),
+        )
     except cuda.Error as error:
         raise DeployError(f"GPU: the driver does not describe it: {error}; look at nvidia-smi") from error
 

@@ -37,7 +37,7 @@ class CudaDevice:
     ) -> None:  # fmt: skip
         _check(session, tiling, len(spec.classes))
         self.gpu, self.session, self.spec, self.tiling = gpu, session, spec, tiling
-        self._launcher = Launcher(gpu, session, spec, tiling, cubin, log)
+        self._launcher = Launcher(gpu, session=session, spec=spec, tiling=tiling, cubin=cubin, log=log)
         self.batch, self.timings = self._launcher.batch, self._launcher.timings
         self.transfers = "mapped" if gpu.info.integrated else "pinned"
         self.pool = Pool(gpu, tiling, self.batch, self._launcher.window_bytes)

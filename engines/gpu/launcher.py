@@ -107,7 +107,7 @@ class Launcher:
         strip = self.gpu.allocate(rows.nbytes)
         try:
             self.gpu.upload(strip.address, rows)
-            self._gather(strip.address, image.shape[:2], 0, 0, [0])
+            self._gather(strip.address, image.shape[:2], first_row=0, top=0, lefts=[0])
             windows = np.empty(self._session.input.shape, DTYPES[self._session.input.dtype])
             self.gpu.download(windows, self._windows)
         finally:
@@ -143,7 +143,9 @@ class Launcher:
         row_at = slot.addresses["logits"] + step.index % plan.ring * plan.pitch * self.window_bytes
         for start in range(0, columns, self.batch):
             some = step.lefts[start : start + self.batch]  # what is left in a short batch is run for nothing
-            self._gather(slot.addresses["image"], (plan.height, plan.width), first_row, step.top, some)
+            self._gather(
+                slot.addresses["image"], (plan.height, plan.width), first_row=first_row, top=step.top, lefts=some
+            )
             self._mark(slot, "gather")
             self._enqueue(row_at + start * self.window_bytes)
             self._mark(slot, "engine")

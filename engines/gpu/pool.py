@@ -186,8 +186,9 @@ class Pool:
         whole = whole and (first or self.slots[key][0].plan.whole)  # all of a size in one way, not now this, now that
         for kind in (True, False) if whole else (False,):
             plan = Plan.of(
-                self._tiling, (height, width), confidence, kind, self._batch, self._window_bytes,
-                self._gpu.info.integrated,
+                self._tiling, size=(height, width), confidence=confidence, whole=kind, batch=self._batch,
+                window_bytes=self._window_bytes,
+                shared=self._gpu.info.integrated,
             )  # fmt: skip
             blocks = self._reused(plan) or self._allocated(plan, first)
             if blocks is None:

@@ -43,7 +43,9 @@ class Stats:
         if not len(samples):
             raise DeployError("timing: got no samples, expected at least one round")
         p50, p95, p99 = (float(v) for v in np.percentile(samples, (50, 95, 99)))
-        return cls(p50, p95, p99, float(np.mean(samples)), float(np.min(samples)), len(samples))
+        return cls(
+            p50, p95=p95, p99=p99, mean=float(np.mean(samples)), fastest=float(np.min(samples)), count=len(samples)
+        )
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
@@ -156,8 +158,10 @@ def bench(bundle: Path, image: UInt8 | None, size: tuple[int, int] | None, round
                 "runs_on": on.name, "graph": on.graph, "transfers": on.transfers,
                 "in_flight": on.in_flight,
                 "batch": manifest.batch, "before": taken.before, "after": taken.after}  # fmt: skip
-    return BenchReport(str(bundle), file_sha256(bundle / MANIFEST), in_force, (image.shape[0], image.shape[1]),
-                       taken.frames[0].windows, opened.load_ms, Stats.of(taken.alone), **parts, peak_bytes=peak,
+    return BenchReport(str(bundle), manifest_sha256=file_sha256(bundle / MANIFEST), settings=in_force,
+                       size=(image.shape[0], image.shape[1]),
+                       windows=taken.frames[0].windows, load_ms=opened.load_ms, window_ms=Stats.of(taken.alone),
+                       **parts, peak_bytes=peak,
                        throughput=taken.throughput)  # fmt: skip
 
 
@@ -190,7 +194,7 @@ def _take(worker: Worker, rounds: int, warmup: int, bar: Any) -> _Taken:
             bar.update()
     bar.set_postfix_str("frames in flight")
     throughput = _throughput(worker, on, gpu, frames)
-    taken = _Taken(throughput, alone, frames, frames, before, conditions(gpu))
+    taken = _Taken(throughput, alone, frames=frames, split=frames, before=before, after=conditions(gpu))
     if on.name != "host":
         bar.set_postfix_str("parts")
         worker.time_parts(True)

@@ -212,7 +212,13 @@ class _Served:
         running = self._segmenter.start(self._image)
         self._labels = running.mask().labels
         total, times = time.perf_counter() - begin, running.timings
-        frame = FrameTimes(1e3 * total, 1e3 * times.gather, 1e3 * times.engine, 1e3 * times.stitch, times.windows)
+        frame = FrameTimes(
+            1e3 * total,
+            gather_ms=1e3 * times.gather,
+            engine_ms=1e3 * times.engine,
+            stitch_ms=1e3 * times.stitch,
+            windows=times.windows,
+        )
         return asdict(frame)
 
     def labels(self, path: str) -> dict[str, Any]:
@@ -271,7 +277,14 @@ def main(argv: list[str]) -> int:
         with open_segmenter(Path(argv[0]), threads) as (segmenter, manifest):
             in_force = threads or len(os.sched_getaffinity(0))
             load_ms = 1e3 * (time.perf_counter() - begin)
-            opened = Opened(manifest.precision, manifest.backend, manifest.sdk, manifest.device, in_force, load_ms)
+            opened = Opened(
+                manifest.precision,
+                backend=manifest.backend,
+                sdk=manifest.sdk,
+                device=manifest.device,
+                threads=in_force,
+                load_ms=load_ms,
+            )
             print(json.dumps(asdict(opened)), file=answers)
             served = _Served(segmenter, Bundle(Path(argv[0]), manifest), threads)
             for line in sys.stdin:

@@ -91,11 +91,11 @@ def compare_logits(step: str, got: Float32, reference_name: str, reference: Floa
     difference = np.abs(got - reference)
     return Agreement(
         step,
-        reference_name,
-        float((got.argmax(1) == reference.argmax(1)).mean()),
-        float(difference.max()),
-        float(difference.mean()),
-        float(np.abs(reference).max()),
+        reference=reference_name,
+        labels=float((got.argmax(1) == reference.argmax(1)).mean()),
+        max_abs=float(difference.max()),
+        mean_abs=float(difference.mean()),
+        reference_max=float(np.abs(reference).max()),
     )
 
 

@@ -74,7 +74,7 @@ def compare_batch(
     gate = GATES[config.precision]
     for item in range(count):
         one = slice(item, item + 1)
-        _require(backend, f"batch: window {item + 1} of {count}", together[one], alone[one], gate)
+        _require(backend, f"batch: window {item + 1} of {count}", got=together[one], alone=alone[one], gate=gate)
     found = compare_logits(STEP, together, f"{count} single runs", alone)
     verb = "equal" if not found.max_abs else "agree with"
     log(STEP, f"{count} windows at once {verb} {count} single runs: {found}")

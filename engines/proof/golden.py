@@ -38,7 +38,13 @@ class Golden:
     def sample(cls, image: UInt8, logits: Float32, labels: UInt8, reference: str) -> Golden:
         """Keep a grid of the reference's full logits (M, K, h, w)."""
         step = max(1, -(-max(logits.shape[2:]) // GRID))
-        return cls(image, np.ascontiguousarray(logits[:, :, ::step, ::step]), step, labels, reference)
+        return cls(
+            image,
+            logits=np.ascontiguousarray(logits[:, :, ::step, ::step]),
+            step=step,
+            labels=labels,
+            reference=reference,
+        )
 
     def save(self, path: Path) -> None:
         np.savez_compressed(path, **vars(self))
@@ -47,7 +53,13 @@ class Golden:
     def load(cls, path: Path) -> Golden:
         try:
             with np.load(path, allow_pickle=False) as data:
-                return cls(data["image"], data["logits"], int(data["step"]), data["labels"], str(data["reference"]))
+                return cls(
+                    data["image"],
+                    logits=data["logits"],
+                    step=int(data["step"]),
+                    labels=data["labels"],
+                    reference=str(data["reference"]),
+                )
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise DeployError(f"{path.name}: {error}; build the bundle again from the checkpoint") from error
 

@@ -63,7 +63,7 @@ class HostFrame:
     def __init__(self, device: HostDevice, height: int, width: int, confidence: bool) -> None:
         certainty = np.empty((height, width), np.float32) if confidence else None
         self._mask = Mask(np.empty((height, width), np.uint8), certainty)
-        self._strips = HostStrips(device, height, width, confidence, self._mask)
+        self._strips = HostStrips(device, height=height, width=width, confidence=confidence, into=self._mask)
 
     def put(self, image: UInt8) -> None:
         self._strips.put(image)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class CompareRequest:
     build: BuildRequest
     data: Path
     precisions: tuple[str, ...]
+    _: KW_ONLY
     calib: Path | None = None
     limits: Limits = field(default_factory=Limits)
     rounds: int = 20

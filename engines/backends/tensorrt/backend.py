@@ -112,10 +112,13 @@ class TensorRTFamily(Backend, ABC):
         cache = None
         if config.timing_cache is not None and not self.flavour.ahead:
             cache = TimingCache(config.timing_cache, self.version(), device, config.log)
-        plan = build_plan(sdk, self.flavour, model, config, self._room(info), targets, cache)
+        plan = build_plan(
+            sdk, self.flavour, model=model, config=config, room=self._room(info), targets=targets, cache=cache
+        )
         header = engine_file.Header(
-            self.version(), device, config.tensorrt, targets, model_sha256(model),
-            engine_file.digest(plan), len(plan),
+            self.version(), device, options=config.tensorrt, targets=targets,
+            model_sha256=model_sha256(model),
+            plan_sha256=engine_file.digest(plan), plan_bytes=len(plan),
         )  # fmt: skip
         return engine_file.pack(header, plan)
 
@@ -138,7 +141,9 @@ class TensorRTFamily(Backend, ABC):
         from engines.gpu.context import open_gpu
 
         with open_gpu() as gpu:
-            session = TensorRTSession(self.sdk(), self._title(), header, plan, config.model, gpu)
+            session = TensorRTSession(
+                self.sdk(), title=self._title(), header=header, plan=plan, model=config.model, gpu=gpu
+            )
             try:
                 yield session
             finally:

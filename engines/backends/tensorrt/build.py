@@ -41,7 +41,9 @@ def build_plan(
     builder = _builder(sdk, title, logger)
     typed = strongly_typed(sdk)
     flagless = typed or member(sdk, "BuilderFlag", "FP16") is None
-    parsed = ParsedNetwork(sdk, title, builder, logger, model, flagless, config.batch)
+    parsed = ParsedNetwork(
+        sdk, title=title, builder=builder, logger=logger, model=model, typed=flagless, batch=config.batch
+    )
     settings = builder.create_builder_config()
     _set_flags(sdk, settings, options, flavour)
     if not typed:
@@ -49,7 +51,7 @@ def build_plan(
         config.log(
             "types", ", ".join(f"{count} {name}" if count > 1 else name for name, count in told.items()) or "FP32"
         )
-    workspace = _set_limits(sdk, settings, options, room, config.log)
+    workspace = _set_limits(sdk, settings, options=options, room=room, log=config.log)
     if targets:
         settings.num_compute_capabilities = len(targets)
     for index, name in enumerate(targets):
@@ -57,7 +59,7 @@ def build_plan(
             raise build_error(title, logger, None)
     if cache is not None:
         cache.attach(settings)
-    plan = _run(sdk, builder, parsed.network, settings, config.log)
+    plan = _run(sdk, builder, network=parsed.network, settings=settings, log=config.log)
     if plan is None:
         raise build_error(title, logger, workspace)
     for text in warnings_of(logger)[:_WARNINGS]:

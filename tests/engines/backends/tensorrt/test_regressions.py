@@ -70,7 +70,7 @@ def test_int8_leaves_the_rest_in_what_the_release_can_scale_in(start: Start) -> 
 def test_a_rest_that_cannot_be_is_refused_before_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(get_backend("openvino")), "refuses_rest", lambda backend, rest: f"no {rest}")
     request = BuildRequest(
-        "tests.models:tiny", tmp_path / "b", Tiling(64, 64, 48, 48), "int8", "openvino",
+        "tests.models:tiny", tmp_path / "b", Tiling(64, 64, 48, 48), precision="int8", backend="openvino",
         photographs=(str(render_folder(tmp_path / "scenes", range(1), 64, 64)),), lowering=LowerOptions(rest="fp16"),
     )  # fmt: skip
     said = list[str]()
@@ -93,7 +93,8 @@ def test_engines_that_are_only_measured_are_built_with_the_same_options(
     monkeypatch.setattr(openvino, "build", noted)
     monkeypatch.setattr("pipeline.build.tuning", lambda *_: BuildConfig(tensorrt=options, timing_cache=cache))
     request = BuildRequest(
-        "tests.models:tiny", tmp_path / "b", Tiling(64, 64, 48, 48), "auto", "openvino", 1, time_rewrites=True,
+        "tests.models:tiny", tmp_path / "b", Tiling(64, 64, 48, 48), precision="auto", backend="openvino", threads=1,
+        time_rewrites=True,
         photographs=(str(render_folder(tmp_path / "scenes", range(4), 64, 112)),), lowering=LowerOptions(rest="fp32"),
     )  # fmt: skip
     build_bundle(request, lambda *line: None)
