@@ -125,7 +125,7 @@ def calibrate(args: argparse.Namespace) -> int:
     options = SourceOptions(args.weights, classes=args.classes, mean=args.mean, std=args.std, bgr=args.bgr)
     request = CalibrateRequest(
         args.model, args.dataset, args.output, arguments.tiling(args), windows=args.windows, seed=args.seed,
-        every=args.every, rewrites=args.rewrites, threads=args.threads, options=options, max_pixels=args.max_pixels,
+        rewrites=args.rewrites, threads=args.threads, options=options, max_pixels=args.max_pixels,
         **{name: getattr(args, name) for name in ("method", "percentile") if getattr(args, name) is not None},
     )  # fmt: skip
     ranges, effort = measure(request, _logger(args.json))

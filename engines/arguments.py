@@ -72,7 +72,6 @@ def calibrate_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="RANGES.json")
     verb.add_argument("--method", metavar="NAME", help="max, percentile, entropy or mse (mse): how to clip")
     verb.add_argument("--percentile", type=float, metavar="P", help="for --method percentile (99.99)")
-    verb.add_argument("--every", action="store_true", help="also low, high and rms of all other activations")
     verb.add_argument("--windows", type=positive, default=64, metavar="N", help="at most so many, over all images")
     verb.add_argument("--seed", type=int, default=0, help="which windows are drawn")
     verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")

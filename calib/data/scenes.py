@@ -8,7 +8,9 @@ haze, noise and white balance differ from scene to scene.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +42,16 @@ def render(seed: int, height: int, width: int) -> Scene:
     canvas.background()
     canvas.objects()
     return Scene(canvas.finish(), canvas.labels)
+
+
+def render_folder(folder: Path, seeds: Sequence[int], height: int, width: int) -> Path:
+    """Write one PPM a seed into `folder` / images and return that: for who reads photographs."""
+    images = folder / "images"
+    images.mkdir(parents=True)
+    for seed in seeds:
+        pixels = render(seed, height, width).image
+        (images / f"scene-{seed}.ppm").write_bytes(b"P6 %d %d 255\n" % (width, height) + pixels.tobytes())
+    return images
 
 
 class _Canvas:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import deploy
+from calib.data.scenes import render_folder
 from engines import arguments
 from engines.backends import get_backend
 from engines.backends.tensorrt.scales import half_scales
@@ -23,7 +24,6 @@ from pipeline.build import build_bundle
 from pipeline.precision.as_asked import half_of, rest_of
 from pipeline.precision.lower import LowerOptions
 from pipeline.request import BuildRequest
-from pipeline.scenes_folder import render_folder
 from tests.engines.backends.tensorrt.api.fakes import RTX, called, say
 from tests.engines.backends.tensorrt.api.machine import AMPERE, ORIN
 from tests.engines.backends.tensorrt.graphs import made
