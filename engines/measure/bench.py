@@ -52,6 +52,25 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Milliseconds a frame, from decoded pixels to label map, and its three parts.
+
+    On a GPU the parts may be of other, slower rounds than the frame, and need not add up to it.
+    """
+
+    frame: Stats
+    gather: Stats
+    engine: Stats
+    stitch: Stats
+
+    @classmethod
+    def of(cls, frames: Sequence[FrameTimes], split: Sequence[FrameTimes]) -> Timing:
+        """split: the frames whose parts were timed."""
+        parts = {part: Stats.of([getattr(each, f"{part}_ms") for each in split]) for part in PARTS}
+        return cls(Stats.of([each.frame_ms for each in frames]), **parts)
+
+
+@dataclass(frozen=True)
 class Throughput:
     """Frames one after the other, with `in_flight` under way at once, and the energy that they took together."""
 
@@ -151,18 +170,17 @@ def bench(bundle: Path, image: UInt8 | None, size: tuple[int, int] | None, round
         worker.put(image)
         taken = _take(worker, rounds, warmup, bar)
         opened, peak, on = worker.opened, worker.peak_bytes(), worker.device()
-    parts = {"frame_ms": Stats.of([frame.frame_ms for frame in taken.frames])}
-    parts |= {f"{part}_ms": Stats.of([getattr(frame, f"{part}_ms") for frame in taken.split]) for part in PARTS}
+    timing = Timing.of(taken.frames, taken.split)
     in_force = {**settings(), "precision": opened.precision, "backend": opened.backend, "sdk": opened.sdk,
                 "device": opened.device, "threads": opened.threads, "rounds": rounds, "warmup": warmup,
-                "runs_on": on.name, "graph": on.graph, "transfers": on.transfers,
-                "in_flight": on.in_flight,
+                "runs_on": on.name, "graph": on.graph, "transfers": on.transfers, "in_flight": on.in_flight,
                 "batch": manifest.batch, "before": taken.before, "after": taken.after}  # fmt: skip
-    return BenchReport(str(bundle), manifest_sha256=file_sha256(bundle / MANIFEST), settings=in_force,
-                       size=(image.shape[0], image.shape[1]),
-                       windows=taken.frames[0].windows, load_ms=opened.load_ms, window_ms=Stats.of(taken.alone),
-                       **parts, peak_bytes=peak,
-                       throughput=taken.throughput)  # fmt: skip
+    return BenchReport(
+        str(bundle), manifest_sha256=file_sha256(bundle / MANIFEST), settings=in_force,
+        size=(image.shape[0], image.shape[1]), windows=taken.frames[0].windows, load_ms=opened.load_ms,
+        window_ms=Stats.of(taken.alone), **{f"{part}_ms": stats for part, stats in vars(timing).items()},
+        peak_bytes=peak, throughput=taken.throughput,
+    )  # fmt: skip
 
 
 @dataclass

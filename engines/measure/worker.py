@@ -28,6 +28,7 @@ from engines.bundle import ENGINE, Bundle
 from engines.contract import UInt8, executed
 from engines.errors import DeployError, GpuLostError
 from engines.segmenter import Segmenter, open_segmenter
+from engines.tiling.device import PARTS, Timings
 
 # Not -m, which imports from the current directory: that is the user's, and may hold anything.  Python 3.11 has
 # -P for it; what that leaves out is the empty entry.
@@ -46,6 +47,12 @@ class FrameTimes:
     engine_ms: float
     stitch_ms: float
     windows: int
+
+    @classmethod
+    def of(cls, times: Timings, frame_s: float) -> FrameTimes:
+        """times: of this frame alone."""
+        parts = {f"{part}_ms": 1e3 * getattr(times, part) for part in PARTS}
+        return cls(1e3 * frame_s, **parts, windows=times.windows)
 
 
 @dataclass(frozen=True)
@@ -211,15 +218,7 @@ class _Served:
         begin = time.perf_counter()
         running = self._segmenter.start(self._image)
         self._labels = running.mask().labels
-        total, times = time.perf_counter() - begin, running.timings
-        frame = FrameTimes(
-            1e3 * total,
-            gather_ms=1e3 * times.gather,
-            engine_ms=1e3 * times.engine,
-            stitch_ms=1e3 * times.stitch,
-            windows=times.windows,
-        )
-        return asdict(frame)
+        return asdict(FrameTimes.of(running.timings, time.perf_counter() - begin))
 
     def labels(self, path: str) -> dict[str, Any]:
         np.save(path, self._labels)

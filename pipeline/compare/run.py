@@ -237,6 +237,7 @@ def _filled(row: Row, result: Measured | str | None) -> Row:
         pixel_accuracy=None if scores is None else scores.aacc,
         class_iou=None if scores is None else tuple(each.iou for each in scores.classes),
         agreement=result.agreement, executed=result.executed, timing=result.timing,
+        windows=result.windows, frame_size=result.frame_size,
         peak_bytes=result.peak_bytes, load_ms=result.opened.load_ms,
     )  # fmt: skip
 

@@ -106,10 +106,10 @@ def _class_note(comparison: Comparison) -> str:
 
 
 def _frame(comparison: Comparison) -> str:
-    timing = comparison.reference.timing
-    if timing is None:
+    size, count = comparison.reference.frame_size, comparison.reference.windows
+    if size is None or count is None:
         return ""
-    (height, width), count = timing.size, timing.windows
+    height, width = size
     return f"a frame is {width}x{height} pixels in {count} window{'s' if count > 1 else ''}"
 
 

@@ -111,7 +111,6 @@ def test_the_result_names_what_it_was_measured_with(tiny_bundle: Path, tree: Pat
     result = _evaluate(tiny_bundle, tree, limit=2)
     write_json(tmp_path / "evaluate.json", result.to_json())
     body = json.loads((tmp_path / "evaluate.json").read_text())
-    assert Evaluation.from_json(body).to_json() == body
     manifest = open_bundle(tiny_bundle).manifest
     assert body["bundle"]["files"]["manifest.json"] == file_sha256(tiny_bundle / "manifest.json")
     assert body["bundle"]["files"]["engine.bin"] == manifest.files["engine.bin"]
@@ -123,8 +122,6 @@ def test_the_result_names_what_it_was_measured_with(tiny_bundle: Path, tree: Pat
         assert 0 < body["timing"][part]["p50"] <= body["timing"][part]["p95"]
     assert "p50 (p95)" in str(result)
     assert f"{100 * body['miou']:.2f}" in str(result)
-    with pytest.raises(DeployError, match="run evaluate again"):
-        Evaluation.from_json({"miou": 1})
 
 
 def test_fail_under_is_a_gate(tiny_bundle: Path, tree: Path) -> None:
