@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines import arguments
 from engines.bundle import is_bundle, open_bundle
-from engines.contract import TensorRTOptions
+from engines.contract import Log, TensorRTOptions
 from engines.errors import DeployError, GateError, GpuLostError
 from engines.images.read import read_image
 
@@ -303,7 +303,7 @@ def _labels(args: argparse.Namespace) -> LabelOptions:
     return LabelOptions(tuple(args.ignore_label), args.reduce_zero_label)
 
 
-def _logger(quiet: bool) -> Callable[[str, str], None]:
+def _logger(quiet: bool) -> Log:
     """Steps go to stdout as they end, or to stderr when stdout is for JSON."""
     stream = sys.stderr if quiet else sys.stdout
     return lambda step, text: print(f"{step:12}{text}", file=stream, flush=True)

@@ -15,8 +15,6 @@ from engines.errors import DeployError
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
-Log = Callable[[str, str], None]  # takes (step, what happened)
-
 Log = Callable[[str, str], None]  # (step, what happened)
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")

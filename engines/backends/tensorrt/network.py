@@ -11,8 +11,8 @@ from typing import Any
 from engines.backends.onnx_bytes import weights_of, with_batch
 from engines.backends.tensorrt.messages import errors_of, parse_error
 from engines.backends.tensorrt.sdk import member, name_of, network_flags
-from engines.bundle import file_sha256
 from engines.errors import DeployError
+from engines.files import file_sha256
 
 QUANTISERS = ("QUANTIZE", "DEQUANTIZE")
 _FLOATS = ("FLOAT", "HALF", "BF16")

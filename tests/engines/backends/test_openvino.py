@@ -9,7 +9,6 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from engines.layers import Layer
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.backends import get_backend
