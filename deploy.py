@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines import arguments
 from engines.bundle import is_bundle, open_bundle
-from engines.contract import TensorRTOptions
+from engines.contract import Log, TensorRTOptions
 from engines.errors import DeployError, GateError, GpuLostError
 from engines.images.read import read_image
 
@@ -37,8 +37,9 @@ def build_engine(args: argparse.Namespace) -> int:
         from engines.proof.rebuild import rebuild
 
         manifest = rebuild(
-            Path(args.model), args.output, args.backend, args.threads, args.max_error, args.min_agreement, log,
-            args.batch, arguments.tensorrt_given(args), args.timing_cache,
+            Path(args.model), args.output, backend_name=args.backend, threads=args.threads,
+            max_relative=args.max_error, min_labels=args.min_agreement, log=log,
+            batch=args.batch, tensorrt=arguments.tensorrt_given(args), timing_cache=args.timing_cache,
         )  # fmt: skip
     else:
         _require_packages()
@@ -49,18 +50,20 @@ def build_engine(args: argparse.Namespace) -> int:
         from pipeline.precision.plan_int8 import Int8Options
         from pipeline.request import BuildRequest
 
-        options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
+        options = SourceOptions(args.weights, classes=args.classes, mean=args.mean, std=args.std, bgr=args.bgr)
         sample = None if args.sample is None else read_image(args.sample, args.max_pixels)
         request = BuildRequest(
-            args.model, args.output, arguments.tiling(args), args.precision, args.backend, args.threads, options,
-            sample, args.max_error, args.min_agreement, args.rewrites, args.time_rewrites,
-            Ranges.load(args.calib) if _is_ranges(args.calib) else None,
-            () if args.calib is None or _is_ranges(args.calib) else (str(args.calib),),
-            LowerOptions(
-                not args.no_islands, not args.no_smooth, not args.no_bias_correction, args.rest,
-                int8=Int8Options(args.depthwise),
+            args.model, args.output, arguments.tiling(args), precision=args.precision, backend=args.backend,
+            threads=args.threads, options=options,
+            sample=sample, max_error=args.max_error, min_agreement=args.min_agreement, rewrites=args.rewrites,
+            time_rewrites=args.time_rewrites,
+            ranges=Ranges.load(args.calib) if _is_ranges(args.calib) else None,
+            photographs=() if args.calib is None or _is_ranges(args.calib) else (str(args.calib),),
+            lowering=LowerOptions(
+                islands=not args.no_islands, smooth=not args.no_smooth, bias=not args.no_bias_correction,
+                rest=args.rest, int8=Int8Options(args.depthwise),
             ),
-            _budget(args), args.max_pixels, batch=args.batch or 1,
+            budget=_budget(args), max_pixels=args.max_pixels, batch=args.batch or 1,
             tensorrt=TensorRTOptions(**arguments.tensorrt_given(args)), timing_cache=args.timing_cache,
         )  # fmt: skip
         manifest = build_bundle(request, log)
@@ -98,11 +101,13 @@ def evaluate(args: argparse.Namespace) -> int:
 
     label_map = _label_map(args)
     with open_segmenter(args.bundle, args.threads) as (segmenter, manifest):
-        dataset = open_dataset(args.dataset, manifest.spec, label_map, args.split, _labels(args)).limited(args.limit)
+        dataset = open_dataset(
+            args.dataset, manifest.spec, label_map=label_map, split=args.split, options=_labels(args)
+        ).limited(args.limit)
         _logger(args.json)("data set", str(dataset))
         if args.output is not None:
             make_folder(args.output)
-        result = evaluate_bundle(segmenter, manifest, args.bundle, dataset, args.max_pixels)
+        result = evaluate_bundle(segmenter, manifest, folder=args.bundle, dataset=dataset, max_pixels=args.max_pixels)
     if args.output is not None:
         write_json(args.output / EVALUATE_JSON, result.to_json())
     print(json.dumps(result.to_json(), indent=1) if args.json else result)
@@ -117,10 +122,10 @@ def calibrate(args: argparse.Namespace) -> int:
     from pipeline.precision.calibrate import CalibrateRequest
     from pipeline.precision.calibrate import calibrate as measure
 
-    options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
+    options = SourceOptions(args.weights, classes=args.classes, mean=args.mean, std=args.std, bgr=args.bgr)
     request = CalibrateRequest(
         args.model, args.dataset, args.output, arguments.tiling(args), windows=args.windows, seed=args.seed,
-        every=args.every, rewrites=args.rewrites, threads=args.threads, options=options, max_pixels=args.max_pixels,
+        rewrites=args.rewrites, threads=args.threads, options=options, max_pixels=args.max_pixels,
         **{name: getattr(args, name) for name in ("method", "percentile") if getattr(args, name) is not None},
     )  # fmt: skip
     ranges, effort = measure(request, _logger(args.json))
@@ -161,15 +166,16 @@ def compare(args: argparse.Namespace) -> int:
     from pipeline.precision.budget import Budget
     from pipeline.request import BuildRequest
 
-    options = SourceOptions(args.weights, args.classes, args.mean, args.std, args.bgr)
+    options = SourceOptions(args.weights, classes=args.classes, mean=args.mean, std=args.std, bgr=args.bgr)
     build = BuildRequest(
         args.model, args.output, arguments.tiling(args), backend=args.backend, threads=args.threads, options=options,
         budget=Budget(args.max_drop), max_pixels=args.max_pixels,
     )  # fmt: skip
     limits = Limits(args.max_drop, args.min_agreement, args.fail_under or None)
     request = CompareRequest(
-        build, args.data, args.precisions, args.calib, limits, args.rounds, args.limit,
-        _label_map(args), _labels(args), args.split, args.max_pixels,
+        build, data=args.data, precisions=args.precisions, calib=args.calib, limits=limits, rounds=args.rounds,
+        limit=args.limit,
+        label_map=_label_map(args), label_options=_labels(args), split=args.split, max_pixels=args.max_pixels,
     )  # fmt: skip
     log = _logger(args.json)
     comparison = compare_precisions(request, log)
@@ -184,7 +190,7 @@ def bench(args: argparse.Namespace) -> int:
     from engines.measure.bench import bench as measure
 
     image = None if args.image is None else read_image(args.image)
-    report = measure(args.bundle, image, args.size, args.rounds, args.warmup, args.threads)
+    report = measure(args.bundle, image, size=args.size, rounds=args.rounds, warmup=args.warmup, threads=args.threads)
     if args.output:
         write_json(args.output, report.to_json())
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
@@ -279,7 +285,9 @@ def _budget(args: argparse.Namespace) -> Budget:
     label_map = _label_map(args)
     return Budget(
         args.max_drop,
-        lambda spec: open_dataset(args.eval, spec, label_map, args.split, _labels(args)).limited(args.limit),
+        lambda spec: open_dataset(
+            args.eval, spec, label_map=label_map, split=args.split, options=_labels(args)
+        ).limited(args.limit),
     )
 
 
@@ -295,7 +303,7 @@ def _labels(args: argparse.Namespace) -> LabelOptions:
     return LabelOptions(tuple(args.ignore_label), args.reduce_zero_label)
 
 
-def _logger(quiet: bool) -> Callable[[str, str], None]:
+def _logger(quiet: bool) -> Log:
     """Steps go to stdout as they end, or to stderr when stdout is for JSON."""
     stream = sys.stderr if quiet else sys.stdout
     return lambda step, text: print(f"{step:12}{text}", file=stream, flush=True)

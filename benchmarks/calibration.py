@@ -1,8 +1,8 @@
 """Range collection: windows a second, the network's share of the time, and peak memory, in a process of its own.
 
-    python benchmarks/calibration.py [--variant b2] [--tile 1024] [--windows 4] [--every] [--json FILE]
+    python benchmarks/calibration.py [--variant b2] [--tile 1024] [--windows 4] [--json FILE]
 
-Random-weight SegFormer on rendered scenes; `--every` adds the tensors that only an FP16 plan needs.  The
+Random-weight SegFormer on rendered scenes.  The
 peak is the whole command's, export included.  Run it with two counts of windows to see that memory does not grow.
 """
 
@@ -44,7 +44,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     stride = 3 * args.tile // 4
     request = CalibrateRequest(
         "benchmarks.calibration:random_model", [str(folder / "images")], folder / "ranges.json",
-        Tiling(args.tile, args.tile, stride, stride), windows=args.windows, every=args.every,
+        Tiling(args.tile, args.tile, stride, stride), windows=args.windows,
     )  # fmt: skip
     begin = time.perf_counter()
     ranges, effort = calibrate(request, lambda step, text: print(f"{step:12}{text}", file=sys.stderr, flush=True))
@@ -67,7 +67,6 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--images", type=int, default=4)
-    parser.add_argument("--every", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -42,7 +42,6 @@ from engines.backends import BACKENDS, get_backend
 from engines.errors import DeployError
 from engines.measure.bench import cpu_name
 from engines.segmenter import Segmenter, open_segmenter
-from engines.tiling.device import Timings
 from engines.tiling.placement import Tiling
 from pipeline.build import build_bundle
 from pipeline.request import BuildRequest
@@ -146,9 +145,10 @@ def split(segmenter: Segmenter, image: UInt8, row: Row) -> None:
     samples = []
     try:
         for _ in range(SPLIT_ROUNDS + 1):
-            segmenter.device.timings = taken = Timings()
             begin = time.perf_counter()
-            segmenter.segment(image)
+            running = segmenter.start(image)
+            running.mask()
+            taken = running.timings
             samples.append((time.perf_counter() - begin, taken.gather, taken.engine, taken.stitch))
     finally:
         segmenter.device.parts = parts
@@ -226,7 +226,7 @@ def _wait(device: str) -> None:
 def _build(model: PeerModel, backend: str, precision: str, work: Path) -> Path:
     folder = work / backend
     tiling = Tiling(model.window, model.window, model.stride, model.stride)
-    request = BuildRequest(model.source.format(work=work), folder, tiling, precision, backend)
+    request = BuildRequest(model.source.format(work=work), folder, tiling, precision=precision, backend=backend)
     if not model.trained:  # nearly tied classes: the share of equal labels is reported, not required
         request = replace(request, max_error=float(OPEN_GATE[1]), min_agreement=0.0)
     build_bundle(request, lambda step, text: print(f"  {backend}: {step:12}{text}", file=sys.stderr, flush=True))

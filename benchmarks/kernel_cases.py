@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.gpu import kernels
-from engines.gpu.launch import Launch
+from engines.gpu.kernels import Launch
 from engines.tiling import core
 from engines.tiling.placement import Tiling
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from benchmarks.kernel_cases import MEAN, STD, check
 from engines.gpu import kernels
 from engines.gpu.compile import compile_kernels
-from engines.gpu.launch import Launch
+from engines.gpu.kernels import Launch
 from engines.tiling import core
 from engines.tiling.placement import Tiling
 

@@ -17,9 +17,8 @@ import numpy as np
 
 from engines.backends import get_backend
 from engines.bundle import ENGINE, open_bundle
-from engines.contract import BuildConfig
+from engines.contract import BuildConfig, executed
 from engines.images.read import read_image
-from engines.layers import executed
 from engines.proof.golden import windows_of
 from engines.segmenter import open_segmenter
 

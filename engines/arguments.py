@@ -72,7 +72,6 @@ def calibrate_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="RANGES.json")
     verb.add_argument("--method", metavar="NAME", help="max, percentile, entropy or mse (mse): how to clip")
     verb.add_argument("--percentile", type=float, metavar="P", help="for --method percentile (99.99)")
-    verb.add_argument("--every", action="store_true", help="also low, high and rms of all other activations")
     verb.add_argument("--windows", type=positive, default=64, metavar="N", help="at most so many, over all images")
     verb.add_argument("--seed", type=int, default=0, help="which windows are drawn")
     verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
@@ -169,7 +168,6 @@ def tensorrt_arguments(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--hardware", choices=("exact", "same_cc", "ampere_plus"), help="GPUs that it loads on: this "
                        "model, this compute capability, or all from Ampere on")  # fmt: skip
     group.add_argument("--strip-weights", action=boolean, help="take them from model.onnx when it is loaded")
-    group.add_argument("--dla", type=count, metavar="N", help="say what would run on this DLA core, and build nothing")
 
 
 def window_arguments(verb: argparse.ArgumentParser) -> None:
@@ -218,7 +216,7 @@ def data_arguments(verb: argparse.ArgumentParser) -> None:
 def tiling(args: argparse.Namespace) -> Tiling:
     height, width = args.tile
     stride_h, stride_w = args.stride or (max(1, 3 * height // 4), max(1, 3 * width // 4))
-    return Tiling(height, width, stride_h, stride_w, args.blend, args.padding)
+    return Tiling(height, window_w=width, stride_h=stride_h, stride_w=stride_w, blend=args.blend, padding=args.padding)
 
 
 def tensorrt_given(args: argparse.Namespace) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing import Any
 
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
+from engines.files import file_sha256
 from engines.model_spec import ModelSpec
 from engines.tiling.placement import Tiling
 
@@ -79,7 +80,7 @@ class Manifest:
                 body[key] = tuple(int(d) for d in body[key])
             body["verification"] = tuple(dict(step) for step in body["verification"])
             body["files"] = {str(k): str(v) for k, v in body["files"].items()}
-            body["tensorrt"] = TensorRTOptions(**body.get("tensorrt", {}))
+            body["tensorrt"] = TensorRTOptions.from_json(body.get("tensorrt", {}))
             manifest = cls(**body)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DeployError(f"manifest: {error!r} while reading it; build the bundle again") from error
@@ -185,14 +186,6 @@ def seal(folder: Path, manifest: Manifest) -> None:
     body = manifest.to_json()
     body["digest"] = _digest(body)
     (folder / MANIFEST).write_text(json.dumps(body, indent=1) + "\n")
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import DeployError
-from engines.layers import Layer
 
 Float32 = NDArray[np.float32]
-
+UInt8 = NDArray[np.uint8]
 Log = Callable[[str, str], None]  # (step, what happened)
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -29,7 +28,7 @@ class TensorRTOptions:
     level: builder optimisation level 0..5, or None for TensorRT's default.  aux_streams: None lets TensorRT choose.
     version_compatible: the engine also loads in later TensorRT.  hardware: ``exact``, ``same_cc`` (every GPU of this
     compute capability) or ``ampere_plus``.  strip_weights: the engine holds no weights and takes them from the bundle's
-    graph when it is loaded.  dla: a DLA core that was asked for, or None.
+    graph when it is loaded.
     """
 
     workspace: int | None = None
@@ -38,7 +37,11 @@ class TensorRTOptions:
     version_compatible: bool = False
     hardware: str = "exact"
     strip_weights: bool = False
-    dla: int | None = None
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> TensorRTOptions:
+        """Inverse of `to_json`; older bundles also hold ``dla``, null in all of them."""
+        return cls(**{name: value for name, value in body.items() if name != "dla"})
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -104,6 +107,19 @@ class DeviceSession(Session, Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Layer:
+    """One layer as the SDK runs it, fusions included.  share: of the summed layer time, 0..1."""
+
+    name: str
+    type: str
+    precision: str
+    share: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
 class Backend(Protocol):
     """One inference SDK; `engines.backends` has the list of them."""
 
@@ -162,3 +178,33 @@ def check_windows(windows: Float32, shape: tuple[int, ...]) -> None:
             f"engine input: got {windows.shape} {windows.dtype}, expected {shape} float32; "
             "run with the tile size that the bundle was built with"
         )
+
+
+def from_microseconds(rows: Iterable[tuple[str, str, str, float]]) -> list[Layer]:
+    """(name, type, precision, microseconds) -> layers."""
+    timed = list(rows)
+    total = sum(row[3] for row in timed) or 1.0
+    return [Layer(name, kind, precision, time / total) for name, kind, precision, time in timed]
+
+
+def executed(layers: Sequence[Layer]) -> dict[str, float]:
+    """Share of the layer time by precision, largest first: ``{"int8": 0.52, "bf16": 0.4, "fp32": 0.08}``."""
+    shares: dict[str, float] = {}
+    for layer in layers:
+        shares[layer.precision] = shares.get(layer.precision, 0.0) + layer.share
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def table(layers: Sequence[Layer], precision: str) -> str:
+    """The layers in order, then the share of time by type and precision, for a terminal."""
+    lines = [f"{layer.precision:6}{100 * layer.share:6.2f} %  {layer.type:16}{layer.name}" for layer in layers]
+    by_type: dict[tuple[str, str], float] = {}
+    for layer in layers:
+        key = (layer.type, layer.precision)
+        by_type[key] = by_type.get(key, 0.0) + layer.share
+    lines.append("")
+    for (kind, type_precision), share in sorted(by_type.items(), key=lambda item: -item[1]):
+        lines.append(f"{type_precision:6}{100 * share:6.2f} %  all {kind}")
+    text = ", ".join(f"{name} {100 * share:.1f} %" for name, share in executed(layers).items())
+    lines.append(f"executed (built as {precision}): {text} of the layer time")
+    return "\n".join(lines)

@@ -1,9 +1,11 @@
-"""Files that appear whole or not at all, and folders for them."""
+"""Files that appear whole or not at all, folders for them, their digests and their order."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -45,3 +47,17 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DeployError(f"output {path}: cannot be created: {error.strerror}") from error
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """To sort by, with the numbers in a name as numbers: frame2 before frame10."""
+    parts = re.split(r"([0-9]+)", str(path))  # text, number, text, ...
+    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)]

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from engines.contract import UInt8
 from engines.errors import DeployError, GpuLostError
 from engines.files import make_folder
 from engines.images.inputs import Input, output_names
 from engines.images.read import MAX_PIXELS, read_image
 from engines.images.write import write_confidence, write_mask, write_overlay
 from engines.segmenter import Running, Segmenter
-from engines.tiling.device import UInt8
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,17 @@ class _Job:
     target: Path
     image: UInt8
     running: Running
-    clock: _Clock
+    clock: _Laps
     read_ms: float
 
 
 def _begin(segmenter: Segmenter, path: Path, target: Path, options: RunOptions) -> _Job:
-    clock = _Clock()
+    clock = _Laps()
     image = read_image(path, options.max_pixels)
     read = clock.lap()
-    return _Job(path, target, image, segmenter.start(image, options.confidence), clock, read)
+    return _Job(
+        path, target, image=image, running=segmenter.start(image, options.confidence), clock=clock, read_ms=read
+    )
 
 
 def _finish(segmenter: Segmenter, job: _Job, options: RunOptions) -> ImageReport:
@@ -158,8 +160,10 @@ def _finish(segmenter: Segmenter, job: _Job, options: RunOptions) -> ImageReport
     times = job.running.timings
     height, width = mask.labels.shape
     return ImageReport(
-        str(job.path), str(target), width, height, times.windows, _shares(mask.labels, segmenter.spec.classes),
-        job.read_ms, 1e3 * times.gather, 1e3 * times.engine, 1e3 * times.stitch, write, job.clock.total(),
+        str(job.path), mask=str(target), width=width, height=height, windows=times.windows,
+        classes=_shares(mask.labels, segmenter.spec.classes),
+        read_ms=job.read_ms, gather_ms=1e3 * times.gather, engine_ms=1e3 * times.engine, stitch_ms=1e3 * times.stitch,
+        write_ms=write, total_ms=job.clock.total(),
     )  # fmt: skip
 
 
@@ -172,7 +176,7 @@ def _shares(labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
     return {classes[index]: round(float(counts[index]) / labels.size, 6) for index in order}
 
 
-class _Clock:
+class _Laps:
     """Milliseconds since the last lap, and since the start."""
 
     def __init__(self) -> None:

@@ -12,12 +12,12 @@ from typing import cast
 import numpy as np
 
 from engines.backends import get_backend
-from engines.backends.tensorrt.engine_file import Gpu
 from engines.bundle import ENGINE, KERNELS, Manifest, open_bundle
-from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Session
+from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Session, UInt8
 from engines.errors import DeployError
+from engines.gpu.info import Fingerprint
 from engines.model_spec import ModelSpec
-from engines.tiling.device import Band, Device, Frame, Mask, Timings, UInt8
+from engines.tiling.device import PARTS, Band, Device, Mask, Timings
 from engines.tiling.host import HostDevice
 from engines.tiling.placement import Tiling
 
@@ -34,7 +34,7 @@ class Segmenter:
     @classmethod
     def on_host(cls, session: Session, spec: ModelSpec, tiling: Tiling, threads: int = 0, batch: int = 1) -> Segmenter:
         """Gather and stitch in the C core.  threads: 0 means all cores.  batch: windows per run of the engine."""
-        return cls(HostDevice(session, spec, tiling, threads, batch))
+        return cls(HostDevice(session, spec=spec, tiling=tiling, threads=threads, batch=batch))
 
     @property
     def session(self) -> Session:
@@ -75,11 +75,11 @@ class Segmenter:
         The arrays of a band are its own; at most the window rows that touch the band are held as logits.
         """
         _check_image(image)
-        frame = self.device.frame(image.shape[0], image.shape[1], confidence, whole=False)
-        frame.put(image)
-        for step in frame.steps:
-            frame.advance(step.index)
-            yield frame.band(step.index)
+        strips = self.device.strips(image.shape[0], image.shape[1], confidence)
+        strips.put(image)
+        for step in strips.steps:
+            strips.advance(step.index)
+            yield strips.band(step.index)
 
     def start(self, image: UInt8, confidence: bool = False) -> Running:
         """Begin to segment an image: at most `device.in_flight` at once.  On the host it is done when this returns."""
@@ -99,7 +99,7 @@ class Running:
         self._device = device
         self.timings = Timings()
         with self._counted():
-            self._frame: Frame = device.frame(image.shape[0], image.shape[1], confidence, whole=True)
+            self._frame = device.whole_frame(image.shape[0], image.shape[1], confidence)
             self._frame.put(image)
             self._frame.play()
 
@@ -113,7 +113,7 @@ class Running:
         before = replace(self._device.timings)
         yield
         after = self._device.timings
-        for part in ("gather", "engine", "stitch", "windows"):
+        for part in (*PARTS, "windows"):
             own = getattr(self.timings, part) + getattr(after, part) - getattr(before, part)
             setattr(self.timings, part, own)
 
@@ -135,7 +135,9 @@ def open_segmenter(folder: Path, threads: int = 0) -> Iterator[tuple[Segmenter, 
         raise DeployError(f"bundle {folder}: {KERNELS} is missing; build the bundle again")
     kernels = _kernels(bundle.path(KERNELS), manifest) if backend.on_gpu else None
     blob = bundle.path(ENGINE).read_bytes()
-    with open_on_device(backend, blob, config, manifest.spec, manifest.tiling, kernels) as segmenter:
+    with open_on_device(
+        backend, blob, config=config, spec=manifest.spec, tiling=manifest.tiling, kernels=kernels
+    ) as segmenter:
         yield segmenter, manifest
 
 
@@ -144,7 +146,7 @@ def _kernels(path: Path, manifest: Manifest) -> bytes:
     from engines.gpu.compile import compile_kernels, fits
     from engines.gpu.context import gpu_info
 
-    built, here = Gpu.parse(manifest.device), gpu_info().sm
+    built, here = Fingerprint.parse(manifest.device), gpu_info().sm
     if built is None or fits(built.sm, here):
         return path.read_bytes()
     try:
@@ -167,7 +169,7 @@ def open_on_device(
     with ExitStack() as stack:
         if not backend.on_gpu:
             session = stack.enter_context(backend.load(blob, config))
-            yield Segmenter.on_host(session, spec, tiling, config.threads, config.batch)
+            yield Segmenter.on_host(session, spec=spec, tiling=tiling, threads=config.threads, batch=config.batch)
             return
         from engines.gpu.context import open_gpu
         from engines.gpu.device import CudaDevice
@@ -175,7 +177,9 @@ def open_on_device(
         gpu = stack.enter_context(open_gpu())
         session = stack.enter_context(backend.load(blob, config))
         assert kernels is not None
-        device = CudaDevice(gpu, cast(DeviceSession, session), spec, tiling, kernels, config.log)
+        device = CudaDevice(
+            gpu, session=cast(DeviceSession, session), spec=spec, tiling=tiling, cubin=kernels, log=config.log
+        )
         yield Segmenter(stack.enter_context(device))
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 
 from engines.backends import choose_backend
 from engines.bundle import GOLDEN, MODEL, Manifest, writing
-from engines.contract import Backend, BuildConfig, Float32, Log
+from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
 from engines.proof.agreement import Agreement
 from engines.proof.batch_gate import reported, require_neutral
 from engines.proof.golden import Golden
@@ -47,9 +46,6 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
             log("load", summary(source.spec))
             exact = exact_graph(source, request, log, timer=backend if request.time_rewrites else None, config=trial)
         source, inputs, reference = exact.source, exact.inputs, exact.reference
-        if request.tensorrt.dla is not None:  # a question: answered here, and not after an hour of calibration
-            _save(exact.graph, folder / MODEL)
-            backend.build(folder / MODEL, tuned)
         precision, lowered = lower_as_asked(request, source, backend, exact.graph, inputs, reference, trial, log)
         gate, steps = request.gate(precision), [*exact.steps, *lowered.agreements]
         graph = _for_batches(lowered.graph, inputs, request.batch, log)
@@ -89,7 +85,7 @@ def _for_batches(graph: OnnxGraph, inputs: list[Float32], batch: int, log: Log) 
     return neutral
 
 
-def slide_labels(logits: Float32, tiling: Tiling, size: tuple[int, int]) -> NDArray[np.uint8]:
+def slide_labels(logits: Float32, tiling: Tiling, size: tuple[int, int]) -> UInt8:
     """mmsegmentation's slide mode in PyTorch, for logits (M, K, h, w) of all windows of an image of `size`."""
     height, width = size
     window = (tiling.window_h, tiling.window_w)

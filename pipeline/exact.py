@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from calib.data.scenes import render
 from calib.ranges.windows import first_image
-from engines.contract import Backend, BuildConfig, Float32, Log
+from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
 from engines.errors import DeployError
 from engines.images.read import read_image
 from engines.proof.agreement import GATES, Agreement, Gate, compare_logits
@@ -36,7 +35,7 @@ class Exact:
     """
 
     source: Source
-    image: NDArray[np.uint8]
+    image: UInt8
     inputs: list[Float32]
     reference: Float32
     graph: OnnxGraph
@@ -67,14 +66,14 @@ def exact_graph(
     return Exact(source, image, inputs, reference, graph, tuple(steps), program)
 
 
-def _photograph(request: BuildRequest) -> NDArray[np.uint8] | None:
+def _photograph(request: BuildRequest) -> UInt8 | None:
     """What to verify on: the sample, else the first photograph, rather than a scene unlike the model's data."""
     if request.sample is not None or not request.photographs:
         return request.sample
     return read_image(first_image(request.photographs), request.max_pixels)
 
 
-def sample_image(image: NDArray[np.uint8] | None, tiling: Tiling) -> NDArray[np.uint8]:
+def sample_image(image: UInt8 | None, tiling: Tiling) -> UInt8:
     """What the build is verified on: two overlapping windows of the given photograph, or of a rendered scene."""
     height, width = tiling.window_h, tiling.window_w + tiling.stride_w
     if image is None:

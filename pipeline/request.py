@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from calib.ranges.ranges import Ranges
-from engines.contract import TensorRTOptions
+from engines.contract import TensorRTOptions, UInt8
 from engines.images.read import MAX_PIXELS
 from engines.proof.agreement import GATES, Gate
 from engines.tiling.placement import Tiling
@@ -32,11 +29,12 @@ class BuildRequest:
     model: str
     output: Path
     tiling: Tiling
+    _: KW_ONLY
     precision: str = "fp32"
     backend: str = "auto"
     threads: int = 0
     options: SourceOptions = field(default_factory=SourceOptions)
-    sample: NDArray[np.uint8] | None = None
+    sample: UInt8 | None = None
     max_error: float | None = None
     min_agreement: float | None = None
     rewrites: bool = True

@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib.data.label_map import LabelMap
-from calib.data.layouts import Layout, Sample, find_layout
-from engines.bundle import file_sha256
+from calib.data.layouts import DatasetLayout, Sample, find_layout
+from engines.contract import UInt8
 from engines.errors import DeployError
+from engines.files import file_sha256
 from engines.images.palettes import DATASETS
 from engines.images.read import MAX_PIXELS, read_labels
 from engines.model_spec import IGNORE_LABEL, ModelSpec
 
-UInt8 = NDArray[np.uint8]
 _UNKNOWN = -1
 
 # Cityscapes' own table: id of each train id (cityscapesscripts, helpers/labels.py); all others are ignored.
@@ -55,7 +55,7 @@ class Dataset:
     notes: how the numbers are read, for people.
     """
 
-    layout: Layout
+    layout: DatasetLayout
     samples: tuple[Sample, ...]
     classes: tuple[str, ...] = ()
     table: tuple[int, ...] = ()
@@ -168,7 +168,7 @@ def open_dataset(
 
 
 def _table(
-    layout: Layout, spec: ModelSpec, classes: Sequence[str], label_map: LabelMap | None, options: LabelOptions
+    layout: DatasetLayout, spec: ModelSpec, classes: Sequence[str], label_map: LabelMap | None, options: LabelOptions
 ) -> tuple[NDArray[np.int16], list[str]]:
     encoding = layout.encoding
     if encoding == "pascal":

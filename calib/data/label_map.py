@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.model_spec import IGNORE_LABEL, MAX_CLASSES
 
@@ -52,7 +52,7 @@ class LabelMap:
     image_size: tuple[int, int] | None = None
     description: str = ""
 
-    def prediction_table(self, model_classes: Sequence[str]) -> NDArray[np.uint8]:
+    def prediction_table(self, model_classes: Sequence[str]) -> UInt8:
         """(256,) uint8: target class by model class, 255 where there is none.
 
         Raises DeployError unless `prediction` names every class of the model, once.

@@ -35,7 +35,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Layout:
+class DatasetLayout:
     """What was found.
 
     encoding: how the numbers in the files are meant: ``as is``, ``labelIds`` (Cityscapes), ``coco ids`` (COCO-Stuff as
@@ -54,7 +54,7 @@ class Layout:
     wanted: str = "labels/NAME.png beside images/"
 
 
-def find_layout(path: Path, split: str) -> Layout:
+def find_layout(path: Path, split: str) -> DatasetLayout:
     """Recognise what lies at `path`.  split: which part of the set; ``val`` also finds ``validation`` and ``val2017``.
 
     Raises DeployError when nothing is recognised, the split is missing, or two images share a label file.
@@ -74,7 +74,7 @@ def find_layout(path: Path, split: str) -> Layout:
     return found
 
 
-def _cityscapes(path: Path, split: str) -> Layout | None:
+def _cityscapes(path: Path, split: str) -> DatasetLayout | None:
     if path.parent.name == "leftImg8bit":
         path, split = path.parent.parent, path.name
     elif path.name == "leftImg8bit":
@@ -90,7 +90,7 @@ def _cityscapes(path: Path, split: str) -> Layout | None:
         for kind, encoding in (("labelTrainIds", "as is"), ("labelIds", "labelIds"))
     )
     wanted = f"gtFine/{split}/CITY/*_gtFine_labelTrainIds.png or *_gtFine_labelIds.png"
-    return Layout("cityscapes", path, split, samples, encoding, (19,), wanted=wanted)
+    return DatasetLayout("cityscapes", path, split, samples, encoding, (19,), wanted=wanted)
 
 
 def _complete(candidates: Iterable[tuple[tuple[Sample, ...], str]]) -> tuple[tuple[Sample, ...], str]:
@@ -109,7 +109,7 @@ def _gt_fine(root: Path, image: Path, kind: str) -> Path | None:
     return label if label.is_file() else None
 
 
-def _pascal_context(path: Path, split: str) -> Layout | None:
+def _pascal_context(path: Path, split: str) -> DatasetLayout | None:
     roots = (path, path / "VOC2010", path / "VOCdevkit" / "VOC2010")
     root = next((each for each in roots if (each / "SegmentationClassContext").is_dir()), None)
     if root is None:
@@ -124,12 +124,12 @@ def _pascal_context(path: Path, split: str) -> Layout | None:
         raise DeployError(f"data set {root}: {listing.name} names {absent[0] if absent else 'no image'}; complete it")
     labels = [root / "SegmentationClassContext" / f"{name}.png" for name in names]
     samples = tuple(Sample(i, label if label.is_file() else None) for i, label in zip(images, labels, strict=True))
-    return Layout(
+    return DatasetLayout(
         "pascal-context", root, split, samples, "pascal", (59, 60), wanted="SegmentationClassContext/NAME.png"
     )
 
 
-def _ade20k(path: Path, split: str) -> Layout | None:
+def _ade20k(path: Path, split: str) -> DatasetLayout | None:
     root = path / "ADEChallengeData2016" if (path / "ADEChallengeData2016").is_dir() else path
     if not ((root / "images").is_dir() and (root / "annotations").is_dir()):
         return None
@@ -138,10 +138,10 @@ def _ade20k(path: Path, split: str) -> Layout | None:
     labels = _part(root / "annotations", split)
     samples = _paired(_part(root / "images", split), labels)
     wanted = f"annotations/{labels.name}/NAME.png"
-    return Layout("ade20k", root, split, samples, "reduce zero", (150,), wanted=wanted)
+    return DatasetLayout("ade20k", root, split, samples, "reduce zero", (150,), wanted=wanted)
 
 
-def _coco_stuff(path: Path, split: str) -> Layout | None:
+def _coco_stuff(path: Path, split: str) -> DatasetLayout | None:
     if not any((path / "annotations").glob("*2017/*.png")):
         return None
     images, labels = _part(path / "images", split), _part(path / "annotations", split)
@@ -150,17 +150,17 @@ def _coco_stuff(path: Path, split: str) -> Layout | None:
         for suffix, encoding in (("_labelTrainIds", "as is"), ("", "coco ids"))
     )
     wanted = f"annotations/{labels.name}/NAME_labelTrainIds.png or NAME.png"
-    return Layout("coco-stuff", path, split, samples, encoding, (171,), wanted=wanted)
+    return DatasetLayout("coco-stuff", path, split, samples, encoding, (171,), wanted=wanted)
 
 
-def _camvid(path: Path, split: str) -> Layout | None:
+def _camvid(path: Path, split: str) -> DatasetLayout | None:
     if not ((path / split).is_dir() and (path / f"{split}annot").is_dir()):
         return None
     samples = _paired(path / split, path / f"{split}annot")
-    return Layout("camvid", path, split, samples, void=(11,), wanted=f"{split}annot/NAME.png")
+    return DatasetLayout("camvid", path, split, samples, void=(11,), wanted=f"{split}annot/NAME.png")
 
 
-def _plain(path: Path, split: str) -> Layout | None:
+def _plain(path: Path, split: str) -> DatasetLayout | None:
     for root in (path, *(path / name for name in _names(split))):
         for image_name, label_name in _PLAIN:
             if (root / image_name).is_dir() and (root / label_name).is_dir():
@@ -168,19 +168,21 @@ def _plain(path: Path, split: str) -> Layout | None:
                 part = split if root != path else ""
                 if not _images(images):
                     images, labels, part = _part(images, split), _part(labels, split), split
-                return Layout("plain", root, part, _paired(images, labels))
+                return DatasetLayout("plain", root, part, _paired(images, labels))
     return None
 
 
-def _unlabelled(path: Path, split: str) -> Layout | None:
+def _unlabelled(path: Path, split: str) -> DatasetLayout | None:
     for folder in (path, path / "images", *(path / name for name in _names(split))):
         images = _images(folder) if folder.is_dir() else []
         if images:
-            return Layout("unlabelled", path, split if folder.name in _names(split) else "", tuple(map(Sample, images)))
+            return DatasetLayout(
+                "unlabelled", path, split if folder.name in _names(split) else "", tuple(map(Sample, images))
+            )
     return None
 
 
-_READERS: tuple[Callable[[Path, str], Layout | None], ...] = (
+_READERS: tuple[Callable[[Path, str], DatasetLayout | None], ...] = (
     _cityscapes, _pascal_context, _ade20k, _coco_stuff, _camvid, _plain, _unlabelled,
 )  # fmt: skip
 

@@ -8,10 +8,14 @@ haze, noise and white balance differ from scene to scene.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engines.contract import UInt8
 
 CLASSES = ("sky", "building", "road", "pavement", "tree", "pole", "sign", "car", "person")
 PALETTE = (
@@ -20,7 +24,6 @@ PALETTE = (
 )  # fmt: skip
 SKY, BUILDING, ROAD, PAVEMENT, TREE, POLE, SIGN, CAR, PERSON = range(len(CLASSES))
 
-UInt8 = NDArray[np.uint8]
 Float = NDArray[np.float32]
 Colour = NDArray[np.floating]  # (3,) RGB in 0..1
 
@@ -39,6 +42,16 @@ def render(seed: int, height: int, width: int) -> Scene:
     canvas.background()
     canvas.objects()
     return Scene(canvas.finish(), canvas.labels)
+
+
+def render_folder(folder: Path, seeds: Sequence[int], height: int, width: int) -> Path:
+    """Write one PPM a seed into `folder` / images and return that: for who reads photographs."""
+    images = folder / "images"
+    images.mkdir(parents=True)
+    for seed in seeds:
+        pixels = render(seed, height, width).image
+        (images / f"scene-{seed}.ppm").write_bytes(b"P6 %d %d 255\n" % (width, height) + pixels.tobytes())
+    return images
 
 
 class _Canvas:

@@ -17,7 +17,6 @@ KIND = "edgeseg ranges"
 _SCALARS = ("amax", "low", "high", "rms")
 _CHANNELS = ("channel_amax", "channel_mean")
 _COUNTS = ("images", "windows", "seed")
-_SHOWN = 20  # rows of a comparison
 
 
 @dataclass(frozen=True)
@@ -143,25 +142,6 @@ class Ranges:
             raise DeployError(
                 f"ranges: {len(missing)} tensor(s) are missing, first {missing[0]}; run deploy.py calibrate again"
             )
-
-    def compare(self, other: Ranges) -> str:
-        """A table of the tensors whose clipping values differ most, largest ratio first."""
-        shared = [name for name in self.tensors if name in other.tensors]
-        only = len(self.tensors) - len(shared), len(other.tensors) - len(shared)
-        ratios = {name: other.tensors[name].amax / self.tensors[name].amax for name in shared}
-        order = sorted(shared, key=lambda name: -abs(math.log(ratios[name])))
-        wide = max((len(name) for name in order[:_SHOWN]), default=6)
-        first, second = self.method, other.method
-        lines = [f"{'tensor':{wide}}{first:>18}{second:>18}{'ratio':>9}"]
-        lines += [
-            f"{name:{wide}}{self.tensors[name].amax:18.6g}{other.tensors[name].amax:18.6g}{ratios[name]:9.3f}"
-            for name in order[:_SHOWN]
-        ]
-        if len(order) > _SHOWN:
-            lines.append(f"and {len(order) - _SHOWN} more, closer to 1")
-        if any(only):
-            lines.append(f"only in the first: {only[0]}, only in the second: {only[1]}")
-        return "\n".join(lines)
 
 
 def _tensor_to_json(tensor: TensorRange) -> dict[str, Any]:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engines.bundle import file_sha256
-from engines.contract import Float32
+from engines.contract import Float32, UInt8
 from engines.errors import DeployError
+from engines.files import file_sha256
 from engines.images.inputs import expand
 from engines.images.read import MAX_PIXELS, read_image
 from engines.model_spec import ModelSpec
@@ -55,7 +54,7 @@ class CalibrationSet:
     def inputs(self, spec: ModelSpec, tiling: Tiling, start: int = 0) -> Iterator[tuple[Place, Float32]]:
         """The network inputs (1, 3, h, w) of the places from `start` on; an image is held while its windows come."""
         size = (tiling.window_h, tiling.window_w)
-        held: tuple[Path | None, NDArray[np.uint8] | None] = (None, None)
+        held: tuple[Path | None, UInt8 | None] = (None, None)
         for place in self.places[start:]:
             path, image = held
             if image is None or path != place.image:
@@ -132,7 +131,7 @@ def _images(inputs: Sequence[str]) -> tuple[dict[Path, str], list[str]]:
     return names, notes
 
 
-def _grid(image: NDArray[np.uint8], tiling: Tiling, rng: np.random.Generator) -> list[tuple[int, int]]:
+def _grid(image: UInt8, tiling: Tiling, rng: np.random.Generator) -> list[tuple[int, int]]:
     """The places of the runtime's windows on an image, shuffled."""
     tops, lefts = tiling.placements(*image.shape[:2])
     places = [(top, left) for top in tops for left in lefts]

@@ -14,8 +14,8 @@ _OBJECTS = {
     "openvino": "openvino:backend",
     "torch": "torch_cpu:backend",
     "onnxruntime": "onnxruntime:backend",
-    "torch_cuda": "torch_gpu:backend",
-    "torch_compile": "torch_compile:backend",
+    "torch_cuda": "torch_gpu:eager",
+    "torch_compile": "torch_gpu:compiled",
 }
 BACKENDS = tuple(_OBJECTS)
 # What checkpoints and ready .onnx files are compared with, and on a GPU what engines have to beat.

@@ -15,9 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from engines.backends.reference import Reference
-from engines.contract import BuildConfig, Float32, Session, check_windows
+from engines.contract import BuildConfig, Float32, Layer, Session, check_windows
 from engines.errors import DeployError
-from engines.layers import Layer
 from engines.machine.interpreter import pip_install, version_of
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph that is given as bytes

@@ -23,9 +23,8 @@ from engines.backends.onnx_bytes import file_with_batch
 from engines.backends.openvino_account import half_unasked, layer_info
 from engines.backends.openvino_types import computed_in, half_type, with_marks
 from engines.backends.signal_stack import signal_stack_kept
-from engines.contract import Backend, BuildConfig, Float32, Session, check_windows
+from engines.contract import Backend, BuildConfig, Float32, Layer, Session, check_windows, from_microseconds
 from engines.errors import DeployError
-from engines.layers import Layer, from_microseconds
 from engines.machine.interpreter import pip_install
 
 

@@ -1,6 +1,6 @@
 """PyTorch, eager, from an exported program: the reference that every other engine is compared with.
 
-With torch_cuda_backend.py the only file in this package that imports torch.
+With torch_gpu.py the only file in this package that imports torch.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends.reference import Reference
-from engines.contract import BuildConfig, Float32, Session, check_windows
+from engines.contract import BuildConfig, Float32, Layer, Session, check_windows
 from engines.errors import DeployError
-from engines.layers import Layer
 from engines.machine.interpreter import pip_install
 
 

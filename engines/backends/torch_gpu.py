@@ -1,7 +1,7 @@
 """PyTorch on an NVIDIA GPU, from the program that was exported on the CPU: the baseline that GPU engines have to beat.
 
 ``torch_cuda`` runs it eagerly, in fp32 (TF32 off) or with every tensor in fp16; ``torch_compile`` runs the same through
-torch.compile (Inductor), and never eagerly instead.  With torch_backend.py the only file here that imports torch.
+torch.compile (Inductor), and never eagerly instead.  With torch_cpu.py the only file here that imports torch.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from typing import Any
 
 from engines.backends.torch_cpu import load_program, program_bytes
 from engines.backends.torch_gpu_errors import reported
-from engines.contract import Backend, BuildConfig, Float32, Session, Tensor, check_windows
+from engines.contract import Backend, BuildConfig, Float32, Layer, Session, Tensor, check_windows, from_microseconds
 from engines.errors import DeployError
 from engines.gpu import context
-from engines.layers import Layer, from_microseconds
-from engines.tiling.device import GpuInfo
+from engines.gpu.info import GpuInfo
 
 DEVICE = "cuda"
 _TYPES = {"fp32": ("float32", "<f4"), "fp16": ("float16", "<f2")}  # in torch, and in __cuda_array_interface__
@@ -113,7 +112,8 @@ class TorchCudaBackend(Backend):
         with reported(self.name, "asking for the GPU"):
             found = torch.cuda.get_device_properties(torch.cuda.current_device())
         info = GpuInfo(
-            found.name, (found.major, found.minor), _driver(), found.total_memory, bool(found.is_integrated)
+            found.name, sm=(found.major, found.minor), driver=_driver(), memory=found.total_memory,
+            integrated=bool(found.is_integrated)
         )  # fmt: skip
         return str(info)
 
@@ -277,4 +277,5 @@ def _type(precision: str) -> Any:
     return getattr(torch, _TYPES[precision][0])
 
 
-backend = TorchCudaBackend("torch_cuda", compiled=False)
+eager = TorchCudaBackend("torch_cuda", compiled=False)
+compiled = TorchCudaBackend("torch_compile", compiled=True)

@@ -19,9 +19,9 @@ from numpy.typing import DTypeLike, NDArray
 from engines.errors import DeployError, GpuLostError
 from engines.gpu import driver, graph
 from engines.gpu.driver import DriverError
-from engines.gpu.launch import Launch
+from engines.gpu.info import GpuInfo
+from engines.gpu.kernels import Launch
 from engines.gpu.memory import CudaMemory, HostBuffer, Kernels
-from engines.tiling.device import GpuInfo
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for what others start on the default stream
 
@@ -77,7 +77,7 @@ def open_gpu() -> Iterator[CudaGpu]:
 
 
 class CudaGpu:
-    """The primary context in the thread that opened it.  `base.Gpu`, and what the frames need beyond it.
+    """The primary context in the thread that opened it.  Every call raises DeployError, GpuLostError once it is lost.
 
     main: kernels, the engine, and their graphs.  up, down: copies, beside what runs on main.
     """
@@ -105,9 +105,11 @@ class CudaGpu:
 
     @property
     def stream(self) -> int:
+        """cudaStream_t of main."""
         return int(self.main.handle)
 
     def allocate(self, size: int) -> CudaMemory:
+        """`size` bytes, aligned to 256."""
         with self._errors(f"allocating {_mib(size)}", f"{_mib(size)} of GPU memory"):
             memory = CudaMemory(self._cuda.mem_alloc(max(size, 1)), size)
         self._owned.add(memory)
@@ -125,15 +127,18 @@ class CudaGpu:
         return buffer
 
     def free_memory(self) -> int:
+        """Bytes that could be allocated now."""
         with self._errors("asking for free memory"):
             return int(self._cuda.mem_get_info()[0])
 
     def upload(self, address: int, array: NDArray[np.generic]) -> None:
+        """Copy a C-contiguous array to `address`; it may be changed when this returns."""
         with self._errors("copying to the GPU"):
             self._cuda.memcpy_htod_async(address, array, self.main)
             self.main.synchronize()
 
     def download(self, array: NDArray[np.generic], address: int) -> None:
+        """Fill a C-contiguous array from `address`, and wait for it."""
         with self._errors("copying from the GPU"):
             self._cuda.memcpy_dtoh_async(array, address, self.main)
             self.main.synchronize()
@@ -172,7 +177,7 @@ class CudaGpu:
             raise
         except DeployError as error:
             if isinstance(error.__cause__, self._cuda.Error) and "image is invalid" in str(error):
-                newest = f"{self.info.driver // 1000}.{self.info.driver % 1000 // 10}"
+                newest = ".".join(map(str, self.info.cuda))
                 raise DeployError(
                     f"{error}; the driver here runs CUDA {newest}, and they may be newer: update the driver, or "
                     f"build the bundle again with a toolkit of CUDA {newest}"
@@ -293,7 +298,13 @@ def _describe(cuda: Any) -> GpuInfo:
     try:
         device = cuda.Device(0)
         integrated, sm = device.get_attribute(cuda.device_attribute.INTEGRATED), device.compute_capability()
-        return GpuInfo(device.name(), sm, cuda.get_driver_version(), device.total_memory(), bool(integrated))
+        return GpuInfo(
+            device.name(),
+            sm=sm,
+            driver=cuda.get_driver_version(),
+            memory=device.total_memory(),
+            integrated=bool(integrated),
+        )
     except cuda.Error as error:
         raise DeployError(f"GPU: the driver does not describe it: {error}; look at nvidia-smi") from error
 

@@ -1,36 +1,34 @@
-"""Frames on a GPU: one holds the whole image, the other only the rows at work."""
+"""Frames on a GPU: they hold the whole image, or only the rows at work."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.gpu.kernels import NOT_FINITE
-from engines.gpu.slot import Slot
+from engines.gpu.launcher import Launcher
+from engines.gpu.pool import IN_FLIGHT, Slot
 from engines.tiling.core import MESSAGES
-from engines.tiling.device import Band, Mask, UInt8
-
-if TYPE_CHECKING:
-    from engines.gpu.device import CudaDevice
+from engines.tiling.device import Band, Mask
 
 
 class _Frame:
     """The use of a slot by one image; it ends with the result, with an error, or when a later image needs the slot."""
 
-    def __init__(self, device: CudaDevice, slot: Slot) -> None:
+    def __init__(self, launcher: Launcher, slot: Slot) -> None:
         self.steps = slot.plan.steps
-        self._device, self._slot, self._gpu = device, slot, device.gpu
+        self._launcher, self._slot, self._gpu = launcher, slot, launcher.gpu
         slot.owner = self
 
     def _check_mine(self) -> None:
         if self._slot.owner is not self:
             raise DeployError(
                 "frame: its memory went to a later image, or its result was taken; "
-                f"take each result once, and have at most {self._device.in_flight} images under way"
+                f"take each result once, and have at most {IN_FLIGHT} images under way"
             )
 
     def _release(self) -> None:
@@ -53,7 +51,7 @@ class _Frame:
         """Wait for the download, count the time, and raise DeployError if the logits were not numbers."""
         slot = self._slot
         self._gpu.finish(slot.done)
-        slot.clock.add_to(self._device.timings)
+        slot.clock.add_to(self._launcher.timings)
         status = int(slot.arrays["status"][0])
         if status:
             raise DeployError(f"stitch: {MESSAGES[3 if status & NOT_FINITE else 2]}")
@@ -76,8 +74,8 @@ class CudaFrame(_Frame):
             gpu.mark(slot.uploaded, gpu.up)
             gpu.follow(gpu.main, slot.uploaded)
             slot.clock.start()
-            self._device.start(slot)
-            if not self._device.parts:
+            self._launcher.start(slot)
+            if not self._launcher.parts:
                 slot.clock.mark("engine")
             gpu.mark(slot.computed, gpu.main)
             gpu.follow(gpu.down, slot.computed)
@@ -86,26 +84,17 @@ class CudaFrame(_Frame):
     def mask(self) -> Mask:
         with self._working():
             self._wait()
-            self._device.timings.windows += self._slot.plan.windows
+            self._launcher.timings.windows += self._slot.plan.windows
             mask = Mask(*self._slot.result(self._slot.plan.height))
         self._release()
         return mask
 
-    def advance(self, index: int) -> None:
-        raise DeployError(f"frame: got advance({index}) on a frame that was asked for whole; use play and mask")
-
-    def band(self, index: int) -> Band:
-        raise DeployError(f"frame: got band({index}) on a frame that was asked for whole; use play and mask")
-
 
 class CudaStrips(_Frame):
-    """Holds the rows at work, so that an image of any height fits.  One row of windows after another.
+    """Holds the rows at work, so that an image of any height fits.  One row of windows after another."""
 
-    Also stands in for `CudaFrame` where the whole image does not fit: then `mask` does the work.
-    """
-
-    def __init__(self, device: CudaDevice, slot: Slot) -> None:
-        super().__init__(device, slot)
+    def __init__(self, launcher: Launcher, slot: Slot) -> None:
+        super().__init__(launcher, slot)
         self._image: UInt8 = np.empty((0, 0, 3), np.uint8)
 
     def put(self, image: UInt8) -> None:
@@ -115,12 +104,12 @@ class CudaStrips(_Frame):
     def advance(self, index: int) -> None:
         with self._working():
             step, slot, gpu = self.steps[index], self._slot, self._gpu
-            rows = self._image[step.top : step.top + self._device.size[0]]
+            rows = self._image[step.top : step.top + slot.plan.regions["image"].shape[0]]
             np.copyto(slot.arrays["image"][: rows.shape[0]], rows)
             slot.upload(rows.shape[0], gpu.main)
             slot.clock.start()
-            self._device.start_row(slot, step)
-            if not self._device.parts:
+            self._launcher.start_row(slot, step)
+            if not self._launcher.parts:
                 slot.clock.mark("engine")
             slot.download(step.rows[1] - step.rows[0], gpu.main)
 
@@ -128,12 +117,16 @@ class CudaStrips(_Frame):
         start, end = self.steps[index].rows
         with self._working():
             self._wait()
-            self._device.timings.windows += len(self.steps[index].lefts)
+            self._launcher.timings.windows += len(self.steps[index].lefts)
             labels, certainty = self._slot.result(end - start)
         if index + 1 == len(self.steps):
             self._release()
             self._image = np.empty((0, 0, 3), np.uint8)
         return Band(start, end, labels, certainty)
+
+
+class FrameInStrips(CudaStrips):
+    """Stands in for `CudaFrame` where the whole image does not fit: `mask` does the work."""
 
     def play(self) -> None:
         self._check_mine()

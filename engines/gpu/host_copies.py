@@ -8,7 +8,8 @@ import numpy as np
 
 from engines.contract import DeviceSession, Float32, check_windows
 from engines.errors import DeployError, GpuLostError
-from engines.tiling.device import Gpu, Memory
+from engines.gpu.context import CudaGpu
+from engines.gpu.memory import CudaMemory
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "fp32": np.dtype(np.float32),
@@ -19,9 +20,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 class HostRun:
     """Uploads windows, runs the engine, downloads logits.  Takes its memory with the first run."""
 
-    def __init__(self, gpu: Gpu, session: DeviceSession) -> None:
+    def __init__(self, gpu: CudaGpu, session: DeviceSession) -> None:
         self._gpu, self._session = gpu, session
-        self._memory: tuple[Memory, Memory] | None = None
+        self._memory: tuple[CudaMemory, CudaMemory] | None = None
 
     def run(self, windows: Float32) -> Float32:
         """What `Session.run` promises.  An engine in fp16 gets windows rounded to it, and its logits are widened."""

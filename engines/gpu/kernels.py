@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from engines.errors import DeployError
-from engines.gpu.launch import Dim, Launch
 from engines.tiling.core import MAX_PIXELS, normalisation
 from engines.tiling.placement import PADDINGS, Tiling
 
@@ -42,6 +42,17 @@ STITCH = np.dtype(
     ],
     align=True,
 )  # fmt: skip
+Dim = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """kernel: its extern "C" name.  argument: the one struct that it takes, a numpy record of the C layout."""
+
+    kernel: str
+    grid: Dim
+    block: Dim
+    argument: np.void
 
 
 def gather(

@@ -75,7 +75,17 @@ class Plan:
             regions[name] = region
             room = -(-region.bytes // ALIGNMENT) * ALIGNMENT
             device, host = device + room * on_device, host + room * on_host
-        return cls(height, width, whole, steps, ring, pitch, regions, device, host)
+        return cls(
+            height,
+            width=width,
+            whole=whole,
+            steps=steps,
+            ring=ring,
+            pitch=pitch,
+            regions=regions,
+            device=device,
+            host=host,
+        )
 
     @property
     def bytes(self) -> int:

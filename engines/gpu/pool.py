@@ -1,14 +1,23 @@
-"""Which memory the next frame on a GPU takes: that of the last image of its size, of a size gone by, or new."""
+"""The memory of frames on a GPU, and which of it the next one takes: that of the last image of its size, of a size gone
+by, or new.
+"""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.contract import UInt8
 from engines.gpu.context import CudaGpu, GpuMemoryError
+from engines.gpu.graph import Graph
 from engines.gpu.layout import Plan
-from engines.gpu.slot import Blocks, Slot
+from engines.tiling.device import Timings
 from engines.tiling.placement import Tiling
 
+IN_FLIGHT = 2  # frames under way at once: the copies of one run beside the kernels of the other
 SIZES_KEPT = 4  # image sizes whose frames are kept, with what was recorded for them
 IDLE_KEPT = 2  # blocks of memory of other sizes that are kept
 SHARE = 0.8  # of the free memory, that the frames of whole images in flight may take
@@ -22,12 +31,118 @@ def host_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+class Blocks:
+    """A block of device memory and one of page-locked host memory, for one slot after another."""
+
+    def __init__(self, gpu: CudaGpu, plan: Plan) -> None:
+        self.device = gpu.allocate(_rounded(plan.device))
+        try:
+            self.host = gpu.host_buffer((_rounded(plan.host),), np.uint8)
+        except BaseException:
+            self.device.free()
+            raise
+
+    @property
+    def bytes(self) -> int:
+        return self.device.size + self.host.array.nbytes
+
+    def holds(self, plan: Plan) -> bool:
+        return plan.device <= self.device.size and plan.host <= self.host.array.nbytes
+
+    def free(self) -> None:
+        self.host.free()
+        self.device.free()
+
+
+class Slot:
+    """Used by one image after another of one size.
+
+    image, labels, confidence, status: on the host.  addresses: where the kernels find each of the plan's regions,
+    which is the same memory where the GPU shares it with the CPU.
+    owner: the frame that uses it, or None.  warm: whether everything has run once.  graph: all of it recorded.
+    """
+
+    def __init__(self, gpu: CudaGpu, plan: Plan, blocks: Blocks) -> None:
+        self.gpu, self.plan, self.blocks = gpu, plan, blocks
+        self.owner: object | None = None
+        self.warm = False
+        self.graph: Graph | None = None
+        self.clock = PartClock(gpu)
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self.addresses: dict[str, int] = {}
+        for name, region in plan.regions.items():
+            if region.host is not None:
+                raw = blocks.host.array[region.host : region.host + region.bytes]
+                self.arrays[name] = raw.view(region.dtype).reshape(region.shape)
+            if region.device is not None:
+                self.addresses[name] = blocks.device.address + region.device
+            elif blocks.host.mapped is not None and region.host is not None:
+                self.addresses[name] = blocks.host.mapped + region.host
+        self.uploaded, self.computed, self.done = gpu.event(), gpu.event(), gpu.event()
+
+    def upload(self, rows: int, stream: Any) -> None:
+        """Start bringing the first `rows` of the image to the kernels."""
+        if self.plan.regions["image"].device is not None:
+            self.gpu.copy_in(self.addresses["image"], self.arrays["image"][:rows], stream)
+
+    def download(self, rows: int, stream: Any) -> None:
+        """Start bringing the first `rows` of the result, and the status, back; `done` happens when they are there."""
+        for name in ("labels", "confidence", "status"):
+            region = self.plan.regions.get(name)
+            if region is not None and region.device is not None:
+                self.gpu.copy_out(self.arrays[name][:rows], self.addresses[name], stream)
+        self.gpu.mark(self.done, stream)
+
+    def result(self, rows: int) -> tuple[UInt8, NDArray[np.float32] | None]:
+        """Copies of the first `rows` of labels and confidence, once `done` has happened."""
+        labels, certainty = self.arrays["labels"][:rows].copy(), self.arrays.get("confidence")
+        return labels, None if certainty is None else certainty[:rows].copy()
+
+    def free(self) -> None:
+        """Everything but the blocks."""
+        if self.graph is not None:
+            self.graph.free()
+            self.graph = None
+        self.arrays.clear()
+        self.uploaded = self.computed = self.done = None
+        self.clock.free()
+
+
+class PartClock:
+    """When the parts of a frame were done, by events on main."""
+
+    def __init__(self, gpu: CudaGpu) -> None:
+        self._gpu = gpu
+        self._events: list[Any] = []
+        self._names: list[str] = []
+
+    def start(self) -> None:
+        self._names.clear()
+        self.mark("")
+
+    def mark(self, name: str) -> None:
+        """What was started since the last mark is of part `name` of `Timings`."""
+        if len(self._names) == len(self._events):
+            self._events.append(self._gpu.event())
+        self._gpu.mark(self._events[len(self._names)], self._gpu.main)
+        self._names.append(name)
+
+    def add_to(self, timings: Timings) -> None:
+        """Everything marked must have happened."""
+        for index, name in enumerate(self._names[1:]):
+            taken = self._gpu.seconds(self._events[index], self._events[index + 1])
+            setattr(timings, name, getattr(timings, name) + taken)
+
+    def free(self) -> None:
+        self._names.clear()
+        self._events.clear()
+
+
 class Pool:
     """Hands out slots.  batch: windows per run of the engine.  window_bytes: the logits of one window."""
 
-    def __init__(self, gpu: CudaGpu, tiling: Tiling, batch: int, window_bytes: int, in_flight: int) -> None:
+    def __init__(self, gpu: CudaGpu, tiling: Tiling, batch: int, window_bytes: int) -> None:
         self._gpu, self._tiling, self._batch, self._window_bytes = gpu, tiling, batch, window_bytes
-        self._in_flight = in_flight
         self.slots: dict[Key, list[Slot]] = {}  # last used last
         self._busy: list[Slot] = []  # oldest first
         self._idle: list[Blocks] = []  # of sizes that were dropped, oldest first
@@ -35,10 +150,10 @@ class Pool:
     def take(self, height: int, width: int, confidence: bool, whole: bool) -> Slot:
         """A free slot.  The caller names its owner.  Raises GpuMemoryError when not even strips of the image fit.
 
-        Where more than `in_flight` are wanted, the one that was handed out first is taken from its owner.
+        Where more than `IN_FLIGHT` are wanted, the one that was handed out first is taken from its owner.
         """
         self._busy = [slot for slot in self._busy if slot.owner is not None]
-        if len(self._busy) >= self._in_flight:  # whoever asked for it has given it up
+        if len(self._busy) >= IN_FLIGHT:  # whoever asked for it has given it up
             self._gpu.synchronize()
             self._busy.pop(0).owner = None
         key = (height, width, confidence, whole)
@@ -71,8 +186,9 @@ class Pool:
         whole = whole and (first or self.slots[key][0].plan.whole)  # all of a size in one way, not now this, now that
         for kind in (True, False) if whole else (False,):
             plan = Plan.of(
-                self._tiling, (height, width), confidence, kind, self._batch, self._window_bytes,
-                self._gpu.info.integrated,
+                self._tiling, size=(height, width), confidence=confidence, whole=kind, batch=self._batch,
+                window_bytes=self._window_bytes,
+                shared=self._gpu.info.integrated,
             )  # fmt: skip
             blocks = self._reused(plan) or self._allocated(plan, first)
             if blocks is None:
@@ -95,7 +211,7 @@ class Pool:
 
         first: of its size; the others were counted with it.
         """
-        wanted = self._in_flight * (plan.bytes if self._gpu.info.integrated else plan.device)
+        wanted = IN_FLIGHT * (plan.bytes if self._gpu.info.integrated else plan.device)
         if plan.whole and first and wanted > SHARE * self._gpu.free_memory():
             return None
         try:
@@ -142,3 +258,9 @@ class Pool:
             del self.slots[key]
         while len(self._idle) > IDLE_KEPT:
             self._idle.pop(0).free()
+
+
+def _rounded(size: int) -> int:
+    """A little more, so that images of nearly one size can use each other's blocks."""
+    step = 1 << max(size.bit_length() - 4, 8)
+    return -(-size // step) * step

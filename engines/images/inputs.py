@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import DeployError
+from engines.files import natural
 from engines.images.read import SUFFIXES
 
 # What `run` writes for NAME.ext, with all its options.
@@ -39,7 +39,7 @@ def expand(inputs: Sequence[str], exclude: Path | None = None, *, recursive: boo
     for text in inputs:
         try:
             matches, wanted = _matches(text, exclude, recursive)
-            for match in sorted(matches, key=_natural):
+            for match in sorted(matches, key=natural):
                 folder = match.parent.relative_to(text) if Path(text).is_dir() else Path()
                 found.setdefault(_entry(match), Input(match, folder))
         except OSError as error:
@@ -114,8 +114,3 @@ def _inside(path: Path, folder: Path | None) -> bool:
 def _entry(path: Path) -> Path:
     """The directory entry itself, however it is spelled: symbolic links are followed in the folder, not in the name."""
     return path.parent.resolve() / path.name
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    parts = re.split(r"([0-9]+)", str(path))  # text, number, text, ...
-    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)]

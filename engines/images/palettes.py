@@ -91,18 +91,18 @@ _CAMVID_RGB = "808080800000c0c0808040803c28de808000c080804040804000804040000080c
 
 
 @dataclass(frozen=True)
-class Dataset:
+class KnownClasses:
     """names[i] and palette[i] belong to label i."""
 
     names: tuple[str, ...]
     palette: tuple[RGB, ...]
 
 
-def _dataset(names: str, colours: str) -> Dataset:
+def _dataset(names: str, colours: str) -> KnownClasses:
     data = bytes.fromhex(colours)
     palette = tuple((data[i], data[i + 1], data[i + 2]) for i in range(0, len(data), 3))
     listed = tuple(name.strip() for name in names.replace("\n", " ").split(",") if name.strip())
-    return Dataset(listed, palette[: len(listed)])
+    return KnownClasses(listed, palette[: len(listed)])
 
 
 # PASCAL Context has no colours of its own; like mmsegmentation, it borrows the first sixty of ADE20K.
@@ -113,7 +113,7 @@ DATASETS = {
     "ade20k": _dataset(_ADE20K, _ADE20K_RGB),
     "coco-stuff": _dataset(_COCO_STUFF, _COCO_STUFF_RGB),
     "pascal-context-60": _CONTEXT_60,
-    "pascal-context-59": Dataset(_CONTEXT_60.names[1:], _CONTEXT_60.palette[1:]),
+    "pascal-context-59": KnownClasses(_CONTEXT_60.names[1:], _CONTEXT_60.palette[1:]),
     "camvid": _dataset(_CAMVID, _CAMVID_RGB),
 }
 

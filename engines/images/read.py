@@ -11,13 +11,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.images.shared_pixels import SHARED_FROM, one_block, shared_pixels
-
-UInt8 = NDArray[np.uint8]
 
 MAX_PIXELS = 300_000_000  # 16384 x 16384 and a little; decoded, that is 1.2 GB
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".ppm", ".pgm"})

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+
+from engines.contract import UInt8
 
 _core: Any = Image.core  # type: ignore[attr-defined]
 SHARED_FROM = 2**26  # pixels; smaller images are copied, into rows that the C core reads fastest
@@ -57,7 +58,7 @@ def one_block() -> Iterator[None]:
         _core.set_use_block_allocator(0)
 
 
-def shared_pixels(image: Image.Image) -> NDArray[np.uint8]:
+def shared_pixels(image: Image.Image) -> UInt8:
     """(H, W, 3) uint8, read-only, rows of 4 W bytes: the memory of an RGB `image` that was decoded in `one_block`."""
     _, capsule = image.__arrow_c_array__()
     pointer = ctypes.pythonapi.PyCapsule_GetPointer

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.files import replacing
 from engines.model_spec import IGNORE_LABEL, RGB
-
-UInt8 = NDArray[np.uint8]
 
 IGNORE_COLOUR = (255, 255, 255)
 

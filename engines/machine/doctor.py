@@ -20,7 +20,7 @@ from engines.machine.gpu import examine_gpu
 from engines.machine.interpreter import pip_install, this_interpreter, version_of
 from engines.machine.jetson import read_jetson
 from engines.machine.jetson_advice import examine_jetson
-from engines.machine.sysfs import ROOT
+from engines.machine.sysfs import ROOT, memory_kb
 from engines.measure.bench import cpu_name
 from engines.tiling import core
 
@@ -40,11 +40,10 @@ def _machine() -> Finding:
 
 
 def _memory(root: Path) -> Finding:
-    try:
-        fields = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
-        available = int(fields["MemAvailable"].split()[0]) / 1e6
-    except (OSError, KeyError, ValueError, IndexError) as error:
-        return Finding("memory", "note", f"unknown ({error})")
+    kilobytes = memory_kb(root).get("MemAvailable")
+    if kilobytes is None:
+        return Finding("memory", "note", f"unknown: {root / 'proc/meminfo'} does not say what is available")
+    available = kilobytes / 1e6
     # A SegFormer-B0 window of 1024x1024 peaks below 1 GB; building holds torch, ONNX Runtime and the engine at once.
     if available < 2:
         return Finding("memory", "missing", f"{available:.1f} GB free, 2 GB wanted", "close programs, or add swap")

@@ -40,7 +40,15 @@ def this_interpreter() -> Interpreter:
     named = _named(importlib.metadata.distributions())
     nvrtc = any(name.startswith("nvidia_cuda_nvrtc") for name in named)
     nvcc = shutil.which("nvcc") or ""
-    return Interpreter(sys.version_info[:2], venv, _sees_system(venv), found, _wheels(named), nvcc, nvrtc)
+    return Interpreter(
+        sys.version_info[:2],
+        venv=venv,
+        sees_system=_sees_system(venv),
+        modules=found,
+        wheels=_wheels(named),
+        nvcc=nvcc,
+        nvrtc=nvrtc,
+    )
 
 
 def pip_install(extra: str) -> str:

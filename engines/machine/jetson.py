@@ -118,8 +118,9 @@ def read_jetson(root: Path = ROOT) -> Jetson | None:
     modes, default = _modes(text(root / "etc/nvpmodel.conf") or "")
     chosen = re.search(r"pmode:0*(\d+)", text(root / "var/lib/nvpmodel/status") or "")
     return Jetson(
-        _board(root), soc, _l4t(root, installed), installed, _cuda(root), int(chosen[1]) if chosen else default, modes,
-        tuple(_clocks(root)), _temperatures(root), tuple(_throttled(root)),
+        _board(root), soc=soc, l4t=_l4t(root, installed), packages=installed, cuda=_cuda(root),
+        mode=int(chosen[1]) if chosen else default, modes=modes,
+        clocks=tuple(_clocks(root)), temperatures=_temperatures(root), throttled=tuple(_throttled(root)),
     )  # fmt: skip
 
 
@@ -180,12 +181,22 @@ def _clocks(root: Path) -> list[Clock]:
         if part and None not in values:
             steps = [int(step) for step in (text(path / "available_frequencies") or "").split()]
             current, low, high = (value / 1e6 for value in values if value is not None)
-            clocks.append(Clock(f"{part} {path.name}", current, low, high, max(steps, default=0) / 1e6))
+            clocks.append(
+                Clock(f"{part} {path.name}", current=current, low=low, high=high, ceiling=max(steps, default=0) / 1e6)
+            )
     for path in glob(root, "sys/devices/system/cpu/cpufreq/policy*"):
         values = [number(path / f"scaling_{which}_freq") for which in ("cur", "min", "max")]
         if None not in values:
             current, low, high = (value / 1e3 for value in values if value is not None)
-            clocks.append(Clock(f"cpu {path.name}", current, low, high, (number(path / "cpuinfo_max_freq") or 0) / 1e3))
+            clocks.append(
+                Clock(
+                    f"cpu {path.name}",
+                    current=current,
+                    low=low,
+                    high=high,
+                    ceiling=(number(path / "cpuinfo_max_freq") or 0) / 1e3,
+                )
+            )
     return clocks
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from engines.machine.finding import Finding
 from engines.machine.interpreter import Interpreter
 from engines.machine.jetson import Clock, Jetson
-from engines.machine.sysfs import glob, text
+from engines.machine.sysfs import glob, memory_kb, text
 
 BUILD_BYTES = 4e9  # engine, its builder and Python at once, for SegFormer-B0 at 1024x1024; B5 wants more
 DISK_BYTES = 3e9
@@ -190,12 +189,12 @@ def _heat(jetson: Jetson) -> Iterator[Finding]:
 
 def _memory(root: Path) -> Iterator[Finding]:
     """Swap that is compressed memory (zram) makes no room for a build."""
-    fields = dict(re.findall(r"^(\w+): +(\d+) kB", text(root / "proc/meminfo") or "", re.M))
-    if "MemAvailable" not in fields:
+    available = memory_kb(root).get("MemAvailable")
+    if available is None:
         return
     swaps = [line.split() for line in (text(root / "proc/swaps") or "").splitlines()[1:]]
     disk = sum(1024 * (int(swap[2]) - int(swap[3])) for swap in swaps if "zram" not in swap[0])
-    free = 1024 * int(fields["MemAvailable"])
+    free = 1024 * available
     said = f"{free / 1e9:.1f} GB free, {disk / 1e9:.1f} GB of swap on disk left, shared by CPU and GPU"
     if free + disk < BUILD_BYTES:
         yield Finding("memory for builds", "note", f"{said}: a build may end as \"Killed\"",

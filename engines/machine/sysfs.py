@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from engines.files import natural
+
 ROOT = Path("/")
 
 
@@ -28,7 +30,12 @@ def number(path: Path) -> int | None:
 
 def glob(root: Path, pattern: str) -> list[Path]:
     """Sorted, with the numbers in names as numbers: policy2 before policy10."""
-    return sorted(root.glob(pattern), key=_natural)
+    return sorted(root.glob(pattern), key=natural)
+
+
+def memory_kb(root: Path = ROOT) -> dict[str, int]:
+    """/proc/meminfo: ``MemTotal``, ``MemAvailable`` and more, in units of 1024 bytes; empty where there is none."""
+    return {name: int(size) for name, size in re.findall(r"^(\w+): +(\d+) kB", text(root / "proc/meminfo") or "", re.M)}
 
 
 def packages(root: Path = ROOT) -> dict[str, str]:
@@ -41,7 +48,3 @@ def _packages(status: str) -> Iterator[tuple[str, str]]:
         fields = dict(re.findall(r"^([A-Za-z-]+): *(.*)$", paragraph, re.M))
         if fields.get("Status", "").endswith(" installed") and {"Package", "Version"} <= set(fields):
             yield fields["Package"], fields["Version"]
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]

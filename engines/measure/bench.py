@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engines.bundle import MANIFEST, file_sha256, open_bundle
+from engines.bundle import MANIFEST, open_bundle
+from engines.contract import UInt8
 from engines.errors import DeployError
+from engines.files import file_sha256
+from engines.gpu.info import Fingerprint
 from engines.measure.conditions import conditions, governor, say
 from engines.measure.power import Energy, NoMeter, find_meter, measured
-from engines.measure.worker import Frame, OnDevice, Worker
+from engines.measure.worker import FrameTimes, OnDevice, Worker
 from engines.tiling import core
+from engines.tiling.device import PARTS
 
-PARTS = ("gather", "engine", "stitch")
 ENERGY_S = 2.0  # of work at least, where energy can be measured: power readings are means over up to a second
 
 
@@ -41,10 +43,31 @@ class Stats:
         if not len(samples):
             raise DeployError("timing: got no samples, expected at least one round")
         p50, p95, p99 = (float(v) for v in np.percentile(samples, (50, 95, 99)))
-        return cls(p50, p95, p99, float(np.mean(samples)), float(np.min(samples)), len(samples))
+        return cls(
+            p50, p95=p95, p99=p99, mean=float(np.mean(samples)), fastest=float(np.min(samples)), count=len(samples)
+        )
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds a frame, from decoded pixels to label map, and its three parts.
+
+    On a GPU the parts may be of other, slower rounds than the frame, and need not add up to it.
+    """
+
+    frame: Stats
+    gather: Stats
+    engine: Stats
+    stitch: Stats
+
+    @classmethod
+    def of(cls, frames: Sequence[FrameTimes], split: Sequence[FrameTimes]) -> Timing:
+        """split: the frames whose parts were timed."""
+        parts = {part: Stats.of([getattr(each, f"{part}_ms") for each in split]) for part in PARTS}
+        return cls(Stats.of([each.frame_ms for each in frames]), **parts)
 
 
 @dataclass(frozen=True)
@@ -83,7 +106,7 @@ class BenchReport:
     which gather, engine, stitch.
 
     On a GPU these three are measured in rounds of their own, because that takes time and forbids a graph, and window_ms
-    is between memory of the GPU unless settings says ``window_copies``.
+    is between memory of the GPU.
     settings: what was in force; see `settings` and `conditions`.  size: (height, width) of the frame in pixels.
     """
 
@@ -132,7 +155,7 @@ class BenchReport:
         return "\n".join(lines)
 
 
-def bench(bundle: Path, image: NDArray[np.uint8] | None, size: tuple[int, int] | None, rounds: int, warmup: int,
+def bench(bundle: Path, image: UInt8 | None, size: tuple[int, int] | None, rounds: int, warmup: int,
           threads: int) -> BenchReport:  # fmt: skip
     """Time `bundle` in a process of its own, after `warmup` rounds that do not count.  Raises DeployError.
 
@@ -147,16 +170,17 @@ def bench(bundle: Path, image: NDArray[np.uint8] | None, size: tuple[int, int] |
         worker.put(image)
         taken = _take(worker, rounds, warmup, bar)
         opened, peak, on = worker.opened, worker.peak_bytes(), worker.device()
-    parts = {"frame_ms": Stats.of([frame.frame_ms for frame in taken.frames])}
-    parts |= {f"{part}_ms": Stats.of([getattr(frame, f"{part}_ms") for frame in taken.split]) for part in PARTS}
+    timing = Timing.of(taken.frames, taken.split)
     in_force = {**settings(), "precision": opened.precision, "backend": opened.backend, "sdk": opened.sdk,
                 "device": opened.device, "threads": opened.threads, "rounds": rounds, "warmup": warmup,
-                "runs_on": on.name, "graph": on.graph, "transfers": on.transfers,
-                "window_copies": on.name != "host" and not on.alone, "in_flight": on.in_flight,
+                "runs_on": on.name, "graph": on.graph, "transfers": on.transfers, "in_flight": on.in_flight,
                 "batch": manifest.batch, "before": taken.before, "after": taken.after}  # fmt: skip
-    return BenchReport(str(bundle), file_sha256(bundle / MANIFEST), in_force, (image.shape[0], image.shape[1]),
-                       taken.frames[0].windows, opened.load_ms, Stats.of(taken.alone), **parts, peak_bytes=peak,
-                       throughput=taken.throughput)  # fmt: skip
+    return BenchReport(
+        str(bundle), manifest_sha256=file_sha256(bundle / MANIFEST), settings=in_force,
+        size=(image.shape[0], image.shape[1]), windows=taken.frames[0].windows, load_ms=opened.load_ms,
+        window_ms=Stats.of(taken.alone), **{f"{part}_ms": stats for part, stats in vars(timing).items()},
+        peak_bytes=peak, throughput=taken.throughput,
+    )  # fmt: skip
 
 
 @dataclass
@@ -165,8 +189,8 @@ class _Taken:
 
     throughput: Throughput
     alone: list[float] = field(default_factory=list)
-    frames: list[Frame] = field(default_factory=list)
-    split: list[Frame] = field(default_factory=list)
+    frames: list[FrameTimes] = field(default_factory=list)
+    split: list[FrameTimes] = field(default_factory=list)
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
 
@@ -188,7 +212,7 @@ def _take(worker: Worker, rounds: int, warmup: int, bar: Any) -> _Taken:
             bar.update()
     bar.set_postfix_str("frames in flight")
     throughput = _throughput(worker, on, gpu, frames)
-    taken = _Taken(throughput, alone, frames, frames, before, conditions(gpu))
+    taken = _Taken(throughput, alone, frames=frames, split=frames, before=before, after=conditions(gpu))
     if on.name != "host":
         bar.set_postfix_str("parts")
         worker.time_parts(True)
@@ -197,7 +221,7 @@ def _take(worker: Worker, rounds: int, warmup: int, bar: Any) -> _Taken:
     return taken
 
 
-def _throughput(worker: Worker, on: OnDevice, gpu: bool, frames: Sequence[Frame]) -> Throughput:
+def _throughput(worker: Worker, on: OnDevice, gpu: bool, frames: Sequence[FrameTimes]) -> Throughput:
     """As many frames as there were rounds, or as make up ENERGY_S where there is something to measure."""
     meter, count = find_meter(gpu), len(frames)
     if not isinstance(meter, NoMeter):
@@ -208,7 +232,7 @@ def _throughput(worker: Worker, on: OnDevice, gpu: bool, frames: Sequence[Frame]
 
 
 def _on_gpu(on: OnDevice, fingerprint: str) -> bool:
-    return on.name != "host" or fingerprint.startswith("cuda")
+    return on.name != "host" or Fingerprint.parse(fingerprint) is not None
 
 
 def _say_conditions(force: dict[str, Any]) -> list[str]:

@@ -2,8 +2,6 @@
 
 The parent sends commands as JSON lines on stdin and gets one JSON line back for each; images and label maps travel as
 .npy files.  Needs what running a bundle needs and nothing else.
-
-    python -m engines.measure.worker BUNDLE THREADS
 """
 
 from __future__ import annotations
@@ -24,20 +22,24 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engines.backends import REFERENCES, get_backend
 from engines.bundle import ENGINE, Bundle
+from engines.contract import UInt8, executed
 from engines.errors import DeployError, GpuLostError
-from engines.gpu.engine_alone import milliseconds_alone, runs_alone
-from engines.layers import executed
-from engines.segmenter import Segmenter, Timings, open_segmenter
+from engines.segmenter import Segmenter, open_segmenter
+from engines.tiling.device import PARTS, Timings
 
-UInt8 = NDArray[np.uint8]
+# Not -m, which imports from the current directory: that is the user's, and may hold anything.  Python 3.11 has
+# -P for it; what that leaves out is the empty entry.
+_START = (
+    "import sys; sys.path[:] = filter(None, sys.path); "
+    "from engines.measure.worker import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 @dataclass(frozen=True)
-class Frame:
+class FrameTimes:
     """One image, from decoded pixels to its label map, in milliseconds.  windows: how often the engine ran."""
 
     frame_ms: float
@@ -46,20 +48,24 @@ class Frame:
     stitch_ms: float
     windows: int
 
+    @classmethod
+    def of(cls, times: Timings, frame_s: float) -> FrameTimes:
+        """times: of this frame alone."""
+        parts = {f"{part}_ms": 1e3 * getattr(times, part) for part in PARTS}
+        return cls(1e3 * frame_s, **parts, windows=times.windows)
+
 
 @dataclass(frozen=True)
 class OnDevice:
     """What the segmenter runs on, and how.  name: ``host`` or ``cuda``.  in_flight: frames under way at once.
 
     graph: ``on``, or ``off: `` and why.  transfers: ``pinned`` or ``mapped``.  Both are empty on the host.
-    alone: whether `Worker.engine` times the engine between the device's own memory, without copies.
     """
 
     name: str
     in_flight: int
     graph: str
     transfers: str
-    alone: bool
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class Worker:
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(  # noqa: S603  our own interpreter and module
-            [sys.executable, "-m", "engines.measure.worker", str(bundle.absolute()), str(threads)],
+            [sys.executable, "-c", _START, str(bundle.absolute()), str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True,
             env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
@@ -111,9 +117,9 @@ class Worker:
         np.save(path, image)
         self._ask("put", path=str(path))
 
-    def frame(self) -> Frame:
+    def frame(self) -> FrameTimes:
         """Segment the image once and time it."""
-        return Frame(**self._ask("frame"))
+        return FrameTimes(**self._ask("frame"))
 
     def labels(self) -> UInt8:
         """The label map (H, W) uint8 of the last `frame`."""
@@ -123,10 +129,7 @@ class Worker:
         return labels
 
     def engine(self) -> float:
-        """Milliseconds of one run of the engine alone: of as many windows as it takes, the image's first among them.
-
-        See `OnDevice.alone`.
-        """
+        """Milliseconds of one run of the engine alone: of as many windows as it takes, the image's first among them."""
         return float(self._ask("engine")["ms"])
 
     def frames(self, count: int) -> float:
@@ -212,19 +215,17 @@ class _Served:
         return {}
 
     def frame(self) -> dict[str, Any]:
-        self._segmenter.device.timings = times = Timings()
         begin = time.perf_counter()
-        self._labels = self._segmenter.segment(self._image).labels
-        total = time.perf_counter() - begin
-        frame = Frame(1e3 * total, 1e3 * times.gather, 1e3 * times.engine, 1e3 * times.stitch, times.windows)
-        return asdict(frame)
+        running = self._segmenter.start(self._image)
+        self._labels = running.mask().labels
+        return asdict(FrameTimes.of(running.timings, time.perf_counter() - begin))
 
     def labels(self, path: str) -> dict[str, Any]:
         np.save(path, self._labels)
         return {}
 
     def engine(self) -> dict[str, Any]:
-        return {"ms": milliseconds_alone(self._segmenter.device, self._image)}
+        return {"ms": self._segmenter.device.engine_ms(self._image)}
 
     def frames(self, count: int) -> dict[str, Any]:
         begin = time.perf_counter()
@@ -234,11 +235,7 @@ class _Served:
 
     def device(self) -> dict[str, Any]:
         device = self._segmenter.device
-        gpu = getattr(device, "gpu", None)  # the host has none of these
-        transfers = "" if gpu is None else "mapped" if gpu.info.integrated else "pinned"
-        return asdict(
-            OnDevice(device.name, device.in_flight, getattr(device, "graph", ""), transfers, runs_alone(device))
-        )
+        return asdict(OnDevice(device.name, device.in_flight, device.graph, device.transfers))
 
     def time_parts(self, on: bool) -> dict[str, Any]:
         self._segmenter.device.parts = on
@@ -279,7 +276,14 @@ def main(argv: list[str]) -> int:
         with open_segmenter(Path(argv[0]), threads) as (segmenter, manifest):
             in_force = threads or len(os.sched_getaffinity(0))
             load_ms = 1e3 * (time.perf_counter() - begin)
-            opened = Opened(manifest.precision, manifest.backend, manifest.sdk, manifest.device, in_force, load_ms)
+            opened = Opened(
+                manifest.precision,
+                backend=manifest.backend,
+                sdk=manifest.sdk,
+                device=manifest.device,
+                threads=in_force,
+                load_ms=load_ms,
+            )
             print(json.dumps(asdict(opened)), file=answers)
             served = _Served(segmenter, Bundle(Path(argv[0]), manifest), threads)
             for line in sys.stdin:
@@ -289,7 +293,3 @@ def main(argv: list[str]) -> int:
         print(json.dumps({"error": str(error), "code": error.exit_code}), file=answers)
         return error.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

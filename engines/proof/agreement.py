@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engines.contract import Float32
+from engines.contract import Float32, UInt8
 from engines.errors import DeployError, GateError
 
 
@@ -92,14 +91,14 @@ def compare_logits(step: str, got: Float32, reference_name: str, reference: Floa
     difference = np.abs(got - reference)
     return Agreement(
         step,
-        reference_name,
-        float((got.argmax(1) == reference.argmax(1)).mean()),
-        float(difference.max()),
-        float(difference.mean()),
-        float(np.abs(reference).max()),
+        reference=reference_name,
+        labels=float((got.argmax(1) == reference.argmax(1)).mean()),
+        max_abs=float(difference.max()),
+        mean_abs=float(difference.mean()),
+        reference_max=float(np.abs(reference).max()),
     )
 
 
-def compare_labels(step: str, got: NDArray[np.uint8], reference_name: str, reference: NDArray[np.uint8]) -> Agreement:
+def compare_labels(step: str, got: UInt8, reference_name: str, reference: UInt8) -> Agreement:
     """Compare label maps (H, W)."""
     return Agreement(step, reference_name, float((got == reference).mean()))

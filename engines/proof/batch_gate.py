@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from engines.bundle import MAX_BATCH
-from engines.contract import Backend, BuildConfig, Float32
+from engines.contract import Backend, BuildConfig, Float32, Log
 from engines.errors import DeployError, GateError
 from engines.proof.agreement import Agreement, Gate, compare_logits
 from engines.proof.golden import Golden, windows_of
@@ -53,7 +53,7 @@ def require_neutral(history: Iterable[Mapping[str, Any]], batch: int) -> None:
 
 def compare_batch(
     opened: Callable[[bytes, BuildConfig], AbstractContextManager[Segmenter]], backend: Backend, model: Path,
-    blob: bytes, config: BuildConfig, golden: Golden, log: Callable[[str, str], None],
+    blob: bytes, config: BuildConfig, golden: Golden, log: Log,
 ) -> list[Agreement]:  # fmt: skip
     """Compare the engine `blob` of config.batch windows with one of a single window, compiled here for that.
 
@@ -74,7 +74,7 @@ def compare_batch(
     gate = GATES[config.precision]
     for item in range(count):
         one = slice(item, item + 1)
-        _require(backend, f"batch: window {item + 1} of {count}", together[one], alone[one], gate)
+        _require(backend, f"batch: window {item + 1} of {count}", got=together[one], alone=alone[one], gate=gate)
     found = compare_logits(STEP, together, f"{count} single runs", alone)
     verb = "equal" if not found.max_abs else "agree with"
     log(STEP, f"{count} windows at once {verb} {count} single runs: {found}")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engines.contract import Float32
+from engines.contract import Float32, UInt8
 from engines.errors import DeployError
 from engines.model_spec import ModelSpec
 from engines.proof.agreement import Agreement, Gate, compare_labels, compare_logits
@@ -29,17 +28,23 @@ class Golden:
     reference: what computed them.
     """
 
-    image: NDArray[np.uint8]
+    image: UInt8
     logits: Float32
     step: int
-    labels: NDArray[np.uint8]
+    labels: UInt8
     reference: str
 
     @classmethod
-    def sample(cls, image: NDArray[np.uint8], logits: Float32, labels: NDArray[np.uint8], reference: str) -> Golden:
+    def sample(cls, image: UInt8, logits: Float32, labels: UInt8, reference: str) -> Golden:
         """Keep a grid of the reference's full logits (M, K, h, w)."""
         step = max(1, -(-max(logits.shape[2:]) // GRID))
-        return cls(image, np.ascontiguousarray(logits[:, :, ::step, ::step]), step, labels, reference)
+        return cls(
+            image,
+            logits=np.ascontiguousarray(logits[:, :, ::step, ::step]),
+            step=step,
+            labels=labels,
+            reference=reference,
+        )
 
     def save(self, path: Path) -> None:
         np.savez_compressed(path, **vars(self))
@@ -48,7 +53,13 @@ class Golden:
     def load(cls, path: Path) -> Golden:
         try:
             with np.load(path, allow_pickle=False) as data:
-                return cls(data["image"], data["logits"], int(data["step"]), data["labels"], str(data["reference"]))
+                return cls(
+                    data["image"],
+                    logits=data["logits"],
+                    step=int(data["step"]),
+                    labels=data["labels"],
+                    reference=str(data["reference"]),
+                )
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise DeployError(f"{path.name}: {error}; build the bundle again from the checkpoint") from error
 
@@ -70,7 +81,7 @@ class Golden:
         return [engine, mask]
 
 
-def windows_of(image: NDArray[np.uint8], spec: ModelSpec, tiling: Tiling) -> list[Float32]:
+def windows_of(image: UInt8, spec: ModelSpec, tiling: Tiling) -> list[Float32]:
     """The network inputs (1, 3, h, w) of all windows of `image`, row by row."""
     size = (tiling.window_h, tiling.window_w)
     tops, lefts = tiling.placements(*image.shape[:2])

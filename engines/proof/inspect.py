@@ -6,8 +6,8 @@ from typing import Any
 
 from engines.backends import get_backend
 from engines.bundle import ENGINE, GOLDEN, Bundle
+from engines.contract import table
 from engines.errors import DeployError
-from engines.layers import table
 from engines.proof.golden import Golden, windows_of
 
 

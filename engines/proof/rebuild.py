@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -27,22 +27,19 @@ from engines.bundle import (
     REPORT,
     WEIGHTS,
     Manifest,
-    file_sha256,
     open_bundle,
     seal,
     writing,
 )
-from engines.contract import Backend, BuildConfig, TensorRTOptions
+from engines.contract import Backend, BuildConfig, Log, TensorRTOptions, executed
 from engines.errors import DeployError
-from engines.layers import executed
+from engines.files import file_sha256
 from engines.model_spec import ModelSpec
 from engines.proof.agreement import GATES, Agreement, Gate
 from engines.proof.batch_gate import STEP, compare_batch, reported, require_neutral
 from engines.proof.golden import Golden, windows_of
 from engines.segmenter import Segmenter, open_on_device
 from engines.tiling.placement import Tiling
-
-Log = Callable[[str, str], None]
 
 
 def compile_engine(
@@ -59,9 +56,9 @@ def compile_engine(
     log("compile", f"{config.precision}, {len(blob) / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s")
 
     def opened(engine: bytes, how: BuildConfig) -> AbstractContextManager[Segmenter]:
-        return open_on_device(backend, engine, how, spec, tiling, kernels)
+        return open_on_device(backend, engine, config=how, spec=spec, tiling=tiling, kernels=kernels)
 
-    batch = compare_batch(opened, backend, folder / MODEL, blob, config, golden, log)
+    batch = compare_batch(opened, backend, model=folder / MODEL, blob=blob, config=config, golden=golden, log=log)
     with opened(blob, config) as segmenter:
         agreements = golden.verify(segmenter, gate)
     for agreement in agreements:
@@ -133,7 +130,7 @@ def rebuild(
     log("backend", f"{why}; {backend.version()} on {backend.device()}")
     options = replace(old.tensorrt, **tensorrt)
     heeded = options if isinstance(backend, TensorRTFamily) else TensorRTOptions(**tensorrt)
-    tuned = tuning(backend, output, heeded, timing_cache, log)
+    tuned = tuning(backend, output, given=heeded, timing_cache=timing_cache, log=log)
     golden, report = Golden.load(bundle.path(GOLDEN)), bundle.report()
     require_neutral(report["history"], old.batch)
     with writing(output) as folder:
@@ -141,7 +138,9 @@ def rebuild(
             shutil.copyfile(bundle.path(name), folder / name)
         config = replace(tuned, precision=old.precision, threads=threads, batch=old.batch)
         gate = _gate(report, old.precision).but(max_relative, min_labels)
-        agreements = compile_engine(folder, backend, config, golden, old.spec, old.tiling, gate, log)
+        agreements = compile_engine(
+            folder, backend, config=config, golden=golden, spec=old.spec, tiling=old.tiling, gate=gate, log=log
+        )
         report["gate"] = asdict(gate)
         report["rebuilt"] = [agreement.to_json() for agreement in agreements]
         report = {**{k: v for k, v in report.items() if k != STEP}, **reported(agreements, config)}

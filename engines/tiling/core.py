@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.tiling.placement import BLENDS, PADDINGS
 
-UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 Weights = tuple[Float32, Float32]
 

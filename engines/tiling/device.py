@@ -6,14 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from engines.contract import Float32, Session
+from engines.contract import Float32, Session, UInt8
 from engines.model_spec import ModelSpec
 from engines.tiling.placement import Tiling, WindowRow
-
-UInt8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,9 @@ class Band:
     confidence: Float32 | None
 
 
+PARTS = ("gather", "engine", "stitch")  # of Timings
+
+
 @dataclass
 class Timings:
     """Seconds spent in each part, summed over every image so far.
@@ -47,21 +45,11 @@ class Timings:
     windows: int = 0
 
 
-class Frame(Protocol):
-    """One image on its way through a device.  Use: `put`, then `play` and `mask`, or `advance` and `band` in turn."""
-
-    @property
-    def steps(self) -> Sequence[WindowRow]:
-        """The rows of windows, in the order that `advance` takes them."""
+class WholeFrame(Protocol):
+    """One image, held as a whole, on its way through a device.  Use: `put`, `play`, `mask`."""
 
     def put(self, image: UInt8) -> None:
         """Take the image (H, W, 3) uint8 RGB of this frame's size.  It may be changed again only after the result."""
-
-    def advance(self, index: int) -> None:
-        """Start gathering and running the windows of row `index` and stitching the rows that it finishes."""
-
-    def band(self, index: int) -> Band:
-        """Wait for the rows that `index` finished.  The arrays are the caller's own."""
 
     def play(self) -> None:
         """Start every row.  On a GPU this does not wait, and may be one recorded graph."""
@@ -70,12 +58,47 @@ class Frame(Protocol):
         """Wait for `play`.  The arrays are the caller's own.  Raises DeployError on NaN or infinite logits."""
 
 
+class Strips(Protocol):
+    """One image of which only the rows at work are held.  Use: `put`, then `advance` and `band` in turn."""
+
+    @property
+    def steps(self) -> Sequence[WindowRow]:
+        """The rows of windows, in the order that `advance` takes them."""
+
+    def put(self, image: UInt8) -> None:
+        """Take the image (H, W, 3) uint8 RGB of this size.  It may be changed again only after the last band."""
+
+    def advance(self, index: int) -> None:
+        """Start gathering and running the windows of row `index` and stitching the rows that it finishes."""
+
+    def band(self, index: int) -> Band:
+        """Wait for the rows that `index` finished.  The arrays are the caller's own.
+
+        Raises DeployError on NaN or infinite logits.
+        """
+
+
 class Device(Protocol):
-    """Holds an engine, its kernels and its memory.  Not thread-safe."""
+    """Holds an engine, its kernels and its memory.  Not thread-safe.
+
+    parts: whether gather, engine and stitch are timed one by one; on a GPU by events, and then without a graph.
+    on_window: called after each window with (done, total) of the current image, where windows are run one by one.
+    """
+
+    parts: bool
+    on_window: Callable[[int, int], None] | None
 
     @property
     def name(self) -> str:
         """``host`` or ``cuda``."""
+
+    @property
+    def graph(self) -> str:
+        """``on`` where frames like the last one are replayed as graphs, or ``off: `` and why; empty on the host."""
+
+    @property
+    def transfers(self) -> str:
+        """How images and masks come and go: ``pinned`` or ``mapped``; empty on the host."""
 
     @property
     def session(self) -> Session: ...
@@ -89,23 +112,6 @@ class Device(Protocol):
     @property
     def timings(self) -> Timings: ...
 
-    @timings.setter
-    def timings(self, value: Timings) -> None: ...
-
-    @property
-    def parts(self) -> bool:
-        """Whether gather, engine and stitch are timed one by one; on a GPU by events, and then without a graph."""
-
-    @parts.setter
-    def parts(self, value: bool) -> None: ...
-
-    @property
-    def on_window(self) -> Callable[[int, int], None] | None:
-        """Called after each window with (done, total) of the current image, where windows are run one by one."""
-
-    @on_window.setter
-    def on_window(self, value: Callable[[int, int], None] | None) -> None: ...
-
     @property
     def in_flight(self) -> int:
         """How many frames may be under way at once: 1 on the host."""
@@ -114,71 +120,17 @@ class Device(Protocol):
     def batch(self) -> int:
         """Windows per run of the engine."""
 
-    def frame(self, height: int, width: int, confidence: bool, whole: bool) -> Frame:
+    def whole_frame(self, height: int, width: int, confidence: bool) -> WholeFrame:
         """A free frame for images of this size, with everything allocated.
 
-        whole: for `play` and `mask`; otherwise for `advance` and `band`, which hold only the rows at work.
-        A device may give out the same frame again once its mask or its last band was taken.
+        A device may give out the same memory again once the mask was taken.
         """
+
+    def strips(self, height: int, width: int, confidence: bool) -> Strips:
+        """The same for images of any height, whose memory may be given out again once the last band was taken."""
 
     def first_window(self, image: UInt8) -> Float32:
         """The engine's input (N, 3, h, w) float32, its first window the top left one of `image`; reused later."""
 
-
-@dataclass(frozen=True)
-class GpuInfo:
-    """A GPU as its driver describes it.  driver: the newest CUDA that it runs, 13000 for 13.0.  memory: bytes.
-
-    integrated: shares memory with the CPU, as every Jetson does.
-    """
-
-    name: str
-    sm: tuple[int, int]
-    driver: int
-    memory: int
-    integrated: bool
-
-    def __str__(self) -> str:
-        """The fingerprint that engines are tied to."""
-        cuda = f"{self.driver // 1000}.{self.driver % 1000 // 10}"
-        return f"cuda sm_{self.sm[0]}{self.sm[1]} {self.name}, driver for CUDA {cuda}"
-
-
-class Memory(Protocol):
-    """Device memory.  Freed by `free`, or with the last reference."""
-
-    @property
-    def address(self) -> int: ...
-
-    @property
-    def size(self) -> int: ...
-
-    def free(self) -> None: ...
-
-
-class Gpu(Protocol):
-    """The process's primary context, current in this thread, with one stream of our own.
-
-    Every call raises DeployError: `GpuLostError` where the context is lost, after which nothing on it works.
-    """
-
-    @property
-    def info(self) -> GpuInfo: ...
-
-    @property
-    def stream(self) -> int:
-        """cudaStream_t of the stream that everything below runs on."""
-
-    def allocate(self, size: int) -> Memory:
-        """`size` bytes, aligned to 256."""
-
-    def free_memory(self) -> int:
-        """Bytes that could be allocated now."""
-
-    def upload(self, address: int, array: NDArray[np.generic]) -> None:
-        """Copy a C-contiguous array to `address`; it may be changed when this returns."""
-
-    def download(self, array: NDArray[np.generic], address: int) -> None:
-        """Fill a C-contiguous array from `address`, and wait for it."""
-
-    def synchronize(self) -> None: ...
+    def engine_ms(self, image: UInt8) -> float:
+        """Milliseconds of one run of the engine alone on `first_window`, between memory of the device: no copies."""

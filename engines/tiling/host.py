@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engines.contract import Float32, Session
+from engines.contract import Float32, Session, UInt8
 from engines.model_spec import ModelSpec
 from engines.tiling import core
-from engines.tiling.device import Band, Frame, Mask, Timings, UInt8
+from engines.tiling.device import Band, Mask, Timings
 from engines.tiling.placement import Tiling, WindowRow
 
 
@@ -21,6 +21,7 @@ class HostDevice:
     """
 
     name = "host"
+    graph = transfers = ""
     in_flight = 1
     parts = True
 
@@ -32,12 +33,21 @@ class HostDevice:
         self.timings = Timings()
         self.on_window: Callable[[int, int], None] | None = None
 
-    def frame(self, height: int, width: int, confidence: bool, whole: bool) -> Frame:
-        return HostFrame(self, height, width, confidence, whole)
+    def whole_frame(self, height: int, width: int, confidence: bool) -> HostFrame:
+        return HostFrame(self, height, width, confidence)
+
+    def strips(self, height: int, width: int, confidence: bool) -> HostStrips:
+        return HostStrips(self, height, width, confidence)
 
     def first_window(self, image: UInt8) -> Float32:
         self.gather(image, 0, 0, 0)
         return self.windows
+
+    def engine_ms(self, image: UInt8) -> float:
+        windows = self.first_window(image)
+        begin = time.perf_counter()
+        self.session.run(windows)
+        return 1e3 * (time.perf_counter() - begin)
 
     def gather(self, image: UInt8, top: int, left: int, slot: int) -> None:
         """Fill window `slot` of the batch."""
@@ -48,29 +58,44 @@ class HostDevice:
 
 
 class HostFrame:
-    """Runs as it is told to: `advance` returns when its rows are final."""
+    """Runs when it is played; its mask is there when that returns."""
 
-    def __init__(self, device: HostDevice, height: int, width: int, confidence: bool, whole: bool) -> None:
+    def __init__(self, device: HostDevice, height: int, width: int, confidence: bool) -> None:
+        certainty = np.empty((height, width), np.float32) if confidence else None
+        self._mask = Mask(np.empty((height, width), np.uint8), certainty)
+        self._strips = HostStrips(device, height=height, width=width, confidence=confidence, into=self._mask)
+
+    def put(self, image: UInt8) -> None:
+        self._strips.put(image)
+
+    def play(self) -> None:
+        for step in self._strips.steps:
+            self._strips.advance(step.index)
+
+    def mask(self) -> Mask:
+        return self._mask
+
+
+class HostStrips:
+    """Runs as it is told to: `advance` returns when its rows are final.
+
+    into: the mask of the whole image, which the bands are then parts of; None for arrays of their own.
+    """
+
+    def __init__(
+        self, device: HostDevice, height: int, width: int, confidence: bool, into: Mask | None = None
+    ) -> None:  # fmt: skip
         self.steps = device.tiling.window_rows(height, width)
         self._device = device
         self._size = (height, width)
         self._confidence = confidence
-        self._labels = np.empty((height, width), np.uint8) if whole else None
-        self._certainty = np.empty((height, width), np.float32) if whole and confidence else None
+        self._into = into
         self._held: dict[int, list[Float32]] = {}
         self._band: Band | None = None
         self._image: UInt8 = np.empty((0, 0, 3), np.uint8)
 
     def put(self, image: UInt8) -> None:
         self._image = image
-
-    def play(self) -> None:
-        for step in self.steps:
-            self.advance(step.index)
-
-    def mask(self) -> Mask:
-        assert self._labels is not None
-        return Mask(self._labels, self._certainty)
 
     def band(self, index: int) -> Band:
         assert self._band is not None
@@ -107,13 +132,14 @@ class HostFrame:
 
     def _stitch(self, step: WindowRow) -> None:
         begin = time.perf_counter()
-        device, rows = self._device, slice(*step.rows)
+        device, rows, into = self._device, slice(*step.rows), self._into
         logits = [window for row in step.held for window in self._held[row]]
         labels, certainty = core.stitch(
             logits, [self.steps[row].top for row in step.held for _ in step.lefts], list(step.lefts) * len(step.held),
             device.size, self._size, rows=step.rows, weights=device.weights,
-            labels=None if self._labels is None else self._labels[rows],
-            confidence=self._confidence if self._certainty is None else self._certainty[rows], threads=device.threads,
+            labels=None if into is None else into.labels[rows],
+            confidence=self._confidence if into is None or into.confidence is None else into.confidence[rows],
+            threads=device.threads,
         )  # fmt: skip
         self._band = Band(*step.rows, labels, certainty)
         device.timings.stitch += time.perf_counter() - begin

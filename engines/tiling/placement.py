@@ -78,7 +78,7 @@ class Tiling:
             end = tops[index + 1] if index + 1 < len(tops) else height
             while tops[first] + self.window_h <= start:
                 first += 1
-            steps.append(WindowRow(index, top, tuple(lefts), (start, end), range(first, index + 1)))
+            steps.append(WindowRow(index, top=top, lefts=tuple(lefts), rows=(start, end), held=range(first, index + 1)))
             start = end
         return steps
 

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from engines.bundle import file_sha256
 from engines.errors import DeployError
+from engines.files import file_sha256
 from pipeline.checkpoints.common import State
 
 # What torch.load raises on damaged files, found by truncating and flipping bytes of both of its formats.

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from engines.bundle import file_sha256
 from engines.contract import Float32
 from engines.errors import DeployError
+from engines.files import file_sha256
 from engines.images.palettes import DATASETS, default_classes, palette_for
 from engines.model_spec import ModelSpec
 from pipeline.checkpoints import load_model

@@ -11,17 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.contract import UInt8
 from engines.tiling.placement import Tiling
 from pipeline.evaluation.metrics import Confusion, LabelAgreement, boundary_band, label_agreement, seam_band
-
-UInt8 = NDArray[np.uint8]
 
 EDGE_PX = 3  # pixels within which another label of the reference lies
 SEAM_PX = 8  # pixels on either side of a window's edge inside the image
 
 
 @dataclass(frozen=True)
-class Agreement:
+class MapAgreement:
     """Shares of equal labels, 0..1, over every image.
 
     edges, seams: None where no pixel lies in such a band (a set of single windows has no seams).
@@ -53,9 +52,9 @@ class Tally:
         height, width = labels.shape
         return seam_band(self._tiling, height, width, SEAM_PX)
 
-    def result(self) -> Agreement:
+    def result(self) -> MapAgreement:
         matrix = self._confusion.matrix
         both = matrix.diagonal()
         union = matrix.sum(0) + matrix.sum(1) - both
         by_class = tuple(float(b / u) if u else None for b, u in zip(both, union, strict=True))
-        return Agreement(float(both.sum() / matrix.sum()), self._edges.share, self._seams.share, by_class)
+        return MapAgreement(float(both.sum() / matrix.sum()), self._edges.share, self._seams.share, by_class)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calib.data.datasets import Dataset
 from calib.data.label_map import LabelMap
+from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS, read_image, resize_image, resize_labels
 from engines.model_spec import ModelSpec
-
-UInt8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

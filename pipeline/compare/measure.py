@@ -13,23 +13,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from engines.contract import UInt8
 from engines.errors import DeployError
-from engines.measure.bench import Stats
-from engines.measure.worker import Frame, Opened, Worker
+from engines.measure.bench import Timing
+from engines.measure.worker import FrameTimes, Opened, Worker
 from engines.model_spec import ModelSpec
 from engines.tiling.placement import Tiling
-from pipeline.compare.agreement import Agreement, Tally
+from pipeline.compare.agreement import MapAgreement, Tally
 from pipeline.compare.frames import Frames
-from pipeline.compare.rows import PARTS, Timing
 from pipeline.compare.worst import Picture, Worst
 from pipeline.evaluation.metrics import Confusion, Scores
-
-UInt8 = NDArray[np.uint8]
-Log = Callable[[str, str], None]
 
 # Threads of the engine that ran before may still be spinning when it answers.
 SETTLE_S = 0.02
@@ -44,9 +39,11 @@ class Measured:
 
     opened: Opened
     scores: Scores | None
-    agreement: Agreement
+    agreement: MapAgreement
     executed: Mapping[str, float]
     timing: Timing
+    windows: int
+    frame_size: tuple[int, int]
     peak_bytes: int
     worst: tuple[Picture, ...]
 
@@ -59,8 +56,8 @@ class _Lane:
     tally: Tally
     worst: Worst
     confusion: Confusion | None
-    times: list[Frame] = field(default_factory=list)
-    split: list[Frame] = field(default_factory=list)
+    times: list[FrameTimes] = field(default_factory=list)
+    split: list[FrameTimes] = field(default_factory=list)
 
 
 def measure(
@@ -98,13 +95,12 @@ def measure(
 
 def _measured(lane: _Lane, size: tuple[int, int], classes: tuple[str, ...]) -> Measured:
     worker, times = lane.worker, lane.times
-    stats = {part: Stats.of([getattr(frame, f"{part}_ms") for frame in lane.split or times]) for part in PARTS}
-    stats["frame"] = Stats.of([frame.frame_ms for frame in times])
-    timing = Timing(**stats, windows=times[0].windows, size=size)
+    timing = Timing.of(times, lane.split or times)
     scores = lane.confusion.scores(classes) if lane.confusion else None
     peak = worker.peak_bytes()  # before `executed`, which loads the engine once more
     return Measured(
-        worker.opened, scores, lane.tally.result(), worker.executed(), timing, peak, lane.worst.pictures()
+        worker.opened, scores=scores, agreement=lane.tally.result(), executed=worker.executed(), timing=timing,
+        windows=times[0].windows, frame_size=size, peak_bytes=peak, worst=lane.worst.pictures(),
     )  # fmt: skip
 
 

@@ -9,26 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError
-from engines.measure.bench import Stats
-from pipeline.compare.agreement import Agreement
+from engines.measure.bench import Stats, Timing
+from engines.tiling.device import PARTS
+from pipeline.compare.agreement import MapAgreement
 
 SCHEMA = 1
-PARTS = ("gather", "engine", "stitch")
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds a frame, from decoded pixels to label map, and its three parts.  windows: in one frame.
-
-    On a GPU the parts are of other, slower rounds than the frame, and need not add up to it.
-    """
-
-    frame: Stats
-    gather: Stats
-    engine: Stats
-    stitch: Stats
-    windows: int
-    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -41,6 +26,7 @@ class Row:
     that they really ran in.  bytes: of the engine.  miou, pixel_accuracy, class_iou: 0..1 in the data's classes, None
     without labels.  agreement: with the reference's labels, in the model's classes.  speedup: the median frame
     time of the comparison's yardstick over this one's.  peak_bytes: of a process that does nothing else.
+    windows, frame_size: of one frame, (height, width) in pixels.
     passed, reasons: whether it was built, ran and stayed within the limits, and if not, why not.
     """
 
@@ -58,8 +44,10 @@ class Row:
     miou: float | None = None
     pixel_accuracy: float | None = None
     class_iou: tuple[float | None, ...] | None = None
-    agreement: Agreement | None = None
+    agreement: MapAgreement | None = None
     timing: Timing | None = None
+    windows: int | None = None
+    frame_size: tuple[int, int] | None = None
     speedup: float | None = None
     peak_bytes: int | None = None
     load_ms: float | None = None
@@ -84,14 +72,13 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Flat where scripts look: label_agreement, engine_ms and frame_ms (each p50, p95) beside the rest."""
         body = asdict(self)
-        agreement, timing = body.pop("agreement"), body.pop("timing")
+        agreement, _ = body.pop("agreement"), body.pop("timing")
         for key in ("labels", "edges", "seams", "by_class"):
             name = {"labels": "label", "edges": "edge", "seams": "seam", "by_class": "class"}[key]
             body[f"{name}_agreement"] = None if agreement is None else agreement[key]
         for part in ("frame", *PARTS):
             body[f"{part}_ms"] = None if self.timing is None else getattr(self.timing, part).to_json()
-        body["windows"] = None if timing is None else timing["windows"]
-        body["frame_size"] = None if timing is None else list(timing["size"])
+        body["frame_size"] = None if self.frame_size is None else list(self.frame_size)
         return body
 
     @classmethod
@@ -99,11 +86,11 @@ class Row:
         body = dict(data)
         labels, edges, seams, by_class = (body.pop(f"{name}_agreement") for name in ("label", "edge", "seam", "class"))
         times = {part: body.pop(f"{part}_ms") for part in ("frame", *PARTS)}
-        windows, size = body.pop("windows"), body.pop("frame_size")
         if labels is not None:
-            body["agreement"] = Agreement(labels, edges, seams, tuple(by_class))
-        if windows is not None:
-            body["timing"] = Timing(**{k: Stats(**v) for k, v in times.items()}, windows=windows, size=tuple(size))
+            body["agreement"] = MapAgreement(labels, edges, seams, tuple(by_class))
+        if body["windows"] is not None:
+            body["timing"] = Timing(**{k: Stats(**v) for k, v in times.items()})
+            body["frame_size"] = tuple(body["frame_size"])
         if body["class_iou"] is not None:
             body["class_iou"] = tuple(body["class_iou"])
         body["log"] = tuple((step, text) for step, text in body["log"])

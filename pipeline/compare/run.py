@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from calib.data.datasets import LabelOptions, open_dataset
 from calib.data.label_map import LabelMap
 from calib.ranges.ranges import Ranges
 from engines.backends import choose_backend
-from engines.bundle import ENGINE, MANIFEST, Manifest, file_sha256, writing
-from engines.contract import PRECISIONS
+from engines.bundle import ENGINE, MANIFEST, Manifest, writing
+from engines.contract import PRECISIONS, Log
 from engines.errors import DeployError
+from engines.files import file_sha256
 from engines.images.read import MAX_PIXELS
 from engines.measure.bench import settings
 from pipeline.build import build_bundle
@@ -32,8 +32,6 @@ from pipeline.exact import Exact, exact_graph
 from pipeline.precision.calibrate import CalibrateRequest, draw
 from pipeline.precision.calibrate import measure as measure_ranges
 from pipeline.request import BuildRequest
-
-Log = Callable[[str, str], None]
 
 QUANTISED = {"int8", "auto"}  # what needs ranges
 GPU_BASELINES = (("torch_cuda", "fp32"), ("torch_compile", "fp16"))  # backend, precision
@@ -52,6 +50,7 @@ class CompareRequest:
     build: BuildRequest
     data: Path
     precisions: tuple[str, ...]
+    _: KW_ONLY
     calib: Path | None = None
     limits: Limits = field(default_factory=Limits)
     rounds: int = 20
@@ -238,6 +237,7 @@ def _filled(row: Row, result: Measured | str | None) -> Row:
         pixel_accuracy=None if scores is None else scores.aacc,
         class_iou=None if scores is None else tuple(each.iou for each in scores.classes),
         agreement=result.agreement, executed=result.executed, timing=result.timing,
+        windows=result.windows, frame_size=result.frame_size,
         peak_bytes=result.peak_bytes, load_ms=result.opened.load_ms,
     )  # fmt: skip
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.contract import UInt8
 from engines.images.write import overlay, shrink
 from engines.model_spec import RGB
-
-UInt8 = NDArray[np.uint8]
 
 KEPT = 3
 WIDTH = 480  # pixels, of each picture at most

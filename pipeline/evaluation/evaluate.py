@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,60 +17,33 @@ import numpy as np
 from tqdm import tqdm
 
 from calib.data.datasets import Dataset
-from engines.bundle import MANIFEST, Manifest, file_sha256
-from engines.errors import DeployError, GateError
-from engines.images.read import MAX_PIXELS, UInt8, read_image, resize_image, resize_labels
-from engines.segmenter import Segmenter, Timings
+from engines.bundle import MANIFEST, Manifest
+from engines.contract import UInt8
+from engines.errors import GateError
+from engines.files import file_sha256
+from engines.images.read import MAX_PIXELS, read_image, resize_image, resize_labels
+from engines.measure.bench import Stats, Timing
+from engines.measure.worker import FrameTimes
+from engines.segmenter import Segmenter
+from engines.tiling.device import PARTS
 from pipeline.evaluation.metrics import Confusion, Scores
 
 EVALUATE_JSON = "evaluate.json"
-PARTS = ("gather", "engine", "stitch", "frame")
-
-
-@dataclass(frozen=True)
-class Percentiles:
-    """Milliseconds an image."""
-
-    p50: float
-    p95: float
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds an image in each part; ``frame`` is from decoded image to labels, so their sum and what is between.
-
-    One window is run before the first image, so that what an engine does once is not in it.
-    """
-
-    images: int
-    windows: int
-    gather_ms: Percentiles
-    engine_ms: Percentiles
-    stitch_ms: Percentiles
-    frame_ms: Percentiles
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {each.p50:.1f} ({each.p95:.1f})" for name, each in self._parts())
-        return f"ms an image, p50 (p95): {parts}; {self.windows} window(s) in {self.images} image(s)"
-
-    def _parts(self) -> list[tuple[str, Percentiles]]:
-        return [(name, getattr(self, f"{name}_ms")) for name in PARTS]
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Timing:
-        times = {f"{name}_ms": Percentiles(**data[f"{name}_ms"]) for name in PARTS}
-        return cls(int(data["images"]), int(data["windows"]), **times)
+SHOWN = (*PARTS, "frame")
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Scores of one bundle on one data set, with what they were measured with.
 
+    timing: of every image; one window is run before the first, so that what an engine does once is not in it.
+    windows: of all images.
     bundle, dataset, versions: descriptions with sha256 digests, as they go into evaluate.json.
     """
 
     scores: Scores
     timing: Timing
+    windows: int
     bundle: Mapping[str, Any]
     dataset: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -78,19 +51,17 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Scores (shares, 0..1) at the top: ``miou``, ``aacc``, ``macc``, ``classes``."""
         rest = {"bundle": dict(self.bundle), "dataset": dict(self.dataset), "versions": dict(self.versions)}
-        return {**self.scores.to_json(), "timing": asdict(self.timing), **rest}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
-        """Inverse of `to_json`.  Raises DeployError."""
-        try:
-            timing = Timing.from_json(data["timing"])
-            return cls(Scores.from_json(data), timing, data["bundle"], data["dataset"], data["versions"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DeployError(f"{EVALUATE_JSON}: {error!r} while reading it; run evaluate again") from error
+        timing = {"images": self.timing.frame.count, "windows": self.windows}
+        spread = {f"{name}_ms": {"p50": stats.p50, "p95": stats.p95} for name, stats in self._parts()}
+        return {**self.scores.to_json(), "timing": {**timing, **spread}, **rest}
 
     def __str__(self) -> str:
-        return f"{self.scores.table()}\n{self.timing}"
+        parts = ", ".join(f"{name} {stats.p50:.1f} ({stats.p95:.1f})" for name, stats in self._parts())
+        counted = f"{self.windows} window(s) in {self.timing.frame.count} image(s)"
+        return f"{self.scores.table()}\nms an image, p50 (p95): {parts}; {counted}"
+
+    def _parts(self) -> list[tuple[str, Stats]]:
+        return [(name, getattr(self.timing, name)) for name in SHOWN]
 
     def require(self, miou: float | None) -> None:
         """Raise GateError when the mIoU is below `miou`, 0..1; None asks for nothing."""
@@ -98,23 +69,6 @@ class Evaluation:
             raise GateError(
                 f"evaluate: got {100 * self.scores.miou:.2f} % mIoU, expected at least {100 * miou:g} % (--fail-under)"
             )
-
-
-@dataclass
-class Clock:
-    """Times of every image, in milliseconds by part."""
-
-    windows: int = 0
-    parts: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PARTS})
-
-    def add(self, times: Timings, frame_s: float) -> None:
-        self.windows += times.windows
-        for name, seconds in zip(PARTS, (times.gather, times.engine, times.stitch, frame_s), strict=True):
-            self.parts[name].append(1e3 * seconds)
-
-    def timing(self) -> Timing:
-        spread = {f"{name}_ms": Percentiles(*np.percentile(self.parts[name], (50, 95)).tolist()) for name in PARTS}
-        return Timing(len(self.parts["frame"]), self.windows, **spread)
 
 
 def score(
@@ -143,18 +97,21 @@ def evaluate(
     segmenter: Segmenter, manifest: Manifest, folder: Path, dataset: Dataset, max_pixels: int = MAX_PIXELS
 ) -> Evaluation:
     """Score the bundle at `folder`, opened as `segmenter`.  Raises DeployError as `score` does."""
-    clock = Clock()
+    frames: list[FrameTimes] = []
     segmenter.session.run(np.zeros((manifest.batch, *manifest.input_shape[1:]), np.float32))
 
     def timed(image: UInt8) -> UInt8:
-        segmenter.device.timings = Timings()
         begin = time.perf_counter()
-        labels = segmenter.segment(image).labels
-        clock.add(segmenter.device.timings, time.perf_counter() - begin)
+        running = segmenter.start(image)
+        labels = running.mask().labels
+        frames.append(FrameTimes.of(running.timings, time.perf_counter() - begin))
         return labels
 
     scores = score(timed, dataset, manifest.spec.classes, max_pixels)
-    return Evaluation(scores, clock.timing(), _bundle(manifest, folder), dataset.to_json(), _versions(manifest))
+    return Evaluation(
+        scores, timing=Timing.of(frames, frames), windows=sum(each.windows for each in frames),
+        bundle=_bundle(manifest, folder), dataset=dataset.to_json(), versions=_versions(manifest),
+    )  # fmt: skip
 
 
 def _bundle(manifest: Manifest, folder: Path) -> dict[str, Any]:

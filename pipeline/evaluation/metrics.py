@@ -12,18 +12,18 @@ predicted somewhere but never true has an IoU of 0, which counts, and no accurac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.model_spec import IGNORE_LABEL, MAX_CLASSES
 from engines.tiling.placement import Tiling
 
-UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 
 
@@ -53,15 +53,6 @@ class Scores:
             "macc": self.macc,
             "classes": [dict(vars(each)) for each in self.classes],
         }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Scores:
-        """Inverse of `to_json`; other keys are left alone.  Raises DeployError."""
-        try:
-            classes = tuple(ClassScore(**each) for each in data["classes"])
-            return cls(float(data["miou"]), float(data["aacc"]), float(data["macc"]), classes)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DeployError(f"scores: {error!r} while reading them; run evaluate again") from error
 
     def table(self) -> str:
         """Percent, one class a line; ``-`` where a class does not occur."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from calib.data.scenes import render_folder
 from calib.ranges.ranges import Ranges
 from calib.ranges.windows import CalibrationSet, draw_windows
 from engines.contract import Backend, BuildConfig, Float32, Log
@@ -21,7 +22,6 @@ from pipeline.precision.lower import Lowered, lower
 from pipeline.precision.observe import Effort
 from pipeline.precision.search import Workbench, search
 from pipeline.request import BuildRequest
-from pipeline.scenes_folder import render_folder
 
 QUANTISED = frozenset({"int8", "auto"})  # what ranges are for
 SCENES = range(1, 9)  # seeds of what the demo model is calibrated on; scene 0 is what builds are verified on

@@ -20,7 +20,7 @@ from pipeline.graph.export import simplify
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.rewrites import apply_rules
-from pipeline.precision.observe import Effort, collect, quantizable_tensors, with_moved
+from pipeline.precision.observe import Effort, collect, quantizable_tensors
 
 # On SegFormer-B0 and CamVid (24 windows; 16 held out), only the inputs of Linear and Conv rounded to int8: label
 # agreement with float32 99.3 % by mse and by percentile 99.99, 98.6 % by max, 97.8 % by entropy.
@@ -34,7 +34,6 @@ DEFAULT_WINDOWS = 64
 class CalibrateRequest:
     """What `calibrate` was asked for.  dataset: folders or images.  percentile: used by that method alone.
 
-    every: also low, high and rms of all other activations.
     rewrites: whether the graph is rewritten first, as `build-engine` does unless told not to.
     """
 
@@ -46,7 +45,6 @@ class CalibrateRequest:
     percentile: float = DEFAULT_PERCENTILE
     windows: int = DEFAULT_WINDOWS
     seed: int = 0
-    every: bool = False
     rewrites: bool = True
     threads: int = 0
     options: SourceOptions = field(default_factory=SourceOptions)
@@ -96,7 +94,7 @@ def collect_ranges(
     graph: OnnxGraph, chosen: CalibrationSet, spec: ModelSpec, request: CalibrateRequest, log: Log, effort: Effort
 ) -> Ranges:
     """Run the windows through the graph and measure what its layers read; state lies beside `request.output`."""
-    observed = quantizable_tensors(graph, every=request.every)
+    observed = quantizable_tensors(graph)
     if not any(item.histogram for item in observed):
         raise DeployError("calibration: got a graph without any Linear or Conv of float32 and constant weights")
     logits = str(graph.model.graph.outputs[0].name)  # so that no NaN passes, not even one that the last layer makes
@@ -116,7 +114,7 @@ def collect_ranges(
     )
     method = f"percentile:{request.percentile:g}" if request.method == "percentile" else request.method
     return Ranges(
-        with_moved(graph, tensors) if request.every else tensors, method, chosen.images, len(chosen.places),
+        tensors, method, chosen.images, len(chosen.places),
         request.seed, chosen.sha256, graph_sha256(graph.model),
     )  # fmt: skip
 

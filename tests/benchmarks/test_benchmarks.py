@@ -367,4 +367,4 @@ def test_gpu_check_on_a_gpu_runs_every_check(tmp_path: Path) -> None:
         module, *arguments = words.split()[1:]
         if module.endswith(("gpu_flow", "gpu_peers")):  # the real parsers take them
             {"gpu_flow": gpu_flow, "gpu_peers": gpu_peers}[module.split(".")[1]]._arguments().parse_args(arguments)
-    assert any(line.startswith("-m pytest -m gpu") and "test_torch_cuda.py" in line for line in lines)
+    assert any(line.startswith("-m pytest -m gpu") and "test_torch_gpu.py" in line for line in lines)

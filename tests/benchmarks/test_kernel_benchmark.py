@@ -17,8 +17,8 @@ import pytest
 
 from benchmarks import kernels as benchmark
 from engines.errors import DeployError
-from engines.gpu.launch import Launch
-from engines.tiling.device import GpuInfo
+from engines.gpu.info import GpuInfo
+from engines.gpu.kernels import Launch
 from tests.engines.gpu.emulated import Emulated, build
 
 
@@ -97,7 +97,7 @@ def _install(monkeypatch: pytest.MonkeyPatch, emulated: Emulated, refuse: bool =
         yield gpu
         assert gpu.graphs == 0
 
-    for name, content in (("cuda", {"open_gpu": open_gpu}), ("graph", {"CaptureRefusedError": CaptureRefusedError})):
+    for name, content in (("context", {"open_gpu": open_gpu}), ("graph", {"CaptureRefusedError": CaptureRefusedError})):
         module = types.ModuleType(f"engines.gpu.{name}")
         module.__dict__.update(content)
         monkeypatch.setitem(sys.modules, module.__name__, module)

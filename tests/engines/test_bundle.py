@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from engines.bundle import ENGINE, FILES, GOLDEN, MANIFEST, REPORT, Manifest, file_sha256, open_bundle, writing
+from engines.bundle import ENGINE, FILES, GOLDEN, MANIFEST, REPORT, Manifest, open_bundle, writing
 from engines.errors import DeployError
+from engines.files import file_sha256
 from engines.proof.golden import Golden
 from engines.segmenter import open_segmenter
 

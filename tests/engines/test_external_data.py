@@ -16,9 +16,10 @@ import deploy
 from engines.backends import get_backend
 from engines.backends.onnx_bytes import file_with_batch, weights_of
 from engines.backends.tensorrt.network import model_sha256
-from engines.bundle import FILES, KERNELS, MANIFEST, MODEL, WEIGHTS, Manifest, file_sha256, open_bundle, seal
+from engines.bundle import FILES, KERNELS, MANIFEST, MODEL, WEIGHTS, Manifest, open_bundle, seal
 from engines.contract import BuildConfig
 from engines.errors import DeployError
+from engines.files import file_sha256
 from engines.proof.inspect import inspect_bundle
 from engines.proof.rebuild import rebuild
 from engines.segmenter import open_segmenter

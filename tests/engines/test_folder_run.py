@@ -25,8 +25,8 @@ class _LateDevice(HostDevice):
     under_way = most = started = 0
     dies = -1
 
-    def frame(self, height: int, width: int, confidence: bool, whole: bool) -> Any:
-        return _LateFrame(self, height, width, confidence, whole)
+    def whole_frame(self, height: int, width: int, confidence: bool) -> Any:
+        return _LateFrame(self, height, width, confidence)
 
 
 class _LateFrame(HostFrame):

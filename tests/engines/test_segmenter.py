@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from engines.errors import DeployError
 from engines.model_spec import ModelSpec
 from engines.segmenter import Segmenter, open_segmenter
-from engines.tiling.host import HostFrame
+from engines.tiling.host import HostStrips
 from engines.tiling.placement import Tiling
 from tests.models import tiny
 
@@ -83,13 +83,13 @@ def test_bands_hold_only_the_window_rows_that_touch_them(monkeypatch: pytest.Mon
     spec = ModelSpec("test", "", ("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
     segmenter = Segmenter.on_host(_Counting(), spec, Tiling(32, 32, 24, 24))
     held: list[int] = []
-    original = HostFrame._stitch
+    original = HostStrips._stitch
 
     def counting(self, step):  # type: ignore[no-untyped-def]
         held.append(len(self._held))
         return original(self, step)
 
-    monkeypatch.setattr(HostFrame, "_stitch", counting)
+    monkeypatch.setattr(HostStrips, "_stitch", counting)
     total = sum(band.labels.shape[0] for band in segmenter.bands(np.zeros((1000, 40, 3), np.uint8)))
     assert total == 1000
     assert max(held) <= 3  # two overlapping rows, three where the last one snaps back to the edge

@@ -11,18 +11,16 @@ from typing import Any
 
 from engines.backends.tensorrt import engine_file
 from engines.backends.tensorrt.build import Room, build_plan
-from engines.backends.tensorrt.features import has_bf16, require, strongly_typed
 from engines.backends.tensorrt.network import model_sha256
 from engines.backends.tensorrt.profile import measure
 from engines.backends.tensorrt.scales import half_scales
-from engines.backends.tensorrt.sdk import Flavour, do_without
+from engines.backends.tensorrt.sdk import Flavour, do_without, has_bf16, require, strongly_typed
 from engines.backends.tensorrt.session import TensorRTSession
 from engines.backends.tensorrt.timing_cache import TimingCache
-from engines.contract import Backend, BuildConfig, DeviceSession, Float32, TensorRTOptions
+from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Layer, TensorRTOptions
 from engines.errors import DeployError
-from engines.layers import Layer
+from engines.gpu.info import GpuInfo
 from engines.machine.jetson import read_jetson
-from engines.tiling.device import GpuInfo
 
 
 class TensorRTFamily(Backend, ABC):
@@ -114,10 +112,13 @@ class TensorRTFamily(Backend, ABC):
         cache = None
         if config.timing_cache is not None and not self.flavour.ahead:
             cache = TimingCache(config.timing_cache, self.version(), device, config.log)
-        plan = build_plan(sdk, self.flavour, model, config, self._room(info), targets, cache)
+        plan = build_plan(
+            sdk, self.flavour, model=model, config=config, room=self._room(info), targets=targets, cache=cache
+        )
         header = engine_file.Header(
-            self.version(), device, config.tensorrt, targets, model_sha256(model),
-            engine_file.digest(plan), len(plan),
+            self.version(), device, options=config.tensorrt, targets=targets,
+            model_sha256=model_sha256(model),
+            plan_sha256=engine_file.digest(plan), plan_bytes=len(plan),
         )  # fmt: skip
         return engine_file.pack(header, plan)
 
@@ -140,7 +141,9 @@ class TensorRTFamily(Backend, ABC):
         from engines.gpu.context import open_gpu
 
         with open_gpu() as gpu:
-            session = TensorRTSession(self.sdk(), self._title(), header, plan, config.model, gpu)
+            session = TensorRTSession(
+                self.sdk(), title=self._title(), header=header, plan=plan, model=config.model, gpu=gpu
+            )
             try:
                 yield session
             finally:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.backends.tensorrt import dla
-from engines.backends.tensorrt.features import HARDWARE, member, strongly_typed
 from engines.backends.tensorrt.messages import build_error, errors_of, logger_of, no_kernels, warnings_of
-from engines.backends.tensorrt.network import Parsed, keep_types
+from engines.backends.tensorrt.network import ParsedNetwork, keep_types
 from engines.backends.tensorrt.progress import Progress, make_monitor, run_cancellable
-from engines.backends.tensorrt.sdk import Flavour
-from engines.backends.tensorrt.timing_cache import Log, TimingCache
-from engines.contract import BuildConfig, TensorRTOptions
+from engines.backends.tensorrt.sdk import HARDWARE, Flavour, member, strongly_typed
+from engines.backends.tensorrt.timing_cache import TimingCache
+from engines.contract import BuildConfig, Log, TensorRTOptions
 from engines.errors import DeployError
 
 MIB = 2**20
@@ -41,19 +39,19 @@ def build_plan(
     logger = logger_of(sdk)
     logger.messages.clear()
     builder = _builder(sdk, title, logger)
-    typed = strongly_typed(sdk) and options.dla is None
+    typed = strongly_typed(sdk)
     flagless = typed or member(sdk, "BuilderFlag", "FP16") is None
-    parsed = Parsed(sdk, title, builder, logger, model, flagless, config.batch)
+    parsed = ParsedNetwork(
+        sdk, title=title, builder=builder, logger=logger, model=model, typed=flagless, batch=config.batch
+    )
     settings = builder.create_builder_config()
-    if options.dla is not None:
-        raise dla.answer(sdk, title, builder, settings, parsed, options.dla)
     _set_flags(sdk, settings, options, flavour)
     if not typed:
         told = keep_types(sdk, parsed, settings)
         config.log(
             "types", ", ".join(f"{count} {name}" if count > 1 else name for name, count in told.items()) or "FP32"
         )
-    workspace = _set_limits(sdk, settings, options, room, config.log)
+    workspace = _set_limits(sdk, settings, options=options, room=room, log=config.log)
     if targets:
         settings.num_compute_capabilities = len(targets)
     for index, name in enumerate(targets):
@@ -61,7 +59,7 @@ def build_plan(
             raise build_error(title, logger, None)
     if cache is not None:
         cache.attach(settings)
-    plan = _run(sdk, builder, parsed.network, settings, config.log)
+    plan = _run(sdk, builder, network=parsed.network, settings=settings, log=config.log)
     if plan is None:
         raise build_error(title, logger, workspace)
     for text in warnings_of(logger)[:_WARNINGS]:

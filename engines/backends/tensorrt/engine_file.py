@@ -12,14 +12,14 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engines.backends.tensorrt.sdk import Sm, sm_of
+from engines.backends.tensorrt.sdk import sm_of
 from engines.contract import TensorRTOptions
 from engines.errors import DeployError
+from engines.gpu.info import Fingerprint
 
 MAGIC = b"edgeseg tensorrt engine 1\n"
 _LENGTH = 8  # bytes of the header's length, little endian
 _DIGEST = 32  # bytes of the header's sha256, which follow its length
-_DEVICE = re.compile(r"cuda sm_(\d+)(\d) (.+), driver for CUDA (\d+)\.(\d+)")
 _LATER = {8: (8, 9, 10), 9: (9, 10), 10: (10, 11)}  # majors that load a version-compatible engine of this one
 
 
@@ -27,7 +27,7 @@ _LATER = {8: (8, 9, 10), 9: (9, 10), 10: (10, 11)}  # majors that load a version
 class Header:
     """What an engine was built with.
 
-    sdk: name and version.  device: GpuInfo as text, or "" where there was no GPU.  targets: compute capabilities that
+    sdk: name and version.  device: of the GPU, "" where there was none.  targets: compute capabilities that
     it was compiled for ahead of time.  model_sha256: of the graph, which an engine without weights takes them from.
     """
 
@@ -60,7 +60,7 @@ def unpack(blob: bytes) -> tuple[Header, memoryview]:
         raise DeployError("engine: its header has changed since it was built; copy or build it again")
     try:
         body: dict[str, Any] = json.loads(blob[start:end])
-        body["options"] = TensorRTOptions(**body["options"])
+        body["options"] = TensorRTOptions.from_json(body["options"])
         body["targets"] = tuple(body["targets"])
         header = Header(**body)
     except (ValueError, TypeError, KeyError) as error:
@@ -73,23 +73,6 @@ def unpack(blob: bytes) -> tuple[Header, memoryview]:
     if digest(plan) != header.plan_sha256:
         raise DeployError("engine: its plan has changed since it was built; copy or build it again")
     return header, plan
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A device as engines name it.  driver: the newest CUDA that it runs."""
-
-    sm: Sm
-    name: str
-    driver: Sm
-
-    @classmethod
-    def parse(cls, device: str) -> Gpu | None:
-        match = _DEVICE.fullmatch(device)
-        if match is None:
-            return None
-        major, minor, name, driver_major, driver_minor = match.groups()
-        return cls((int(major), int(minor)), name, (int(driver_major), int(driver_minor)))
 
 
 def refused_sdk(built: str, here: str, options: TensorRTOptions) -> str | None:
@@ -106,11 +89,11 @@ def refused_sdk(built: str, here: str, options: TensorRTOptions) -> str | None:
 
 
 def refused_device(built: str, here: str, options: TensorRTOptions, ahead: bool) -> str | None:
-    """None when an engine built on `built` runs on `here`, otherwise why not.  Both are GpuInfo as text.
+    """None when an engine built on `built` runs on `here`, otherwise why not.  Both as `Backend.device` gives them.
 
     ahead: engines belong to a compute capability, not to a model of GPU.
     """
-    old, new = Gpu.parse(built), Gpu.parse(here)
+    old, new = Fingerprint.parse(built), Fingerprint.parse(here)
     if old is None or new is None:
         return None if built == here else f"built on {built!r}, but this is {here!r}"
     if options.hardware == "ampere_plus":
@@ -124,7 +107,7 @@ def refused_device(built: str, here: str, options: TensorRTOptions, ahead: bool)
     return refused_driver(old, new)
 
 
-def refused_driver(old: Gpu, new: Gpu) -> str | None:
+def refused_driver(old: Fingerprint, new: Fingerprint) -> str | None:
     """A newer driver loads what an older one did: NVIDIA's CUDA Compatibility guide guarantees that applications, and
     the kernels in them, run on every later driver.  The other way holds within one major version alone and not for
     everything, and TensorRT lists an old driver among the reasons of an invalid engine; so it is refused.
@@ -143,7 +126,7 @@ def refuses(header: Header, sdk: str, device: str, ahead: bool) -> str | None:
     if reason is None and not header.targets:
         reason = refused_device(header.device, device, header.options, ahead)
     elif reason is None:
-        old, new = Gpu.parse(header.device), Gpu.parse(device)
+        old, new = Fingerprint.parse(header.device), Fingerprint.parse(device)
         if new is None or new.sm not in map(sm_of, header.targets):
             return f"compiled for {', '.join(header.targets)}, but this is {device!r}"
         reason = None if old is None else refused_driver(old, new)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from engines.backends.tensorrt.features import name_of
+from engines.backends.tensorrt.sdk import name_of
 from engines.errors import DeployError
 
 _BAD = ("ERROR", "INTERNAL_ERROR")

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends.onnx_bytes import weights_of, with_batch
-from engines.backends.tensorrt.features import member, name_of, network_flags
 from engines.backends.tensorrt.messages import errors_of, parse_error
-from engines.bundle import file_sha256
+from engines.backends.tensorrt.sdk import member, name_of, network_flags
 from engines.errors import DeployError
+from engines.files import file_sha256
 
 QUANTISERS = ("QUANTIZE", "DEQUANTIZE")
 _FLOATS = ("FLOAT", "HALF", "BF16")
 _REMEDY = "it has a number of windows written into it: build from the model with --batch"
 
 
-class Parsed:
+class ParsedNetwork:
     """A network, and what must live as long as it does: TensorRT holds the parser's weights by address."""
 
     def __init__(
@@ -84,7 +84,7 @@ def held_types(layers: Iterator[Any]) -> Counter[str]:
     return held
 
 
-def keep_types(sdk: Any, parsed: Parsed, settings: Any) -> Counter[str]:
+def keep_types(sdk: Any, parsed: ParsedNetwork, settings: Any) -> Counter[str]:
     """For networks that are not strongly typed: allow what the graph holds, and hold its FP32 islands to FP32.
 
     Layers beside a quantiser are left alone: a type set on them would keep TensorRT from running them in INT8.

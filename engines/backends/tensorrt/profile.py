@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from engines.backends.tensorrt.features import member
+from engines.backends.tensorrt.sdk import member
 from engines.backends.tensorrt.session import TensorRTSession
-from engines.contract import Float32
+from engines.contract import Float32, Layer, from_microseconds
 from engines.errors import DeployError
-from engines.layers import Layer, from_microseconds
 
 # By how 8.6 (sentences such as "Row major linear FP16 format") and 10 on ("Half") call them; the narrowest first.
 _NAMES = (

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends.tensorrt.engine_file import Header
-from engines.backends.tensorrt.features import name_of
 from engines.backends.tensorrt.messages import errors_of, load_error, logger_of, no_kernels, one_line
 from engines.backends.tensorrt.network import file_for, model_sha256
+from engines.backends.tensorrt.sdk import name_of
 from engines.contract import Float32, Tensor
 from engines.errors import DeployError
+from engines.gpu.context import CudaGpu
 from engines.gpu.host_copies import HostRun
-from engines.tiling.device import Gpu
 
 _DTYPES = {"FLOAT": "fp32", "HALF": "fp16"}
 
@@ -23,7 +23,9 @@ class TensorRTSession:
     Raises DeployError when the SDK refuses the plan.  header and plan have been checked.
     """
 
-    def __init__(self, sdk: Any, title: str, header: Header, plan: memoryview, model: Path | None, gpu: Gpu) -> None:
+    def __init__(
+        self, sdk: Any, title: str, header: Header, plan: memoryview, model: Path | None, gpu: CudaGpu
+    ) -> None:
         self._sdk, self._title, self._gpu = sdk, title, gpu
         self._runtime: Any = None
         self.engine: Any = None

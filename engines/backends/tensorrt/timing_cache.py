@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engines.backends.tensorrt.engine_file import Gpu, digest
+from engines.backends.tensorrt.engine_file import digest
+from engines.contract import Log
 from engines.errors import DeployError
 from engines.files import replacing
+from engines.gpu.info import Fingerprint
 
-Log = Callable[[str, str], None]
 _MAGIC = b"edgeseg timing cache 1\n"
 
 
 def default_path(output: Path, sdk: str, device: str) -> Path:
     """Beside the bundle `output`, so that it outlives it; named by SDK and GPU, so that a shared folder holds many."""
-    gpu = Gpu.parse(device)
+    gpu = Fingerprint.parse(device)
     where = device if gpu is None else f"sm{gpu.sm[0]}{gpu.sm[1]} {gpu.name}"
     return output.absolute().parent / f"{re.sub(r'[^A-Za-z0-9.]+', '-', f'{sdk} {where}').strip('-')}.timing-cache"
 
@@ -28,7 +28,7 @@ class TimingCache:
 
     def __init__(self, path: Path, sdk: str, device: str, log: Log) -> None:
         self._path, self._log = path, log
-        gpu = Gpu.parse(device)
+        gpu = Fingerprint.parse(device)
         self._owner = [sdk, device if gpu is None else f"sm_{gpu.sm[0]}{gpu.sm[1]} {gpu.name}"]
         self._cache: Any = None  # must outlive the build
 

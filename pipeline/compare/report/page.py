@@ -163,12 +163,12 @@ def _strip(picture: Picture, row: Row, reference: Row) -> str:
 
 
 def _split(comparison: Comparison) -> str:
-    timing = comparison.reference.timing
-    assert timing is not None
-    height, width = timing.size
+    reference = comparison.reference
+    assert reference.frame_size is not None
+    height, width = reference.frame_size
     note = (
         f"Milliseconds a frame, p50 / p95 of {comparison.rounds} rounds, the same frame through every engine in turn. "
-        f"A frame is {width}x{height} pixels, {timing.windows} window(s), from decoded pixels to the label map."
+        f"A frame is {width}x{height} pixels, {reference.windows} window(s), from decoded pixels to the label map."
         f"{parts_note(comparison)}"
     )
     return f"<p>{note}</p>{_table(split_cells(comparison), comparison.rows)}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 
-from pipeline.compare.rows import PARTS, Comparison, Row, class_changes, drop, percent
+from engines.tiling.device import PARTS
+from pipeline.compare.rows import Comparison, Row, class_changes, drop, percent
 
 WIDTH = 120
 CHANGES_SHOWN = 6
@@ -105,10 +106,10 @@ def _class_note(comparison: Comparison) -> str:
 
 
 def _frame(comparison: Comparison) -> str:
-    timing = comparison.reference.timing
-    if timing is None:
+    size, count = comparison.reference.frame_size, comparison.reference.windows
+    if size is None or count is None:
         return ""
-    (height, width), count = timing.size, timing.windows
+    height, width = size
     return f"a frame is {width}x{height} pixels in {count} window{'s' if count > 1 else ''}"
 
 

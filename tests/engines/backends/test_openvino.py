@@ -12,8 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.backends import get_backend
-from engines.contract import BuildConfig, Float32
-from engines.layers import Layer
+from engines.contract import BuildConfig, Float32, Layer
 from pipeline.graph.onnx_graph import run_onnx
 from tests.pipeline.precision.lowering import graph_of
 

@@ -26,7 +26,7 @@ from engines.backends.torch_gpu_errors import reported
 from engines.contract import BuildConfig
 from engines.errors import DeployError, GpuLostError
 from engines.gpu import context
-from engines.tiling.device import GpuInfo
+from engines.gpu.info import GpuInfo
 from pipeline.graph.export import trace
 from tests.models import tiny
 

@@ -9,13 +9,9 @@ import pytest
 
 from engines.contract import Float32, Tensor
 from engines.errors import DeployError
-from engines.gpu.engine_alone import EngineAlone, milliseconds_alone, runs_alone
-from engines.model_spec import ModelSpec
-from engines.tiling.host import HostDevice
-from engines.tiling.placement import Tiling
+from engines.gpu.engine_alone import EngineAlone
 
 STREAM = 77
-IMAGE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
 
 
 class _Memory:
@@ -88,22 +84,3 @@ def test_no_memory_left_is_said_and_nothing_stays_taken() -> None:
     with pytest.raises(DeployError, match="GPU memory"):
         EngineAlone(gpu, session, np.zeros(session.input.shape, np.float32))
     assert not gpu.held
-
-
-def test_a_device_on_a_gpu_is_timed_without_copies() -> None:
-    device = _device()
-    session = device.session
-    assert not runs_alone(device)
-    with pytest.raises(AssertionError, match="copies"):
-        milliseconds_alone(device, IMAGE)
-    device.gpu = session._gpu  # type: ignore[attr-defined]
-    assert runs_alone(device)
-    assert milliseconds_alone(device, IMAGE) > 0
-    assert session.runs == 2
-    expected = device.first_window(IMAGE)[:, 0].astype(np.float16).astype(np.float32)
-    assert np.array_equal(session.logits, expected.reshape(-1))
-
-
-def _device() -> Any:
-    spec = ModelSpec("any", "any", ("a",), ((0, 0, 0),))
-    return HostDevice(_Session(_Gpu()), spec, Tiling(8, 16, 8, 16), threads=1)

@@ -63,6 +63,18 @@ def test_a_worker_says_what_is_wrong_with_its_bundle(tiny_bundle: Path, tmp_path
         Worker(tmp_path)
 
 
+def test_nothing_is_imported_from_the_current_directory(tiny_bundle: Path, tmp_path: Path) -> None:
+    """The user's folder may hold modules of the names that the worker imports: they are not executed."""
+    for name in ("engines/__init__.py", "numpy.py", "json.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"open({str(tmp_path / 'executed')!r}, 'w').close()\nraise SystemExit(5)\n")
+    command = [sys.executable, Path(deploy.__file__).absolute(), "bench", tiny_bundle, "--rounds", "1"]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "executed").exists()
+
+
 @pytest.mark.parametrize(("error", "code"), [("GpuLostError", 1), ("DeployError", 2)])
 def test_bench_ends_as_its_worker_did(
     error: str, code: int, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -71,7 +83,7 @@ def test_bench_ends_as_its_worker_did(
     (tmp_path / "worker.py").write_text(
         "import sys\nfrom engines import errors\nfrom engines.measure import worker\ndef fail(*words):\n"
         f"    raise errors.{error}('gpu: an illegal memory access was encountered')\n"
-        "worker.Segmenter.segment = fail\nsys.exit(worker.main(sys.argv[3:]))\n"
+        "worker.Segmenter.start = fail\nsys.exit(worker.main(sys.argv[3:]))\n"
     )
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/worker.py "$@"\n')

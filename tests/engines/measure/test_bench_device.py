@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -121,8 +120,7 @@ class _Device(HostDevice):
 
     name = "cuda"
     in_flight = 2
-    graph = "on"
-    gpu = SimpleNamespace(info=SimpleNamespace(integrated=False))
+    graph, transfers = "on", "pinned"
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -130,22 +128,24 @@ class _Device(HostDevice):
         self.log: list[bool] = []
         self.running = self.most = 0
 
-    def frame(self, height: int, width: int, confidence: bool, whole: bool) -> _Frame:
-        return _Frame(self, height, width, confidence, whole)
+    def whole_frame(self, height: int, width: int, confidence: bool) -> _Frame:
+        return _Frame(self, height, width, confidence)
 
 
 class _Frame(HostFrame):
+    def __init__(self, device: _Device, *args: Any) -> None:
+        super().__init__(device, *args)
+        self._owner = device
+
     def play(self) -> None:
-        device = self._device
-        assert isinstance(device, _Device)
+        device = self._owner
         device.log.append(device.parts)
         device.running += 1
         device.most = max(device.most, device.running)
         super().play()
 
     def mask(self) -> Mask:
-        device = self._device
-        assert isinstance(device, _Device)
+        device = self._owner
         device.running -= 1
         times = device.timings
         if not device.parts:

@@ -227,7 +227,7 @@ def test_a_bundle_from_before_there_were_batches_says_so(tiny_bundle: Path, tmp_
     import shutil
     from dataclasses import replace
 
-    from engines.bundle import file_sha256
+    from engines.files import file_sha256
     from engines.proof.rebuild import rebuild
 
     old = Path(shutil.copytree(tiny_bundle, tmp_path / "old"))

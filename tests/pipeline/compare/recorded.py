@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from engines.measure.bench import Stats
-from pipeline.compare.agreement import Agreement
+from engines.measure.bench import Stats, Timing
+from pipeline.compare.agreement import MapAgreement
 from pipeline.compare.judge import Limits, judge, verdict
-from pipeline.compare.rows import Comparison, Row, Timing
+from pipeline.compare.rows import Comparison, Row
 from pipeline.compare.worst import Picture
 
 CLASSES = ("sky", "building", "road", "pavement", "tree", "pole", "sign", "car", "person")
@@ -23,7 +23,7 @@ def stats(milliseconds: float) -> Stats:
 
 def timing(engine: float) -> Timing:
     gather, stitch = 3.1, 9.7
-    return Timing(stats(gather + engine + stitch), stats(gather), stats(engine), stats(stitch), 3, (1024, 2048))
+    return Timing(stats(gather + engine + stitch), stats(gather), stats(engine), stats(stitch))
 
 
 def row(precision: str, engine: float, losses: tuple[float, ...], kept: float, executed: dict[str, float]) -> Row:
@@ -32,8 +32,8 @@ def row(precision: str, engine: float, losses: tuple[float, ...], kept: float, e
     return Row(
         "demo", precision, "openvino", folder=precision, sdk="openvino 2026.4.1", device="cpu x86_64 BF16+FP32+INT8",
         manifest_sha256=SOURCE, executed=executed, bytes=15_500_000, miou=float(np.mean(ious)), pixel_accuracy=0.93,
-        class_iou=ious, agreement=Agreement(kept, 1 - 12 * (1 - kept), 1 - 2 * (1 - kept), (kept,) * len(CLASSES)),
-        timing=timing(engine), peak_bytes=612_000_000, load_ms=240.0,
+        class_iou=ious, agreement=MapAgreement(kept, 1 - 12 * (1 - kept), 1 - 2 * (1 - kept), (kept,) * len(CLASSES)),
+        timing=timing(engine), windows=3, frame_size=(1024, 2048), peak_bytes=612_000_000, load_ms=240.0,
         verification=({"step": "engine", "reference": "the checkpoint in PyTorch", "labels": kept, "max_abs": 2.5e-5},),
         log=(("compile", f"{precision}, 15.5 MB in 0.3 s"), ("engine", "max |diff| 2.5e-05")),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Agreement with the reference, against SciPy's distance transform and plain counting."""
+"""MapAgreement with the reference, against SciPy's distance transform and plain counting."""
 
 from __future__ import annotations
 

@@ -53,7 +53,9 @@ def _result(row: Row) -> Measured:
         classes = tuple(type("Class", (), {"iou": iou}) for iou in row.class_iou or ())
 
     opened = Opened(row.precision, row.backend, row.sdk, row.device, 2, 240.0)
-    return Measured(opened, Scores(), row.agreement, row.executed, row.timing, 600_000_000, ())  # type: ignore[arg-type]
+    return Measured(
+        opened, Scores(), row.agreement, row.executed, row.timing, 3, (1024, 2048), 600_000_000, ()  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def test_speed_is_counted_from_pytorch_on_the_gpu() -> None:

@@ -16,7 +16,8 @@ from sklearn.metrics import accuracy_score, jaccard_score
 
 import deploy
 from calib.data.scenes import render
-from engines.bundle import file_sha256, open_bundle
+from engines.bundle import open_bundle
+from engines.files import file_sha256
 from engines.images.read import read_image
 from engines.segmenter import open_segmenter
 from pipeline import exact
@@ -116,8 +117,8 @@ def test_rows_say_what_ran_and_why_one_did_not(finished: Path) -> None:
     assert not other.passed
     for row in (base, fp32, other):
         assert row.timing is not None
-        assert row.timing.size == (90, 150)  # the commonest size
-        assert row.timing.windows == 4
+        assert row.frame_size == (90, 150)  # the commonest size
+        assert row.windows == 4
         assert row.timing.frame.count == 2
         assert row.peak_bytes is not None
         assert row.manifest_sha256 == file_sha256(finished / row.folder / "manifest.json")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from engines.errors import DeployError
-from pipeline.compare.agreement import Agreement
+from pipeline.compare.agreement import MapAgreement
 from pipeline.compare.judge import Limits, judge, verdict
 from pipeline.compare.rows import Comparison, Row
 from tests.pipeline.compare.recorded import comparison, rows, timing
@@ -45,7 +45,7 @@ def test_agreement_decides_without_labels_and_must_be_sane_with_them() -> None:
     assert "98.71 % of labels" in _rows(comparison(labelled=False))["int8"].reasons[0]
     assert _rows(comparison(labelled=False, limits=Limits(min_agreement=0.98)))["int8"].passed
     base, fp32, *_ = rows()
-    chance = replace(fp32, agreement=Agreement(0.9, None, None, ()))  # the same mIoU, from other masks
+    chance = replace(fp32, agreement=MapAgreement(0.9, None, None, ()))  # the same mIoU, from other masks
     assert not judge(chance, base, Limits().for_data(labelled=True)).passed
     assert not _rows(comparison(limits=Limits(min_agreement=0.998)))["auto"].passed
     assert _rows(comparison(limits=Limits(min_agreement=0.998)))["bf16"].passed

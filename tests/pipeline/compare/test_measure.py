@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engines.errors import DeployError
-from engines.measure.worker import Frame, OnDevice, Opened
+from engines.measure.worker import FrameTimes, OnDevice, Opened
 from engines.model_spec import ModelSpec
 from engines.tiling.placement import Tiling
 from pipeline.compare import measure as module
@@ -39,19 +39,19 @@ class _Worker:
     def put(self, image: Any) -> None:
         pass
 
-    def frame(self) -> Frame:
+    def frame(self) -> FrameTimes:
         self.log.append(self.parts)
         if self.name == "dies" and self.parts:
             raise DeployError("the GPU was lost")
         if self.name == "host":
-            return Frame(100.0, 5.0, 90.0, 5.0, 1)
-        return Frame(10.0, 1.0, 7.0, 1.5, 1) if self.parts else Frame(8.0, 0.0, 8.0, 0.0, 1)
+            return FrameTimes(100.0, 5.0, 90.0, 5.0, 1)
+        return FrameTimes(10.0, 1.0, 7.0, 1.5, 1) if self.parts else FrameTimes(8.0, 0.0, 8.0, 0.0, 1)
 
     def labels(self) -> Any:
         return IMAGE[..., 0]
 
     def device(self) -> OnDevice:
-        return OnDevice("host" if self.name == "host" else "cuda", 1, "", "", True)
+        return OnDevice("host" if self.name == "host" else "cuda", 1, "", "")
 
     def time_parts(self, on: bool) -> None:
         self.parts = on

@@ -13,9 +13,9 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_sco
 
 from calib.data.datasets import LabelOptions, open_dataset
 from calib.data.label_map import LabelMap, read_label_map
-from engines.bundle import file_sha256, open_bundle
+from engines.bundle import open_bundle
 from engines.errors import DeployError, GateError
-from engines.files import write_json
+from engines.files import file_sha256, write_json
 from engines.images.read import read_image, resize_labels
 from engines.model_spec import ModelSpec
 from engines.segmenter import Segmenter, open_segmenter
@@ -111,7 +111,6 @@ def test_the_result_names_what_it_was_measured_with(tiny_bundle: Path, tree: Pat
     result = _evaluate(tiny_bundle, tree, limit=2)
     write_json(tmp_path / "evaluate.json", result.to_json())
     body = json.loads((tmp_path / "evaluate.json").read_text())
-    assert Evaluation.from_json(body).to_json() == body
     manifest = open_bundle(tiny_bundle).manifest
     assert body["bundle"]["files"]["manifest.json"] == file_sha256(tiny_bundle / "manifest.json")
     assert body["bundle"]["files"]["engine.bin"] == manifest.files["engine.bin"]
@@ -123,8 +122,6 @@ def test_the_result_names_what_it_was_measured_with(tiny_bundle: Path, tree: Pat
         assert 0 < body["timing"][part]["p50"] <= body["timing"][part]["p95"]
     assert "p50 (p95)" in str(result)
     assert f"{100 * body['miou']:.2f}" in str(result)
-    with pytest.raises(DeployError, match="run evaluate again"):
-        Evaluation.from_json({"miou": 1})
 
 
 def test_fail_under_is_a_gate(tiny_bundle: Path, tree: Path) -> None:

@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 
 from engines.errors import DeployError
 from engines.tiling.placement import Tiling
-from pipeline.evaluation.metrics import Confusion, LabelAgreement, Scores, boundary_band, label_agreement, seam_band
+from pipeline.evaluation.metrics import Confusion, LabelAgreement, boundary_band, label_agreement, seam_band
 
 NAMES = tuple("abcdefg")
 
@@ -148,13 +148,12 @@ def test_nothing_to_score_is_an_error_and_not_nan() -> None:
 
 def test_scores_survive_json_and_print() -> None:
     scores = _confusion(_pairs(3, absent=True)).scores(NAMES)
-    text = json.dumps(scores.to_json(), allow_nan=False)
-    assert Scores.from_json(json.loads(text)) == scores
+    body = json.loads(json.dumps(scores.to_json(), allow_nan=False))
+    assert (body["miou"], body["aacc"], body["macc"]) == (scores.miou, scores.aacc, scores.macc)
+    assert body["classes"] == [vars(each) for each in scores.classes]
     table = scores.table()
     assert f"{100 * scores.miou:.2f}" in table
     assert "g            -        -     0.00" in table
-    with pytest.raises(DeployError, match="miou"):
-        Scores.from_json({"classes": []})
 
 
 @pytest.mark.parametrize("width", [0, 1, 2, 3, 4, 5, 7, 8, 100])

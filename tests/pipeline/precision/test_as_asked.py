@@ -12,8 +12,7 @@ import pytest
 import deploy
 from engines.backends import get_backend
 from engines.bundle import ENGINE, MODEL, REPORT, open_bundle
-from engines.contract import BuildConfig
-from engines.layers import executed
+from engines.contract import BuildConfig, executed
 from engines.proof.inspect import inspect_layers
 from engines.proof.rebuild import rebuild
 from pipeline.graph.rewrites import apply_rules

@@ -55,7 +55,7 @@ def test_demo_on_rendered_scenes(scenes: Path, tmp_path: Path, capsys: pytest.Ca
     assert output.read_bytes() == first
 
 
-def test_methods_seeds_and_every_activation(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_methods_and_seeds(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def ranges(*options: object) -> Ranges:
         assert _run(*TINY, scenes, "-o", tmp_path / "r.json", "--windows", 5, *options) == 0
         return Ranges.load(tmp_path / "r.json")
@@ -67,11 +67,6 @@ def test_methods_seeds_and_every_activation(scenes: Path, tmp_path: Path, capsys
     other = ranges("--method", "max", "--seed", 1)
     assert other.dataset_sha256 == largest.dataset_sha256
     assert other.tensors != largest.tensors
-    every = ranges("--method", "max", "--every")
-    assert set(every.tensors) > set(largest.tensors)
-    assert {name: every.tensors[name].channel_amax for name in largest.tensors} == {
-        name: tensor.channel_amax for name, tensor in largest.tensors.items()
-    }
 
 
 def test_one_image_smaller_than_the_window(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,4 +124,3 @@ def test_camvid(shared_data: Path, tmp_path: Path) -> None:
     ratios = [found["entropy"].tensors[name].amax / tensor.amax for name, tensor in found["max"].tensors.items()]
     assert max(ratios) <= 1
     assert min(ratios) < 0.7
-    assert "ratio" in found["max"].compare(found["entropy"])

@@ -21,7 +21,7 @@ from engines.backends.tensorrt.engine_file import (
 )
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
-from engines.tiling.device import GpuInfo
+from engines.gpu.info import GpuInfo
 from tests.engines.backends.tensorrt.api.fakes import RTX, called
 from tests.engines.backends.tensorrt.api.machine import AMPERE, ORIN, WINDOW, Machine, tuned
 from tests.engines.conftest import Start

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engines.backends.tensorrt.build import MIB, Room, workspace_limit
-from engines.backends.tensorrt.features import strongly_typed
+from engines.backends.tensorrt.sdk import strongly_typed
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
 from tests.engines.backends.tensorrt.api.fakes import VERSIONS, called

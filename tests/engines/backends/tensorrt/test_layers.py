@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from engines.backends.tensorrt.profile import precision
-from engines.contract import BuildConfig
+from engines.contract import BuildConfig, executed
 from engines.errors import DeployError
-from engines.layers import executed
 from tests.engines.backends.tensorrt.api.fakes import VERSIONS
 from tests.engines.backends.tensorrt.api.machine import WINDOW
 from tests.engines.conftest import Start

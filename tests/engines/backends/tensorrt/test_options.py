@@ -22,9 +22,9 @@ def test_only_what_the_command_line_says_is_set() -> None:
     assert _given() == {}
     given = _given(
         "--workspace", "512", "--opt-level", "5", "--aux-streams", "0", "--version-compatible", "--hardware", "same_cc",
-        "--strip-weights", "--dla", "1",
+        "--strip-weights",
     )  # fmt: skip
-    assert TensorRTOptions(**given) == TensorRTOptions(512 * 2**20, 5, 0, True, "same_cc", True, 1)  # type: ignore[arg-type]
+    assert TensorRTOptions(**given) == TensorRTOptions(512 * 2**20, 5, 0, True, "same_cc", True)  # type: ignore[arg-type]
     assert _given("--no-strip-weights") == {"strip_weights": False}  # on a rebuild it takes back what was asked
 
 
@@ -58,3 +58,9 @@ def test_a_rebuild_keeps_what_the_bundle_was_built_with(tiny_bundle: Path, tmp_p
     assert deploy.main(["build-engine", str(source), "-o", str(tmp_path / "again"), "--backend", "openvino"]) == 0
     assert open_bundle(tmp_path / "again").manifest.tensorrt == options
     assert json.loads((tmp_path / "again" / MANIFEST).read_text())["tensorrt"]["level"] == 2
+
+
+def test_bundles_of_before_load_with_the_option_that_is_gone() -> None:
+    old = {"workspace": None, "level": 3, "aux_streams": None, "version_compatible": False, "hardware": "exact",
+           "strip_weights": True, "dla": None}  # fmt: skip
+    assert TensorRTOptions.from_json(old) == TensorRTOptions(level=3, strip_weights=True)

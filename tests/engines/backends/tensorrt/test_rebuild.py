@@ -51,7 +51,7 @@ def test_a_rebuild_keeps_what_the_bundle_was_built_with(
 ) -> None:
     asked: list[BuildConfig] = []
 
-    def compile_engine(folder: Path, backend: Any, config: BuildConfig, *rest: Any) -> Sequence[Any]:
+    def compile_engine(folder: Path, backend: Any, config: BuildConfig, **rest: Any) -> Sequence[Any]:
         asked.append(config)
         (folder / ENGINE).write_bytes(b"an engine")
         return []

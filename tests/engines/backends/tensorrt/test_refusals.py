@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,32 +105,3 @@ def test_a_builder_that_does_not_start_is_explained(start: Start, model: Path, s
     machine.sdk.world["start_error"] = said
     with pytest.raises(DeployError, match=words):
         machine.backend.build(model, BuildConfig())
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_dla_is_answered_by_type_of_layer_and_nothing_is_built(
-    start: Start, tmp_path: Path, version: str, precision: str
-) -> None:
-    """The fake DLA runs nothing unless FP16 or INT8 is allowed, where there are flags for that."""
-    machine, model = start(version), write_graph(tmp_path / "m.onnx", precision)
-    machine.sdk.world["cores"] = 2
-    some = {
-        "fp16": r"2 of 8 layers could run on the DLA \(2 of 2 CONVOLUTION, 0 of 4 CAST, 0 of 1 NORMALIZATION, "
-        r"0 of 1 MATRIX_MULTIPLY\); a network like this does not run there as a whole",
-        "int8": r"2 of 10 layers could run on the DLA \(2 of 2 CONVOLUTION, 0 of 4 CAST",
-    }
-    with pytest.raises(DeployError, match=f"--dla 1: {some.get(precision, some['fp16'])}"):
-        machine.backend.build(model, replace(tuned(dla=1), precision=precision))
-    assert ("IBuilderConfig.DLA_core", (1,)) in machine.sdk.log
-    with pytest.raises(DeployError, match="--dla 2: got core 2, expected 0 to 1"):
-        machine.backend.build(model, tuned(dla=2))
-    assert "Builder.build_serialized_network" not in called(machine.sdk)
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_board_without_dla_says_so(start: Start, model: Path, version: str) -> None:
-    machine = start(version)
-    with pytest.raises(DeployError, match=rf"--dla 0: TensorRT {version} sees no DLA here"):
-        machine.backend.build(model, tuned(dla=0))
-    assert "Builder.build_serialized_network" not in called(machine.sdk)

@@ -11,19 +11,19 @@ import onnx
 import pytest
 
 import deploy
+from calib.data.scenes import render_folder
 from engines import arguments
 from engines.backends import get_backend
 from engines.backends.tensorrt.scales import half_scales
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
+from engines.gpu.info import GpuInfo
 from engines.proof.rebuild import tuning
-from engines.tiling.device import GpuInfo
 from engines.tiling.placement import Tiling
 from pipeline.build import build_bundle
 from pipeline.precision.as_asked import half_of, rest_of
 from pipeline.precision.lower import LowerOptions
 from pipeline.request import BuildRequest
-from pipeline.scenes_folder import render_folder
 from tests.engines.backends.tensorrt.api.fakes import RTX, called, say
 from tests.engines.backends.tensorrt.api.machine import AMPERE, ORIN
 from tests.engines.backends.tensorrt.graphs import made
@@ -70,7 +70,7 @@ def test_int8_leaves_the_rest_in_what_the_release_can_scale_in(start: Start) -> 
 def test_a_rest_that_cannot_be_is_refused_before_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(get_backend("openvino")), "refuses_rest", lambda backend, rest: f"no {rest}")
     request = BuildRequest(
-        "tests.models:tiny", tmp_path / "b", Tiling(64, 64, 48, 48), "int8", "openvino",
+        "tests.models:tiny", tmp_path / "b", Tiling(64, 64, 48, 48), precision="int8", backend="openvino",
         photographs=(str(render_folder(tmp_path / "scenes", range(1), 64, 64)),), lowering=LowerOptions(rest="fp16"),
     )  # fmt: skip
     said = list[str]()
@@ -93,32 +93,13 @@ def test_engines_that_are_only_measured_are_built_with_the_same_options(
     monkeypatch.setattr(openvino, "build", noted)
     monkeypatch.setattr("pipeline.build.tuning", lambda *_: BuildConfig(tensorrt=options, timing_cache=cache))
     request = BuildRequest(
-        "tests.models:tiny", tmp_path / "b", Tiling(64, 64, 48, 48), "auto", "openvino", 1, time_rewrites=True,
+        "tests.models:tiny", tmp_path / "b", Tiling(64, 64, 48, 48), precision="auto", backend="openvino", threads=1,
+        time_rewrites=True,
         photographs=(str(render_folder(tmp_path / "scenes", range(4), 64, 112)),), lowering=LowerOptions(rest="fp32"),
     )  # fmt: skip
     build_bundle(request, lambda *line: None)
     assert "int8" in {config.precision for config in asked}
     assert {(config.tensorrt, config.timing_cache, config.threads) for config in asked} == {(options, cache, 1)}
-
-
-def test_a_dla_is_answered_before_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options, said = TensorRTOptions(dla=0), list[str]()
-
-    def answer(model: Path, config: BuildConfig) -> bytes:
-        assert onnx.load(model).graph.node
-        assert config.tensorrt == options
-        raise DeployError("--dla 0: the answer")
-
-    monkeypatch.setattr(get_backend("openvino"), "build", answer)
-    monkeypatch.setattr("pipeline.build.tuning", lambda *_: BuildConfig(tensorrt=options))
-    request = BuildRequest(
-        "tests.models:tiny", tmp_path / "b", Tiling(64, 64, 48, 48), "int8", "openvino", tensorrt=options,
-        photographs=(str(render_folder(tmp_path / "scenes", range(1), 64, 64)),),
-    )  # fmt: skip
-    with pytest.raises(DeployError, match="the answer"):
-        build_bundle(request, lambda step, text: said.append(step))
-    assert "dataset" not in said
-    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("which", [0, 1])

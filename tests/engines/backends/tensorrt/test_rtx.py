@@ -15,10 +15,10 @@ from onnx import TensorProto, helper
 from engines.backends import choose_backend
 from engines.backends.tensorrt import build as builder_module
 from engines.backends.tensorrt import engine_file
-from engines.backends.tensorrt.features import name_of
 from engines.backends.tensorrt.messages import load_error, logger_of
-from engines.backends.tensorrt.network import Parsed, held_types, outputs
+from engines.backends.tensorrt.network import ParsedNetwork, held_types, outputs
 from engines.backends.tensorrt.progress import Progress
+from engines.backends.tensorrt.sdk import name_of
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
 from pipeline.graph.batches import neutral
@@ -53,7 +53,7 @@ def builder() -> Any:
 def test_every_tensor_has_the_type_that_the_graph_says(builder: Any, network: str, precision: str) -> None:
     """By TensorRT's own account of the parsed network: islands are FP32, and what is INT8 lies between Q and DQ."""
     graph = made(network, precision)
-    parsed = Parsed(trt, "TensorRT-RTX", builder, logger_of(trt), graph.path, typed=True)
+    parsed = ParsedNetwork(trt, "TensorRT-RTX", builder, logger_of(trt), graph.path, typed=True)
     found = {tensor.name: name_of(tensor.dtype) for layer in parsed.layers for tensor in outputs(layer)}
     said = types(graph.graph)
     compared = [name for name, kind in found.items() if kind in TYPES and name in said]
@@ -82,7 +82,7 @@ def test_builds_an_engine_for_every_gpu_from_ampere_on(network: str, precision: 
 
 
 def test_inputs_and_outputs_keep_their_names_and_shapes(builder: Any) -> None:
-    parsed = Parsed(trt, "TensorRT-RTX", builder, logger_of(trt), made("segformer", "fp16").path, typed=True)
+    parsed = ParsedNetwork(trt, "TensorRT-RTX", builder, logger_of(trt), made("segformer", "fp16").path, typed=True)
     source, target = parsed.network.get_input(0), parsed.network.get_output(0)
     assert (source.name, tuple(source.shape), name_of(source.dtype)) == ("image", (1, 3, 64, 64), "FLOAT")
     assert (target.name, tuple(target.shape), name_of(target.dtype)) == ("logits", (1, 5, 16, 16), "FLOAT")
@@ -125,7 +125,9 @@ def test_two_windows_at_once(network: str, precision: str, tmp_path: Path) -> No
     graph = neutral(made(network, precision).graph)
     save(graph.model, tmp_path / "model.onnx")
     config = BuildConfig(precision, batch=2)
-    parsed = Parsed(trt, "TensorRT-RTX", trt.Builder(logger_of(trt)), logger_of(trt), tmp_path / "model.onnx", True, 2)
+    parsed = ParsedNetwork(
+        trt, "TensorRT-RTX", trt.Builder(logger_of(trt)), logger_of(trt), tmp_path / "model.onnx", True, 2
+    )
     shapes = [tuple(tensor.shape) for tensor in (parsed.network.get_input(0), parsed.network.get_output(0))]
     assert shapes == [(2, *graph.input_shape[1:]), (2, *graph.output_shape[1:])]
     header, _ = engine_file.unpack(backend.build(tmp_path / "model.onnx", config))
@@ -176,7 +178,6 @@ def test_ctrl_c_ends_the_build() -> None:
     [
         (TensorRTOptions(version_compatible=True), r"--version-compatible: TensorRT-RTX engines run in the release"),
         (TensorRTOptions(strip_weights=True), r"--strip-weights: .* on a GPU alone"),
-        (TensorRTOptions(dla=0), r"--dla 0: TensorRT-RTX .* sees no DLA here"),
     ],
 )
 def test_what_it_cannot_do_is_refused(options: TensorRTOptions, message: str) -> None:

@@ -16,8 +16,7 @@ from engines.gpu import context as cuda
 from engines.gpu import driver
 from engines.gpu.context import CudaGpu, GpuMemoryError, open_gpu
 from engines.gpu.device import CudaDevice
-from engines.gpu.kernels import MAX_LEFTS
-from engines.gpu.launch import Launch
+from engines.gpu.kernels import MAX_LEFTS, Launch
 from engines.tiling.placement import Tiling
 from tests.engines.gpu.fake_cuda import support
 from tests.engines.gpu.fake_cuda.support import CUBIN, SPEC, Engine, configure, image, on_host, opened, same
@@ -126,14 +125,6 @@ def test_engines_that_do_not_fit_the_bundle_are_refused(change: dict[str, Tensor
     vars(engine).update(change)
     with open_gpu() as gpu, pytest.raises(DeployError, match=reason):
         CudaDevice(gpu, engine, SPEC, TILING, CUBIN)
-
-
-def test_a_frame_for_bands_and_one_for_masks_are_told_apart() -> None:
-    with opened(Engine(TILING), TILING) as (_, device, _):
-        whole = device.frame(64, 96, False, whole=True)
-        for misuse in (whole.advance, whole.band):
-            with pytest.raises(DeployError, match="use play and mask"):
-                misuse(0)
 
 
 def test_a_context_that_was_current_is_current_again() -> None:

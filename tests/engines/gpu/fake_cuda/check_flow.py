@@ -12,10 +12,9 @@ from engines.errors import DeployError
 from engines.gpu import driver
 from engines.gpu import pool as cuda_pool
 from engines.gpu.context import gpu_info, open_gpu, unavailable
-from engines.gpu.frames import CudaFrame, CudaStrips
+from engines.gpu.frames import CudaFrame, FrameInStrips
 from engines.gpu.host_copies import HostRun
 from engines.gpu.pool import IDLE_KEPT, SIZES_KEPT
-from engines.tiling.device import Timings
 from engines.tiling.placement import Tiling
 from tests.engines.gpu.fake_cuda import support
 from tests.engines.gpu.fake_cuda.support import Engine, configure, image, on_host, opened, same
@@ -116,11 +115,11 @@ def test_an_image_that_does_not_fit_is_done_in_strips(schedule: int) -> None:
     engine = Engine(TILING)
     pictures = [image(700, 500, seed) for seed in range(3)]
     with opened(engine, TILING) as (segmenter, device, _):
-        frame = device.frame(700, 500, True, whole=True)
-        assert isinstance(frame, CudaStrips)
+        frame = device.whole_frame(700, 500, True)
+        assert isinstance(frame, FrameInStrips)
         masks = list(segmenter.segment_all(pictures, confidence=True))
         assert device.graph == "off: the image does not fit, it runs in strips"
-        assert isinstance(device.frame(60, 50, True, whole=True), CudaFrame)
+        assert isinstance(device.whole_frame(60, 50, True), CudaFrame)
     for mask, picture in zip(masks, pictures, strict=True):
         assert same(mask, on_host(engine, TILING).segment(picture, confidence=True))
 
@@ -132,7 +131,7 @@ def test_an_image_of_a_third_of_the_memory_is_always_whole(schedule: int) -> Non
     pictures = [image(700, 500, seed) for seed in range(6)]
     with opened(engine, TILING) as (segmenter, device, gpu):
         before = support.driver().fake_used()
-        slot = device.frame(700, 500, False, whole=True)._slot  # type: ignore[attr-defined]
+        slot = device.whole_frame(700, 500, False)._slot  # type: ignore[attr-defined]
         size, slot.owner = slot.blocks.device.size, None
         device.pool.close()
         configure(lazy=schedule, memory=before + int(size / 0.39))
@@ -210,20 +209,8 @@ def test_images_of_many_windows_are_not_recorded() -> None:
         assert support.alive()[0]["graphs"] == 1
 
 
-def test_recording_can_be_turned_off() -> None:
-    engine = Engine(TILING)
-    with opened(engine, TILING) as (segmenter, device, _):
-        device.graph = "off: as asked"
-        for _ in range(3):
-            segmenter.segment(image(64, 96))
-        assert engine.enqueued == 3
-        assert device.graph == "off: as asked"
-        device.graph = "on"
-        for _ in range(3):
-            segmenter.segment(image(64, 96))
-        assert engine.enqueued == 4
-    engine = Engine(TILING, capturable=False)
-    with opened(engine, TILING) as (_, device, _):
+def test_an_engine_that_cannot_be_recorded_is_told_before_the_first_frame() -> None:
+    with opened(Engine(TILING, capturable=False), TILING) as (_, device, _):
         assert device.graph == "off: the engine cannot be recorded"
 
 
@@ -235,13 +222,13 @@ def test_parts_are_timed_one_by_one_and_otherwise_the_frame() -> None:
         assert times.engine > 0
         assert times.gather == times.stitch == 0
         assert times.windows == 15
-        device.timings, device.parts = Timings(), True
+        before, device.parts = times.windows, True
         device.on_window = lambda done, total: windows.append((done, total))
         assert device.graph == "off: the parts are timed one by one"
         segmenter.segment(image(150, 333))
         list(segmenter.bands(image(150, 333)))
-        assert min(device.timings.gather, device.timings.engine, device.timings.stitch) > 0
-        assert device.timings.windows == 30
+        assert min(times.gather, times.stitch) > 0
+        assert times.windows - before == 30
         device.parts = False
         segmenter.segment(image(150, 333))
         segmenter.segment(image(150, 333))
@@ -260,6 +247,7 @@ def test_the_first_window_and_the_engine_alone_equal_the_host(dtype: str) -> Non
             assert window.dtype == np.float32
             assert np.array_equal(window[0], right[0].astype(np.float16) if dtype == "fp16" else right[0])
             run = HostRun(gpu, engine)
+            assert segmenter.device.engine_ms(picture) > 0
             for shift in range(2):
                 assert np.array_equal(run.run(window + shift), engine.run(window + shift))
             with pytest.raises(DeployError, match="expected"):
@@ -295,7 +283,7 @@ def test_a_frame_that_was_given_up_goes_to_the_next_image(schedule: int) -> None
     configure(lazy=schedule)
     engine = Engine(TILING)
     with opened(engine, TILING) as (segmenter, device, _):
-        lost = device.frame(150, 333, False, whole=True)
+        lost = device.whole_frame(150, 333, False)
         lost.put(image(150, 333, 1))
         lost.play()
         running = segmenter.segment_all(image(150, 333, seed) for seed in range(9))

@@ -1,4 +1,4 @@
-/* A CUDA driver without a GPU: the part of libcuda.so.1 that pycuda and engines/device use, on the CPU's memory.
+/* A CUDA driver without a GPU: the part of libcuda.so.1 that pycuda and engines/gpu use, on the CPU's memory.
  *
  * It is stricter than a GPU where that finds mistakes: device memory ends at a page that may not be touched, freed memory
  * may not be touched at all, and fresh memory is full of NaN.  Streams either run at once or, with `lazy`, as late as

@@ -31,13 +31,10 @@ def json_with_batch(model: bytes, batch: int) -> bytes:
 
 class Builder:
     def _begin(self: Any, logger: Any) -> None:
-        self._logger, self._cores = logger, self._sdk.world.get("cores", 0)
+        self._logger = logger
         if self._sdk.world.get("start_error"):
             say(self._sdk, logger, self._sdk.world["start_error"])
             raise TypeError("pybind11::init(): factory function returned nullptr")
-
-    def num_DLA_cores(self: Any) -> int:
-        return int(self._cores)
 
     def create_network(self: Any, flags: int = 0) -> Any:
         names = [m.name for m in self._sdk.NetworkDefinitionCreationFlag if flags >> int(m) & 1]
@@ -113,11 +110,6 @@ class IBuilderConfig:
     def set_compute_capability(self: Any, compute_capability: Any, index: int) -> bool:
         self._sdk.world.setdefault("targets", []).append(compute_capability.name)
         return index == len(self._sdk.world["targets"]) - 1 < self.num_compute_capabilities
-
-    def can_run_on_DLA(self: Any, layer: Any) -> bool:
-        """Of what the DLA computes in the builder must be told; where networks are typed, they tell."""
-        allowed = not hasattr(self._sdk.BuilderFlag, "FP16") or self._flags & {"FP16", "INT8"}
-        return bool(allowed) and layer.type.name in ("CONVOLUTION", "ELEMENTWISE", "SOFTMAX")
 
 
 class ITimingCache:

@@ -17,7 +17,7 @@ from engines.backends.tensorrt.tensorrt import TensorRTBackend
 from engines.backends.tensorrt.tensorrt_rtx import TensorRTRTXBackend
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import GpuLostError
-from engines.tiling.device import GpuInfo
+from engines.gpu.info import GpuInfo
 from tests.engines.backends.tensorrt.api.behaviour import BEHAVIOURS, json_with_batch
 from tests.engines.backends.tensorrt.api.fakes import VERSIONS, fake
 
@@ -42,7 +42,7 @@ class _Memory:
 
 
 class HostGpu:
-    """engines.tiling.device.Gpu."""
+    """What of engines.gpu.context.CudaGpu the engine needs."""
 
     stream = 77
 
