@@ -26,7 +26,7 @@ from engines.images.read import read_image
 if TYPE_CHECKING:
     from calib.data.datasets import LabelOptions
     from calib.data.label_map import LabelMap
-    from pipeline.precision.budget import Budget
+    from pipeline.request import Budget
 
 
 def build_engine(args: argparse.Namespace) -> int:
@@ -46,9 +46,7 @@ def build_engine(args: argparse.Namespace) -> int:
         from calib.ranges.ranges import Ranges
         from pipeline.build import build_bundle
         from pipeline.checkpoints.sources import SourceOptions
-        from pipeline.precision.lower import LowerOptions
-        from pipeline.precision.plan_int8 import Int8Options
-        from pipeline.request import BuildRequest
+        from pipeline.request import BuildRequest, Int8Options, LowerOptions
 
         options = SourceOptions(args.weights, classes=args.classes, mean=args.mean, std=args.std, bgr=args.bgr)
         sample = None if args.sample is None else read_image(args.sample, args.max_pixels)
@@ -163,8 +161,7 @@ def compare(args: argparse.Namespace) -> int:
     from pipeline.compare.report.table import terminal
     from pipeline.compare.run import CompareRequest
     from pipeline.compare.run import compare as compare_precisions
-    from pipeline.precision.budget import Budget
-    from pipeline.request import BuildRequest
+    from pipeline.request import Budget, BuildRequest
 
     options = SourceOptions(args.weights, classes=args.classes, mean=args.mean, std=args.std, bgr=args.bgr)
     build = BuildRequest(
@@ -199,7 +196,7 @@ def bench(args: argparse.Namespace) -> int:
 
 def doctor(args: argparse.Namespace) -> int:
     """say what this machine can run, what is missing, and how to get it"""
-    from engines.machine.doctor import examine
+    from engines.doctor import examine
 
     findings = examine()
     if args.json:
@@ -264,7 +261,7 @@ def _refuse_fixed(args: argparse.Namespace) -> None:
 
 
 def _require_packages() -> None:
-    from engines.machine.doctor import building
+    from engines.doctor import building
 
     finding = building()
     if finding.status != "ok":
@@ -278,7 +275,7 @@ def _is_ranges(path: Path | None) -> bool:
 def _budget(args: argparse.Namespace) -> Budget:
     """Of `--precision auto`: what it may lose, and on which data set."""
     from calib.data.datasets import open_dataset
-    from pipeline.precision.budget import Budget
+    from pipeline.request import Budget
 
     if args.eval is None:
         return Budget(args.max_drop)

@@ -20,8 +20,7 @@ from engines.machine.gpu import examine_gpu
 from engines.machine.interpreter import pip_install, this_interpreter, version_of
 from engines.machine.jetson import read_jetson
 from engines.machine.jetson_advice import examine_jetson
-from engines.machine.sysfs import ROOT, memory_kb
-from engines.measure.bench import cpu_name
+from engines.machine.sysfs import ROOT, cpu_name, memory_kb
 from engines.tiling import core
 
 BUILD_PACKAGES = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "safetensors")

@@ -21,8 +21,8 @@ from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.macs import count_macs
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.graph.rewrites import apply_rules, describe_step
-from pipeline.graph.rewrites.gains import time_stages
 from pipeline.request import BuildRequest
+from pipeline.side_by_side import time_stages
 
 
 @dataclass(frozen=True)

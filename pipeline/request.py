@@ -1,18 +1,58 @@
-"""What `build-engine` was asked for, in one record that the stages of a build read."""
+"""What `build-engine` was asked for, in records that the stages of a build read."""
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
+from calib.data.datasets import Dataset
 from calib.ranges.ranges import Ranges
 from engines.contract import TensorRTOptions, UInt8
 from engines.images.read import MAX_PIXELS
 from engines.proof.agreement import GATES, Gate
 from engines.tiling.placement import Tiling
 from pipeline.checkpoints.sources import SourceOptions
-from pipeline.precision.budget import Budget
-from pipeline.precision.lower import LowerOptions
+
+
+@dataclass(frozen=True)
+class IslandOptions:
+    """margin: how many times larger than measured an activation may get before it leaves the type's range."""
+
+    margin: float = 4.0
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """depthwise: quantise depthwise convolutions too.  skip: first outputs of nodes that stay out."""
+
+    depthwise: bool = False
+    skip: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class LowerOptions:
+    """islands, smooth, bias: False switches the FP32 islands, SmoothQuant or bias correction off.
+
+    rest: what an INT8 graph computes everything else in: fp32, fp16 or bf16; builds replace ``auto`` by what is native.
+    """
+
+    islands: bool = True
+    smooth: bool = True
+    bias: bool = True
+    rest: str = "auto"
+    island: IslandOptions = field(default_factory=IslandOptions)
+    int8: Int8Options = field(default_factory=Int8Options)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """max_drop: points that may be lost: of mIoU on `dataset`, else percent of the labels of the held-out windows.
+
+    dataset: from the model's spec, because label ids are matched to its classes; None where nothing is labelled.
+    """
+
+    max_drop: float = 0.5
+    dataset: Callable[[ModelSpec], Dataset] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tests.without import deploy_without
 ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "calib", "engines")  # each may import itself and those to its right
 SDK_OWNER = {
-    "openvino": "engines/backends/openvino.py",
+    "openvino": "engines/backends/openvino/openvino.py",
     "PIL": "engines/images/read.py engines/images/write.py engines/images/shared_pixels.py",
     "matplotlib": "pipeline/compare/report/figure.py",
     "tensorrt": "engines/backends/tensorrt/tensorrt.py",

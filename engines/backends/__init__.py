@@ -11,7 +11,7 @@ from engines.errors import DeployError
 _OBJECTS = {
     "tensorrt": "tensorrt.tensorrt:backend",
     "tensorrt_rtx": "tensorrt.tensorrt_rtx:backend",
-    "openvino": "openvino:backend",
+    "openvino": "openvino.openvino:backend",
     "torch": "torch_cpu:backend",
     "onnxruntime": "onnxruntime:backend",
     "torch_cuda": "torch_gpu:eager",

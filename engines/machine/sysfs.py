@@ -48,3 +48,13 @@ def _packages(status: str) -> Iterator[tuple[str, str]]:
         fields = dict(re.findall(r"^([A-Za-z-]+): *(.*)$", paragraph, re.M))
         if fields.get("Status", "").endswith(" installed") and {"Package", "Version"} <= set(fields):
             yield fields["Package"], fields["Version"]
+
+
+def cpu_name() -> str:
+    """The processor as Linux names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown CPU"
+    names = [line.split(":", 1)[1].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
+    return names[0] if names else "unknown CPU"

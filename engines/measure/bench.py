@@ -18,6 +18,7 @@ from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.gpu.info import Fingerprint
+from engines.machine.sysfs import cpu_name
 from engines.measure.conditions import conditions, governor, say
 from engines.measure.power import Energy, NoMeter, find_meter, measured
 from engines.measure.worker import FrameTimes, OnDevice, Worker
@@ -258,13 +259,3 @@ def settings() -> dict[str, Any]:
         "tiling_core": core.build_info(),
         "governor": governor(),
     }
-
-
-def cpu_name() -> str:
-    """The processor as Linux names it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown CPU"
-    names = [line.split(":", 1)[1].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
-    return names[0] if names else "unknown CPU"

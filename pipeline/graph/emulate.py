@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.surgery import Editor, integer, set_type
-from pipeline.precision.types import FLOATS
+from pipeline.graph.types import FLOATS
 
 _HALVES = (FLOATS["fp16"].onnx_type, FLOATS["bf16"].onnx_type)
 _FP32 = FLOATS["fp32"].onnx_type

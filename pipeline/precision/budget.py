@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
-from calib.data.datasets import Dataset
 from engines.contract import Float32, Session
 from engines.images.read import MAX_PIXELS
 from engines.model_spec import ModelSpec
@@ -15,19 +13,9 @@ from engines.segmenter import Segmenter
 from engines.tiling.placement import Tiling
 from pipeline.evaluation.evaluate import score
 from pipeline.precision.search import Score
+from pipeline.request import Budget
 
 HELD_OUT = 4  # windows
-
-
-@dataclass(frozen=True)
-class Budget:
-    """max_drop: points that may be lost: of mIoU on `dataset`, else percent of the labels of the held-out windows.
-
-    dataset: from the model's spec, because label ids are matched to its classes; None where nothing is labelled.
-    """
-
-    max_drop: float = 0.5
-    dataset: Callable[[ModelSpec], Dataset] | None = None
 
 
 def scorer(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 from engines.errors import DeployError
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.surgery import MOVES, computed, constant, is_float, opset, output_name, shape
+from pipeline.graph.types import FLOATS, Float, main_variable_allows
 from pipeline.precision.plan import UNDEFINED, NodePlan, PrecisionPlan
-from pipeline.precision.types import FLOATS, Float, main_variable_allows
+from pipeline.request import IslandOptions
 
 STATISTICS = {
     "LayerNormalization": "mean and variance",
@@ -38,13 +38,6 @@ STATISTICS = {
 _LINEAR = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _CHUNK = 1 << 22  # values at a time: a weight may have half a gigabyte
 _LOST = 2.0**-8  # relative error of a constant; rounding alone gives at most 2^-9 in bf16 and 2^-12 in fp16
-
-
-@dataclass(frozen=True)
-class IslandOptions:
-    """margin: how many times larger than measured an activation may get before it leaves the type's range."""
-
-    margin: float = 4.0
 
 
 def plan_float(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from calib.ranges.ranges import Ranges
@@ -13,28 +13,14 @@ from engines.proof.agreement import Agreement, Gate, compare_logits
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.precision.bias import correct_bias
 from pipeline.precision.extremes import carried_over, extremes
-from pipeline.precision.islands import IslandOptions, plan_float
+from pipeline.precision.islands import plan_float
 from pipeline.precision.lower_float import lower_float, prepare
 from pipeline.precision.lower_int8 import lower_int8
 from pipeline.precision.plan import PrecisionPlan
-from pipeline.precision.plan_int8 import Int8Options, plan_int8
+from pipeline.precision.plan_int8 import plan_int8
 from pipeline.precision.smooth import smooth
 from pipeline.precision.verify import verify_lowered
-
-
-@dataclass(frozen=True)
-class LowerOptions:
-    """islands, smooth, bias: False switches the FP32 islands, SmoothQuant or bias correction off.
-
-    rest: what an INT8 graph computes everything else in: fp32, fp16 or bf16; builds replace ``auto`` by what is native.
-    """
-
-    islands: bool = True
-    smooth: bool = True
-    bias: bool = True
-    rest: str = "auto"
-    island: IslandOptions = field(default_factory=IslandOptions)
-    int8: Int8Options = field(default_factory=Int8Options)
+from pipeline.request import LowerOptions
 
 
 @dataclass(frozen=True)

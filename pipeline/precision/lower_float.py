@@ -24,8 +24,8 @@ from pipeline.graph.surgery import (
     refuse_control_flow,
     set_type,
 )
+from pipeline.graph.types import FLOATS, OPSET_QDQ, OPSET_QDQ_FP32, OPSETS, Float, allowed, schema_of, variables
 from pipeline.precision.plan import PrecisionPlan
-from pipeline.precision.types import FLOATS, OPSET_QDQ, OPSET_QDQ_FP32, OPSETS, Float, allowed, schema_of, variables
 
 FP32 = FLOATS["fp32"].onnx_type
 

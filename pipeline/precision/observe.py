@@ -16,7 +16,7 @@ from tqdm import tqdm
 from calib.ranges.collector import Collector, Observed
 from calib.ranges.ranges import TensorRange
 from calib.ranges.windows import CalibrationSet
-from engines.backends.openvino import observing
+from engines.backends.openvino.openvino import observing
 from engines.contract import BuildConfig, Float32, Log
 from engines.errors import DeployError
 from engines.model_spec import ModelSpec

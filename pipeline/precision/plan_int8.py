@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -21,16 +20,9 @@ from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.surgery import constant, integer, output_name, shape
 from pipeline.precision.islands import classifier_of
 from pipeline.precision.plan import NodePlan, PrecisionPlan
+from pipeline.request import Int8Options
 
 NARROW = 16
-
-
-@dataclass(frozen=True)
-class Int8Options:
-    """depthwise: quantise depthwise convolutions too.  skip: first outputs of nodes that stay out."""
-
-    depthwise: bool = False
-    skip: Collection[str] = ()
 
 
 def plan_int8(

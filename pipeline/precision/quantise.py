@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.precision.types import FLOATS
+from pipeline.graph.types import FLOATS
 
 F32 = NDArray[np.float32]
 Int8 = NDArray[np.int8]

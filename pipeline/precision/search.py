@@ -19,12 +19,13 @@ from engines.errors import DeployError
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.precision.blocks import Block, blocks_of
 from pipeline.precision.extremes import carried_over, extremes
-from pipeline.precision.lower import LowerOptions, prepare_int8, to_float
+from pipeline.precision.lower import prepare_int8, to_float
 from pipeline.precision.lower_float import prepare
 from pipeline.precision.lower_int8 import lower_int8
 from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.plan_int8 import plan_int8
 from pipeline.precision.smooth import smooth
+from pipeline.request import LowerOptions
 from pipeline.side_by_side import compiled, median_ms
 
 NOISE = 0.01  # of the time: a smaller gain of one block may be chance

@@ -10,9 +10,9 @@ import numpy as np
 from engines.contract import Float32
 from engines.errors import GateError
 from engines.proof.agreement import Agreement, Gate, compare_logits
+from pipeline.graph.emulate import emulate
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.graph.surgery import is_float
-from pipeline.precision.emulate import emulate
 from pipeline.precision.extremes import tensors
 
 

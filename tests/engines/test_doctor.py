@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from engines import doctor
 from engines.backends import get_backend
 from engines.errors import DeployError
-from engines.machine import doctor, interpreter
+from engines.machine import interpreter
 from engines.machine.finding import Finding
 from engines.machine.gpu import examine_gpu
 from engines.machine.interpreter import Interpreter

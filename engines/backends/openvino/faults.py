@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.backends.openvino_graph import hold
+from engines.backends.openvino.graph import hold
 
 _TILE_BYTES = 64  # of int8 that AMX takes from one row
 

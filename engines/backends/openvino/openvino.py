@@ -1,7 +1,7 @@
 """OpenVINO on the CPU: the embedded default, x86-64 and ARM64.
 
-The only file that imports openvino.  What a graph says is what runs: see openvino_types.py for how.  A build in a half
-type is held against the plugin's own account (openvino_account.py): where that has an fp32 node of the graph in the
+The only file that imports openvino.  What a graph says is what runs: see types.py for how.  A build in a half
+type is held against the plugin's own account (account.py): where that has an fp32 node of the graph in the
 half type, the engine computes in fp32 whatever is not int8, and says so.
 """
 
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from engines.backends.onnx_bytes import file_with_batch
-from engines.backends.openvino_account import half_unasked, layer_info
-from engines.backends.openvino_types import computed_in, half_type, with_marks
-from engines.backends.signal_stack import signal_stack_kept
+from engines.backends.openvino.account import half_unasked, layer_info
+from engines.backends.openvino.signal_stack import signal_stack_kept
+from engines.backends.openvino.types import computed_in, half_type, with_marks
 from engines.contract import Backend, BuildConfig, Float32, Layer, Session, check_windows, from_microseconds
 from engines.errors import DeployError
 from engines.machine.interpreter import pip_install

@@ -11,7 +11,7 @@ the plugin types the graph early, once it has folded each Transpose into the Mat
 done here instead.  With bf16 it chooses types last, layer by layer, after all its rewrites: Softmax and Interpolate of
 newer opsets, a bias or a factor that goes into the weights, are put here into the form that is left alone; what is
 decomposed (LogSoftmax, GroupNormalization, LayerNormalization of more than three dimensions) still loses the mark,
-which `openvino_account.half_unasked` finds.
+which `account.half_unasked` finds.
 
 Gets the openvino module as an argument: only the backend imports it.
 """
@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from engines.backends.openvino_faults import without_faults
-from engines.backends.openvino_graph import HELD, hold, replace
+from engines.backends.openvino.faults import without_faults
+from engines.backends.openvino.graph import HELD, hold, replace
 
 HALVES = {"bf16": "bf16", "f16": "f16"}
 _NOT_COMPUTED = {"Constant", "Parameter", "Result", "Convert", "ShapeOf"}

@@ -10,10 +10,10 @@ import onnx_ir as ir
 from engines.contract import Float32
 from engines.proof.batch_gate import different
 from pipeline.graph.batches.walk import Declined
+from pipeline.graph.emulate import emulate
 from pipeline.graph.onnx_graph import OnnxGraph, open_onnx
 from pipeline.graph.proto import infer
 from pipeline.graph.surgery import forget_shapes, shape
-from pipeline.precision.emulate import emulate
 
 # The same sums in another order at most, and a rounding that falls the other way after it.  Measured: 0 on every model
 # in fp32, fp16, bf16 and int8.  A window that got another's values is off by about the largest logit.

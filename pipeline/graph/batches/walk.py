@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from pipeline.graph.surgery import Editor, drop_unread, opset, shape
-from pipeline.precision.types import schema_of
+from pipeline.graph.types import schema_of
 
 PROBE = 5  # windows
 SMALL = 64  # elements; larger constants are weights, whose values no shape depends on

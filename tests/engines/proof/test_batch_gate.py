@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import deploy
-from engines.backends import get_backend, openvino
+from engines.backends import get_backend
 from engines.backends.onnx_bytes import with_batch
+from engines.backends.openvino.openvino import openvino
 from engines.bundle import Manifest, open_bundle, seal
 from engines.contract import Backend, BuildConfig, Session
 from engines.errors import DeployError, GateError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engines.backends.openvino import OpenVINOBackend
+from engines.backends.openvino.openvino import OpenVINOBackend
 from engines.errors import DeployError
 from engines.measure.worker import Opened
 from engines.tiling.placement import Tiling

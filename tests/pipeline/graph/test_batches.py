@@ -24,13 +24,13 @@ from pipeline.build import build_bundle
 from pipeline.graph.batches import for_any_batch, neutral, proof
 from pipeline.graph.batches.proof import with_batch
 from pipeline.graph.batches.walk import Declined
+from pipeline.graph.emulate import emulate
 from pipeline.graph.export import export, import_onnx, simplify, trace
 from pipeline.graph.onnx_graph import OnnxGraph, open_onnx, run_onnx
 from pipeline.graph.proto import stored
 from pipeline.graph.rewrites import apply_rules
-from pipeline.precision.emulate import emulate
-from pipeline.precision.lower import LowerOptions, lower
-from pipeline.request import BuildRequest
+from pipeline.precision.lower import lower
+from pipeline.request import BuildRequest, LowerOptions
 from tests import models
 from tests.pipeline.graph.test_rewrites import Net
 from tests.pipeline.precision.lowering import exported, graph_of

@@ -9,13 +9,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from pipeline.graph.emulate import emulate
 from pipeline.graph.export import import_onnx, simplify
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph, from_model, run_onnx
 from pipeline.graph.proto import check, save, weight_bytes
 from pipeline.graph.rewrites import apply_rules
 from pipeline.graph.surgery import Editor
-from pipeline.precision.emulate import emulate
 from pipeline.precision.extremes import extremes
 from pipeline.precision.islands import plan_float
 from pipeline.precision.lower_float import lower_float, prepare

@@ -11,13 +11,14 @@ from onnx import TensorProto, helper
 
 from engines.errors import DeployError, GateError
 from engines.proof.agreement import GATES, Gate, compare_logits
+from pipeline.graph.emulate import emulate
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
-from pipeline.precision.emulate import emulate
 from pipeline.precision.extremes import extremes
 from pipeline.precision.islands import plan_float
-from pipeline.precision.lower import LowerOptions, lower
+from pipeline.precision.lower import lower
 from pipeline.precision.lower_float import lower_float, prepare
 from pipeline.precision.plan import PrecisionPlan
+from pipeline.request import LowerOptions
 from tests.pipeline.precision.lowering import exported, graph_of, types
 
 HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

@@ -12,16 +12,17 @@ from onnx import TensorProto, helper, numpy_helper
 from calib.ranges.ranges import Ranges, TensorRange
 from engines.errors import DeployError
 from engines.proof.agreement import GATES, compare_logits
+from pipeline.graph.emulate import emulate
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.precision.bias import correct_bias
-from pipeline.precision.emulate import emulate
 from pipeline.precision.extremes import tensors
-from pipeline.precision.lower import LowerOptions, lower, prepare_int8
+from pipeline.precision.lower import lower, prepare_int8
 from pipeline.precision.lower_int8 import lower_int8
 from pipeline.precision.plan import NodePlan, PrecisionPlan
-from pipeline.precision.plan_int8 import Int8Options, plan_int8
+from pipeline.precision.plan_int8 import plan_int8
 from pipeline.precision.quantise import scale_from_amax
 from pipeline.precision.smooth import smooth
+from pipeline.request import Int8Options, LowerOptions
 from tests.pipeline.precision.lowering import exported, graph_of, types
 from tests.pipeline.precision.max_ranges import ranges_from_windows
 

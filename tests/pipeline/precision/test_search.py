@@ -19,9 +19,9 @@ from engines.bundle import REPORT, open_bundle
 from engines.contract import BuildConfig, Session
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.precision.blocks import blocks_of
-from pipeline.precision.lower import LowerOptions
 from pipeline.precision.plan_int8 import plan_int8
 from pipeline.precision.search import Trial, Workbench, _choose, search
+from pipeline.request import LowerOptions
 from tests.pipeline.precision.lowering import exported
 from tests.pipeline.precision.max_ranges import ranges_from_windows
 

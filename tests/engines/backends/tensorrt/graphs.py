@@ -17,8 +17,9 @@ from pipeline.graph.export import simplify
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.graph.proto import save
 from pipeline.graph.rewrites import apply_rules
-from pipeline.precision.lower import LowerOptions, lower
+from pipeline.precision.lower import lower
 from pipeline.precision.plan import PrecisionPlan
+from pipeline.request import LowerOptions
 from tests.pipeline.precision.max_ranges import ranges_from_windows
 
 NETWORKS = {

@@ -22,8 +22,7 @@ from engines.proof.rebuild import tuning
 from engines.tiling.placement import Tiling
 from pipeline.build import build_bundle
 from pipeline.precision.as_asked import half_of, rest_of
-from pipeline.precision.lower import LowerOptions
-from pipeline.request import BuildRequest
+from pipeline.request import BuildRequest, LowerOptions
 from tests.engines.backends.tensorrt.api.fakes import RTX, called, say
 from tests.engines.backends.tensorrt.api.machine import AMPERE, ORIN
 from tests.engines.backends.tensorrt.graphs import made

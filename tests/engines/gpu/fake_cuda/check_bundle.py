@@ -27,7 +27,7 @@ engines.backends._OBJECTS["gpu"] = "gpu:backend"
 engines.backends.BACKENDS = tuple(engines.backends._OBJECTS)  # before the command line reads it
 
 import deploy  # noqa: E402
-from engines.backends.openvino import backend as openvino  # noqa: E402
+from engines.backends.openvino.openvino import backend as openvino  # noqa: E402
 from engines.bundle import KERNELS, MANIFEST, open_bundle, seal  # noqa: E402
 from engines.errors import DeployError  # noqa: E402
 from engines.gpu.context import gpu_info  # noqa: E402

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 PROGRAM = """
 import gc, os, signal, sys, time
 from contextlib import ExitStack
 from pathlib import Path
 from engines.contract import BuildConfig
-from engines.backends.openvino import observing
+from engines.backends.openvino.openvino import observing
 
 model = (Path(sys.argv[1]) / "model.onnx").read_bytes()
 stacks = [ExitStack() for _ in range(2)]
