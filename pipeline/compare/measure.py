@@ -29,7 +29,6 @@ from pipeline.compare.worst import Picture, Worst
 from pipeline.evaluation.metrics import Confusion, Scores
 
 UInt8 = NDArray[np.uint8]
-Log = Callable[[str, str], None]
 
 # Threads of the engine that ran before may still be spinning when it answers.
 SETTLE_S = 0.02

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -16,7 +15,7 @@ from calib.data.label_map import LabelMap
 from calib.ranges.ranges import Ranges
 from engines.backends import choose_backend
 from engines.bundle import ENGINE, MANIFEST, Manifest, file_sha256, writing
-from engines.contract import PRECISIONS
+from engines.contract import PRECISIONS, Log
 from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS
 from engines.measure.bench import settings
@@ -32,8 +31,6 @@ from pipeline.exact import Exact, exact_graph
 from pipeline.precision.calibrate import CalibrateRequest, draw
 from pipeline.precision.calibrate import measure as measure_ranges
 from pipeline.request import BuildRequest
-
-Log = Callable[[str, str], None]
 
 QUANTISED = {"int8", "auto"}  # what needs ranges
 GPU_BASELINES = (("torch_cuda", "fp32"), ("torch_compile", "fp16"))  # backend, precision
