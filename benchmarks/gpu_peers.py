@@ -40,7 +40,7 @@ from benchmarks.slide import slide
 from calib.data.scenes import render
 from engines.backends import BACKENDS, get_backend
 from engines.errors import DeployError
-from engines.measure.bench import cpu_name
+from engines.machine.sysfs import cpu_name
 from engines.segmenter import Segmenter, open_segmenter
 from engines.tiling.placement import Tiling
 from pipeline.build import build_bundle

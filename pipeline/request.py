@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from calib.data.datasets import Dataset
 from calib.ranges.ranges import Ranges
 from engines.contract import TensorRTOptions, UInt8
 from engines.images.read import MAX_PIXELS
+from engines.model_spec import ModelSpec
 from engines.proof.agreement import GATES, Gate
 from engines.tiling.placement import Tiling
 from pipeline.checkpoints.sources import SourceOptions

@@ -16,7 +16,7 @@ from engines.machine.gpu import examine_gpu
 from engines.machine.interpreter import Interpreter
 from pipeline.compare.report.figure import require_matplotlib
 
-TREES = Path(__file__).parent / "trees"
+TREES = Path(__file__).parent / "machine" / "trees"
 OPEN = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs-builder@host)  "
     "Tue Sep 23 09:55:41 UTC 2025\nGCC version:  gcc version 13.3.0\n"

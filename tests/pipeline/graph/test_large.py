@@ -9,17 +9,25 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+import pipeline.graph.export
+import pipeline.graph.onnx_graph
+import pipeline.graph.proto
+from engines.proof.agreement import Agreement, Gate
 from pipeline.graph.emulate import emulate
 from pipeline.graph.export import import_onnx, simplify
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph, from_model, run_onnx
-from pipeline.graph.proto import check, save, weight_bytes
+from pipeline.graph.proto import check, load, save, weight_bytes
 from pipeline.graph.rewrites import apply_rules
 from pipeline.graph.surgery import Editor
 from pipeline.precision.extremes import extremes
 from pipeline.precision.islands import plan_float
+from pipeline.precision.lower import LowerOptions, lower
 from pipeline.precision.lower_float import lower_float, prepare
+from tests.pipeline.precision.lowering import exported
+from tests.pipeline.precision.max_ranges import ranges_from_windows
 
+_ANY = Gate(1e9, 0.0)  # whether a lowering is good is asked elsewhere
 WIDE, NARROW = 16384, 8192  # 0.5 GB of float32 between them
 
 
@@ -46,6 +54,33 @@ def _large() -> OnnxGraph:
     logits.name, logits.shape = "logits", ir.Shape((1, 5, 8, 8))
     model.graph.outputs.append(logits)
     return from_model(model, ())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_small_graph_goes_the_way_of_a_large_one(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if a ModelProto held no more than 10 kB: the same fingerprint, the same figures."""
+    graph, windows, reference = exported("tests.models:tiny", 64)
+    plain = apply_rules(graph)[-1]
+    ranges = ranges_from_windows(plain, windows)
+    for module in (pipeline.graph.proto, pipeline.graph.export, pipeline.graph.onnx_graph):
+        monkeypatch.setattr(module, "LARGEST", 10_000)
+    again = apply_rules(simplify(graph))[-1]
+    assert "more than onnxsim takes" in again.history[2].declined
+    assert graph_sha256(again.model) == graph_sha256(plain.model)
+    save(again.model, tmp_path / "model.onnx")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert graph_sha256(load(tmp_path / "model.onnx")) == graph_sha256(plain.model)
+    assert import_onnx(tmp_path / "model.onnx", (64, 64)).output_shape == plain.output_shape
+
+    def lowered(origin: OnnxGraph) -> tuple[Agreement, ...]:
+        options = LowerOptions(rest="fp16")
+        return lower(origin, precision, windows, reference, _ANY, lambda *_: None, ranges, options).agreements
+
+    made = lowered(again)
+    monkeypatch.undo()
+    assert made == lowered(plain)
 
 
 @pytest.mark.slow
