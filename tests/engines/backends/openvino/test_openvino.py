@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -126,7 +127,7 @@ def test_an_int8_convolution_over_few_channels_is_computed_right(width: int, str
     side = (24 - width) // stride + 1
     graph = graph_of(nodes, constants, (1, 3, 24, 24), (1, 32, side, side))
     x = rng.standard_normal((1, 3, 24, 24), np.float32)
-    layers, got, _ = _built(graph.model, "int8", x)
+    layers, got, _ = _built(ir.to_proto(graph.model), "int8", x)
     wanted = run_onnx(graph, [x])
     assert np.abs(got - wanted).mean() < 1e-2 * np.abs(wanted).mean()
     assert any(layer.precision == "int8" for layer in layers)
