@@ -112,7 +112,7 @@ class MixFFN(nn.Module):
         return x
 
 
-class Block(nn.Module):
+class SegFormerBlock(nn.Module):
     def __init__(self, config: SegFormerConfig, stage: int) -> None:
         super().__init__()
         dim = config.dims[stage]
@@ -135,7 +135,7 @@ class Stage(nn.Module):
         dim = config.dims[stage]
         channels = 3 if stage == 0 else config.dims[stage - 1]
         self.embed = PatchEmbedding(channels, dim, config.patch_sizes[stage], config.strides[stage], config.eps_embed)
-        self.blocks = nn.ModuleList(Block(config, stage) for _ in range(config.depths[stage]))
+        self.blocks = nn.ModuleList(SegFormerBlock(config, stage) for _ in range(config.depths[stage]))
         self.norm = nn.LayerNorm(dim, config.eps_stage)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class Attention(nn.Module):
         return mixed
 
 
-class Block(nn.Module):
+class ViTBlock(nn.Module):
     """Pre-norm transformer block (paper, eqs. 2 and 3), exact GELU.  (N, L, D) -> (N, L, D)."""
 
     def __init__(self, config: ViTConfig) -> None:
@@ -117,7 +117,7 @@ class ViT(nn.Module):
         self.embed = nn.Conv2d(3, config.dim, PATCH, PATCH)
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if config.class_token else None
         self.position = nn.Parameter(torch.zeros(1, tokens, config.dim))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.depth))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.embed(x).flatten(2).transpose(1, 2)
