@@ -93,10 +93,10 @@ def test_tensorrt_rtx_finds_the_weights(tiny_bundle: Path, tmp_path: Path, batch
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: it is for Linux on x86-64")
     from engines.backends.tensorrt import engine_file
     from engines.backends.tensorrt.messages import logger_of
-    from engines.backends.tensorrt.network import Parsed
+    from engines.backends.tensorrt.network import ParsedNetwork
 
     def constants(model: Path) -> list[Any]:
-        parsed = Parsed(trt, "TensorRT-RTX", trt.Builder(logger_of(trt)), logger_of(trt), model, True, batch)
+        parsed = ParsedNetwork(trt, "TensorRT-RTX", trt.Builder(logger_of(trt)), logger_of(trt), model, True, batch)
         found = [layer for layer in parsed.layers if layer.type == trt.LayerType.CONSTANT]
         for layer in found:
             layer.__class__ = trt.IConstantLayer  # as NVIDIA's samples do
