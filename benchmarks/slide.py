@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from benchmarks.frame import Frame
-from engines.model_spec import IMAGENET_MEAN, IMAGENET_STD
+from engines.spec import IMAGENET_MEAN, IMAGENET_STD
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 

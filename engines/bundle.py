@@ -25,7 +25,7 @@ from typing import Any
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
 from engines.files import file_sha256
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 
 SCHEMA = 1

@@ -16,7 +16,7 @@ from engines.bundle import ENGINE, KERNELS, Manifest, open_bundle
 from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Session, UInt8
 from engines.errors import DeployError
 from engines.gpu.info import Fingerprint
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 from engines.tiling.device import PARTS, Band, Device, Mask, Timings
 from engines.tiling.host import HostDevice
 from engines.tiling.placement import Tiling

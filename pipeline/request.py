@@ -10,8 +10,8 @@ from calib.data.datasets import Dataset
 from calib.ranges.ranges import Ranges
 from engines.contract import TensorRTOptions, UInt8
 from engines.images.read import MAX_PIXELS
-from engines.model_spec import ModelSpec
 from engines.proof.agreement import GATES, Gate
+from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 from pipeline.checkpoints.sources import SourceOptions
 

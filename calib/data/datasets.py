@@ -24,7 +24,7 @@ from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.images.palettes import DATASETS
 from engines.images.read import MAX_PIXELS, read_labels
-from engines.model_spec import IGNORE_LABEL, ModelSpec
+from engines.spec import IGNORE_LABEL, ModelSpec
 
 _UNKNOWN = -1
 

@@ -29,7 +29,7 @@ import numpy as np
 
 from engines.contract import UInt8
 from engines.errors import DeployError
-from engines.model_spec import IGNORE_LABEL, MAX_CLASSES
+from engines.spec import IGNORE_LABEL, MAX_CLASSES
 
 MAPS = Path(__file__).with_name("maps")
 _KEYS = ("description", "image_size", "classes", "prediction", "label", "ignore")

@@ -16,7 +16,7 @@ from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.images.inputs import expand
 from engines.images.read import MAX_PIXELS, read_image
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 from engines.tiling import core
 from engines.tiling.placement import Tiling
 

@@ -16,7 +16,7 @@ from engines.gpu.kernels import MAX_LEFTS
 from engines.gpu.launcher import Launcher
 from engines.gpu.layout import Plan
 from engines.gpu.pool import IN_FLIGHT, Pool
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 from engines.tiling.device import WholeFrame
 from engines.tiling.placement import Tiling
 

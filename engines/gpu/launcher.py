@@ -17,7 +17,7 @@ from engines.gpu.host_copies import DTYPES
 from engines.gpu.layout import ALIGNMENT, Plan
 from engines.gpu.memory import CudaMemory
 from engines.gpu.pool import Slot
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 from engines.tiling import core
 from engines.tiling.device import Timings
 from engines.tiling.placement import Tiling, WindowRow

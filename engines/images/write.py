@@ -14,7 +14,7 @@ from PIL import Image
 from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.files import replacing
-from engines.model_spec import IGNORE_LABEL, RGB
+from engines.spec import IGNORE_LABEL, RGB
 
 IGNORE_COLOUR = (255, 255, 255)
 

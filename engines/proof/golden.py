@@ -10,9 +10,9 @@ import numpy as np
 
 from engines.contract import Float32, UInt8
 from engines.errors import DeployError
-from engines.model_spec import ModelSpec
 from engines.proof.agreement import Agreement, Gate, compare_labels, compare_logits
 from engines.segmenter import Segmenter
+from engines.spec import ModelSpec
 from engines.tiling import core
 from engines.tiling.placement import Tiling
 

@@ -34,11 +34,11 @@ from engines.bundle import (
 from engines.contract import Backend, BuildConfig, Log, TensorRTOptions, executed
 from engines.errors import DeployError
 from engines.files import file_sha256
-from engines.model_spec import ModelSpec
 from engines.proof.agreement import GATES, Agreement, Gate
 from engines.proof.batch_gate import STEP, compare_batch, reported, require_neutral
 from engines.proof.golden import Golden, windows_of
 from engines.segmenter import Segmenter, open_on_device
+from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engines.contract import Float32, Session, UInt8
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling, WindowRow
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from engines.contract import Float32, Session, UInt8
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 from engines.tiling import core
 from engines.tiling.device import Band, Mask, Timings
 from engines.tiling.placement import Tiling, WindowRow

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 from pipeline.checkpoints import huggingface
 from pipeline.checkpoints.common import LoadedModel, Parsed
 from pipeline.checkpoints.files import files_sha256, read_state

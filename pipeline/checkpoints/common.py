@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import DeployError
-from engines.model_spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
+from engines.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 
 State = dict[str, Tensor]
 Triple = tuple[float, float, float]

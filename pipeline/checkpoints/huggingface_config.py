@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError
-from engines.model_spec import IGNORE_LABEL, RGB
+from engines.spec import IGNORE_LABEL, RGB
 from pipeline.checkpoints.files import read_json
 from pipeline.models.segformer import SegFormerConfig
 

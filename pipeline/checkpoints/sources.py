@@ -15,7 +15,7 @@ from engines.contract import Float32
 from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.images.palettes import DATASETS, default_classes, palette_for
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 from pipeline.checkpoints import load_model
 from pipeline.graph.export import export, import_onnx, trace
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx

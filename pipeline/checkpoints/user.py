@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import DeployError
-from engines.model_spec import MAX_CLASSES, ModelSpec
+from engines.spec import MAX_CLASSES, ModelSpec
 from pipeline.checkpoints.common import LoadedModel, State, check_finite
 from pipeline.checkpoints.files import files_sha256, read_state
 

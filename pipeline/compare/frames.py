@@ -11,7 +11,7 @@ from calib.data.label_map import LabelMap
 from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS, read_image, resize_image, resize_labels
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.measure.bench import Timing
 from engines.measure.worker import FrameTimes, Opened, Worker
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 from pipeline.compare.agreement import MapAgreement, Tally
 from pipeline.compare.frames import Frames

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engines.contract import UInt8
 from engines.images.write import overlay, shrink
-from engines.model_spec import RGB
+from engines.spec import RGB
 
 KEPT = 3
 WIDTH = 480  # pixels, of each picture at most

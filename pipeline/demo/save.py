@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from calib.data.scenes import CLASSES, PALETTE
-from engines.model_spec import IMAGENET_MEAN, IMAGENET_STD
+from engines.spec import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.checkpoints.huggingface import hub_key
 from pipeline.models.segformer import SegFormer
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from calib.data.scenes import CLASSES, Scene, render
-from engines.model_spec import IMAGENET_MEAN, IMAGENET_STD
+from engines.spec import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.checkpoints import load_model
 from pipeline.evaluation.metrics import Confusion
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib.data.scenes import CLASSES, Scene, render
-from engines.model_spec import IMAGENET_MEAN, IMAGENET_STD
+from engines.spec import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.demo.save import load_hugging_face, save_hugging_face
 from pipeline.models.segformer import SegFormer, SegFormerConfig
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from engines.contract import UInt8
 from engines.errors import DeployError
-from engines.model_spec import IGNORE_LABEL, MAX_CLASSES
+from engines.spec import IGNORE_LABEL, MAX_CLASSES
 from engines.tiling.placement import Tiling
 
 Bool = NDArray[np.bool_]

@@ -8,8 +8,8 @@ import numpy as np
 
 from engines.contract import Float32, Session
 from engines.images.read import MAX_PIXELS
-from engines.model_spec import ModelSpec
 from engines.segmenter import Segmenter
+from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 from pipeline.evaluation.evaluate import score
 from pipeline.precision.search import Score

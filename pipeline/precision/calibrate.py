@@ -13,7 +13,7 @@ from calib.ranges.windows import CalibrationSet, draw_windows
 from engines.contract import Log
 from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 from pipeline.checkpoints.sources import Source, SourceOptions, load_source, summary
 from pipeline.graph.export import simplify

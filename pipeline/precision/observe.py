@@ -19,7 +19,7 @@ from calib.ranges.windows import CalibrationSet
 from engines.backends.openvino.openvino import observing
 from engines.contract import BuildConfig, Float32, Log
 from engines.errors import DeployError
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from engines.errors import DeployError
-from engines.model_spec import ModelSpec
 from engines.segmenter import Segmenter, open_segmenter
+from engines.spec import ModelSpec
 from engines.tiling.host import HostStrips
 from engines.tiling.placement import Tiling
 from tests.models import tiny

@@ -14,7 +14,7 @@ from calib.data.datasets import Dataset, LabelOptions, open_dataset
 from calib.data.label_map import LabelMap
 from engines.errors import DeployError
 from engines.images.palettes import DATASETS, palette_for
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 
 SIZE = (6, 8)
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from calib.ranges.windows import CalibrationSet, draw_windows
 from engines.errors import DeployError
-from engines.model_spec import ModelSpec
 from engines.proof.golden import windows_of
+from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 
 TILING = Tiling(64, 96, 48, 64, padding="reflect")

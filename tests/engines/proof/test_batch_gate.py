@@ -18,11 +18,11 @@ from engines.bundle import Manifest, open_bundle, seal
 from engines.contract import Backend, BuildConfig, Session
 from engines.errors import DeployError, GateError
 from engines.measure.bench import bench
-from engines.model_spec import ModelSpec
 from engines.proof.agreement import Gate
 from engines.proof.batch_gate import compare_batch, different
 from engines.proof.golden import Golden
 from engines.segmenter import Segmenter, open_segmenter
+from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 
 SIZES = ((64, 96), (150, 333), (40, 50), (1, 1), (211, 97))

@@ -23,7 +23,7 @@ FACTORIES = """
 from collections import namedtuple
 import torch
 from torch import nn
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 
 Output = namedtuple("Output", ["loss", "logits"])
 

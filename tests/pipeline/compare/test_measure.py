@@ -11,7 +11,7 @@ import pytest
 
 from engines.errors import DeployError
 from engines.measure.worker import FrameTimes, OnDevice, Opened
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 from pipeline.compare import measure as module
 from pipeline.compare.measure import Measured, measure

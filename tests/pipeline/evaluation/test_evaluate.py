@@ -17,8 +17,8 @@ from engines.bundle import open_bundle
 from engines.errors import DeployError, GateError
 from engines.files import file_sha256, write_json
 from engines.images.read import read_image, resize_labels
-from engines.model_spec import ModelSpec
 from engines.segmenter import Segmenter, open_segmenter
+from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 from pipeline.build import build_bundle
 from pipeline.checkpoints.sources import SourceOptions

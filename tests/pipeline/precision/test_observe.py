@@ -19,7 +19,7 @@ from calib.data.scenes import render
 from calib.ranges.collector import Collector, Observed
 from calib.ranges.windows import CalibrationSet, draw_windows
 from engines.errors import DeployError
-from engines.model_spec import ModelSpec
+from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 from pipeline.checkpoints.sources import Source, SourceOptions, load_source
 from pipeline.graph.fingerprint import graph_sha256

@@ -16,8 +16,8 @@ from engines.contract import Tensor
 from engines.gpu.context import CudaGpu, open_gpu
 from engines.gpu.device import CudaDevice
 from engines.gpu.driver import current_context
-from engines.model_spec import ModelSpec
 from engines.segmenter import Mask, Segmenter
+from engines.spec import ModelSpec
 from engines.tiling.host import HostDevice
 from engines.tiling.placement import Tiling
 
