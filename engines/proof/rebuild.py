@@ -114,9 +114,9 @@ def finish(folder: Path, manifest: Manifest, report: dict[str, Any]) -> Manifest
 
 
 def rebuild(
-    source: Path, output: Path, backend_name: str, threads: int, max_relative: float | None, min_labels: float | None,
-    log: Log, batch: int | None = None, tensorrt: Mapping[str, Any] = MappingProxyType({}),
-    timing_cache: Path | None = None,
+    source: Path, output: Path, *, log: Log, backend_name: str = "auto", threads: int = 0,
+    max_relative: float | None = None, min_labels: float | None = None, batch: int | None = None,
+    tensorrt: Mapping[str, Any] = MappingProxyType({}), timing_cache: Path | None = None,
 ) -> Manifest:  # fmt: skip
     """Compile a bundle's own graph for this device; `output` may be the same folder.  Needs neither torch nor onnx.
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import onnx_ir as ir
 from tqdm import tqdm
 
 from calib.ranges.collector import Collector, Observed
-from calib.ranges.ranges import TensorRange
 from calib.ranges.windows import CalibrationSet
 from engines.backends.openvino.openvino import observing
 from engines.contract import BuildConfig, Float32, Log
@@ -45,7 +44,7 @@ def quantizable_tensors(graph: OnnxGraph, *, every: bool = False) -> list[Observ
     """The float32 activations that enter a Linear or Conv layer with constant weights, in graph order.
 
     every: also all other float32 activations, for low, high and rms alone.  Of those that only reorder another
-    tensor's values the other stands for them: see `with_moved`.
+    tensor's values the other stands for them: see `moved_tensors`.
     """
     known = {value: None for value in _activations(graph.model) if is_float(value)}
     active = [str(value.name) for value in known]
@@ -61,17 +60,6 @@ def quantizable_tensors(graph: OnnxGraph, *, every: bool = False) -> list[Observ
         for name in active
         if name in axes or (every and moved.get(name) not in active)
     ]
-
-
-def with_moved(graph: OnnxGraph, tensors: Mapping[str, TensorRange]) -> dict[str, TensorRange]:
-    """`tensors` with the ranges of those that only reorder their values; amax is then the largest |x| that was seen."""
-    result = dict(tensors)
-    for name, origin in moved_tensors(graph).items():
-        if origin in result and name not in result:
-            seen = result[origin]
-            amax = max(-seen.low, seen.high) or seen.amax
-            result[name] = replace(seen, amax=amax, channel_amax=None, channel_mean=None)
-    return result
 
 
 def collect(

@@ -154,7 +154,7 @@ def test_onnxruntime_runs_a_bundle_from_anywhere(
     (folder / MODEL).unlink()
     _split(tiny_bundle / MODEL, folder / MODEL, SHAPES)
     _seal(folder, MODEL, WEIGHTS)
-    rebuild(folder, tmp_path / "c", "onnxruntime", 0, None, None, lambda *line: None)
+    rebuild(folder, tmp_path / "c", log=lambda *line: None, backend_name="onnxruntime")
     monkeypatch.chdir(tmp_path)
     with open_segmenter(Path("c")) as (segmenter, manifest):
         assert manifest.backend == "onnxruntime"
@@ -185,7 +185,7 @@ def test_weights_that_the_manifest_does_not_list_are_not_used(copy: Path, tmp_pa
     manifest = open_bundle(copy).manifest
     seal(copy, replace(manifest, files={name: sha for name, sha in manifest.files.items() if name != WEIGHTS}))
     with pytest.raises(DeployError, match=r"model\.onnx: got weights in model\.onnx\.data, expected .* beside it"):
-        rebuild(copy, tmp_path / "new", "auto", 0, None, None, lambda *line: None)
+        rebuild(copy, tmp_path / "new", log=lambda *line: None)
     assert not (tmp_path / "new").exists()
 
 
@@ -200,7 +200,7 @@ def test_weights_from_any_other_place_are_refused(copy: Path, tmp_path: Path, pl
     onnx.save(model, copy / MODEL)
     _seal(copy, MODEL)
     with pytest.raises(DeployError, match=rf"model\.onnx: got weights in .*{place}"):
-        rebuild(copy, tmp_path / "new", "auto", 0, None, None, lambda *line: None)
+        rebuild(copy, tmp_path / "new", log=lambda *line: None)
     assert not (tmp_path / "new").exists()
 
 

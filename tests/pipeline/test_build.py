@@ -87,7 +87,7 @@ def test_both_backends_agree(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_bundle_is_rebuilt_from_itself_without_torch(tiny_bundle: Path, tmp_path: Path) -> None:
-    manifest = rebuild(tiny_bundle, tmp_path / "again", "auto", 0, None, None, lambda step, text: None)
+    manifest = rebuild(tiny_bundle, tmp_path / "again", log=lambda step, text: None)
     old = open_bundle(tiny_bundle).manifest
     assert manifest.spec == old.spec
     assert [s["step"] for s in manifest.verification] == [s["step"] for s in old.verification]

@@ -13,7 +13,7 @@ import pytest
 import deploy
 from engines.backends import get_backend
 from engines.backends.onnx_bytes import with_batch
-from engines.backends.openvino.openvino import openvino
+from engines.backends.openvino import openvino
 from engines.bundle import Manifest, open_bundle, seal
 from engines.contract import Backend, BuildConfig, Session
 from engines.errors import DeployError, GateError
@@ -238,8 +238,8 @@ def test_a_bundle_from_before_there_were_batches_says_so(tiny_bundle: Path, tmp_
     manifest = open_bundle(tiny_bundle).manifest
     seal(old, replace(manifest, files={**manifest.files, "report.json": file_sha256(old / "report.json")}))
     with pytest.raises(DeployError, match="takes one window at a time; build it from its model"):
-        rebuild(old, tmp_path / "new", "auto", 0, None, None, lambda *line: None, 2)
-    rebuild(old, tmp_path / "new", "auto", 0, None, None, lambda *line: None, 1)
+        rebuild(old, tmp_path / "new", log=lambda *line: None, batch=2)
+    rebuild(old, tmp_path / "new", log=lambda *line: None, batch=1)
 
 
 def test_openvino_takes_the_number_of_windows_that_it_was_built_for(of_three: Path) -> None:

@@ -339,6 +339,6 @@ def test_a_graph_that_declines_is_built_for_one_window_and_refused_for_more(decl
     history = json.loads((tmp_path / "b" / "report.json").read_text())["history"]
     assert history[-1]["declined"] == "node 7: it cannot be"
     with pytest.raises(DeployError, match=r"--batch 2: .*node 7: it cannot be"):
-        rebuild(tmp_path / "b", tmp_path / "c", "auto", 0, None, None, lambda *line: None, 2)
+        rebuild(tmp_path / "b", tmp_path / "c", log=lambda *line: None, batch=2)
     assert open_bundle(tmp_path / "b").manifest.batch == 1
     assert not (tmp_path / "c").exists()

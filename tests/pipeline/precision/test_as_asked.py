@@ -63,7 +63,7 @@ def test_int8_layers_really_run_in_int8(int8_bundle: Path, capsys: pytest.Captur
 def test_the_bundle_carries_the_lowered_graph_and_rebuilds_from_it(int8_bundle: Path, tmp_path: Path) -> None:
     model = onnx.load(int8_bundle / MODEL)
     assert {"QuantizeLinear", "DequantizeLinear"} <= {n.op_type for n in model.graph.node}
-    manifest = rebuild(int8_bundle, tmp_path / "again", "auto", 1, None, None, lambda step, text: None)
+    manifest = rebuild(int8_bundle, tmp_path / "again", log=lambda step, text: None, threads=1)
     assert manifest.precision == "int8"
     # What takes less than a microsecond is reported as not run: anything but the products may come and go.
     products = [

@@ -57,7 +57,7 @@ def test_a_rebuild_keeps_what_the_bundle_was_built_with(
         return []
 
     def again(source: Path, name: str, backend: str, **given: Any) -> TensorRTOptions:
-        rebuild(source, tmp_path / name, backend, 0, None, None, lambda *line: None, None, given)
+        rebuild(source, tmp_path / name, log=lambda *line: None, backend_name=backend, tensorrt=given)
         return open_bundle(tmp_path / name).manifest.tensorrt
 
     monkeypatch.setattr("engines.proof.rebuild.compile_engine", compile_engine)
