@@ -38,7 +38,7 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
     """
     backend, why = choose_backend(request.backend, "fp32" if request.precision == "auto" else request.precision)
     log("backend", f"{why}; {backend.version()} on {backend.device()}")
-    tuned = tuning(backend, request.output, request.tensorrt, request.timing_cache, log)
+    tuned = tuning(backend, request.output, given=request.tensorrt, timing_cache=request.timing_cache, log=log)
     tiling, trial = request.tiling, replace(tuned, threads=request.threads, log=BuildConfig.log)  # of many: in silence
     with writing(request.output) as folder:
         if exact is None:
@@ -46,7 +46,16 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
             log("load", summary(source.spec))
             exact = exact_graph(source, request, log, timer=backend if request.time_rewrites else None, config=trial)
         source, inputs, reference = exact.source, exact.inputs, exact.reference
-        precision, lowered = lower_as_asked(request, source, backend, exact.graph, inputs, reference, trial, log)
+        precision, lowered = lower_as_asked(
+            request,
+            source,
+            backend=backend,
+            graph=exact.graph,
+            inputs=inputs,
+            reference=reference,
+            config=trial,
+            log=log,
+        )
         gate, steps = request.gate(precision), [*exact.steps, *lowered.agreements]
         graph = _for_batches(lowered.graph, inputs, request.batch, log)
         labels = slide_labels(reference, tiling, exact.image.shape[:2])
@@ -56,8 +65,10 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
         tuned = replace(tuned, precision=precision, threads=request.threads, batch=request.batch)
         with _program(exact, backend) as program:
             config = replace(tuned, program=program)
-            proof = compile_engine(folder, backend, config, golden, source.spec, tiling, gate, log)
-        draft = _draft(request, precision, source, backend, graph, steps)
+            proof = compile_engine(
+                folder, backend, config=config, golden=golden, spec=source.spec, tiling=tiling, gate=gate, log=log
+            )
+        draft = _draft(request, precision, source=source, backend=backend, graph=graph, steps=steps)
         report = {"history": [step.to_json() for step in graph.history], "gate": asdict(gate), **lowered.report}
         report |= reported(proof, config)
         manifest = finish(folder, describe(draft, backend, proof), report)

@@ -58,12 +58,14 @@ def exact_graph(
     graph, program = source.export()
     logits = run_onnx(graph, inputs)
     steps = [_verified("export", graph, source.reference, logits, reference, gate, log)]
-    graph, logits = _simplified(graph, inputs, logits, gate, steps, log)
+    graph, logits = _simplified(graph, inputs, logits=logits, gate=gate, steps=steps, log=log)
     _check_interface(source, graph)
     if request.rewrites:
-        graph, rewritten = _rewrite(graph, inputs, logits, gate, timer, config or BuildConfig(), log)
+        graph, rewritten = _rewrite(
+            graph, inputs, logits=logits, gate=gate, timer=timer, config=config or BuildConfig(), log=log
+        )
         steps.append(rewritten)
-    return Exact(source, image, inputs, reference, graph, tuple(steps), program)
+    return Exact(source, image, inputs=inputs, reference=reference, graph=graph, steps=tuple(steps), program=program)
 
 
 def _photograph(request: BuildRequest) -> UInt8 | None:
@@ -112,7 +114,7 @@ def _rewrite(
     stages = apply_rules(graph)
     final = stages[-1]
     if timer is not None:
-        final = time_stages(graph, stages, timer, config, inputs[0])
+        final = time_stages(graph, stages, backend=timer, config=config, window=inputs[0])
     made = final.history[len(graph.history) :]
     after = run_onnx(final, inputs) if any(step.places for step in made) else logits
     agreement = compare_logits("rewrite", after, "the simplified graph", logits)

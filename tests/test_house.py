@@ -50,6 +50,11 @@ def _name(path: Path) -> str:
 
 
 @cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def _modules() -> dict[str, Path]:
     return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}
 
@@ -60,7 +65,7 @@ def _imports(path: Path, everywhere: bool = True) -> frozenset[str]:
 
     everywhere: also inside functions and under TYPE_CHECKING.
     """
-    tree = ast.parse(path.read_text())
+    tree = _tree(path)
     names = set()
     for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
@@ -118,10 +123,18 @@ def test_one_name_is_one_thing() -> None:
     """No two public classes share a name."""
     places = defaultdict(list)
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(_tree(path)):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(_name(path))
     assert not {name: files for name, files in places.items() if len(files) > 1}
+
+
+@every_file
+def test_long_constructors_are_called_by_name(path: Path) -> None:
+    """No record is built from more than four arguments without saying which is which."""
+    own = {node.name for file in FILES for node in ast.walk(_tree(file)) if isinstance(node, ast.ClassDef)}
+    calls = (node for node in ast.walk(_tree(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name))
+    assert not [call.lineno for call in calls if call.func.id in own and len(call.args) > 4]  # type: ignore[attr-defined]
 
 
 @every_file

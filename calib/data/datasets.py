@@ -164,7 +164,14 @@ def open_dataset(
             f"that is scored in {len(classes)}; give a --label-map that says which class counts as which"
         )
     table, notes = _table(layout, spec, classes, label_map, options)
-    return Dataset(layout, layout.samples, classes, tuple(int(v) for v in table), label_map, tuple(notes))
+    return Dataset(
+        layout,
+        layout.samples,
+        classes=classes,
+        table=tuple(int(v) for v in table),
+        label_map=label_map,
+        notes=tuple(notes),
+    )
 
 
 def _table(

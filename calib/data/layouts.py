@@ -90,7 +90,9 @@ def _cityscapes(path: Path, split: str) -> DatasetLayout | None:
         for kind, encoding in (("labelTrainIds", "as is"), ("labelIds", "labelIds"))
     )
     wanted = f"gtFine/{split}/CITY/*_gtFine_labelTrainIds.png or *_gtFine_labelIds.png"
-    return DatasetLayout("cityscapes", path, split, samples, encoding, (19,), wanted=wanted)
+    return DatasetLayout(
+        "cityscapes", path, split=split, samples=samples, encoding=encoding, counts=(19,), wanted=wanted
+    )
 
 
 def _complete(candidates: Iterable[tuple[tuple[Sample, ...], str]]) -> tuple[tuple[Sample, ...], str]:
@@ -125,7 +127,13 @@ def _pascal_context(path: Path, split: str) -> DatasetLayout | None:
     labels = [root / "SegmentationClassContext" / f"{name}.png" for name in names]
     samples = tuple(Sample(i, label if label.is_file() else None) for i, label in zip(images, labels, strict=True))
     return DatasetLayout(
-        "pascal-context", root, split, samples, "pascal", (59, 60), wanted="SegmentationClassContext/NAME.png"
+        "pascal-context",
+        root,
+        split=split,
+        samples=samples,
+        encoding="pascal",
+        counts=(59, 60),
+        wanted="SegmentationClassContext/NAME.png",
     )
 
 
@@ -138,7 +146,9 @@ def _ade20k(path: Path, split: str) -> DatasetLayout | None:
     labels = _part(root / "annotations", split)
     samples = _paired(_part(root / "images", split), labels)
     wanted = f"annotations/{labels.name}/NAME.png"
-    return DatasetLayout("ade20k", root, split, samples, "reduce zero", (150,), wanted=wanted)
+    return DatasetLayout(
+        "ade20k", root, split=split, samples=samples, encoding="reduce zero", counts=(150,), wanted=wanted
+    )
 
 
 def _coco_stuff(path: Path, split: str) -> DatasetLayout | None:
@@ -150,7 +160,9 @@ def _coco_stuff(path: Path, split: str) -> DatasetLayout | None:
         for suffix, encoding in (("_labelTrainIds", "as is"), ("", "coco ids"))
     )
     wanted = f"annotations/{labels.name}/NAME_labelTrainIds.png or NAME.png"
-    return DatasetLayout("coco-stuff", path, split, samples, encoding, (171,), wanted=wanted)
+    return DatasetLayout(
+        "coco-stuff", path, split=split, samples=samples, encoding=encoding, counts=(171,), wanted=wanted
+    )
 
 
 def _camvid(path: Path, split: str) -> DatasetLayout | None:

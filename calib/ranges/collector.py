@@ -91,7 +91,8 @@ class Statistics:
             amaxes = tuple(_rounded(value) for value in self.channel_amax)
             means = tuple(_rounded(value) for value in self.channel_sum * (self.channel_amax.size / self.count))
         return TensorRange(
-            _rounded(amax), _rounded(self.low), _rounded(self.high), _rounded(rms), amaxes, means
+            _rounded(amax), _rounded(self.low), high=_rounded(self.high), rms=_rounded(rms), channel_amax=amaxes,
+            channel_mean=means,
         )  # fmt: skip
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:

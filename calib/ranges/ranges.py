@@ -160,7 +160,9 @@ def _tensor_from_json(data: Any, where: str) -> TensorRange:
             if not isinstance(data[name], list):
                 raise DeployError(f"{where}: got {name} {data[name]!r}, expected a list of numbers")
             channels[name] = tuple(_number(value, f"{where}: {name}") for value in data[name])
-    return TensorRange(amax, low, high, rms, channels["channel_amax"], channels["channel_mean"])
+    return TensorRange(
+        amax, low, high=high, rms=rms, channel_amax=channels["channel_amax"], channel_mean=channels["channel_mean"]
+    )
 
 
 def _number(value: Any, where: str) -> float:

@@ -107,7 +107,9 @@ def draw_windows(
         notes.append(f"only one image, {paths[0].name}: ranges hold for photographs like it; better give 20 or more")
     elif len(drawn) < count:
         notes.append(f"{len(drawn)} window(s), all that {len(paths)} images have, not {count}")
-    return CalibrationSet(tuple(paths), tuple(drawn), _digest(names), seed, tuple(notes), max_pixels)
+    return CalibrationSet(
+        tuple(paths), tuple(drawn), sha256=_digest(names), seed=seed, notes=tuple(notes), max_pixels=max_pixels
+    )
 
 
 def first_image(inputs: Sequence[str]) -> Path:

@@ -134,7 +134,10 @@ def stitch(
     elif confidence:
         certainty = np.empty(shape, np.float32)
     classes, low_h, low_w = first.shape
-    plan = _Plan(height, width, window_h, window_w, low_h, low_w, classes, len(logits), row0, row1, _threads(threads))
+    plan = _Plan(
+        height=height, width=width, window_h=window_h, window_w=window_w, logits_h=low_h, logits_w=low_w,
+        classes=classes, windows=len(logits), row0=row0, row1=row1, threads=_threads(threads),
+    )  # fmt: skip
     workspace = _workspace(plan, certainty is not None)
     status = library().tile_stitch(
         ctypes.byref(plan), (ctypes.c_void_p * len(logits))(*(array.ctypes.data for array in logits)),

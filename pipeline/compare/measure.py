@@ -82,7 +82,7 @@ def measure(
             confusion = Confusion(len(frames.classes)) if frames.labelled else None
             lanes[name] = _Lane(worker, Tally(len(spec.classes), tiling), Worst(spec.palette), confusion)
         sizes = _accuracy(lanes, reference, frames, failed)
-        _timing(lanes, reference, frames, sizes, rounds, failed)
+        _timing(lanes, reference, frames=frames, sizes=sizes, rounds=rounds, failed=failed)
         results: dict[str, Measured | str] = dict(failed)
         for name, lane in lanes.items():
             try:

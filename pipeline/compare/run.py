@@ -80,7 +80,9 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         source = load_source(build.model, (build.tiling.window_h, build.tiling.window_w), build.options)
         spec, steps = source.spec, _Steps("model", log)
         steps("load", summary(spec))
-        dataset = open_dataset(request.data, spec, request.label_map, request.split, request.label_options)
+        dataset = open_dataset(
+            request.data, spec, label_map=request.label_map, split=request.split, options=request.label_options
+        )
         dataset = dataset.limited(request.limit)
         frames = Frames(dataset, spec, request.max_pixels)
         limits = request.limits.for_data(frames.labelled)
@@ -92,13 +94,14 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         request = replace(request, build=replace(build, ranges=_ranges(request, exact, folder, log)))
         rows = {"reference": _reference(request, exact, folder, log), **_baselines(request, exact, folder, log)}
         for precision in request.precisions:
-            rows[precision] = _candidate(request, exact, folder, precision, log)
+            rows[precision] = _candidate(request, exact, folder=folder, precision=precision, log=log)
         bundles = {name: folder / row.folder for name, row in rows.items() if row.folder}
         log("measure", f"{len(bundles)} bundles over {len(frames)} image(s), then {request.rounds} timed rounds")
         results = measure(bundles, frames, spec, build.tiling, request.rounds, build.threads)
         comparison = Comparison(
-            build.model, spec.source_sha256, spec.classes, frames.classes, build.tiling.to_json(), dataset.to_json(),
-            limits.to_json(), request.rounds, settings(), _versions(), _now(), _judged(rows, results, limits),
+            build.model, spec.source_sha256, classes=spec.classes, data_classes=frames.classes,
+            tiling=build.tiling.to_json(), data=dataset.to_json(), limits=limits.to_json(), rounds=request.rounds,
+            machine=settings(), versions=_versions(), created=_now(), rows=_judged(rows, results, limits),
         )  # fmt: skip
         comparison = verdict(comparison)
         pictures = {rows[name].name: result.worst for name, result in results.items() if isinstance(result, Measured)}

@@ -45,10 +45,10 @@ class Worst:
         if share == 1 or (full and share >= -self._heap[0][0]):
             return
         picture = Picture(
-            name, share, shrink(image, WIDTH),
-            shrink(overlay(image, reference, self._palette, 0.7), WIDTH),
-            shrink(overlay(image, candidate, self._palette, 0.7), WIDTH),
-            _difference(image, reference != candidate),
+            name, share, image=shrink(image, WIDTH),
+            reference=shrink(overlay(image, reference, self._palette, 0.7), WIDTH),
+            candidate=shrink(overlay(image, candidate, self._palette, 0.7), WIDTH),
+            difference=_difference(image, reference != candidate),
         )  # fmt: skip
         entry = (-share, -self._count, picture)
         if full:

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="a folder that this script wrote, to go on from")
     parser.add_argument("--bf16", action="store_true", help="autocast on the CPU too; pays where bf16 is native")
     args = parser.parse_args()
-    model, steps = train(args.minutes, args.seed, args.out, args.start, args.bf16)
+    model, steps = train(args.minutes, args.seed, out=args.out, begin=args.start, bf16=args.bf16)
     save_hugging_face(model, args.out)
     print(f"{steps} steps; written to {args.out}")
 

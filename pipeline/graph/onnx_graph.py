@@ -52,7 +52,7 @@ class OnnxGraph:
         self, model: ir.Model, rule: str, *, declined: str = "", places: int = 0, macs_saved: int = 0
     ) -> OnnxGraph:
         """The same graph after a pass that must not change its interface; what else is for its Step."""
-        step = Step(rule, len(model.graph), declined, places, macs_saved)
+        step = Step(rule, len(model.graph), declined=declined, places=places, macs_saved=macs_saved)
         graph = OnnxGraph(model, *_interface(model), (*self.history, step))
         if (graph.input_shape, graph.output_shape) != (self.input_shape, self.output_shape):
             raise DeployError(

@@ -26,9 +26,9 @@ class Float:
 
 
 FLOATS = {
-    "fp16": Float("fp16", ir.DataType.FLOAT16, np.float16, 65504.0, 2.0**-14),
-    "bf16": Float("bf16", ir.DataType.BFLOAT16, ml_dtypes.bfloat16, 3.3895313892515355e38, 2.0**-126),
-    "fp32": Float("fp32", ir.DataType.FLOAT, np.float32, 3.4028234663852886e38, 2.0**-126),
+    "fp16": Float("fp16", ir.DataType.FLOAT16, np.float16, largest=65504.0, smallest=2.0**-14),
+    "bf16": Float("bf16", ir.DataType.BFLOAT16, ml_dtypes.bfloat16, largest=3.3895313892515355e38, smallest=2.0**-126),
+    "fp32": Float("fp32", ir.DataType.FLOAT, np.float32, largest=3.4028234663852886e38, smallest=2.0**-126),
 }
 # The first opset whose operators can all be typed: Conv takes bfloat16 since 22, Q/DQ a half-precision scale since 19.
 OPSETS = {"bf16": 22, "fp16": 13}

@@ -134,7 +134,9 @@ class Stage(nn.Module):
         super().__init__()
         dim = config.dims[stage]
         channels = 3 if stage == 0 else config.dims[stage - 1]
-        self.embed = PatchEmbedding(channels, dim, config.patch_sizes[stage], config.strides[stage], config.eps_embed)
+        self.embed = PatchEmbedding(
+            channels, dim, size=config.patch_sizes[stage], stride=config.strides[stage], eps=config.eps_embed
+        )
         self.blocks = nn.ModuleList(SegFormerBlock(config, stage) for _ in range(config.depths[stage]))
         self.norm = nn.LayerNorm(dim, config.eps_stage)
 

@@ -53,15 +53,26 @@ def lower_as_asked(
                 windows = [window for _, window in held_out.inputs(source.spec, request.tiling)] if held_out else []
                 if not windows and request.budget.dataset is None:
                     log("warning", "no photographs: plans are judged on the windows that the build is verified on")
-                bench = _bench(request, source, backend, windows or list(inputs), config, half)
-                decision = search(graph, ranges, options, bench, log)
+                bench = _bench(
+                    request, source, backend=backend, windows=windows or list(inputs), config=config, half=half
+                )
+                decision = search(graph, ranges, options=options, bench=bench, log=log)
                 plans, report = [(decision.precision, decision.skip), *decision.others], decision.report
     if ranges is not None:
         report = {**report, "calibration": {k: v for k, v in ranges.to_json().items() if k != "tensors"}}
     for index, (precision, skip) in enumerate(plans):
         chosen = replace(options, int8=replace(options.int8, skip=skip))
         try:
-            lowered = lower(graph, precision, inputs, reference, request.gate(precision), log, ranges, chosen)
+            lowered = lower(
+                graph,
+                precision,
+                windows=inputs,
+                reference=reference,
+                gate=request.gate(precision),
+                log=log,
+                ranges=ranges,
+                options=chosen,
+            )
         except GateError as error:
             if index + 1 == len(plans):
                 raise
@@ -75,8 +86,19 @@ def _bench(
     request: BuildRequest, source: Source, backend: Backend, windows: list[Float32], config: BuildConfig, half: str
 ) -> Workbench:
     expected, budget = source.logits(windows), request.budget
-    score = scorer(budget, source.spec, request.tiling, windows, expected, request.max_pixels)
-    return Workbench(backend, config, windows, expected, score, budget.max_drop, budget.dataset is not None, half)
+    score = scorer(
+        budget, source.spec, tiling=request.tiling, windows=windows, reference=expected, max_pixels=request.max_pixels
+    )
+    return Workbench(
+        backend,
+        config,
+        windows=windows,
+        reference=expected,
+        score=score,
+        max_drop=budget.max_drop,
+        labelled=budget.dataset is not None,
+        half=half,
+    )
 
 
 def rest_of(backend: Backend) -> str:
@@ -119,12 +141,12 @@ def _draw(
     if not photographs:
         return None, None
     count = DEFAULT_WINDOWS if others or request.precision != "auto" else DEFAULT_WINDOWS + HELD_OUT
-    drawn = draw_windows(photographs, request.tiling, count, 0, request.max_pixels)
+    drawn = draw_windows(photographs, request.tiling, count=count, seed=0, max_pixels=request.max_pixels)
     log("dataset", f"{len(drawn.paths)} image(s), sha256 {drawn.sha256[:12]}; {len(drawn.places)} window(s)")
     for note in drawn.notes:
         log("warning", note)
     if others:
-        return drawn, draw_windows(others, request.tiling, HELD_OUT, 0, request.max_pixels)
+        return drawn, draw_windows(others, request.tiling, count=HELD_OUT, seed=0, max_pixels=request.max_pixels)
     if request.precision != "auto":
         return drawn, None
     total = len(drawn.places)
@@ -152,4 +174,4 @@ def _ranges(
         wanted = CalibrateRequest(
             request.model, request.photographs, Path(folder) / "ranges.json", request.tiling, threads=request.threads
         )
-        return collect_ranges(graph, calibration, source.spec, wanted, log, Effort())
+        return collect_ranges(graph, calibration, spec=source.spec, request=wanted, log=log, effort=Effort())

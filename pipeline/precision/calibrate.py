@@ -68,7 +68,7 @@ def measure(
 ) -> tuple[Ranges, Effort]:
     """As `calibrate`, of a graph that is at hand."""
     effort = Effort()
-    ranges = collect_ranges(graph, chosen, spec, request, log, effort)
+    ranges = collect_ranges(graph, chosen, spec=spec, request=request, log=log, effort=effort)
     ranges.save(request.output)
     log("ranges", f"{request.output}, graph {ranges.graph_sha256[:12]}")
     return ranges, effort
@@ -76,7 +76,9 @@ def measure(
 
 def draw(request: CalibrateRequest, log: Log) -> CalibrationSet:
     """The windows that `request` asks for."""
-    chosen = draw_windows(request.dataset, request.tiling, request.windows, request.seed, request.max_pixels)
+    chosen = draw_windows(
+        request.dataset, request.tiling, count=request.windows, seed=request.seed, max_pixels=request.max_pixels
+    )
     log("dataset", f"{len(chosen.paths)} image(s), sha256 {chosen.sha256[:12]}")
     log("windows", f"{len(chosen.places)} from {chosen.images} image(s), seed {request.seed}")
     for note in chosen.notes:
@@ -102,8 +104,8 @@ def collect_ranges(
         observed.append(Observed(logits, histogram=False))
     state = request.output.with_name(f".{request.output.name}.partial.npz")
     collector = collect(
-        graph, chosen, spec, request.tiling, observed, state=state, threads=request.threads, log=log,
-        effort=effort,
+        graph, chosen, spec=spec, tiling=request.tiling, observed=observed, state=state, threads=request.threads,
+        log=log, effort=effort,
     )  # fmt: skip
     tensors = collector.ranges(request.method, request.percentile)
     seconds = effort.network + effort.statistics
@@ -114,8 +116,8 @@ def collect_ranges(
     )
     method = f"percentile:{request.percentile:g}" if request.method == "percentile" else request.method
     return Ranges(
-        tensors, method, chosen.images, len(chosen.places),
-        request.seed, chosen.sha256, graph_sha256(graph.model),
+        tensors, method, images=chosen.images, windows=len(chosen.places),
+        seed=request.seed, dataset_sha256=chosen.sha256, graph_sha256=graph_sha256(graph.model),
     )  # fmt: skip
 
 

@@ -43,10 +43,18 @@ def lower(
     if precision == "fp32":
         return Lowered(graph, (), {})
     if precision == "int8":
-        return _to_int8(graph, windows, reference, gate, log, ranges, options)
+        return _to_int8(graph, windows, reference=reference, gate=gate, log=log, ranges=ranges, options=options)
     origin = prepare(graph, precision)
     lowered, plan = to_float(origin, precision, extremes(origin, windows), options)
-    agreement = verify_lowered(precision, lowered, windows, "the fp32 graph", reference, gate, origin)
+    agreement = verify_lowered(
+        precision,
+        lowered,
+        windows=windows,
+        reference_name="the fp32 graph",
+        reference=reference,
+        gate=gate,
+        origin=origin,
+    )
     log(precision, f"{plan.summary()}; every tensor rounded: {agreement}")
     return Lowered(lowered, (agreement,), {"plan": plan.to_json()})
 
@@ -94,7 +102,15 @@ def _to_int8(
         lowered, rest = to_float(scaled, options.rest, known, options)
         report["rest"] = rest.to_json()
         log("rest", rest.summary())
-    agreement = verify_lowered("int8", lowered, windows, "the fp32 graph", reference, gate, current)
+    agreement = verify_lowered(
+        "int8",
+        lowered,
+        windows=windows,
+        reference_name="the fp32 graph",
+        reference=reference,
+        gate=gate,
+        origin=current,
+    )
     log("int8", f"every tensor rounded: {agreement}")
     return Lowered(lowered, (agreement,), report)
 

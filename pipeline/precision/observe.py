@@ -103,7 +103,9 @@ def collect(
                 start = collector.done[index]
                 if start < len(chosen.places):
                     windows = chosen.inputs(spec, tiling, start)
-                    for _ in _run_group(graph, group, windows, collector, threads, effort):
+                    for _ in _run_group(
+                        graph, group, windows=windows, collector=collector, threads=threads, effort=effort
+                    ):
                         collector.done[index] += 1
                         bar.update()
                         saver.tick()

@@ -112,7 +112,7 @@ def search(graph: OnnxGraph, ranges: Ranges | None, options: LowerOptions, bench
         if ranges is None:
             log("auto", "int8 is not tried: no photographs or ranges were given (--calib)")
             blocks: list[BlockTrial] = []
-        elif (lowering := _quantisable(graph, ranges, options, bench, log)) is None:
+        elif (lowering := _quantisable(graph, ranges, options=options, bench=bench, log=log)) is None:
             blocks = []
         else:
             blocks, kept = _sensitivity(lowering, base, bench, log)
@@ -221,7 +221,11 @@ def _sensitivity(lowering: _Int8, base: Session, bench: Workbench, log: Log) -> 
         else:
             verdict = "int8"
             kept.append(block)
-        trials.append(BlockTrial(block.name, len(block.layers), before - after, lost, error, verdict))
+        trials.append(
+            BlockTrial(
+                block.name, len(block.layers), gain_ms=before - after, label_loss=lost, error=error, verdict=verdict
+            )
+        )
         log("block", f"{block.name}: {before - after:+.1f} ms, {lost:+.3f} % of labels, error {error:.2g}; {verdict}")
     return trials, kept
 

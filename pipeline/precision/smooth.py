@@ -188,7 +188,12 @@ def _rescaled(old: TensorRange, s: F64) -> TensorRange:
     ratio = float(new.max() / peaks.max()) if peaks.max() > 0 else 1.0
     mean = None if old.channel_mean is None else tuple((np.asarray(old.channel_mean) / s).tolist())
     return TensorRange(
-        old.amax * ratio, old.low * ratio, old.high * ratio, old.rms * ratio, tuple(new.tolist()), mean
+        old.amax * ratio,
+        old.low * ratio,
+        high=old.high * ratio,
+        rms=old.rms * ratio,
+        channel_amax=tuple(new.tolist()),
+        channel_mean=mean,
     )  # a clipping method keeps the share of the largest channel that it clipped
 
 

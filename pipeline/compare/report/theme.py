@@ -17,12 +17,12 @@ class Theme:
 
 # One hue each, apart for colour-blind readers too, readable on the paper.
 LIGHT = Theme(
-    "#ffffff", "#1b1f24", "#667080", "#d5dae1", "#f4f6f9",
-    {"fp32": "#2f6fdb", "fp16": "#7a4fc0", "bf16": "#0b8a72", "int8": "#d9650b", "auto": "#c22e7d"},
+    paper="#ffffff", ink="#1b1f24", muted="#667080", line="#d5dae1", soft="#f4f6f9",
+    precisions={"fp32": "#2f6fdb", "fp16": "#7a4fc0", "bf16": "#0b8a72", "int8": "#d9650b", "auto": "#c22e7d"},
 )  # fmt: skip
 DARK = Theme(
-    "#14171c", "#e8ebf0", "#98a2b3", "#343b46", "#1d2229",
-    {"fp32": "#6ea3ff", "fp16": "#b594f5", "bf16": "#3ec9ac", "int8": "#ff9a4d", "auto": "#f277b6"},
+    paper="#14171c", ink="#e8ebf0", muted="#98a2b3", line="#343b46", soft="#1d2229",
+    precisions={"fp32": "#6ea3ff", "fp16": "#b594f5", "bf16": "#3ec9ac", "int8": "#ff9a4d", "auto": "#f277b6"},
 )  # fmt: skip
 
 

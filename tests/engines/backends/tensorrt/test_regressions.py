@@ -90,7 +90,7 @@ def test_engines_that_are_only_measured_are_built_with_the_same_options(
         return build(model, config)
 
     monkeypatch.setattr(openvino, "build", noted)
-    monkeypatch.setattr("pipeline.build.tuning", lambda *_: BuildConfig(tensorrt=options, timing_cache=cache))
+    monkeypatch.setattr("pipeline.build.tuning", lambda *_, **__: BuildConfig(tensorrt=options, timing_cache=cache))
     request = BuildRequest(
         "tests.models:tiny", tmp_path / "b", Tiling(64, 64, 48, 48), precision="auto", backend="openvino", threads=1,
         time_rewrites=True,
