@@ -4,6 +4,8 @@
 # run this checkout.  Nothing is done twice: the stamps in .venv are newer than what they were made from, or made again.
 
 PYTHON ?= python3
+# Tests at once: each computes on one thread.
+JOBS ?= 2
 
 VENV := .venv
 IN := $(VENV)/bin/python
@@ -21,14 +23,14 @@ MASKS := $(foreach name,street-1 street-2,$(addprefix masks/$(name),.png .overla
 .DELETE_ON_ERROR:
 
 help: ## list the targets (this is what `make` alone does)
-	@echo "usage: make TARGET [PYTHON=python3.12] [ARGS='-k tiling']"
+	@echo "usage: make TARGET [PYTHON=python3.12] [JOBS=2] [ARGS='-k tiling']"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: masks/demo.jpg ## install, build the demo engine, segment its two photographs
 	@echo "overlays: masks/street-1.overlay.jpg masks/street-2.overlay.jpg; beside its photograph: masks/demo.jpg"
 
 test: $(VENV)/test.stamp ## install what the tests need and run them; ARGS goes to pytest
-	$(IN) -m pytest $(ARGS)
+	$(IN) -m pytest -n $(JOBS) $(ARGS)
 
 lint: $(VENV)/test.stamp ## ruff check, ruff format --check, mypy
 	$(IN) -m ruff check .

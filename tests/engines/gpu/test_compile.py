@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -193,7 +194,9 @@ def test_nvrtc_errors_are_named() -> None:
 
 def test_the_sources_are_part_of_the_package() -> None:
     text = (SOURCE.parents[2] / "pyproject.toml").read_text()
-    assert '"engines.tiling" = ["tile.cu", "tile*.cuh", "tile.h"]' in text
+    patterns = ast.literal_eval(re.findall(r'^"engines.tiling" = (.+)$', text, re.M)[0])
+    packed = {path for pattern in patterns for path in SOURCE.parent.glob(pattern)}
+    assert {SOURCE, *compiling.HEADERS} <= packed
     included = {
         name
         for path in SOURCE.parent.glob("tile*.cu*")
