@@ -1,15 +1,12 @@
-"""What a comparison is made of, as it is written to compare.json and read back from it."""
+"""What a comparison is made of, as it is written to compare.json."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from engines.errors import DeployError
-from engines.measure.bench import Stats, Timing
+from engines.measure.bench import Timing
 from engines.tiling.device import PARTS
 from pipeline.compare.agreement import MapAgreement
 
@@ -81,21 +78,6 @@ class Row:
         body["frame_size"] = None if self.frame_size is None else list(self.frame_size)
         return body
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Row:
-        body = dict(data)
-        labels, edges, seams, by_class = (body.pop(f"{name}_agreement") for name in ("label", "edge", "seam", "class"))
-        times = {part: body.pop(f"{part}_ms") for part in ("frame", *PARTS)}
-        if labels is not None:
-            body["agreement"] = MapAgreement(labels, edges, seams, tuple(by_class))
-        if body["windows"] is not None:
-            body["timing"] = Timing(**{k: Stats(**v) for k, v in times.items()})
-            body["frame_size"] = tuple(body["frame_size"])
-        if body["class_iou"] is not None:
-            body["class_iou"] = tuple(body["class_iou"])
-        body["log"] = tuple((step, text) for step, text in body["log"])
-        return cls(**{**body, "verification": tuple(body["verification"]), "reasons": tuple(body["reasons"])})
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -150,21 +132,6 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, **vars(self), "rows": [row.to_json() for row in self.rows], "passed": self.passed}
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Comparison:
-        """Inverse of `to_json`.  Raises DeployError."""
-        body = dict(data)
-        if body.pop("schema", None) != SCHEMA:
-            raise DeployError(f"comparison: got schema {data.get('schema')!r}, expected {SCHEMA}; compare again")
-        body.pop("passed", None)
-        try:
-            for key in ("classes", "data_classes"):
-                body[key] = tuple(body[key])
-            body["rows"] = tuple(Row.from_json(row) for row in body["rows"])
-            return cls(**body)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DeployError(f"comparison: {error!r} while reading it; compare again") from error
-
 
 def yardstick(rows: Sequence[Row]) -> Row:
     """The first baseline that was measured, else the reference: never the CPU's time where a GPU was compared."""
@@ -201,11 +168,3 @@ def class_changes(comparison: Comparison, row: Row) -> list[tuple[str, float]]:
     pairs = zip(names, before, after, strict=True)
     changes = [(name, 100 * (b - a)) for name, a, b in pairs if a is not None and b is not None]
     return sorted(changes, key=lambda change: change[1])
-
-
-def read(path: Path) -> Comparison:
-    """Read a compare.json.  Raises DeployError."""
-    try:
-        return Comparison.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise DeployError(f"comparison {path}: cannot be read ({error}); compare again") from error

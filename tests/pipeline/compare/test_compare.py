@@ -24,7 +24,7 @@ from pipeline import exact
 from pipeline.build import build_bundle
 from pipeline.checkpoints import sources
 from pipeline.compare import run
-from pipeline.compare.rows import read
+from tests.pipeline.compare.read_back import read
 
 pytestmark = pytest.mark.usefixtures("exports_once")
 # One thread: the model is so small that more would only wait for each other.
