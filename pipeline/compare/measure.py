@@ -21,8 +21,8 @@ from engines.measure.bench import Timing
 from engines.measure.worker import FrameTimes, Opened, Worker
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
-from pipeline.compare.agreement import MapAgreement, Tally
 from pipeline.compare.frames import Frames
+from pipeline.compare.tally import MapAgreement, Tally
 from pipeline.compare.worst import Picture, Worst
 from pipeline.evaluation.metrics import Confusion, Scores
 

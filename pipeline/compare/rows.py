@@ -8,7 +8,7 @@ from typing import Any
 
 from engines.measure.bench import Timing
 from engines.tiling.device import PARTS
-from pipeline.compare.agreement import MapAgreement
+from pipeline.compare.tally import MapAgreement
 
 SCHEMA = 1
 

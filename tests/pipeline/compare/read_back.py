@@ -9,8 +9,8 @@ from typing import Any
 
 from engines.measure.bench import Stats, Timing
 from engines.tiling.device import PARTS
-from pipeline.compare.agreement import MapAgreement
 from pipeline.compare.rows import SCHEMA, Comparison, Row
+from pipeline.compare.tally import MapAgreement
 
 
 def read(path: Path) -> Comparison:

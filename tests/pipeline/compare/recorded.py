@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from engines.measure.bench import Stats, Timing
-from pipeline.compare.agreement import MapAgreement
 from pipeline.compare.judge import Limits, judge, verdict
 from pipeline.compare.rows import Comparison, Row
+from pipeline.compare.tally import MapAgreement
 from pipeline.compare.worst import Picture
 
 CLASSES = ("sky", "building", "road", "pavement", "tree", "pole", "sign", "car", "person")

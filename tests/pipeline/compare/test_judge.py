@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from engines.errors import DeployError
-from pipeline.compare.agreement import MapAgreement
 from pipeline.compare.judge import Limits, judge, verdict
 from pipeline.compare.rows import Comparison, Row
+from pipeline.compare.tally import MapAgreement
 from tests.pipeline.compare.recorded import comparison, rows, timing
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from engines.tiling.placement import Tiling
-from pipeline.compare.agreement import EDGE_PX, SEAM_PX, Tally
+from pipeline.compare.tally import EDGE_PX, SEAM_PX, Tally
 
 TILING = Tiling(32, 32, 24, 24)
 
