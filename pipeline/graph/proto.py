@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,9 +12,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from engines.errors import DeployError
-from pipeline.graph.surgery import forget_shapes
+from pipeline.graph.surgery import exact, forget_shapes, opset
 
 LARGEST = onnx.checker.MAXIMUM_PROTOBUF - (64 << 20)  # bytes of weights in one ModelProto; the rest is for the nodes
+LAST_WITHOUT_MODE = 10  # opset, whose Resize does not say how pixels are placed
 SMALL = 4096  # bytes: larger constants are weights, on whose values no shape depends
 
 Weights = Mapping[str, ir.TensorProtocol]
@@ -93,14 +94,32 @@ def _validity() -> Iterator[None]:
 def at_opset(model: ir.Model, version: int) -> ir.Model:
     """A copy converted to that opset.  Raises DeployError."""
     proto, weights = without_weights(model)
+    asymmetric = [node.outputs[0].name for node in model.graph if node.op_type in ("Upsample", "Resize")]
     try:
         converted = with_weights(onnx.version_converter.convert_version(proto, version), weights)
+        if opset(model) <= LAST_WITHOUT_MODE:
+            _say_asymmetric(converted, asymmetric)
         infer(converted)
     except (onnx.version_converter.ConvertError, onnx.shape_inference.InferenceError, RuntimeError) as error:
         raise DeployError(
             f"precision: cannot bring the graph to opset {version}: {error}; export it at {version}"
         ) from error
     return converted
+
+
+def _say_asymmetric(model: ir.Model, names: Collection[str | None]) -> None:
+    """Until opset 10 Resize placed pixels in one way; the default is another since, and the converter says nothing.
+
+    Nearest takes the pixel before when it enlarges, the one after when it reduces (ONNX Runtime's `Simple`).
+    """
+    for node in model.graph:
+        if node.op_type == "Resize" and node.outputs[0].name in names:
+            scales = exact(node.inputs[2])
+            reduces = scales is not None and bool((scales < 1).any())
+            for name, value in (
+                ("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "ceil" if reduces else "floor"),
+            ):  # fmt: skip
+                node.attributes[name] = ir.AttrString(name, value)
 
 
 def load(path: Path) -> ir.Model:

@@ -4,8 +4,8 @@ x is a map (1, C, H, W).  Flattened to tokens (1, HW, C), multiplied with W (C, 
 went through four data movements for what a 1x1 convolution with weight W^T does in place.  The same products are
 summed, so this is exact.  It is how transformers' SegFormer head projects each stage; the decoder's fold builds on it.
 
-Conditions: batch 1, constant W (and b), nothing else reads what lies between, and the map that comes out has the height
-and width of the one that went in.
+Conditions: batch 1 all the way, constant W (and b), nothing else reads what lies between, and the map that comes out
+has the height and width of the one that went in.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ def _match(unflatten: ir.Node) -> tuple[ir.Value, np.ndarray, np.ndarray | None]
         return None
     if into[0] != 1 or out != (1, weight.shape[1], *into[2:]) or into[1] != weight.shape[0]:
         return f"a map {into} comes out as {out}, expected the same height and width"
+    tokens, wanted = shape(to_tokens.outputs[0]), (1, into[2] * into[3], into[1])
+    if tokens != wanted:
+        return f"tokens {tokens}, expected {wanted}: each pixel's channels together"
     if bias is not None and bias.shape != (weight.shape[1],):
         return f"a bias of shape {bias.shape}, expected one value for each of {weight.shape[1]} channels"
     assert x is not None

@@ -151,6 +151,32 @@ def test_commute_resize_declines() -> None:
     declined(net.graph(net.conv(up, 3, 2)), commute_resize, "constant")
 
 
+@pytest.mark.parametrize("interpolation", ["linear", "nearest", "cubic"])
+@pytest.mark.parametrize(
+    "mode", ["half_pixel", "half_pixel_symmetric", "align_corners", "asymmetric", "pytorch_half_pixel"]
+)
+def test_drop_resize_where_every_pixel_lies_on_itself(mode: str, interpolation: str) -> None:
+    """By sizes and by scales of one, of one row too."""
+    for shape in ((1, 2, 4, 5), (1, 2, 1, 5)):
+        net = Net(*shape)
+        same = net.resize("image", shape, mode=interpolation, coordinate_transformation_mode=mode)
+        assert ops(check(net.graph(net.conv(same, 2, 3)), drop_resize, 1)) == ["Conv"]
+        net = Net(*shape)
+        scales = net.constant(np.ones(4, np.float32))
+        same = net.add("Resize", "image", "", scales, mode=interpolation, coordinate_transformation_mode=mode)
+        assert ops(check(net.graph(net.conv(same, 2, 3)), drop_resize, 1)) == ["Conv"]
+
+
+def test_drop_resize_declines() -> None:
+    """Scales of 1.2 keep a side of 4 and change the values; TensorFlow's nearest pixel is another one."""
+    net = Net(1, 2, 4, 4)
+    scaled = net.add("Resize", "image", "", net.constant(np.array([1, 1, 1.2, 1.2], np.float32)), mode="linear")
+    declined(net.graph(net.conv(scaled, 2, 3)), drop_resize, "scales of 1.2")
+    net = Net(1, 2, 4, 4)
+    shifted = net.resize("image", (1, 2, 4, 4), coordinate_transformation_mode="tf_half_pixel_for_nn")
+    declined(net.graph(net.conv(shifted, 2, 3)), drop_resize, "tf_half_pixel_for_nn")
+
+
 def test_split_concat() -> None:
     net = Net(1, 3, 4, 6)
     small = net.resize(net.conv("image", 3, 5), (1, 5, 8, 12))
@@ -198,8 +224,8 @@ def test_merge_convs_declines() -> None:
     declined(net.graph(net.conv(first, 6, 2), first), merge_convs, "others read")
 
 
-def _linear_on_map(net: Net, back: tuple[int, ...], bias: str | None) -> str:
-    tokens = net.add("Reshape", "image", net.constant(np.array([1, 3, 20], np.int64)))
+def _linear_on_map(net: Net, back: tuple[int, ...], bias: str | None, flat: tuple[int, ...] = (1, 3, 20)) -> str:
+    tokens = net.add("Reshape", "image", net.constant(np.array(flat, np.int64)))
     product = net.add("MatMul", net.add("Transpose", tokens, perm=[0, 2, 1]), net.weight(3, 6))
     if bias is not None:
         product = net.add("Add", product, bias)
@@ -220,6 +246,8 @@ def test_linear_on_map_declines() -> None:
     declined(net.graph(_linear_on_map(net, (1, 6, 5, 4), None)), linear_on_map, "same height and width")
     net = Net(1, 3, 4, 5)
     declined(net.graph(_linear_on_map(net, (1, 6, 4, 5), net.weight(20, 1))), linear_on_map, "bias of shape")
+    net = Net(1, 3, 4, 4)  # two batches of tokens, each a mix of channels
+    declined(net.graph(_linear_on_map(net, (1, 6, 4, 4), None, (2, 3, 8))), linear_on_map, "tokens (2, 8, 3)")
 
 
 def _attention(net: Net, where: str, op: str = "Mul") -> str:

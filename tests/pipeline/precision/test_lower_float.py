@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import DeployError, GateError
 from engines.proof.agreement import GATES, Gate, compare_logits
 from pipeline.graph.emulate import emulate
-from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
+from pipeline.graph.onnx_graph import OnnxGraph, from_model, run_onnx
 from pipeline.precision.extremes import extremes
 from pipeline.precision.islands import plan_float
 from pipeline.precision.lower import lower
@@ -192,3 +192,27 @@ def test_a_constant_that_a_node_makes_has_a_range_too() -> None:
     assert found["two"] == (2.0, 2.0)
     assert found["scaled"] == pytest.approx((2 * x.min(), 2 * x.max()))
     plan_float(graph, "fp16", found)
+
+
+@pytest.mark.parametrize("factor", [2.0, 1.5, 0.5])
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("version", [9, 10])
+def test_an_old_resize_stays_where_it_was(version: int, mode: str, factor: float) -> None:
+    """Until opset 10 pixels lie asymmetrically, since then half a pixel off by default: against ONNX Runtime."""
+    if version == 9 and factor < 1:
+        pytest.skip("Upsample only enlarges")
+    size = int(8 * factor)
+    rng, scales = np.random.default_rng(0), numpy_helper.from_array(np.array([1, 1, factor, factor], np.float32), "s")
+    weight = numpy_helper.from_array(rng.normal(size=(5, 3, 1, 1)).astype(np.float32), "w")
+    body = helper.make_graph(
+        [
+            helper.make_node("Conv", ["image", "w"], ["c"]),
+            helper.make_node("Upsample" if version == 9 else "Resize", ["c", "s"], ["logits"], mode=mode),
+        ],
+        "net", [helper.make_tensor_value_info("image", TensorProto.FLOAT, (1, 3, 8, 8))],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, (1, 5, size, size))], [weight, scales],
+    )  # fmt: skip
+    proto = helper.make_model(body, opset_imports=[helper.make_opsetid("", version)], ir_version=8)
+    graph = from_model(ir.from_proto(proto), ())
+    x = rng.normal(size=(1, 3, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(run_onnx(prepare(graph, "bf16"), [x]), run_onnx(graph, [x]), atol=1e-6)
