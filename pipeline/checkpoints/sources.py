@@ -123,8 +123,23 @@ def _override(spec: ModelSpec, options: SourceOptions) -> ModelSpec:
                 "one for each output channel of the model"
             )
         spec = replace(spec, classes=names, palette=palette)
+    _check_scale(options)
     order = "BGR" if options.bgr else spec.channel_order
     return replace(spec, mean=options.mean or spec.mean, std=options.std or spec.std, channel_order=order)
+
+
+def _check_scale(options: SourceOptions) -> None:
+    """Raises DeployError for PyTorch's habit, a mean and std of pixels of 0..1.  A std of 1 is Caffe's, on 0..255."""
+    if options.std is not None and min(options.std) <= 0:
+        raise DeployError(f"--std {_triple(options.std)}: got a value of zero or less, expected positive ones")
+    for name, given, seen in (
+        ("--mean", options.mean, max(options.mean or (0.0,))), ("--std", options.std, min(options.std or (0.0,))),
+    ):  # fmt: skip
+        if given is not None and 0 < seen < 1:
+            as_given, scaled = (",".join(f"{factor * value:g}" for value in given) for factor in (1, 255))
+            raise DeployError(
+                f"{name} {as_given}: got values for pixels of 0..1, expected them for 0..255; give {name} {scaled}"
+            )
 
 
 def _classes(name: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:

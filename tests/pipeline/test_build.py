@@ -137,6 +137,20 @@ def test_what_the_user_says_ends_up_in_the_bundle(tmp_path: Path) -> None:
     assert (manifest.spec.mean, manifest.spec.std, manifest.spec.channel_order) == ((1, 2, 3), (4, 5, 6), "BGR")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (SourceOptions(mean=(0.485, 0.456, 0.406)), r"--mean 0.485,0.456,0.406: .* give --mean 123.675,116.28,103.53"),
+        (SourceOptions(std=(0.229, 0.224, 0.225)), r"--std 0.229,.* give --std 58.395,57.12,57.375"),
+        (SourceOptions(mean=(100, 100, 100), std=(50, 0, 50)), "expected positive"),
+    ],
+)
+def test_mean_and_std_of_pixels_up_to_one_are_refused(tmp_path: Path, options: SourceOptions, message: str) -> None:
+    with pytest.raises(DeployError, match=message):
+        _build("tests.models:tiny", tmp_path / "b", options=options)
+    assert not (tmp_path / "b").exists()
+
+
 def test_the_photograph_to_verify_on_is_used(tmp_path: Path) -> None:
     sample = np.random.default_rng(0).integers(0, 256, (70, 300, 3), np.uint8)
     _build("tests.models:tiny", tmp_path / "b", sample=sample)

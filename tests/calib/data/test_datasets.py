@@ -196,6 +196,18 @@ def test_the_original_camvid_tree(tmp_path: Path) -> None:
     assert _read(open_dataset(tmp_path, _spec(12)), 3) == [0, 10, 11]  # a model that knows void as a class
 
 
+def test_a_model_of_other_classes_is_not_scored_on_camvid(tmp_path: Path) -> None:
+    """With 19 classes void would count as the person that has its number."""
+    for folder in ("val", "valannot"):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (4, 3), 11).save(tmp_path / folder / "a.png")
+    with pytest.raises(
+        DeployError, match=r"camvid has 11 or 12 classes, got a model that is scored in 19; give a --lab"
+    ):
+        open_dataset(tmp_path, _spec("cityscapes"))
+    assert open_dataset(tmp_path, _spec("camvid")).classes
+
+
 def test_void_of_a_plain_camvid_tree(tmp_path: Path) -> None:
     """By the names of the classes, by --ignore-label, or by a label map; otherwise an error that says so."""
     _plain(tmp_path, 0, 10, 11)
