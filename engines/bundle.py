@@ -11,6 +11,7 @@ kernels.cubin   on a GPU: gather and stitch, compiled for it, so that running ne
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any
 
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
-from engines.files import file_sha256
+from engines.files import file_sha256, replace_folder
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 
@@ -154,9 +155,7 @@ def open_bundle(folder: Path) -> Bundle:
 
 def check_target(folder: Path) -> None:
     """Refuse, before any work, a place where a finished bundle could not be put without losing something."""
-    if folder.is_dir() and (is_bundle(folder) or not any(folder.iterdir())):
-        return
-    if folder.exists():
+    if folder.exists() and not (folder.is_dir() and (is_bundle(folder) or not any(folder.iterdir()))):
         raise DeployError(f"output {folder}: exists and is not a bundle, and is left alone; give another -o")
 
 
@@ -164,19 +163,27 @@ def check_target(folder: Path) -> None:
 def writing(folder: Path, check: Callable[[Path], None] = check_target) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends without an error, and vanishes otherwise.
 
-    What was at `folder` before is replaced only then.  check: raises DeployError when that must not be replaced.
+    What was at `folder` before is replaced only then; a link stays one, and what it names is replaced.
+    check: raises DeployError when that must not be replaced.
     """
     check(folder)
-    parent = folder.absolute().parent
+    target = folder.resolve()
+    if target == Path.cwd() or os.path.ismount(target):
+        what = "a mount point" if os.path.ismount(target) else "the current directory"
+        raise DeployError(f"output {folder}: is {what}, expected a folder that can be replaced; give one inside of it")
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise DeployError(f"output {folder}: cannot write there: {error.strerror}") from error
     try:
         yield temporary
         temporary.chmod(0o755)
-        _replace(temporary, folder)
+        replace_folder(temporary, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DeployError(f"output {folder}: {error.strerror}; free some space, or give another -o") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -200,18 +207,3 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _replace(temporary: Path, folder: Path) -> None:
-    """Move `temporary` to `folder`; what was there stays until the new one is in place."""
-    if not folder.exists():
-        os.replace(temporary, folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.absolute().parent))
-    os.replace(folder, old)  # an empty directory may be replaced by a directory
-    try:
-        os.replace(temporary, folder)
-    except OSError:
-        os.replace(old, folder)
-        raise
-    shutil.rmtree(old)

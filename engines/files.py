@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from engines.errors import DeployError
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 @contextmanager
@@ -33,6 +38,50 @@ def replacing(path: Path, what: str = "output") -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):  # after the replacement it is gone; otherwise the first error is the one to report
             temporary.unlink()
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put the folder `new` in the place of `folder`; what was there is gone when this returns, and not a moment before.
+
+    On Linux the two are exchanged in one step, so that a reader, or a crash, finds the old one or the new one, whole.
+    Elsewhere there is a moment without either.  Both lie in one folder.  Raises OSError.
+    """
+    for path in (*new.rglob("*"), new):
+        _to_disk(path)
+    if not folder.exists():
+        os.replace(new, folder)
+    elif not _exchanged(new, folder):
+        old = new.with_name(f"{new.name}.old")
+        os.replace(folder, old)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            os.replace(old, folder)
+            raise
+        os.replace(old, new)
+    _to_disk(folder.parent)
+    shutil.rmtree(new, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let the two swap their names; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
 
 
 def write_json(path: Path, body: Mapping[str, Any]) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.proof.golden import Golden
 from engines.segmenter import open_segmenter
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -135,6 +140,77 @@ def test_a_finished_write_replaces_the_old_bundle(copy: Path) -> None:
         (folder / "new").write_text("x")
     assert [path.name for path in copy.iterdir()] == ["new"]
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_a_link_stays_a_link_and_its_target_is_replaced(copy: Path) -> None:
+    link = copy.with_name("latest")
+    link.symlink_to(copy, target_is_directory=True)
+    with writing(link) as folder:
+        (folder / "new").write_text("x")
+    assert link.readlink() == copy
+    assert [path.name for path in copy.iterdir()] == ["new"]
+    assert sorted(path.name for path in copy.parent.iterdir()) == sorted([copy.name, "latest"])
+
+
+def test_what_cannot_be_replaced_is_refused_before_the_work(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    for place in (Path(), copy):
+        with pytest.raises(DeployError, match="is the current directory"), writing(place):
+            pass
+    monkeypatch.chdir("/")
+    monkeypatch.setattr("os.path.ismount", lambda path: path == copy)
+    with pytest.raises(DeployError, match="is a mount point"), writing(copy):
+        pass
+    assert (copy / ENGINE).is_file()
+
+
+def test_a_full_disk_is_one_line(copy: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    with pytest.raises(DeployError, match="No space left on device; free some space"), writing(copy):
+        Path("/dev/full").write_bytes(b"x")
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_replacement_in_one_step_and_in_two(copy: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exchange:
+        monkeypatch.setattr("engines.files._exchanged", lambda one, other: False)
+    with writing(copy) as folder:
+        (folder / "new").write_text("x")
+    assert [path.name for path in copy.iterdir()] == ["new"]
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+REPLACER = """
+import sys
+from pathlib import Path
+from engines.bundle import writing
+folder = Path(sys.argv[1])
+for version in range(10**6):
+    with writing(folder, lambda path: None) as new:
+        for name in range(12):
+            (new / str(name)).write_text(f"{version}" * 2000)
+    print(version, flush=True)
+"""
+
+
+def test_killed_at_any_point_there_is_the_old_or_the_new_whole(tmp_path: Path) -> None:
+    """SIGKILL, thirty times, at moments spread over a replacement; a reader meanwhile never finds nothing."""
+    folder = tmp_path / "b"
+    for round_ in range(30):
+        command = [sys.executable, "-c", REPLACER, str(folder)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        until = time.monotonic() + 0.002 * round_
+        while time.monotonic() < until:
+            assert folder.is_dir()
+        process.kill()
+        process.communicate()
+        contents = {path.read_text() for path in folder.iterdir()}
+        assert len(contents) == 1, round_
+        assert len(list(folder.iterdir())) == 12
+    assert all(path.name.startswith(".b.") for path in tmp_path.iterdir() if path != folder)  # never taken for a bundle
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
