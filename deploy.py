@@ -43,7 +43,7 @@ def build_engine(args: argparse.Namespace) -> int:
         )  # fmt: skip
     else:
         _require_packages()
-        from calib.ranges.ranges import Ranges
+        from calib.ranges.ranges import Ranges, is_ranges
         from pipeline.build import build_bundle
         from pipeline.checkpoints.sources import SourceOptions
         from pipeline.request import BuildRequest, Int8Options, LowerOptions
@@ -55,8 +55,8 @@ def build_engine(args: argparse.Namespace) -> int:
             threads=args.threads, options=options,
             sample=sample, max_error=args.max_error, min_agreement=args.min_agreement, rewrites=args.rewrites,
             time_rewrites=args.time_rewrites,
-            ranges=Ranges.load(args.calib) if _is_ranges(args.calib) else None,
-            photographs=() if args.calib is None or _is_ranges(args.calib) else (str(args.calib),),
+            ranges=Ranges.load(args.calib) if args.calib is not None and is_ranges(args.calib) else None,
+            photographs=() if args.calib is None or is_ranges(args.calib) else (str(args.calib),),
             lowering=LowerOptions(
                 islands=not args.no_islands, smooth=not args.no_smooth, bias=not args.no_bias_correction,
                 rest=args.rest, int8=Int8Options(args.depthwise),
@@ -266,10 +266,6 @@ def _require_packages() -> None:
     finding = building()
     if finding.status != "ok":
         raise DeployError(f"{finding.detail}; {finding.fix}")
-
-
-def _is_ranges(path: Path | None) -> bool:
-    return path is not None and path.suffix.lower() == ".json"
 
 
 def _budget(args: argparse.Namespace) -> Budget:

@@ -19,6 +19,11 @@ _CHANNELS = ("channel_amax", "channel_mean")
 _COUNTS = ("images", "windows", "seed")
 
 
+def is_ranges(path: Path) -> bool:
+    """Whether `path` means measured ranges; else it is a photograph or a folder of them."""
+    return path.suffix.lower() == ".json"
+
+
 @dataclass(frozen=True)
 class TensorRange:
     """One tensor of the graph.

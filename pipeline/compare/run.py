@@ -12,7 +12,7 @@ from typing import Any
 
 from calib.data.datasets import LabelOptions, open_dataset
 from calib.data.label_map import LabelMap
-from calib.ranges.ranges import Ranges
+from calib.ranges.ranges import Ranges, is_ranges
 from engines.backends import choose_backend
 from engines.bundle import ENGINE, MANIFEST, Manifest, writing
 from engines.contract import PRECISIONS, Log
@@ -88,7 +88,7 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         limits = request.limits.for_data(frames.labelled)
         frames.check_labels()
         log("data", str(dataset))
-        photographs = (str(request.calib),) if request.calib is not None and request.calib.is_dir() else ()
+        photographs = () if request.calib is None or is_ranges(request.calib) else (str(request.calib),)
         build = replace(build, photographs=photographs, sample=frames[0].image)
         exact = exact_graph(source, build, steps)
         request = replace(request, build=replace(build, ranges=_ranges(request, exact, folder, log)))
@@ -130,7 +130,7 @@ def _ranges(request: CompareRequest, exact: Exact, folder: Path, log: Log) -> Ra
     """For INT8: read, or collected here and kept beside the bundles.  Raises DeployError."""
     if request.calib is None or not QUANTISED & set(request.precisions):
         return None
-    if request.calib.is_file():
+    if is_ranges(request.calib):
         return Ranges.load(request.calib)
     build = request.build
     wanted = CalibrateRequest(
