@@ -23,7 +23,10 @@ from engines.machine.jetson_advice import examine_jetson
 from engines.machine.sysfs import ROOT, cpu_name, memory_kb
 from engines.tiling import core
 
-BUILD_PACKAGES = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "safetensors")
+# OpenVINO among them: it measures the ranges of FP16, BF16 and INT8, whatever the backend.
+BUILD_PACKAGES = (
+    "torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "onnxruntime", "ml_dtypes", "safetensors", "openvino",
+)  # fmt: skip
 
 
 def examine(root: Path = ROOT) -> list[Finding]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from engines.machine.gpu import examine_gpu
 from engines.machine.interpreter import Interpreter
 from pipeline.compare.report.figure import require_matplotlib
 
+ROOT = Path(__file__).parents[2]
 TREES = Path(__file__).parent / "machine" / "trees"
 OPEN = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs-builder@host)  "
@@ -180,3 +184,25 @@ def test_a_backend_for_gpus_is_missing_only_where_there_is_one(tmp_path: Path, m
     driver.mkdir(parents=True)
     (driver / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 2025\n")
     assert status() == "missing"
+
+
+def test_what_building_imports_is_what_the_extra_installs_and_the_doctor_looks_for() -> None:
+    """Every package that pipeline/ imports, and OpenVINO, with which it measures ranges."""
+    rooms = [path for path in (ROOT / "pipeline").rglob("*.py") if "demo" not in path.parts]
+    imported = {"openvino"}
+    for node in (node for path in rooms for node in ast.walk(ast.parse(path.read_text()))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module).split(".")[0])
+    imported -= {*sys.stdlib_module_names, "pipeline", "calib", "engines"}
+    imported -= {"matplotlib", "google"}  # of the extra `report`; protobuf, which onnx brings along
+    text = (ROOT / "pyproject.toml").read_text()
+    packed = {
+        re.split("[><=]", name)[0].replace("-", "_")
+        for names in re.findall(r"^(?:dependencies|export) = (\[.+\])$", text, re.M)
+        for name in ast.literal_eval(names)
+    }
+    assert imported <= packed, imported - packed
+    assert imported - {"numpy", "tqdm"} <= set(doctor.BUILD_PACKAGES)
+    assert set(doctor.BUILD_PACKAGES) <= packed
