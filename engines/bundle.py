@@ -168,9 +168,9 @@ def writing(folder: Path, check: Callable[[Path], None] = check_target) -> Itera
     """
     check(folder)
     target = folder.resolve()
-    if target == Path.cwd() or os.path.ismount(target):
-        what = "a mount point" if os.path.ismount(target) else "the current directory"
-        raise DeployError(f"output {folder}: is {what}, expected a folder that can be replaced; give one inside of it")
+    for what, held in (("the current directory", target == Path.cwd()), ("a mount point", os.path.ismount(target))):
+        if held:
+            raise DeployError(f"output {folder}: is {what}, expected a folder that can be replaced; give one inside it")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

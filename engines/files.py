@@ -67,6 +67,9 @@ def _to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a file system that cannot be asked for it, as some shared ones for folders
+            raise
     finally:
         os.close(handle)
 

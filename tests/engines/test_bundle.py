@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -179,6 +180,18 @@ def test_a_replacement_in_one_step_and_in_two(copy: Path, exchange: bool, monkey
         (folder / "new").write_text("x")
     assert [path.name for path in copy.iterdir()] == ["new"]
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_a_file_system_that_cannot_sync_is_no_reason_to_lose_a_build(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(handle: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("os.fsync", refused)
+    with writing(copy) as folder:
+        (folder / "new").write_text("x")
+    assert [path.name for path in copy.iterdir()] == ["new"]
 
 
 REPLACER = """

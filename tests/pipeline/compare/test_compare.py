@@ -170,18 +170,8 @@ def test_a_model_is_loaded_and_exported_once_for_all(
     for place, name in places:
         real = getattr(place, name)
         monkeypatch.setattr(place, name, lambda *args, real=real, name=name: (done.append(name), real(*args))[1])
-    words = (
-        "tests.models:tiny",
-        "--data",
-        tree,
-        "--calib",
-        tree / "images" / "a.png",
-        *TILING,
-        "--rounds",
-        1,
-        "--limit",
-        1,
-    )
+    photograph = tree / "images" / "a.png"
+    words = ("tests.models:tiny", "--data", tree, "--calib", photograph, *TILING, "--rounds", 1, "--limit", 1)
     assert _compare(*words, "--precisions", "fp32,int8", "-o", tmp_path / "out") == 0  # a photograph is one, too
     assert done == ["load_source", "export", "simplify", "apply_rules"]
     rows = read(tmp_path / "out" / "compare.json").rows
