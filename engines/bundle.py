@@ -26,6 +26,7 @@ from typing import Any
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
 from engines.files import file_sha256, replace_folder
+from engines.records import read_record
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 
@@ -74,17 +75,9 @@ class Manifest:
         body = dict(data)
         if body.pop("schema", None) != SCHEMA:
             raise DeployError(f"manifest: got schema {data.get('schema')!r}, expected {SCHEMA}; build the bundle again")
-        try:
-            body["spec"] = ModelSpec.from_json(body["spec"])
-            body["tiling"] = Tiling.from_json(body["tiling"])
-            for key in ("input_shape", "output_shape"):
-                body[key] = tuple(int(d) for d in body[key])
-            body["verification"] = tuple(dict(step) for step in body["verification"])
-            body["files"] = {str(k): str(v) for k, v in body["files"].items()}
-            body["tensorrt"] = TensorRTOptions.from_json(body.get("tensorrt", {}))
-            manifest = cls(**body)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DeployError(f"manifest: {error!r} while reading it; build the bundle again") from error
+        if isinstance(body.get("tensorrt"), Mapping):
+            body["tensorrt"] = TensorRTOptions.from_json(body["tensorrt"]).to_json()  # of older bundles too
+        manifest = read_record(cls, body, "manifest", "build the bundle again")
         manifest._require_one_story()
         return manifest
 

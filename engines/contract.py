@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import DeployError
+from engines.records import read_record
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
@@ -40,8 +41,9 @@ class TensorRTOptions:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> TensorRTOptions:
-        """Inverse of `to_json`; older bundles also hold ``dla``, null in all of them."""
-        return cls(**{name: value for name, value in body.items() if name != "dla"})
+        """Inverse of `to_json`; older bundles also hold ``dla``, null in all of them.  Raises DeployError."""
+        known = {name: value for name, value in body.items() if name != "dla"} if isinstance(body, Mapping) else body
+        return read_record(cls, known, "TensorRT options", "build the bundle again")
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))

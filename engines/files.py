@@ -10,6 +10,9 @@ import os
 import re
 import secrets
 import shutil
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +20,11 @@ from typing import Any, BinaryIO
 
 from engines.errors import DeployError
 
+# What numpy and zipfile raise on a damaged .npz, found by mutating one (tests/fuzz).
+DAMAGED_NPZ = (
+    OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError, SyntaxError, MemoryError, OverflowError,
+    struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 

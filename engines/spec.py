@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from engines.errors import DeployError
+from engines.records import read_record
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, on the 0..255 scale
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -50,8 +52,11 @@ class ModelSpec:
             raise DeployError(f"palette: got {len(self.palette)} colours for {count} classes, expected one for each")
         if any(not 0 <= value <= 255 for colour in self.palette for value in colour):
             raise DeployError("palette: got a value outside 0..255, expected [red, green, blue] of bytes")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise DeployError(f"preprocessing: got mean {self.mean}, std {self.std}, expected 3 values each, std > 0")
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
+            raise DeployError(
+                f"preprocessing: got mean {self.mean}, std {self.std}, expected 3 finite values each, std > 0"
+            )
         if self.channel_order not in ("RGB", "BGR"):
             raise DeployError(f"channel order: got {self.channel_order!r}, expected RGB or BGR")
         if self.logits_stride < 1:
@@ -68,17 +73,4 @@ class ModelSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
         """Inverse of `to_json`.  Raises DeployError on missing, unknown or ill-typed fields."""
-        try:
-            fields = dict(data)
-            fields["classes"] = tuple(str(c) for c in fields["classes"])
-            fields["palette"] = tuple((int(r), int(g), int(b)) for r, g, b in fields["palette"])
-            fields["mean"] = _triple(fields["mean"])
-            fields["std"] = _triple(fields["std"])
-            return cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DeployError(f"model spec: {error!r} while reading it; run build-engine again") from error
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    a, b, c = values
-    return float(a), float(b), float(c)
+        return read_record(cls, data, "model spec", "build the bundle again")

@@ -15,9 +15,10 @@ ROOT = Path(__file__).parent.parent
 # From the ground up: a room imports itself and those before it, never one after it.  A room is a folder, or a file that
 # stands in the open.
 FLOORS = (
-    "engines/errors.py", "engines/files.py", "engines/spec.py", "engines/contract.py", "engines/tiling",
-    "engines/images", "engines/machine", "engines/gpu", "engines/bundle.py", "engines/backends", "engines/arguments.py",
-    "engines/segmenter.py", "engines/folder_run.py", "engines/measure", "engines/proof", "engines/doctor.py",
+    "engines/errors.py", "engines/files.py", "engines/records.py", "engines/spec.py", "engines/contract.py",
+    "engines/tiling", "engines/images", "engines/machine", "engines/gpu", "engines/bundle.py", "engines/backends",
+    "engines/arguments.py", "engines/segmenter.py", "engines/folder_run.py", "engines/measure", "engines/proof",
+    "engines/doctor.py",
     "calib/data", "calib/ranges",
     "pipeline/models", "pipeline/graph", "pipeline/checkpoints", "pipeline/request.py", "pipeline/evaluation",
     "pipeline/side_by_side.py", "pipeline/precision", "pipeline/exact.py", "pipeline/build.py", "pipeline/compare",
@@ -42,7 +43,7 @@ ON_A_DEVICE = ("engines", "calib")  # torch and onnx are no part of a device
 TORCH_THERE = ("engines/backends/torch_cpu.py", "engines/backends/torch_gpu.py")
 FILES = [path for house in HOUSES for path in sorted((ROOT / house).rglob("*.py"))] + [ROOT / "deploy.py"]
 LINE_BUDGET = 330
-IN_THE_OPEN = {"engines": 10, "calib": 1, "pipeline": 7}  # Python files outside of a folder, `__init__` counted
+IN_THE_OPEN = {"engines": 11, "calib": 1, "pipeline": 7}  # Python files outside of a folder, `__init__` counted
 
 
 def _name(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from calib.ranges.histogram import BINS, Histogram, threshold
 from calib.ranges.ranges import TensorRange
 from engines.contract import Float32
 from engines.errors import DeployError
-from engines.files import replacing
+from engines.files import DAMAGED_NPZ, replacing
 
 BLOCK = 1 << 16  # values looked at together: a quarter megabyte, which stays in the cache between passes
 _FLOAT32_TINY = float(np.finfo(np.float32).tiny)
@@ -108,12 +107,21 @@ class Statistics:
             arrays |= {"channel_amax": self.channel_amax, "channel_sum": self.channel_sum}
         return arrays
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self.low, self.high, self.squares = (float(value) for value in arrays["numbers"])
-        self.count, self.windows, known, exponent = (int(value) for value in arrays["counts"])
-        counts = arrays["histogram"] if self.observed.histogram else np.zeros(BINS, np.int64)
-        self.histogram = Histogram(counts, exponent if known > 0 else None)
-        self.channel_amax, self.channel_sum = arrays.get("channel_amax"), arrays.get("channel_sum")
+    @classmethod
+    def restored(cls, observed: Observed, arrays: Mapping[str, NDArray[Any]]) -> Statistics:
+        """Inverse of `to_arrays`.  Raises KeyError, ValueError or TypeError when it cannot be."""
+        low, high, squares = (float(value) for value in arrays["numbers"])
+        count, windows, known, exponent = (int(value) for value in arrays["counts"])
+        counts = arrays["histogram"] if observed.histogram else np.zeros(BINS, np.int64)
+        amaxes, sums = arrays.get("channel_amax"), arrays.get("channel_sum")
+        if counts.shape != (BINS,) or counts.dtype != np.int64:
+            raise ValueError(f"got a histogram {counts.shape} {counts.dtype}")
+        if (None if amaxes is None else amaxes.shape) != (None if sums is None else sums.shape):
+            raise ValueError("got statistics of some channels")
+        return cls(
+            observed, Histogram(counts, exponent if known > 0 else None), low=low, high=high, squares=squares,
+            count=count, windows=windows, channel_amax=amaxes, channel_sum=sums,
+        )  # fmt: skip
 
 
 class Collector:
@@ -165,11 +173,15 @@ class Collector:
                     for index in range(len(self.statistics))
                 ]
                 done = [int(value) for value in data["done"]]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            restored = [
+                Statistics.restored(item.observed, state)
+                for item, state in zip(self.statistics.values(), states, strict=True)
+            ]
+        except DAMAGED_NPZ as error:
             return f"it is damaged ({' '.join(str(error).split())[:80]})"
-        for item, state in zip(self.statistics.values(), states, strict=True):
-            item.restore(state)
-        self.done = done
+        if len(done) != len(self.done) or min(done) < 0:
+            return f"it is damaged (got {done} windows of {len(self.done)} groups)"
+        self.statistics, self.done = dict(zip(self.statistics, restored, strict=True)), done
         return None
 
 

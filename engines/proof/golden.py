@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.contract import Float32, UInt8
 from engines.errors import DeployError
+from engines.files import DAMAGED_NPZ
 from engines.proof.agreement import Agreement, Gate, compare_labels, compare_logits
 from engines.segmenter import Segmenter
 from engines.spec import ModelSpec
@@ -52,15 +54,15 @@ class Golden:
     @classmethod
     def load(cls, path: Path) -> Golden:
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:  # of a path it may stay open
                 return cls(
-                    data["image"],
-                    logits=data["logits"],
+                    _array(data["image"], np.uint8, (None, None, 3)),
+                    logits=_array(data["logits"], np.float32, (None,) * 4),
                     step=int(data["step"]),
-                    labels=data["labels"],
+                    labels=_array(data["labels"], np.uint8, data["image"].shape[:2]),
                     reference=str(data["reference"]),
                 )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except DAMAGED_NPZ as error:
             raise DeployError(f"{path.name}: {error}; build the bundle again from the checkpoint") from error
 
     def verify(self, segmenter: Segmenter, gate: Gate) -> list[Agreement]:
@@ -79,6 +81,14 @@ class Golden:
         mask = compare_labels("tiled mask", labels, self.reference, self.labels)
         mask.require(gate)
         return [engine, mask]
+
+
+def _array(array: NDArray[Any], dtype: type, shape: tuple[int | None, ...]) -> Any:
+    """The same, of that type and shape; None is any size above 0.  Raises ValueError."""
+    fits = len(array.shape) == len(shape) and all(s in (None, g) for g, s in zip(array.shape, shape, strict=True))
+    if array.dtype != dtype or not fits or 0 in array.shape:
+        raise ValueError(f"got an array {array.shape} {array.dtype}, expected {shape} {np.dtype(dtype)}")
+    return array
 
 
 def windows_of(image: UInt8, spec: ModelSpec, tiling: Tiling) -> list[Float32]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engines.errors import DeployError
+from engines.records import read_record
 
 BLENDS = ("uniform", "gaussian", "hann")
 PADDINGS = ("zero", "edge", "reflect")
@@ -87,10 +88,7 @@ class Tiling:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Tiling:
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise DeployError(f"tiling: {error}; build the bundle again") from error
+        return read_record(cls, data, "tiling", "build the bundle again")
 
 
 def _axis(length: int, window: int, stride: int) -> list[int]:

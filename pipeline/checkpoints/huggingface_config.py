@@ -58,7 +58,7 @@ def config_from_json(config: Mapping[str, Any], classes: int) -> SegFormerConfig
             f"hidden_sizes {sizes['hidden_sizes']}"
         )
     act = config.get("hidden_act", "gelu")
-    if act not in _GELU:
+    if not isinstance(act, str) or act not in _GELU:
         raise DeployError(f"config.json: hidden_act: got {act!r}, expected one of {', '.join(_GELU)}")
     return SegFormerConfig(
         classes=classes,
@@ -116,7 +116,7 @@ def preprocessing_fields(folder: Path) -> dict[str, Any]:
             "std": tuple(round(value / scale, 10) for value in std),
             "reduce_zero_label": bool(reduce),
         }
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise DeployError(f"{path}: got unusable numbers ({error}), expected image_mean, image_std of 3") from error
 
 
@@ -155,7 +155,7 @@ def _class_names(names: Any) -> tuple[str, ...]:
 def _palette(colours: Any) -> tuple[RGB, ...]:
     try:
         palette = tuple((int(r), int(g), int(b)) for r, g, b in colours)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DeployError(f"config.json: palette: got {error}, expected [red, green, blue] for each class") from error
     if any(not 0 <= value <= 255 for colour in palette for value in colour):
         raise DeployError("config.json: palette: got a value outside 0..255, expected [red, green, blue] of bytes")

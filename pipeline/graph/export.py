@@ -27,6 +27,9 @@ OPSET = 18  # the first with today's Resize; LayerNormalization has been one nod
 # (precision lowering, attention fusion in TensorRT and OpenVINO) match the plain form.
 _SKIPPED_OPTIMIZERS = ["fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched", "fuse_qkv"]
 
+# What onnx and onnx_ir raise on damaged files, found by mutating them (tests/fuzz).
+_DAMAGED = (DecodeError, OSError, ir.serde.SerdeError, ValueError, RuntimeError, TypeError, LookupError, AttributeError)
+
 
 def trace(module: nn.Module, window: tuple[int, int]) -> torch.export.ExportedProgram:
     """Capture `module` at (1, 3, *window).  Raises DeployError naming what torch.export could not capture."""
@@ -57,21 +60,17 @@ def export(program: torch.export.ExportedProgram) -> OnnxGraph:
 
 def import_onnx(path: Path, window: tuple[int, int]) -> OnnxGraph:
     """Read a user's .onnx and fix its input at (1, 3, *window).  Sizes that the file fixes must agree with that."""
-    try:
+    with _readable(path):
         model = load(path)
-    except FileNotFoundError as error:
-        raise DeployError(f"model {path}: no such file (or its external data is missing)") from error
-    except (DecodeError, OSError, ir.serde.SerdeError, ValueError) as error:
-        raise DeployError(f"model {path}: not a readable ONNX file ({_first_line(error)})") from error
-    if not len(model.graph):
-        raise DeployError(f"model {path}: not an ONNX graph, or an empty one; expected a segmentation network")
-    _fix_input(model, window, path)
-    try:
-        # Values of shapes are not followed: the names that onnxsim makes up would be others, and ranges know a graph by
-        # its names.
-        infer(model, data_prop=False)
-    except onnx.shape_inference.InferenceError as error:
-        raise DeployError(f"model {path}: shapes do not fit together at {window}: {_first_line(error)}") from error
+        if not len(model.graph):
+            raise DeployError(f"model {path}: not an ONNX graph, or an empty one; expected a segmentation network")
+        _fix_input(model, window, path)
+        try:
+            # Values of shapes are not followed: the names that onnxsim makes up would be others, and ranges know a
+            # graph by its names.
+            infer(model, data_prop=False)
+        except onnx.shape_inference.InferenceError as error:
+            raise DeployError(f"model {path}: shapes do not fit together at {window}: {_first_line(error)}") from error
     # Shape subgraphs of dynamic exports only become constants by folding, so the import ends with it.
     folded, left_out = _simplify(model)
     return from_model(folded, (Step("imported .onnx", len(folded.graph), left_out),))
@@ -107,6 +106,17 @@ def _limit(model: ir.Model) -> int:
         limit = sizes[-1] - 1  # all of one size go together
         total -= sizes.pop()
     return limit
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What damaged files raise, some of them only when a tensor is looked at, as a DeployError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DeployError(f"model {path}: no such file (or its external data is missing)") from error
+    except _DAMAGED as error:
+        raise DeployError(f"model {path}: not a readable ONNX file ({_first_line(error)})") from error
 
 
 def _fix_input(model: ir.Model, window: tuple[int, int], path: Path) -> None:

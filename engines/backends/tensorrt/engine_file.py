@@ -16,6 +16,7 @@ from engines.backends.tensorrt.sdk import sm_of
 from engines.contract import TensorRTOptions
 from engines.errors import DeployError
 from engines.gpu.info import Fingerprint
+from engines.records import read_record
 
 MAGIC = b"edgeseg tensorrt engine 1\n"
 _LENGTH = 8  # bytes of the header's length, little endian
@@ -59,12 +60,12 @@ def unpack(blob: bytes) -> tuple[Header, memoryview]:
     if hashlib.sha256(blob[start:end]).digest() != blob[sealed:start]:
         raise DeployError("engine: its header has changed since it was built; copy or build it again")
     try:
-        body: dict[str, Any] = json.loads(blob[start:end])
-        body["options"] = TensorRTOptions.from_json(body["options"])
-        body["targets"] = tuple(body["targets"])
-        header = Header(**body)
-    except (ValueError, TypeError, KeyError) as error:
+        body: Any = json.loads(blob[start:end])
+    except (ValueError, RecursionError) as error:
         raise DeployError(f"engine: its header is of another edgeseg ({error!r}); build it again") from error
+    if isinstance(body, dict) and isinstance(body.get("options"), dict):
+        body["options"] = TensorRTOptions.from_json(body["options"]).to_json()
+    header = read_record(Header, body, "engine's header")
     plan = memoryview(blob)[end:]
     if len(plan) != header.plan_bytes:
         raise DeployError(
