@@ -18,7 +18,10 @@ SOURCES := deploy.py $(shell find engines calib pipeline -name '*.py' -o -path '
 PHOTOGRAPHS := pipeline/demo/images
 MASKS := $(foreach name,street-1 street-2,$(addprefix masks/$(name),.png .overlay.jpg .confidence.png))
 
-.PHONY: help demo test lint bench picture clean
+# Of `make fuzz`, in all.
+FUZZ_SECONDS ?= 600
+
+.PHONY: help demo test lint bench fuzz picture clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -41,11 +44,15 @@ bench: $(VENV)/test.stamp ## stitching beside PyTorch's; a whole frame beside Py
 	$(IN) benchmarks/stitch.py --rounds 5
 	$(IN) benchmarks/end_to_end.py --rounds 2
 
+fuzz: $(VENV)/test.stamp ## mutated files into everything that reads one, for FUZZ_SECONDS; failing inputs stay in fuzz-results
+	$(INSTALL) -e '.[cpu,export,dev,fuzz]'
+	$(IN) -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
 picture: masks/demo.jpg ## renew docs/demo.jpg, the picture of the README
 	cp masks/demo.jpg docs/demo.jpg
 
 clean: ## remove what the other targets made, and nothing else
-	rm -rf $(VENV) demo-bundle build edgeseg.egg-info engines/tiling/_tile*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-bundle fuzz-results build edgeseg.egg-info engines/tiling/_tile*.so .pytest_cache .mypy_cache .ruff_cache
 	rm -f $(MASKS) masks/demo.jpg
 	[ ! -d masks ] || rmdir --ignore-fail-on-non-empty masks
 	find __pycache__ $(ROOMS) -path benchmarks/peers/.venv -prune -o -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
