@@ -4,6 +4,7 @@ They differ from the paper's code: Naive and MLA upsample x4 inside the head, be
 resizes x4 again; MLA's upsampling has half-pixel centres, a 1x1 classifier, and lists its levels deepest first.
 What the weights do not say is taken from the published configs: one convolution upsamples x4, each of four x2;
 LayerNorm eps is 1e-6; the encoder has no final norm (a checkpoint with one, `backbone.ln1`, is refused as unknown).
+Since 1.0 the patch embedding has no bias (`patch_bias=False`); until then it had.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def load(state: State, window: tuple[int, int]) -> Parsed:
     a number of convolutions that no published config has.
     """
     decoder = _decoder(state)
+    _complete_bias(state)
     # MLA drops the class token before the first block.
     unused = ("auxiliary_head.", "backbone.cls_token") if decoder == "mla" else ("auxiliary_head.",)
     config = _config(state, encoder_config(state, ENCODER, window, decoder), decoder)
@@ -56,6 +58,12 @@ def load(state: State, window: tuple[int, int]) -> Parsed:
     if decoder == "mla":
         _reverse_levels(state, config.head_channels)
     return finish(config, state, ENCODER, _mla_prefixes() if decoder == "mla" else _up_prefixes(config.stages), unused)
+
+
+def _complete_bias(state: State) -> None:
+    """A patch embedding without a bias, as 1.x trains it, is one with zeros.  In place."""
+    weight = require(state, f"{ENCODER.embed}.weight", 4)
+    state.setdefault(f"{ENCODER.embed}.bias", weight.new_zeros(weight.shape[0]))
 
 
 def _stages(state: State) -> int:
