@@ -85,6 +85,8 @@ def _conv_shape(node: ir.Node, weight: NDArray[np.generic], options: Int8Options
     for role, count in (("input", inputs), ("output", outputs)):
         if count < NARROW and count % 8:
             return f"{count} {role} channels: fewer than {NARROW} and not a multiple of 8"
+    if group == 1 and min(inputs, outputs) < NARROW and (max(inputs, outputs) < NARROW or len({*kernel}) > 1):
+        return f"{inputs} -> {outputs} channels with kernel {kernel}: no INT8 kernel gains there"
     return ""
 
 

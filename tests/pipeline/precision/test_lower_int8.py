@@ -44,8 +44,8 @@ def _conv(weight: np.ndarray, size: int = 8, **attributes: object) -> OnnxGraph:
         "v": rng.standard_normal((inputs, 3, 1, 1), np.float32), "w": weight, "b": np.zeros(len(weight), np.float32),
         "k": rng.standard_normal((4, len(weight), 1, 1), np.float32),
     }  # fmt: skip
-    side = size - weight.shape[2] + 1
-    return graph_of(nodes, constants, (1, 3, size, size), (1, 4, side, side))
+    height, width = size - weight.shape[2] + 1, size - weight.shape[3] + 1
+    return graph_of(nodes, constants, (1, 3, size, size), (1, 4, height, width))
 
 
 def _constants(graph: OnnxGraph) -> dict[str, np.ndarray]:
@@ -150,6 +150,8 @@ def test_each_reason_to_decline() -> None:
     assert "no measured range for its input x" in _reason(good, _ranges(image=1.0))
     assert "12 input channels" in _reason(_conv(_weights(16, 12, 1, 1)), _ranges(x=1.0))
     assert "9 output channels" in _reason(_conv(_weights(9, 16, 1, 1)), _ranges(x=1.0))
+    assert "8 -> 8 channels" in _reason(_conv(_weights(8, 8, 3, 3)), _ranges(x=1.0))
+    assert "kernel (3, 1)" in _reason(_conv(_weights(32, 8, 3, 1)), _ranges(x=1.0))
     depthwise = _conv(_weights(32, 1, 3, 3), group=32)
     assert "depthwise over 32 channels" in _reason(depthwise, _ranges(x=1.0))
     asked = plan_int8(depthwise, _ranges(x=1.0), options=Int8Options(depthwise=True))
