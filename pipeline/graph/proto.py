@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,10 +12,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from engines.errors import DeployError
-from pipeline.graph.surgery import exact, forget_shapes, opset
+from pipeline.graph.surgery import exact, forget_shapes, integer, opset, shape
 
 LARGEST = onnx.checker.MAXIMUM_PROTOBUF - (64 << 20)  # bytes of weights in one ModelProto; the rest is for the nodes
 LAST_WITHOUT_MODE = 10  # opset, whose Resize does not say how pixels are placed
+FIRST_WITH_ONE_AXIS = 13  # opset, whose Softmax and its kin work along one axis
 SMALL = 4096  # bytes: larger constants are weights, on whose values no shape depends
 
 Weights = Mapping[str, ir.TensorProtocol]
@@ -92,13 +93,17 @@ def _validity() -> Iterator[None]:
 
 
 def at_opset(model: ir.Model, version: int) -> ir.Model:
-    """A copy converted to that opset.  Raises DeployError."""
+    """A copy converted to that opset, with the same tensor names.  Raises DeployError."""
+    before = opset(model)
     proto, weights = without_weights(model)
-    asymmetric = [node.outputs[0].name for node in model.graph if node.op_type in ("Upsample", "Resize")]
+    _output_everything(proto)
     try:
         converted = with_weights(onnx.version_converter.convert_version(proto, version), weights)
-        if opset(model) <= LAST_WITHOUT_MODE:
-            _say_asymmetric(converted, asymmetric)
+        del converted.graph.outputs[len(model.graph.outputs) :]
+        if before <= LAST_WITHOUT_MODE:
+            _say_asymmetric(converted)
+        if before < FIRST_WITH_ONE_AXIS <= version:
+            _say_axis(converted)
         infer(converted)
     except (onnx.version_converter.ConvertError, onnx.shape_inference.InferenceError, RuntimeError) as error:
         raise DeployError(
@@ -107,19 +112,42 @@ def at_opset(model: ir.Model, version: int) -> ir.Model:
     return converted
 
 
-def _say_asymmetric(model: ir.Model, names: Collection[str | None]) -> None:
+def _output_everything(proto: onnx.ModelProto) -> None:
+    """The converter gives what it replaces another name, by which no range knows it, but keeps those of outputs."""
+    graph = proto.graph
+    made = {name for node in graph.node for name in node.output} - {value.name for value in graph.output}
+    graph.output.extend(value for value in graph.value_info if value.name in made)
+
+
+def _say_asymmetric(model: ir.Model) -> None:
     """Until opset 10 Resize placed pixels in one way; the default is another since, and the converter says nothing.
 
     Nearest takes the pixel before when it enlarges, the one after when it reduces (ONNX Runtime's `Simple`).
     """
     for node in model.graph:
-        if node.op_type == "Resize" and node.outputs[0].name in names:
+        if node.op_type == "Resize":
             scales = exact(node.inputs[2])
             reduces = scales is not None and bool((scales < 1).any())
             for name, value in (
                 ("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "ceil" if reduces else "floor"),
             ):  # fmt: skip
                 node.attributes[name] = ir.AttrString(name, value)
+
+
+def _say_axis(model: ir.Model) -> None:
+    """Until opset 12 Hardmax took all axes from one on together, by default from the second; since then one, the last.
+
+    The converter knows that of Softmax and LogSoftmax only.  Raises DeployError where no single axis is meant.
+    """
+    for node in model.graph:
+        if node.op_type == "Hardmax":
+            axis, sizes = integer(node, "axis", 1), shape(node.inputs[0]) or ()
+            if not sizes or any(size != 1 for size in sizes[axis % len(sizes) + 1 :]):
+                raise DeployError(
+                    f"precision: got a Hardmax over all axes from {axis} of {list(sizes)} at opset 12 or before, "
+                    f"expected one over one axis; export the model at {FIRST_WITH_ONE_AXIS}"
+                )
+            node.attributes["axis"] = ir.AttrInt64("axis", axis)
 
 
 def load(path: Path) -> ir.Model:
