@@ -247,14 +247,14 @@ class Editor:
         )
 
     def pointwise(self, before: ir.Node, x: ir.Value, weight: Float64, bias: Float64 | None) -> ir.Value:
-        """A 1x1 convolution of the map x (1, C, H, W) with weight (M, C); rounded to float32 once, here."""
-        channels, height, width = (shape(x) or ())[1:]
+        """A 1x1 convolution of the map x (N, C, H, W) with weight (M, C); rounded to float32 once, here."""
+        batch, channels, height, width = shape(x) or ()
         assert channels == weight.shape[1], "callers match shapes first"
         inputs = [x, self.initializer(weight.astype(np.float32)[:, :, None, None], f"{x.name}/{self.rule}/weight")]
         if bias is not None:
             inputs.append(self.initializer(bias.astype(np.float32), f"{x.name}/{self.rule}/bias"))
         kernel = ir.AttrInt64s("kernel_shape", [1, 1])
-        return self.node(before, "Conv", inputs, (1, weight.shape[0], height, width), [kernel])
+        return self.node(before, "Conv", inputs, (batch, weight.shape[0], height, width), [kernel])
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let everything that reads `old` read `new`; a graph output keeps its name."""

@@ -5,7 +5,8 @@ because the weights of an interpolation (nearest, linear, cubic) sum to one at e
 where the outermost pixels are repeated.  Exact in real arithmetic.
 
 Conditions: only height and width are resized, and upwards; nobody else reads the upsampled map; it has no more channels
-after than before; the coordinates are not those of ``tf_crop_and_resize``, whose outside is a constant.
+after than before; sizes, where they are given, are constants; the coordinates are not those of ``tf_crop_and_resize``,
+whose outside is a constant.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def _reason(pointwise: Conv, resize: ir.Node) -> str | None:
         return "tf_crop_and_resize fills the outside with a constant, so its weights do not sum to one"
     if text(resize, "keep_aspect_ratio_policy", "stretch") != "stretch" or "axes" in resize.attributes:
         return "its output size is not given for all four axes"
+    if len(resize.inputs) > 3 and resize.inputs[3] is not None and unlowered(resize.inputs[3]) is None:
+        return "its output size, which names the channels, is computed at run time"
     if only_producer(resize.outputs[0]) is None:
         return "others read the upsampled map too"
     outputs, inputs = pointwise.stored.shape[:2]

@@ -130,6 +130,25 @@ def test_commute_resize_by_scales() -> None:
     check(net.graph(net.conv(up, 3, 3, bias=False)), commute_resize, 1)
 
 
+def test_commute_resize_in_a_graph_that_makes_several_maps_of_one() -> None:
+    """Found by near misses: the new convolution was declared as of batch 1."""
+    net = Net(1, 3, 4, 4)
+    maps = net.add("Reshape", "image", net.constant(np.array([3, 1, 4, 4], np.int64)))
+    small = net.conv(net.resize(maps, (3, 1, 8, 8)), 1, 1)
+    rewritten = check(net.graph(net.add("Reshape", small, net.constant(np.array([1, 3, 8, 8])))), commute_resize, 1)
+    found = {node.op_type: tuple(node.outputs[0].shape or ()) for node in rewritten.model.graph}
+    assert (found["Conv"], found["Resize"]) == ((3, 1, 4, 4), (3, 1, 8, 8))
+
+
+def test_commute_resize_declines_sizes_that_are_computed() -> None:
+    """Found by near misses: they name the channels, of which there are others after the convolution."""
+    net = Net(1, 3, 4, 4)
+    channels = net.add("Slice", net.add("Shape", "image"), *(net.constant(np.array([i], np.int64)) for i in (0, 2)))
+    sizes = net.add("Concat", channels, net.constant(np.array([8, 8], np.int64)), axis=0)
+    up = net.add("Resize", "image", "", "", sizes, mode="linear")
+    declined(net.graph(net.conv(up, 3, 2)), commute_resize, "computed at run time")
+
+
 def test_commute_resize_declines() -> None:
     net = Net(1, 3, 4, 4)
     declined(net.graph(net.conv(net.resize("image", (1, 3, 8, 8)), 3, 2, 3)), commute_resize, "3x3")
