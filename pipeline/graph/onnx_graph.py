@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -99,7 +99,12 @@ def run_onnx(graph: OnnxGraph, batches: list[Float32]) -> Float32:
 
     Raises DeployError when it cannot run the graph.
     """
-    session = open_onnx(graph.model)
+    return run_model(graph.model, batches)
+
+
+def run_model(model: ir.Model, batches: Sequence[Float32]) -> Float32:
+    """As `run_onnx`, for a graph that may take another number of images."""
+    session = open_onnx(model)
     name = session.get_inputs()[0].name
     with _refusals():
         return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])

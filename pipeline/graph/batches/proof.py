@@ -11,7 +11,7 @@ from engines.contract import Float32
 from engines.proof.batch_gate import different
 from pipeline.graph.batches.walk import Declined
 from pipeline.graph.emulate import emulate
-from pipeline.graph.onnx_graph import OnnxGraph, open_onnx
+from pipeline.graph.onnx_graph import OnnxGraph, run_model
 from pipeline.graph.proto import infer
 from pipeline.graph.surgery import forget_shapes, shape
 
@@ -30,14 +30,14 @@ def confirm(before: OnnxGraph, after: OnnxGraph, windows: Sequence[Float32], bat
     if not batches and _shapes_stay(before, after):
         return
     inputs = different(windows, max(batches, default=1))
-    old = _run(emulate(before).model, inputs[:1])
+    old = run_model(emulate(before).model, inputs[:1])
     new = emulate(after).model
-    alone = [_run(new, [window]) for window in inputs]
+    alone = [run_model(new, [window]) for window in inputs]
     if not np.array_equal(old, alone[0]):
         raise Declined(f"one window gives other logits than before, by {np.abs(old - alone[0]).max():.1e}")
     largest = float(np.abs(alone).max())
     for count in batches:
-        together = _run(with_batch(new, count), [np.concatenate(inputs[:count])])
+        together = run_model(with_batch(new, count), [np.concatenate(inputs[:count])])
         off = [float(np.abs(together[i : i + 1] - alone[i]).max()) for i in range(count)]
         worst = int(np.argmax(off))
         if not off[worst] <= ALLOWED * largest:
@@ -67,8 +67,3 @@ def with_batch(model: ir.Model, batch: int) -> ir.Model:
     forget_shapes(copy)
     return copy
 
-
-def _run(model: ir.Model, inputs: Sequence[Float32]) -> Float32:
-    session = open_onnx(model)
-    name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: window})[0] for window in inputs])
