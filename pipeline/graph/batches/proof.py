@@ -66,4 +66,3 @@ def with_batch(model: ir.Model, batch: int) -> ir.Model:
         value.shape = ir.Shape((batch, *value.shape[1:]))
     forget_shapes(copy)
     return copy
-

@@ -307,8 +307,8 @@ def test_one_window_is_told_by_shapes_and_run_where_they_do_not_tell(monkeypatch
     nodes[0].input[1] = "wrong"
     wrong = graph_of(nodes, constants, (1, 4, 4, 4), (1, 4, 4, 4))
     ran: list[str] = []
-    real = proof.open_onnx
-    monkeypatch.setattr(proof, "open_onnx", lambda model: (ran.append("window"), real(model))[1])
+    real = proof.run_model
+    monkeypatch.setattr(proof, "run_model", lambda model, inputs: (ran.append("window"), real(model, inputs))[1])
     windows = _inputs((1, 4, 4, 4))[:1]
     assert not for_any_batch(right, windows, ()).history[-1].declined
     assert not ran
