@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from engines.segmenter import open_segmenter
 
     images = expand([_photographs(text) for text in args.inputs], args.output, recursive=args.recursive)
-    with open_segmenter(args.bundle, args.threads) as (segmenter, _):
+    with open_segmenter(args.bundle, args.threads, args.allow_host_code) as (segmenter, _):
         options = RunOptions(args.overlay, args.confidence, args.max_pixels)
         report = run_images(segmenter, images, args.output, options)
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
@@ -98,7 +98,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from pipeline.evaluation.evaluate import evaluate as evaluate_bundle
 
     label_map = _label_map(args)
-    with open_segmenter(args.bundle, args.threads) as (segmenter, manifest):
+    with open_segmenter(args.bundle, args.threads, args.allow_host_code) as (segmenter, manifest):
         dataset = open_dataset(
             args.dataset, manifest.spec, label_map=label_map, split=args.split, options=_labels(args)
         ).limited(args.limit)
@@ -142,7 +142,7 @@ def inspect(args: argparse.Namespace) -> int:
 
         result, text = inspect_bundle(open_bundle(path))
         if args.layers:
-            result["layers"], text = inspect_layers(open_bundle(path))
+            result["layers"], text = inspect_layers(open_bundle(path), args.threads, args.allow_host_code)
     else:
         _require_packages()
         from pipeline.checkpoints.sources import SourceOptions
@@ -187,7 +187,10 @@ def bench(args: argparse.Namespace) -> int:
     from engines.measure.bench import bench as measure
 
     image = None if args.image is None else read_image(args.image)
-    report = measure(args.bundle, image, size=args.size, rounds=args.rounds, warmup=args.warmup, threads=args.threads)
+    report = measure(
+        args.bundle, image, size=args.size, rounds=args.rounds, warmup=args.warmup, threads=args.threads,
+        host_code=args.allow_host_code,
+    )  # fmt: skip
     if args.output:
         write_json(args.output, report.to_json())
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
@@ -224,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tile", type=arguments.size, default=(1024, 1024), metavar="N|HxW", help="to look at a model at"
     )
     verb.add_argument("--layers", action="store_true", help="list what each layer of a bundle really runs in here")
+    arguments.loading_arguments(verb)
     arguments.model_arguments(verb)
     _verb(verbs, "doctor", doctor)
     arguments.compare_arguments(_verb(verbs, "compare", compare))

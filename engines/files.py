@@ -117,6 +117,16 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hashed_copy(source: Path, target: Path) -> str:
+    """Copy a file; returns the sha256 of what was copied.  Raises OSError."""
+    digest = hashlib.sha256()
+    with source.open("rb") as read, target.open("wb") as written:
+        while chunk := read.read(1 << 20):
+            digest.update(chunk)
+            written.write(chunk)
+    return digest.hexdigest()
+
+
 def natural(path: Path) -> list[tuple[int, str]]:
     """To sort by, with the numbers in a name as numbers: frame2 before frame10."""
     parts = re.split(r"([0-9]+)", str(path))  # text, number, text, ...

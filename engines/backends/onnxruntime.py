@@ -49,6 +49,9 @@ class OnnxRuntimeBackend(Reference):
     def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
         raise DeployError("backend onnxruntime: it is the fp32 reference and is not profiled; use --backend openvino")
 
+    def reads_graph(self, config: BuildConfig) -> bool:
+        return True  # the engine is the graph, and its weights may lie in a file of their own
+
     def build(self, model: Path, config: BuildConfig) -> bytes:
         self.require_one_window(config)
         # The graph itself: ONNX Runtime compiles when it loads.  Opened once, so that a build says what is refused.

@@ -163,10 +163,10 @@ class CudaGpu:
         with self._errors("copying on the GPU"):
             self._cuda.memcpy_dtod_async(target, source, size, self.main)
 
-    def clear(self, address: int, size: int) -> None:
-        """Start setting bytes to zero, on main."""
+    def clear(self, address: int, size: int, byte: int = 0) -> None:
+        """Start setting bytes to zero, or to `byte`, on main."""
         with self._errors("clearing memory"):
-            self._cuda.memset_d8_async(address, 0, size, self.main)
+            self._cuda.memset_d8_async(address, byte, size, self.main)
 
     def load(self, cubin: bytes) -> Kernels:
         """Raises DeployError when the driver refuses the kernels."""

@@ -14,6 +14,7 @@ from engines.gpu import kernels
 from engines.gpu.context import CudaGpu
 from engines.gpu.graph import CaptureRefusedError, InstantiateRefusedError, missing
 from engines.gpu.host_copies import DTYPES
+from engines.gpu.kernels import NOT_RUN
 from engines.gpu.layout import ALIGNMENT, Plan
 from engines.gpu.memory import CudaMemory
 from engines.gpu.pool import Slot
@@ -92,6 +93,9 @@ class Launcher:
                 return
             finally:
                 self._recording = False
+        # The graph itself clears the status.  Set from outside of it, a graph that does not run cannot pass for one
+        # that found nothing, and leave the mask of the frame before for this one's.
+        self.gpu.clear(slot.addresses["status"], slot.plan.regions["status"].bytes, NOT_RUN & 0xFF)
         self.gpu.replay(slot.graph)
         if self.on_window:
             self.on_window(slot.plan.windows, slot.plan.windows)

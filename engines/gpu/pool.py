@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engines.contract import UInt8
 from engines.gpu.context import CudaGpu, GpuMemoryError
 from engines.gpu.graph import Graph
+from engines.gpu.kernels import NOT_RUN
 from engines.gpu.layout import Plan
 from engines.tiling.device import Timings
 from engines.tiling.placement import Tiling
@@ -81,7 +82,8 @@ class Slot:
         self.uploaded, self.computed, self.done = gpu.event(), gpu.event(), gpu.event()
 
     def upload(self, rows: int, stream: Any) -> None:
-        """Start bringing the first `rows` of the image to the kernels."""
+        """Start bringing the first `rows` of the image to the kernels.  Until they ran the status says so."""
+        self.arrays["status"][:] = NOT_RUN
         if self.plan.regions["image"].device is not None:
             self.gpu.copy_in(self.addresses["image"], self.arrays["image"][:rows], stream)
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from engines.backends import REFERENCES, get_backend
-from engines.bundle import ENGINE, Bundle
+from engines.bundle import Bundle
 from engines.contract import UInt8, executed
 from engines.errors import DeployError, GpuLostError
 from engines.segmenter import Segmenter, open_segmenter
@@ -86,14 +86,14 @@ class Worker:
     Raises DeployError with the worker's own message, and GpuLostError where the worker did.
     """
 
-    def __init__(self, bundle: Path, threads: int = 0) -> None:
+    def __init__(self, bundle: Path, threads: int = 0, host_code: bool = False) -> None:
         self._bundle = bundle
         self._folder = tempfile.TemporaryDirectory(prefix="edgeseg-worker-")
         self._stderr = (Path(self._folder.name) / "stderr").open("w+")
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(  # noqa: S603  our own interpreter and module
-            [sys.executable, "-c", _START, str(bundle.absolute()), str(threads)],
+            [sys.executable, "-c", _START, str(bundle.absolute()), str(threads), str(int(host_code))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True,
             env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
@@ -205,8 +205,8 @@ class Worker:
 class _Served:
     """The worker's side: one segmenter and the image it works on."""
 
-    def __init__(self, segmenter: Segmenter, bundle: Bundle, threads: int) -> None:
-        self._segmenter, self._bundle, self._threads = segmenter, bundle, threads
+    def __init__(self, segmenter: Segmenter, bundle: Bundle, threads: int, host_code: bool = False) -> None:
+        self._segmenter, self._bundle, self._threads, self._host_code = segmenter, bundle, threads, host_code
         self._image: UInt8 = np.zeros((1, 1, 3), np.uint8)
         self._labels: UInt8 = np.zeros((1, 1), np.uint8)
 
@@ -246,8 +246,9 @@ class _Served:
         if manifest.backend in REFERENCES:  # they compute in one type, and most keep no account of layers
             return {"shares": {manifest.precision: 1.0}}
         window = self._segmenter.first_window(self._image)[:1]
-        blob = self._bundle.path(ENGINE).read_bytes()
-        layers = get_backend(manifest.backend).layers(blob, self._bundle.config(self._threads), window)
+        backend = get_backend(manifest.backend)
+        with self._bundle.engine(backend, self._threads, self._host_code) as (blob, config):
+            layers = backend.layers(blob, config, window)
         return {"shares": executed(layers)}
 
     def memory(self) -> dict[str, Any]:
@@ -270,10 +271,10 @@ def main(argv: list[str]) -> int:
     # SDKs print to stdout at will; the answers keep the original to themselves.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    threads = int(argv[1])
+    threads, host_code = int(argv[1]), bool(int(argv[2]))
     begin = time.perf_counter()
     try:
-        with open_segmenter(Path(argv[0]), threads) as (segmenter, manifest):
+        with open_segmenter(Path(argv[0]), threads, host_code) as (segmenter, manifest):
             in_force = threads or len(os.sched_getaffinity(0))
             load_ms = 1e3 * (time.perf_counter() - begin)
             opened = Opened(
@@ -285,7 +286,7 @@ def main(argv: list[str]) -> int:
                 load_ms=load_ms,
             )
             print(json.dumps(asdict(opened)), file=answers)
-            served = _Served(segmenter, Bundle(Path(argv[0]), manifest), threads)
+            served = _Served(segmenter, Bundle(Path(argv[0]), manifest), threads, host_code)
             for line in sys.stdin:
                 command = json.loads(line)
                 print(json.dumps(getattr(served, command.pop("do"))(**command)), file=answers)

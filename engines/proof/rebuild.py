@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -49,7 +48,7 @@ def compile_engine(
     """Compile `folder`/model.onnx into `folder`/engine.bin and verify it.  Raises DeployError or GateError."""
     weights_of(folder / MODEL)  # before an SDK reads files that are not the bundle's own
     kernels = _kernels(folder, log) if backend.on_gpu else None  # before what takes minutes: this fails in a second
-    config = replace(config, model=folder / MODEL)
+    config = replace(config, model=folder / MODEL, host_code=True)  # what it brings was put into it here, a moment ago
     begin = time.perf_counter()
     blob = backend.build(folder / MODEL, config)
     (folder / ENGINE).write_bytes(blob)
@@ -131,11 +130,11 @@ def rebuild(
     options = replace(old.tensorrt, **tensorrt)
     heeded = options if isinstance(backend, TensorRTFamily) else TensorRTOptions(**tensorrt)
     tuned = tuning(backend, output, given=heeded, timing_cache=timing_cache, log=log)
-    golden, report = Golden.load(bundle.path(GOLDEN)), bundle.report()
+    golden, report = Golden.load(bundle.read(GOLDEN)), bundle.report()
     require_neutral(report["history"], old.batch)
     with writing(output) as folder:
         for name in {MODEL, WEIGHTS, GOLDEN} & set(old.files):
-            shutil.copyfile(bundle.path(name), folder / name)
+            bundle.copy(name, folder)
         config = replace(tuned, precision=old.precision, threads=threads, batch=old.batch)
         gate = _gate(report, old.precision).but(max_relative, min_labels)
         agreements = compile_engine(

@@ -91,6 +91,9 @@ class TensorRTFamily(Backend, ABC):
         reason = engine_file.refused_sdk(sdk, self.version(), config.tensorrt)
         return reason or engine_file.refused_device(device, self.device(), config.tensorrt, self.flavour.ahead)
 
+    def reads_graph(self, config: BuildConfig) -> bool:
+        return config.tensorrt.strip_weights
+
     def require(self, options: TensorRTOptions) -> None:
         """Raises DeployError naming an option that this package or this release of it lacks."""
         info = self._gpu()
@@ -138,6 +141,11 @@ class TensorRTFamily(Backend, ABC):
         reason = engine_file.refuses(header, self.version(), self.device(), self.flavour.ahead)
         if reason:
             raise DeployError(f"engine: {reason}; build the bundle again here")
+        if header.options.version_compatible and not config.host_code:
+            raise DeployError(
+                "engine: it was built with --version-compatible and brings native code of its own, which runs when it "
+                "is loaded; give --allow-host-code if you trust where it comes from, or build the bundle again here"
+            )
         from engines.gpu.context import open_gpu
 
         with open_gpu() as gpu:

@@ -89,7 +89,7 @@ def test_version_compatible_engines_go_upward(start: Start, model: Path, built: 
     reason = machine.backend.refuses(f"tensorrt {built}", str(ORIN), config)
     if loads:
         assert reason is None
-        with machine.backend.load(blob, config) as session:
+        with machine.backend.load(blob, replace(config, host_code=True)) as session:
             session.run(WINDOW)
         assert ("Runtime.engine_host_code_allowed", (True,)) in machine.sdk.log
     else:
