@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 from engines import arguments
 from engines.bundle import is_bundle, open_bundle
 from engines.contract import Log, TensorRTOptions
+from engines.doctor import require_building
 from engines.errors import DeployError, GateError, GpuLostError
+from engines.guard.child import guarded, interrupt
 from engines.images.read import read_image
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def build_engine(args: argparse.Namespace) -> int:
             batch=args.batch, tensorrt=arguments.tensorrt_given(args), timing_cache=args.timing_cache,
         )  # fmt: skip
     else:
-        _require_packages()
+        require_building()
         from calib.ranges.ranges import Ranges, is_ranges
         from pipeline.build import build_bundle
         from pipeline.checkpoints.sources import SourceOptions
@@ -115,7 +117,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def calibrate(args: argparse.Namespace) -> int:
     """measure the ranges of a model's activations on photographs, for lowering it to INT8"""
-    _require_packages()
+    require_building()
     from pipeline.checkpoints.sources import SourceOptions
     from pipeline.precision.calibrate import CalibrateRequest
     from pipeline.precision.calibrate import calibrate as measure
@@ -144,7 +146,7 @@ def inspect(args: argparse.Namespace) -> int:
         if args.layers:
             result["layers"], text = inspect_layers(open_bundle(path), args.threads, args.allow_host_code)
     else:
-        _require_packages()
+        require_building()
         from pipeline.checkpoints.sources import SourceOptions
         from pipeline.inspect_model import inspect_model
 
@@ -155,7 +157,7 @@ def inspect(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """build MODEL in several precisions, measure them side by side on a data set, and say which one to ship"""
-    _require_packages()
+    require_building()
     from pipeline.checkpoints.sources import SourceOptions
     from pipeline.compare.judge import Limits
     from pipeline.compare.report.table import terminal
@@ -187,10 +189,7 @@ def bench(args: argparse.Namespace) -> int:
     from engines.measure.bench import bench as measure
 
     image = None if args.image is None else read_image(args.image)
-    report = measure(
-        args.bundle, image, size=args.size, rounds=args.rounds, warmup=args.warmup, threads=args.threads,
-        host_code=args.allow_host_code,
-    )  # fmt: skip
+    report = measure(args.bundle, image, args.size, args.rounds, args.warmup, args.threads, args.allow_host_code)
     if args.output:
         write_json(args.output, report.to_json())
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
@@ -264,14 +263,6 @@ def _refuse_fixed(args: argparse.Namespace) -> None:
         )
 
 
-def _require_packages() -> None:
-    from engines.doctor import building
-
-    finding = building()
-    if finding.status != "ok":
-        raise DeployError(f"{finding.detail}; {finding.fix}")
-
-
 def _budget(args: argparse.Namespace) -> Budget:
     """Of `--precision auto`: what it may lose, and on which data set."""
     from calib.data.datasets import open_dataset
@@ -307,12 +298,23 @@ def _logger(quiet: bool) -> Log:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point.  Returns the exit code; argparse itself exits with 2 on a wrong command line."""
-    args = _parser().parse_args(argv)
+    """The exit code; argparse itself exits with 2 on a wrong command line."""
+    return _called(_parser().parse_args(argv))
+
+
+def command() -> int:
+    """Entry point of the command line: `main` in a process of its own, whose crash is one line."""
+    args = _parser().parse_args()
+    return guarded(
+        lambda: _called(args), f"{args.verb} {vars(args).get('model', vars(args).get('bundle', ''))}".strip()
+    )
+
+
+def _called(args: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a file's name may be in any encoding
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill, too, leaves nothing half-written
+        signal.signal(signal.SIGTERM, interrupt)  # kill, too, leaves nothing half-written
     try:
         return int(args.function(args))
     except DeployError as error:
@@ -324,4 +326,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

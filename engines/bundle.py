@@ -26,6 +26,7 @@ from typing import Any
 from engines.contract import Backend, BuildConfig, TensorRTOptions
 from engines.errors import DeployError
 from engines.files import file_sha256, hashed_copy, replace_folder
+from engines.guard.ledger import ledger, temporary_folder
 from engines.records import read_record
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
@@ -144,10 +145,10 @@ class Bundle:
         if not backend.reads_graph(config):
             yield blob, config
             return
-        with tempfile.TemporaryDirectory(prefix="edgeseg-graph-") as folder:
+        with temporary_folder() as folder:
             for name in {MODEL, WEIGHTS} & set(self.manifest.files):
-                self.copy(name, Path(folder))
-            yield blob, replace(config, model=Path(folder) / MODEL)
+                self.copy(name, folder)
+            yield blob, replace(config, model=folder / MODEL)
 
     def _require(self, name: str, sha256: str) -> None:
         if sha256 != self.manifest.files.get(name):
@@ -216,9 +217,10 @@ def writing(folder: Path, check: Callable[[Path], None] = check_target) -> Itera
     except OSError as error:
         raise DeployError(f"output {folder}: cannot write there: {error.strerror}") from error
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        replace_folder(temporary, target)
+        with ledger.temporary(temporary):
+            yield temporary
+            temporary.chmod(0o755)
+            replace_folder(temporary, target)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

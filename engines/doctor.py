@@ -82,6 +82,13 @@ def _backend(name: str, gpu_here: bool) -> Finding:
     return Finding(topic, "ok", f"{backend.version()} on {backend.device()}: {', '.join(precisions)}")
 
 
+def require_building() -> None:
+    """Raises DeployError naming the packages that building lacks, and the command that gets them."""
+    finding = building()
+    if finding.status != "ok":
+        raise DeployError(f"{finding.detail}; {finding.fix}")
+
+
 def building() -> Finding:
     """Whether everything is there that turns a model into a bundle."""
     absent = [name for name in BUILD_PACKAGES if importlib.util.find_spec(name) is None]

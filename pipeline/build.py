@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from engines.backends import choose_backend
 from engines.bundle import GOLDEN, MODEL, Manifest, writing
 from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
+from engines.guard.ledger import temporary_folder
 from engines.proof.agreement import Agreement
 from engines.proof.batch_gate import reported, require_neutral
 from engines.proof.golden import Golden
@@ -81,8 +81,8 @@ def _program(exact: Exact, backend: Backend) -> Iterator[Path | None]:
     if exact.program is None or not backend.from_program:
         yield None
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "program.pt2"
+    with temporary_folder() as folder:
+        path = folder / "program.pt2"
         torch.export.save(exact.program, path)
         yield path
 

@@ -17,6 +17,7 @@ from typing import Any
 from engines.backends.reference import Reference
 from engines.contract import BuildConfig, Float32, Layer, Session, check_windows
 from engines.errors import DeployError
+from engines.guard.ledger import ledger
 from engines.machine.interpreter import pip_install, version_of
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph that is given as bytes
@@ -61,7 +62,9 @@ class OnnxRuntimeBackend(Reference):
 
     @contextmanager
     def load(self, blob: bytes, config: BuildConfig) -> Iterator[Session]:
-        yield OnnxRuntimeSession(_open(blob, config))
+        session = OnnxRuntimeSession(_open(blob, config))
+        with ledger.doing(f"{self.version()} ran the engine"):
+            yield session
 
 
 def _open(blob: bytes, config: BuildConfig) -> Any:
@@ -74,7 +77,8 @@ def _open(blob: bytes, config: BuildConfig) -> Any:
     state = ort.capi.onnxruntime_pybind11_state
     refusals = (state.Fail, state.NotImplemented, state.InvalidGraph, state.InvalidArgument, state.InvalidProtobuf)
     try:
-        return ort.InferenceSession(blob, options, providers=["CPUExecutionProvider"])
+        with ledger.doing(f"{backend.version()} loaded the network"):
+            return ort.InferenceSession(blob, options, providers=["CPUExecutionProvider"])
     except refusals as error:
         raise DeployError(f"onnxruntime: cannot load the graph: {' '.join(str(error).split())[:300]}") from error
 

@@ -12,9 +12,8 @@ import re
 import resource
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
@@ -27,6 +26,7 @@ from engines.backends import REFERENCES, get_backend
 from engines.bundle import Bundle
 from engines.contract import UInt8, executed
 from engines.errors import DeployError, GpuLostError
+from engines.guard.ledger import temporary_folder
 from engines.segmenter import Segmenter, open_segmenter
 from engines.tiling.device import PARTS, Timings
 
@@ -88,8 +88,9 @@ class Worker:
 
     def __init__(self, bundle: Path, threads: int = 0, host_code: bool = False) -> None:
         self._bundle = bundle
-        self._folder = tempfile.TemporaryDirectory(prefix="edgeseg-worker-")
-        self._stderr = (Path(self._folder.name) / "stderr").open("w+")
+        self._stack = ExitStack()
+        self._folder = self._stack.enter_context(temporary_folder("edgeseg-worker-"))
+        self._stderr = self._stack.enter_context((self._folder / "stderr").open("w+"))
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(  # noqa: S603  our own interpreter and module
@@ -113,7 +114,7 @@ class Worker:
 
     def put(self, image: UInt8) -> None:
         """Set the image (H, W, 3) uint8 RGB that `frame` and `engine` work on."""
-        path = Path(self._folder.name) / "image.npy"
+        path = self._folder / "image.npy"
         np.save(path, image)
         self._ask("put", path=str(path))
 
@@ -123,7 +124,7 @@ class Worker:
 
     def labels(self) -> UInt8:
         """The label map (H, W) uint8 of the last `frame`."""
-        path = Path(self._folder.name) / "labels.npy"
+        path = self._folder / "labels.npy"
         self._ask("labels", path=str(path))
         labels: UInt8 = np.load(path)
         return labels
@@ -168,8 +169,7 @@ class Worker:
             self._process.wait()
         if self._process.stdout:
             self._process.stdout.close()
-        self._stderr.close()
-        self._folder.cleanup()
+        self._stack.close()
 
     def _ask(self, command: str, **values: Any) -> dict[str, Any]:
         try:

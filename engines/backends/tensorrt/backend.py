@@ -20,6 +20,7 @@ from engines.backends.tensorrt.timing_cache import TimingCache
 from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Layer, TensorRTOptions
 from engines.errors import DeployError
 from engines.gpu.info import GpuInfo
+from engines.guard.ledger import ledger
 from engines.machine.jetson import read_jetson
 
 
@@ -115,9 +116,10 @@ class TensorRTFamily(Backend, ABC):
         cache = None
         if config.timing_cache is not None and not self.flavour.ahead:
             cache = TimingCache(config.timing_cache, self.version(), device, config.log)
-        plan = build_plan(
-            sdk, self.flavour, model=model, config=config, room=self._room(info), targets=targets, cache=cache
-        )
+        with ledger.doing(f"{self.version()} compiled the network"):
+            plan = build_plan(
+                sdk, self.flavour, model=model, config=config, room=self._room(info), targets=targets, cache=cache
+            )
         header = engine_file.Header(
             self.version(), device, options=config.tensorrt, targets=targets,
             model_sha256=model_sha256(model),
@@ -148,7 +150,7 @@ class TensorRTFamily(Backend, ABC):
             )
         from engines.gpu.context import open_gpu
 
-        with open_gpu() as gpu:
+        with open_gpu() as gpu, ledger.doing(f"{self.version()} loaded or ran the engine"):
             session = TensorRTSession(
                 self.sdk(), title=self._title(), header=header, plan=plan, model=config.model, gpu=gpu
             )
