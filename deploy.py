@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 from engines import arguments
 from engines.bundle import is_bundle, open_bundle
 from engines.contract import Log, TensorRTOptions
-from engines.doctor import require_building
+from engines.doctor import examine, require_building
 from engines.errors import DeployError, GateError, GpuLostError
 from engines.guard.child import guarded, interrupt
 from engines.images.read import read_image
+from engines.proof.first_run import prover
+from engines.segmenter import open_segmenter
 
 if TYPE_CHECKING:
     from calib.data.datasets import LabelOptions
@@ -78,16 +80,14 @@ def run(args: argparse.Namespace) -> int:
     """segment images with a bundle: index PNGs, and overlays and confidences if asked for"""
     from engines.folder_run import RunOptions, run_images
     from engines.images.inputs import expand
-    from engines.segmenter import open_segmenter
 
     images = expand([_photographs(text) for text in args.inputs], args.output, recursive=args.recursive)
-    with open_segmenter(args.bundle, args.threads, args.allow_host_code) as (segmenter, _):
+    with open_segmenter(args.bundle, args.threads, args.host_code, prover(_logger(True))) as (segmenter, _):
         options = RunOptions(args.overlay, args.confidence, args.max_pixels)
         report = run_images(segmenter, images, args.output, options)
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
     if report.lost is not None:
-        print(f"error: {report.lost}", file=sys.stderr)
-        return GpuLostError.exit_code
+        raise GpuLostError(report.lost)
     return 2 if report.failed else 0
 
 
@@ -95,12 +95,14 @@ def evaluate(args: argparse.Namespace) -> int:
     """score a bundle on a data set: mIoU, IoU by class, pixel and mean accuracy as mmsegmentation computes them"""
     from calib.data.datasets import open_dataset
     from engines.files import make_folder, write_json
-    from engines.segmenter import open_segmenter
     from pipeline.evaluation.evaluate import EVALUATE_JSON
     from pipeline.evaluation.evaluate import evaluate as evaluate_bundle
 
     label_map = _label_map(args)
-    with open_segmenter(args.bundle, args.threads, args.allow_host_code) as (segmenter, manifest):
+    with open_segmenter(args.bundle, args.threads, args.host_code, prover(_logger(True))) as (
+        segmenter,
+        manifest,
+    ):
         dataset = open_dataset(
             args.dataset, manifest.spec, label_map=label_map, split=args.split, options=_labels(args)
         ).limited(args.limit)
@@ -144,7 +146,7 @@ def inspect(args: argparse.Namespace) -> int:
 
         result, text = inspect_bundle(open_bundle(path))
         if args.layers:
-            result["layers"], text = inspect_layers(open_bundle(path), args.threads, args.allow_host_code)
+            result["layers"], text = inspect_layers(open_bundle(path), args.threads, args.host_code)
     else:
         require_building()
         from pipeline.checkpoints.sources import SourceOptions
@@ -189,7 +191,7 @@ def bench(args: argparse.Namespace) -> int:
     from engines.measure.bench import bench as measure
 
     image = None if args.image is None else read_image(args.image)
-    report = measure(args.bundle, image, args.size, args.rounds, args.warmup, args.threads, args.allow_host_code)
+    report = measure(args.bundle, image, args.size, args.rounds, args.warmup, args.threads, args.host_code)
     if args.output:
         write_json(args.output, report.to_json())
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
@@ -198,8 +200,6 @@ def bench(args: argparse.Namespace) -> int:
 
 def doctor(args: argparse.Namespace) -> int:
     """say what this machine can run, what is missing, and how to get it"""
-    from engines.doctor import examine
-
     findings = examine()
     if args.json:
         print(json.dumps([finding.to_json() for finding in findings], indent=1))

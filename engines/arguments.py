@@ -99,8 +99,8 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
 def loading_arguments(verb: argparse.ArgumentParser) -> None:
     """Of verbs that load an engine which was built before."""
     verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
-    verb.add_argument("--allow-host-code", action="store_true", help="load an engine that was built with "
-                      "--version-compatible: it runs native code of its own, so know where it comes from")  # fmt: skip
+    verb.add_argument("--allow-host-code", dest="host_code", action="store_true", help="load an engine that was built "
+                      "with --version-compatible: it runs native code of its own, so know whence it comes")  # fmt: skip
 
 
 def compare_arguments(verb: argparse.ArgumentParser) -> None:

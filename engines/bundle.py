@@ -48,6 +48,8 @@ class Manifest:
     verification: one entry per build step, each compared with the checkpoint's own logits.
     files: sha256 by file name.
     batch: windows that the engine takes at once.  tensorrt: what its builder was asked for.
+    proven: (sdk, device) of each place where the engine itself was held against the checkpoint; None, of earlier
+    versions, is the one of the build.
     """
 
     spec: ModelSpec
@@ -63,6 +65,11 @@ class Manifest:
     files: Mapping[str, str]
     batch: int = 1
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
+    proven: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def proven_on(self) -> tuple[tuple[str, str], ...]:
+        return ((self.sdk, self.device),) if self.proven is None else self.proven
 
     def to_json(self) -> dict[str, Any]:
         body = dict(vars(self))
@@ -231,9 +238,13 @@ def writing(folder: Path, check: Callable[[Path], None] = check_target) -> Itera
 
 def seal(folder: Path, manifest: Manifest) -> None:
     """Write the manifest last: it names the digest of every file, and its own."""
-    body = manifest.to_json()
-    body["digest"] = _digest(body)
-    (folder / MANIFEST).write_text(json.dumps(body, indent=1) + "\n")
+    (folder / MANIFEST).write_text(sealed(manifest))
+
+
+def sealed(manifest: Manifest) -> str:
+    """The text of manifest.json."""
+    body = json.loads(json.dumps(manifest.to_json()))
+    return json.dumps({**body, "digest": _digest(body)}, indent=1) + "\n"
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

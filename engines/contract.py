@@ -137,6 +137,10 @@ class Backend(Protocol):
     def unavailable(self) -> str | None:
         """None when this machine can use the backend, otherwise what is missing and how to get it."""
 
+    def only_builds(self) -> str | None:
+        """Why engines can be built here, but not run; None where they can be run, or neither."""
+        return None
+
     def version(self) -> str:
         """SDK name and version, as it goes into the manifest."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -132,10 +132,15 @@ class Running:
 
 
 @contextmanager
-def open_segmenter(folder: Path, threads: int = 0, host_code: bool = False) -> Iterator[tuple[Segmenter, Manifest]]:
+def open_segmenter(
+    folder: Path, threads: int = 0, host_code: bool = False,
+    prove: Callable[[Bundle, Backend, Segmenter, bytes], Manifest] | None = None,
+) -> Iterator[tuple[Segmenter, Manifest]]:  # fmt: skip
     """Load a bundle that was built on this device.  Raises DeployError, naming the command that rebuilds it.
 
     host_code: allow an engine that brings native code of its own (built with --version-compatible).
+    prove: verifies an engine that was not, here, and says so in the manifest (engines.proof.first_run.prover); without
+    it such an engine is refused.
     """
     bundle = open_bundle(folder)
     manifest = bundle.manifest
@@ -146,8 +151,6 @@ def open_segmenter(folder: Path, threads: int = 0, host_code: bool = False) -> I
     reason = backend.refuses(manifest.sdk, manifest.device, bundle.config())
     if reason:
         raise DeployError(f"bundle {folder}: {reason}; rebuild it here: deploy.py build-engine {folder} -o {folder}")
-    if backend.on_gpu and KERNELS not in manifest.files:
-        raise DeployError(f"bundle {folder}: {KERNELS} is missing; build the bundle again")
     kernels = _kernels(bundle) if backend.on_gpu else None
     with (
         bundle.engine(backend, threads, host_code) as (blob, config),
@@ -155,23 +158,29 @@ def open_segmenter(folder: Path, threads: int = 0, host_code: bool = False) -> I
             backend, blob, config=config, spec=manifest.spec, tiling=manifest.tiling, kernels=kernels
         ) as segmenter,
     ):
+        if kernels is not None and (backend.version(), backend.device()) not in manifest.proven_on:
+            if prove is None:
+                raise DeployError(f"bundle {folder}: not yet verified on {backend.device()}; deploy.py run does that")
+            manifest = prove(bundle, backend, segmenter, kernels)
         yield segmenter, manifest
 
 
 def _kernels(bundle: Bundle) -> bytes:
-    """The bundle's, or where its engine was built to load on other GPUs too, compiled for the one here."""
+    """The bundle's, or where it has none for the GPU here, compiled for it."""
     from engines.gpu.compile import compile_kernels, fits
     from engines.gpu.context import gpu_info
 
-    built, here = Fingerprint.parse(bundle.manifest.device), gpu_info().sm
-    if built is None or fits(built.sm, here):
+    devices = [bundle.manifest.device, *(device for _, device in bundle.manifest.proven_on)]
+    built = next(filter(None, map(Fingerprint.parse, devices)), None)
+    here, there = gpu_info().sm, KERNELS in bundle.manifest.files
+    if there and (built is None or fits(built.sm, here)):
         return bundle.read(KERNELS)
     try:
         return compile_kernels(here)
     except DeployError as error:
+        has = f"it is for sm_{built.sm[0]}{built.sm[1]}" if there and built else "there is none"
         raise DeployError(
-            f"{bundle.folder / KERNELS}: it is for sm_{built.sm[0]}{built.sm[1]}, this GPU is sm_{here[0]}{here[1]}, "
-            f"and compiling it here failed: {error}"
+            f"{bundle.folder / KERNELS}: {has}, this GPU is sm_{here[0]}{here[1]}, and compiling it failed: {error}"
         ) from error
 
 

@@ -36,7 +36,9 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
     log: called with (step, what happened) as each step ends.  exact: the model's verified graph, where several
     precisions are built from one.
     """
-    backend, why = choose_backend(request.backend, "fp32" if request.precision == "auto" else request.precision)
+    backend, why = choose_backend(
+        request.backend, "fp32" if request.precision == "auto" else request.precision, runs=False
+    )
     log("backend", f"{why}; {backend.version()} on {backend.device()}")
     tuned = tuning(backend, request.output, given=request.tensorrt, timing_cache=request.timing_cache, log=log)
     tiling, trial = request.tiling, replace(tuned, threads=request.threads, log=BuildConfig.log)  # of many: in silence

@@ -15,10 +15,10 @@ ROOT = Path(__file__).parent.parent
 # From the ground up: a room imports itself and those before it, never one after it.  A room is a folder, or a file that
 # stands in the open.
 FLOORS = (
-    "engines/errors.py", "engines/guard", "engines/files.py", "engines/records.py", "engines/spec.py",
-    "engines/contract.py",
-    "engines/tiling", "engines/images", "engines/machine", "engines/gpu", "engines/bundle.py", "engines/backends",
-    "engines/arguments.py", "engines/segmenter.py", "engines/folder_run.py", "engines/measure", "engines/proof",
+    "engines/errors.py", "engines/guard", "engines/files.py", "engines/records.py", "engines/machine",
+    "engines/spec.py", "engines/contract.py",
+    "engines/tiling", "engines/images", "engines/gpu", "engines/bundle.py", "engines/backends",
+    "engines/arguments.py", "engines/segmenter.py", "engines/proof", "engines/folder_run.py", "engines/measure",
     "engines/doctor.py",
     "calib/data", "calib/ranges",
     "pipeline/models", "pipeline/graph", "pipeline/checkpoints", "pipeline/request.py", "pipeline/evaluation",

@@ -6,7 +6,6 @@ The only file in this package that imports onnxruntime.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ from engines.contract import BuildConfig, Float32, Layer, Session, check_windows
 from engines.errors import DeployError
 from engines.guard.ledger import ledger
 from engines.machine.interpreter import pip_install, version_of
+from engines.machine.limits import cores
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph that is given as bytes
 
@@ -70,7 +70,7 @@ class OnnxRuntimeBackend(Reference):
 def _open(blob: bytes, config: BuildConfig) -> Any:
     ort = _onnxruntime()
     options = ort.SessionOptions()
-    options.intra_op_num_threads = config.threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = config.threads or cores()
     options.log_severity_level = 3
     if config.model is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(config.model.absolute().parent))

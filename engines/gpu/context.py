@@ -22,6 +22,8 @@ from engines.gpu.driver import DriverError
 from engines.gpu.info import GpuInfo
 from engines.gpu.kernels import Launch
 from engines.gpu.memory import CudaMemory, HostBuffer, Kernels
+from engines.machine.jetson import read_module
+from engines.machine.limits import available_memory
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for what others start on the default stream
 
@@ -127,9 +129,15 @@ class CudaGpu:
         return buffer
 
     def free_memory(self) -> int:
-        """Bytes that could be allocated now."""
+        """Bytes that could be allocated now.
+
+        Where the CPU has the same memory the driver counts as used what the kernel would give up (caches of files, most
+        of a board's memory), and Linux knows better; what a container may use is less again.
+        """
         with self._errors("asking for free memory"):
-            return int(self._cuda.mem_get_info()[0])
+            free, total = map(int, self._cuda.mem_get_info())
+        available = available_memory() if self.info.integrated else None
+        return free if available is None else min(available, total)
 
     def upload(self, address: int, array: NDArray[np.generic]) -> None:
         """Copy a C-contiguous array to `address`; it may be changed when this returns."""
@@ -298,12 +306,15 @@ def _describe(cuda: Any) -> GpuInfo:
     try:
         device = cuda.Device(0)
         integrated, sm = device.get_attribute(cuda.device_attribute.INTEGRATED), device.compute_capability()
+        multiprocessors = device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)
         return GpuInfo(
             device.name(),
             sm=sm,
             driver=cuda.get_driver_version(),
             memory=device.total_memory(),
             integrated=bool(integrated),
+            multiprocessors=multiprocessors,
+            module=read_module() if integrated else "",
         )
     except cuda.Error as error:
         raise DeployError(f"GPU: the driver does not describe it: {error}; look at nvidia-smi") from error

@@ -105,6 +105,14 @@ class Launcher:
         self.gpu.clear(slot.addresses["status"], slot.plan.regions["status"].bytes)
         self._start_row(slot, step)
 
+    def logits(self, slot: Slot) -> bytes:
+        """Of the rows of windows that a slot holds after a frame, in the order of its ring, as the engine wrote."""
+        plan, columns = slot.plan, len(slot.plan.steps[0].lefts)
+        rows = np.empty((min(plan.ring, len(plan.steps)), columns * self.window_bytes), np.uint8)
+        for index, row in enumerate(rows):  # what lies behind the last window of a row fills up a batch
+            self.gpu.download(row, slot.addresses["logits"] + index * plan.pitch * self.window_bytes)
+        return rows.tobytes()
+
     def first_window(self, image: UInt8) -> Float32:
         """What `Device.first_window` promises."""
         rows = np.ascontiguousarray(image[: self._size[0]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.gpu.info import Fingerprint
+from engines.machine.limits import cores
 from engines.machine.sysfs import cpu_name
 from engines.measure.conditions import conditions, governor, say
 from engines.measure.power import Energy, NoMeter, find_meter, measured
@@ -256,7 +256,7 @@ def settings() -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "tiling_core": core.build_info(),

@@ -25,8 +25,10 @@ import numpy as np
 from engines.backends import REFERENCES, get_backend
 from engines.bundle import Bundle
 from engines.contract import UInt8, executed
-from engines.errors import DeployError, GpuLostError
+from engines.errors import DeployError, GateError, GpuLostError
 from engines.guard.ledger import temporary_folder
+from engines.machine.limits import cores
+from engines.proof.first_run import prover
 from engines.segmenter import Segmenter, open_segmenter
 from engines.tiling.device import PARTS, Timings
 
@@ -187,8 +189,8 @@ class Worker:
             raise self._died()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            lost = answer["code"] == GpuLostError.exit_code
-            raise (GpuLostError if lost else DeployError)(answer["error"])
+            kinds = {kind.exit_code: kind for kind in (GpuLostError, GateError)}
+            raise kinds.get(answer["code"], DeployError)(answer["error"])
         return answer
 
     def _died(self) -> DeployError:
@@ -266,6 +268,10 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def _say(step: str, text: str) -> None:
+    print(f"{step:12}{text}", file=sys.stderr, flush=True)
+
+
 def main(argv: list[str]) -> int:
     """Serve one bundle until stdin ends."""
     # SDKs print to stdout at will; the answers keep the original to themselves.
@@ -274,8 +280,8 @@ def main(argv: list[str]) -> int:
     threads, host_code = int(argv[1]), bool(int(argv[2]))
     begin = time.perf_counter()
     try:
-        with open_segmenter(Path(argv[0]), threads, host_code) as (segmenter, manifest):
-            in_force = threads or len(os.sched_getaffinity(0))
+        with open_segmenter(Path(argv[0]), threads, host_code, prover(_say)) as (segmenter, manifest):
+            in_force = threads or cores()
             load_ms = 1e3 * (time.perf_counter() - begin)
             opened = Opened(
                 manifest.precision,

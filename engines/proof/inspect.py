@@ -42,6 +42,8 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
         *(("graph", _step(step)) for step in history),
         *_calibration(report.get("calibration")),
         *((f"  {step['step']}", _verified(step)) for step in manifest.verification),
+        ("verified on", " and ".join(f"{sdk}, {device}" for sdk, device in manifest.proven_on)
+                        or "no device yet: the first run verifies it, or refuses"),
         ("files", ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())),
         ("intact", "yes, every sha256 matches"),
         ("runs here", "yes" if problem is None else f"no: {problem}; deploy.py build-engine {bundle.folder} -o NEW"),

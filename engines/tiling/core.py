@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from engines.contract import UInt8
 from engines.errors import DeployError, NotFiniteError
+from engines.machine.limits import cores
 from engines.tiling.placement import BLENDS, PADDINGS
 
 Float32 = NDArray[np.float32]
@@ -289,7 +289,7 @@ def _describe(array: Any) -> str:
 def _threads(threads: int) -> int:
     if threads < 0:
         raise DeployError(f"threads: got {threads}, expected 0 (all cores) or more")
-    return min(threads or len(os.sched_getaffinity(0)), MAX_THREADS)
+    return min(threads or cores(), MAX_THREADS)
 
 
 def _floats(values: Float32) -> Any:

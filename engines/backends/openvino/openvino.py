@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from engines.contract import Backend, BuildConfig, Float32, Layer, Session, chec
 from engines.errors import DeployError
 from engines.guard.ledger import ledger
 from engines.machine.interpreter import pip_install
+from engines.machine.limits import cores
 
 
 class OpenVINOSession:
@@ -205,7 +205,7 @@ def _properties(config: BuildConfig, hint: str) -> dict[str, Any]:
     return {
         "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": config.threads or len(os.sched_getaffinity(0)),
+        "INFERENCE_NUM_THREADS": config.threads or cores(),
     }
 
 

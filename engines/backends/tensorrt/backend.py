@@ -23,6 +23,8 @@ from engines.gpu.info import GpuInfo
 from engines.guard.ledger import ledger
 from engines.machine.jetson import read_jetson
 
+NO_GPU = "no GPU"  # the device of engines that were built ahead of time, for GPUs that are elsewhere
+
 
 class TensorRTFamily(Backend, ABC):
     """A backend on one package of TensorRT's shape."""
@@ -55,12 +57,25 @@ class TensorRTFamily(Backend, ABC):
             return _import_failure(title, str(error), self._install())
         return self.flavour.without(sdk, gpu_info().sm)
 
+    def only_builds(self) -> str | None:
+        """Ahead of time, for GPUs that are elsewhere."""
+        from engines.gpu.context import unavailable as gpu_unavailable
+
+        if not self.flavour.ahead or importlib.util.find_spec(self.flavour.module) is None:
+            return None
+        reason = gpu_unavailable()
+        try:
+            self.sdk()
+        except (ImportError, OSError):
+            return None
+        return reason and "no GPU here"
+
     def version(self) -> str:
         return f"{self.flavour.module} {self.sdk().__version__}"
 
     def device(self) -> str:
         info = self._gpu()
-        return "no GPU" if info is None else str(info)
+        return NO_GPU if info is None else str(info)
 
     def supports(self, precision: str) -> str | None:
         lacks = self._lacks_bf16() if precision == "bf16" else None
@@ -90,6 +105,8 @@ class TensorRTFamily(Backend, ABC):
 
     def refuses(self, sdk: str, device: str, config: BuildConfig) -> str | None:
         reason = engine_file.refused_sdk(sdk, self.version(), config.tensorrt)
+        if device == NO_GPU and self.flavour.ahead and self._gpu() is not None:
+            return reason  # its header says for which GPUs it was compiled
         return reason or engine_file.refused_device(device, self.device(), config.tensorrt, self.flavour.ahead)
 
     def reads_graph(self, config: BuildConfig) -> bool:
