@@ -135,9 +135,7 @@ class CudaGpu:
         of a board's memory), and Linux knows better; what a container may use is less again.
         """
         with self._errors("asking for free memory"):
-            free, total = map(int, self._cuda.mem_get_info())
-        available = available_memory() if self.info.integrated else None
-        return free if available is None else min(available, total)
+            return self._free()
 
     def upload(self, address: int, array: NDArray[np.generic]) -> None:
         """Copy a C-contiguous array to `address`; it may be changed when this returns."""
@@ -260,12 +258,17 @@ class CudaGpu:
                 self._abandon(f"GPU {self.info.name}: lost while {doing}: {fault}; start the program again")
                 raise GpuLostError(self.lost) from error
             if isinstance(error, self._cuda.MemoryError):
-                free = _mib(self._cuda.mem_get_info()[0])
+                free = _mib(self._free())
                 raise GpuMemoryError(
                     f"GPU {self.info.name}: no memory left: wanted {wanted or f'some for {doing}'}, {free} are free; "
                     "take a smaller --tile or --batch, or close other programs that use it"
                 ) from error
             raise DeployError(f"GPU {self.info.name}: {doing}: {error}") from error
+
+    def _free(self) -> int:
+        free, total = map(int, self._cuda.mem_get_info())
+        available = available_memory() if self.info.integrated else None
+        return free if available is None else min(available, total)
 
     def _abandon(self, reason: str) -> None:
         """Leave a broken context.  What pycuda holds of it is then let go in silence, instead of failing one by one."""

@@ -160,12 +160,13 @@ class _LocalWorker(Worker):
         host = segmenter.device
         assert isinstance(host, HostDevice)
         self.device_ = _Device(host.session, host.spec, host.tiling, 1, 1)
-        self._folder = tempfile.TemporaryDirectory()
+        self._temporary = tempfile.TemporaryDirectory()
+        self._folder = Path(self._temporary.name)
         self._served = _Served(Segmenter(self.device_), Bundle(bundle, manifest), 1)
         self.opened = Opened(manifest.precision, manifest.backend, manifest.sdk, manifest.device, 1, 1.0)
 
     def close(self) -> None:
-        self._folder.cleanup()
+        self._temporary.cleanup()
 
     def _ask(self, command: str, **values: Any) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(json.dumps(getattr(self._served, command)(**values)))
