@@ -62,7 +62,7 @@ def verbs(folder: Path) -> list[Verb]:
 
 
 def _bundle(path: Path) -> None:
-    open_bundle(path)
+    open_bundle(path).check()
     with open_segmenter(path, threads=1) as (segmenter, _):
         segmenter.segment(np.zeros((64, 96, 3), np.uint8))
 
@@ -84,7 +84,7 @@ def _report(path: Path) -> None:
     assert {row["precision"] for row in body["rows"]} >= {"fp32"}
     for row in body["rows"]:
         if row.get("folder"):
-            open_bundle(path / row["folder"])
+            open_bundle(path / row["folder"]).check()
 
 
 def prepare(folder: Path) -> None:

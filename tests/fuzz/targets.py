@@ -105,7 +105,9 @@ def _manifest(data: bytes, folder: Path) -> object:
     for name in FILES:
         _written(b"", folder, name)
     _written(data, folder, MANIFEST)
-    return open_bundle(folder)
+    bundle = open_bundle(folder)
+    bundle.check()
+    return bundle
 
 
 def _engine_seeds(folder: Path) -> list[bytes]:
