@@ -48,19 +48,23 @@ def build_engine(args: argparse.Namespace) -> int:
     else:
         require_building()
         from calib.ranges.ranges import Ranges, is_ranges
+        from calib.ranges.split import photograph, split
         from pipeline.build import build_bundle
         from pipeline.checkpoints.sources import SourceOptions
         from pipeline.request import BuildRequest, Int8Options, LowerOptions
 
         options = SourceOptions(args.weights, classes=args.classes, mean=args.mean, std=args.std, bgr=args.bgr)
         sample = None if args.sample is None else read_image(args.sample, args.max_pixels)
+        sample_file = None if args.sample is None else photograph(args.sample)
+        reserved = () if sample_file is None else (sample_file.sha256,)
         request = BuildRequest(
             args.model, args.output, arguments.tiling(args), precision=args.precision, backend=args.backend,
             threads=args.threads, options=options,
-            sample=sample, max_error=args.max_error, min_agreement=args.min_agreement, rewrites=args.rewrites,
-            time_rewrites=args.time_rewrites,
+            sample=sample, sample_file=sample_file, max_error=args.max_error, min_agreement=args.min_agreement,
+            rewrites=args.rewrites, time_rewrites=args.time_rewrites,
             ranges=Ranges.load(args.calib) if args.calib is not None and is_ranges(args.calib) else None,
-            photographs=() if args.calib is None or is_ranges(args.calib) else (str(args.calib),),
+            photographs=None if args.calib is None or is_ranges(args.calib) else split(
+                [str(args.calib)], reserved=reserved),
             lowering=LowerOptions(
                 islands=not args.no_islands, smooth=not args.no_smooth, bias=not args.no_bias_correction,
                 rest=args.rest, int8=Int8Options(args.depthwise),

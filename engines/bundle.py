@@ -50,6 +50,7 @@ class Manifest:
     batch: windows that the engine takes at once.  tensorrt: what its builder was asked for.
     proven: (sdk, device) of each place where the engine itself was held against the checkpoint; None, of earlier
     versions, is the one of the build.
+    photographs: which images were calibrated on, held out and verified on, each with the sha256 of its file.
     """
 
     spec: ModelSpec
@@ -70,12 +71,13 @@ class Manifest:
     @property
     def proven_on(self) -> tuple[tuple[str, str], ...]:
         return ((self.sdk, self.device),) if self.proven is None else self.proven
+    photographs: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         body = dict(vars(self))
         body.update(spec=self.spec.to_json(), tiling=self.tiling.to_json(), files=dict(self.files), schema=SCHEMA)
         body["verification"] = [dict(step) for step in self.verification]
-        body["tensorrt"] = self.tensorrt.to_json()
+        body.update(tensorrt=self.tensorrt.to_json(), photographs=dict(self.photographs))
         return body
 
     @classmethod

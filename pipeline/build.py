@@ -27,6 +27,7 @@ from pipeline.graph.batches import for_any_batch
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.proto import check, save
 from pipeline.precision.as_asked import lower_as_asked
+from pipeline.provenance import announce, provenance
 from pipeline.request import BuildRequest
 
 
@@ -46,6 +47,7 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
         if exact is None:
             source = load_source(request.model, (tiling.window_h, tiling.window_w), request.options)
             log("load", summary(source.spec))
+            announce(request.photographs, log)
             exact = exact_graph(source, request, log, timer=backend if request.time_rewrites else None, config=trial)
         source, inputs, reference = exact.source, exact.inputs, exact.reference
         precision, lowered = lower_as_asked(
@@ -71,6 +73,7 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
                 folder, backend, config=config, golden=golden, spec=source.spec, tiling=tiling, gate=gate, log=log
             )
         draft = _draft(request, precision, source=source, backend=backend, graph=graph, steps=steps)
+        draft = replace(draft, photographs=provenance(request, lowered.report.get("calibration"), log))
         report = {"history": [step.to_json() for step in graph.history], "gate": asdict(gate), **lowered.report}
         report |= reported(proof, config)
         manifest = finish(folder, describe(draft, backend, proof), report)

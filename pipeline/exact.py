@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from calib.data.scenes import render
-from calib.ranges.windows import first_image
 from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
 from engines.errors import DeployError
 from engines.images.read import read_image
@@ -69,10 +68,10 @@ def exact_graph(
 
 
 def _photograph(request: BuildRequest) -> UInt8 | None:
-    """What to verify on: the sample, else the first photograph, rather than a scene unlike the model's data."""
-    if request.sample is not None or not request.photographs:
+    """What to verify on: the sample, else a photograph that is held out; None for a scene, unlike the model's data."""
+    if request.sample is not None or request.photographs is None:
         return request.sample
-    return read_image(first_image(request.photographs), request.max_pixels)
+    return read_image(request.photographs.golden.path, request.max_pixels)
 
 
 def sample_image(image: UInt8 | None, tiling: Tiling) -> UInt8:

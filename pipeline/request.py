@@ -8,6 +8,7 @@ from pathlib import Path
 
 from calib.data.datasets import Dataset
 from calib.ranges.ranges import Ranges
+from calib.ranges.split import Photograph, Split
 from engines.contract import TensorRTOptions, UInt8
 from engines.images.read import MAX_PIXELS
 from engines.proof.agreement import GATES, Gate
@@ -61,10 +62,11 @@ class Budget:
 class BuildRequest:
     """What `build-engine` was asked for.
 
-    precision: one of PRECISIONS, or ``auto``.  sample: (H, W, 3) uint8 photograph to verify on; None renders a scene.
+    precision: one of PRECISIONS, or ``auto``.  sample: (H, W, 3) uint8 photograph to verify on, and sample_file the
+    file that it is from; None takes one that is held out of `photographs`, or without them renders a scene.
     max_error, min_agreement: in place of what the precision's gate has (see Gate); None keeps it.
     rewrites: whether to make the graph cheaper.  time_rewrites: also measure what each rewrite gains on this machine.
-    ranges: measured before; or photographs: folders or images to measure on now.  budget: for ``auto``.
+    ranges: measured before; or photographs: to measure on now, and those held out of that.  budget: for ``auto``.
     batch: windows that the engine takes at once.  timing_cache: None keeps it beside `output`.
     """
 
@@ -77,12 +79,13 @@ class BuildRequest:
     threads: int = 0
     options: SourceOptions = field(default_factory=SourceOptions)
     sample: UInt8 | None = None
+    sample_file: Photograph | None = None
     max_error: float | None = None
     min_agreement: float | None = None
     rewrites: bool = True
     time_rewrites: bool = False
     ranges: Ranges | None = None
-    photographs: tuple[str, ...] = ()
+    photographs: Split | None = None
     lowering: LowerOptions = field(default_factory=LowerOptions)
     budget: Budget = field(default_factory=Budget)
     max_pixels: int = MAX_PIXELS

@@ -8,7 +8,7 @@ an error that names the file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +70,12 @@ class Dataset:
             raise DeployError(f"limit: got {count} images, expected 1 or more")
         chosen = tuple(self.samples[index * len(self.samples) // count] for index in range(count))
         return replace(self, samples=chosen)
+
+    def without(self, digests: Collection[str]) -> Dataset:
+        """The samples whose image is none of those, told by the sha256 of its bytes.  Raises DeployError."""
+        if not digests:
+            return self
+        return replace(self, samples=tuple(each for each in self.samples if _sha256(each.image) not in digests))
 
     def require_labels(self) -> None:
         """Raise DeployError unless every image has a label file."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from calib.ranges.split import Photograph
 from engines.errors import DeployError
 from engines.files import replacing
 
@@ -62,6 +63,7 @@ class Ranges:
     that enter Linear and Conv layers, whereas that of all others is the largest |x| seen.
 
     images, windows: how many were looked at.  dataset_sha256, graph_sha256: what they were made from.
+    photographs: the images that were looked at, so that none of them is called held out; None where that is not known.
     Raises DeployError on numbers that no calibration could have given.
     """
 
@@ -72,6 +74,7 @@ class Ranges:
     seed: int
     dataset_sha256: str
     graph_sha256: str
+    photographs: tuple[Photograph, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.tensors:
@@ -85,6 +88,8 @@ class Ranges:
         header = {"kind": KIND, "schema": SCHEMA, "method": self.method}
         header |= {name: getattr(self, name) for name in _COUNTS}
         header |= {"dataset_sha256": self.dataset_sha256, "graph_sha256": self.graph_sha256}
+        if self.photographs is not None:
+            header["photographs"] = [each.to_json() for each in self.photographs]
         return header | {"tensors": {name: _tensor_to_json(value) for name, value in self.tensors.items()}}
 
     @classmethod
@@ -97,7 +102,7 @@ class Ranges:
                 f"{where}: got schema {data.get('schema')}, expected {SCHEMA}; run deploy.py calibrate again"
             )
         fields = {"kind", "schema", "method", *_COUNTS, "dataset_sha256", "graph_sha256", "tensors"}
-        _same_fields(data, fields, where)
+        _same_fields({name: 0 for name in data if name != "photographs"}, fields, where)
         tensors, counts = data["tensors"], [data[name] for name in _COUNTS]
         if not isinstance(tensors, dict) or not all(type(count) is int and count >= 0 for count in counts):
             raise DeployError(f"{where}: got ill-typed tensors, images, windows or seed; expected what calibrate wrote")
@@ -105,13 +110,16 @@ class Ranges:
         if not all(isinstance(text, str) for text in texts):
             raise DeployError(f"{where}: got {texts} as method and digests, expected texts; run calibrate again")
         read = {name: _tensor_from_json(value, f"{where}: tensor {name}") for name, value in tensors.items()}
-        return cls(read, texts[0], *counts, *texts[1:])
+        ranges = cls(read, texts[0], *counts, *texts[1:])
+        return replace(ranges, photographs=_photographs(data.get("photographs"), where))
 
     def save(self, path: Path) -> None:
-        """Write `path` whole or not at all: one line for a tensor's numbers, one each for its channels."""
+        """Write `path` whole or not at all: one line for a photograph, for a tensor's numbers, for its channels."""
         data = self.to_json()
         tensors = data.pop("tensors")
+        seen = ",\n".join(f"  {json.dumps(each)}" for each in data.pop("photographs", []))
         lines = [f" {json.dumps(name)}: {json.dumps(value)}," for name, value in data.items()]
+        lines += [] if self.photographs is None else [' "photographs": [', *([seen] if seen else []), " ],"]
         blocks = []
         for name, value in tensors.items():
             channels = [f",\n   {json.dumps(key)}: {json.dumps(value.pop(key))}" for key in _CHANNELS if key in value]
@@ -168,6 +176,18 @@ def _tensor_from_json(data: Any, where: str) -> TensorRange:
     return TensorRange(
         amax, low, high=high, rms=rms, channel_amax=channels["channel_amax"], channel_mean=channels["channel_mean"]
     )
+
+
+def _photographs(data: Any, where: str) -> tuple[Photograph, ...] | None:
+    if data is None:
+        return None
+    try:
+        found = tuple(Photograph(each["name"], each["sha256"]) for each in data)
+    except (TypeError, KeyError) as error:
+        raise DeployError(f"{where}: got ill-typed photographs ({error!r}); run deploy.py calibrate again") from error
+    if not all(isinstance(text, str) for each in found for text in (each.name, each.sha256)):
+        raise DeployError(f"{where}: got photographs whose name or sha256 is no text; run deploy.py calibrate again")
+    return found
 
 
 def _number(value: Any, where: str) -> float:

@@ -13,6 +13,8 @@ from typing import Any
 from calib.data.datasets import LabelOptions, open_dataset
 from calib.data.label_map import LabelMap
 from calib.ranges.ranges import Ranges, is_ranges
+from calib.ranges.split import Split, photograph, split
+from calib.ranges.windows import CalibrationSet
 from engines.backends import choose_backend
 from engines.bundle import ENGINE, MANIFEST, Manifest, writing
 from engines.contract import PRECISIONS, Log
@@ -31,6 +33,7 @@ from pipeline.compare.rows import Comparison, Row, yardstick
 from pipeline.exact import Exact, exact_graph
 from pipeline.precision.calibrate import CalibrateRequest, draw
 from pipeline.precision.calibrate import measure as measure_ranges
+from pipeline.provenance import announce, not_seen
 from pipeline.request import BuildRequest
 
 QUANTISED = {"int8", "auto"}  # what needs ranges
@@ -83,15 +86,24 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         dataset = open_dataset(
             request.data, spec, label_map=request.label_map, split=request.split, options=request.label_options
         )
+        division = _division(request)
+        announce(division, log)
+        ranges, chosen = _calibration(request, division, _Steps("calibrate", log))
+        seen = chosen.seen if chosen is not None else () if ranges is None else ranges.photographs
+        decided = division.selection if division is not None and "auto" in request.precisions else ()
+        dataset, unseen = not_seen(dataset, seen, decided, log)
         dataset = dataset.limited(request.limit)
         frames = Frames(dataset, spec, request.max_pixels)
         limits = request.limits.for_data(frames.labelled)
         frames.check_labels()
         log("data", str(dataset))
-        photographs = () if request.calib is None or is_ranges(request.calib) else (str(request.calib),)
-        build = replace(build, photographs=photographs, sample=frames[0].image)
+        build = replace(
+            build, photographs=division, sample=frames[0].image, sample_file=photograph(dataset.samples[0].image)
+        )
         exact = exact_graph(source, build, steps)
-        request = replace(request, build=replace(build, ranges=_ranges(request, exact, folder, log)))
+        if chosen is not None and QUANTISED & set(request.precisions):
+            ranges, _ = measure_ranges(exact.graph, chosen, spec, _wanted(request, folder), _Steps("calibrate", log))
+        request = replace(request, build=replace(build, ranges=ranges))
         rows = {"reference": _reference(request, exact, folder, log), **_baselines(request, exact, folder, log)}
         for precision in request.precisions:
             rows[precision] = _candidate(request, exact, folder=folder, precision=precision, log=log)
@@ -100,8 +112,9 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         results = measure(bundles, frames, spec, build.tiling, request.rounds, build.threads)
         comparison = Comparison(
             build.model, spec.source_sha256, classes=spec.classes, data_classes=frames.classes,
-            tiling=build.tiling.to_json(), data=dataset.to_json(), limits=limits.to_json(), rounds=request.rounds,
-            machine=settings(), versions=_versions(), created=_now(), rows=_judged(rows, results, limits),
+            tiling=build.tiling.to_json(), data={**dataset.to_json(), **unseen}, limits=limits.to_json(),
+            rounds=request.rounds, machine=settings(), versions=_versions(), created=_now(),
+            rows=_judged(rows, results, limits),
         )  # fmt: skip
         comparison = verdict(comparison)
         pictures = {rows[name].name: result.worst for name, result in results.items() if isinstance(result, Measured)}
@@ -126,20 +139,26 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def _ranges(request: CompareRequest, exact: Exact, folder: Path, log: Log) -> Ranges | None:
-    """For INT8: read, or collected here and kept beside the bundles.  Raises DeployError."""
-    if request.calib is None or not QUANTISED & set(request.precisions):
-        return None
-    if is_ranges(request.calib):
-        return Ranges.load(request.calib)
+def _division(request: CompareRequest) -> Split | None:
+    """Of the photographs to calibrate on; None where ranges are given, or nothing."""
+    return None if request.calib is None or is_ranges(request.calib) else split([str(request.calib)])
+
+
+def _wanted(request: CompareRequest, folder: Path) -> CalibrateRequest:
     build = request.build
-    wanted = CalibrateRequest(
-        build.model, [str(request.calib)], folder / RANGES, build.tiling, threads=build.threads, options=build.options,
+    return CalibrateRequest(
+        build.model, (), folder / RANGES, build.tiling, threads=build.threads, options=build.options,
         max_pixels=request.max_pixels,
     )  # fmt: skip
-    steps = _Steps("calibrate", log)
-    ranges, _ = measure_ranges(exact.graph, draw(wanted, steps), exact.source.spec, wanted, steps)
-    return ranges
+
+
+def _calibration(
+    request: CompareRequest, division: Split | None, log: Log
+) -> tuple[Ranges | None, CalibrationSet | None]:
+    """Ranges that were given, or the windows to measure them on.  Raises DeployError."""
+    if division is not None:
+        return None, draw(_wanted(request, request.build.output), log, division)
+    return (None if request.calib is None else Ranges.load(request.calib)), None
 
 
 def _reference(request: CompareRequest, exact: Exact, folder: Path, log: Log) -> Row:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from calib.data.scenes import render_folder
 from calib.ranges.ranges import Ranges
-from calib.ranges.windows import CalibrationSet, draw_windows
+from calib.ranges.split import Photograph, Split, photographs
+from calib.ranges.windows import draw_from
 from engines.contract import Backend, BuildConfig, Float32, Log
 from engines.errors import DeployError, GateError
-from engines.guard.ledger import temporary_folder
 from pipeline.checkpoints.sources import Source
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.precision.budget import HELD_OUT, scorer
-from pipeline.precision.calibrate import DEFAULT_WINDOWS, CalibrateRequest, collect_ranges
+from pipeline.precision.calibrate import CalibrateRequest, collect_ranges, draw
 from pipeline.precision.lower import Lowered, lower
 from pipeline.precision.observe import Effort
 from pipeline.precision.search import Workbench, search
@@ -45,11 +47,12 @@ def lower_as_asked(
     plans: list[tuple[str, tuple[str, ...]]] = [(request.precision, tuple(options.int8.skip))]
     ranges: Ranges | None = None
     if request.precision in QUANTISED:
-        with _photographs(request) as folders:
-            calibration, held_out = _draw(request, *folders, log)
-            ranges = _ranges(request, source, graph, calibration, log)
+        with _photographs(request) as division:
+            ranges = _ranges(request, source, graph, division, log)
             if request.precision == "auto":
-                windows = [window for _, window in held_out.inputs(source.spec, request.tiling)] if held_out else []
+                windows = (
+                    [] if division is None else _windows(request, source, division.selection or division.calibration)
+                )
                 if not windows and request.budget.dataset is None:
                     log("warning", "no photographs: plans are judged on the windows that the build is verified on")
                 bench = _bench(
@@ -117,60 +120,43 @@ def half_of(backend: Backend) -> str:
 
 
 @contextmanager
-def _photographs(request: BuildRequest) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
-    """Folders to calibrate on and, where they are others, to hold plans against.
+def _photographs(request: BuildRequest) -> Iterator[Split | None]:
+    """What to calibrate on, and what to hold plans against.
 
     The demo model, which comes without, gets scenes rendered for the time.
     """
-    if request.photographs or request.model != "demo":
-        yield request.photographs, ()
+    if request.photographs is not None or request.model != "demo":
+        yield request.photographs
         return
     size = (request.tiling.window_h, request.tiling.window_w)
-    with temporary_folder() as folder:
-        yield (
-            [str(render_folder(folder / "calibration", SCENES, *size))],
-            [str(render_folder(folder / "held-out", HELD_OUT_SCENES, *size))],
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        scenes = render_folder(Path(folder) / "calibration", SCENES, *size)
+        others = render_folder(Path(folder) / "held-out", HELD_OUT_SCENES, *size)
+        yield Split(photographs([str(scenes)])[0], photographs([str(others)])[0])
 
 
-def _draw(
-    request: BuildRequest, photographs: Sequence[str], others: Sequence[str], log: Log
-) -> tuple[CalibrationSet | None, CalibrationSet | None]:
-    """Windows to calibrate on, and other ones to hold plans against; None where there are no photographs."""
-    if not photographs:
-        return None, None
-    count = DEFAULT_WINDOWS if others or request.precision != "auto" else DEFAULT_WINDOWS + HELD_OUT
-    drawn = draw_windows(photographs, request.tiling, count=count, seed=0, max_pixels=request.max_pixels)
-    log("dataset", f"{len(drawn.paths)} image(s), sha256 {drawn.sha256[:12]}; {len(drawn.places)} window(s)")
-    for note in drawn.notes:
-        log("warning", note)
-    if others:
-        return drawn, draw_windows(others, request.tiling, count=HELD_OUT, seed=0, max_pixels=request.max_pixels)
-    if request.precision != "auto":
-        return drawn, None
-    total = len(drawn.places)
-    if total < 4:
-        log("warning", f"{total} window(s) are too few to hold any out: plans are judged on the same ones")
-        return drawn, drawn
-    kept_back = min(HELD_OUT, total // 4)
-    held = drawn.places[:: total // kept_back][:kept_back]
-    rest = tuple(place for place in drawn.places if place not in held)
-    return replace(drawn, places=rest), replace(drawn, places=held)
+def _windows(request: BuildRequest, source: Source, images: Sequence[Photograph]) -> list[Float32]:
+    """Windows of each of `images`, which are the network's inputs (1, 3, h, w)."""
+    count = max(HELD_OUT, len(images))
+    drawn = draw_from(images, request.tiling, count=count, seed=0, max_pixels=request.max_pixels)
+    return [window for _, window in drawn.inputs(source.spec, request.tiling)]
 
 
 def _ranges(
-    request: BuildRequest, source: Source, graph: OnnxGraph, calibration: CalibrationSet | None, log: Log
-) -> Ranges | None:
+    request: BuildRequest, source: Source, graph: OnnxGraph, division: Split | None, log: Log
+) -> Ranges | None:  # fmt: skip
     """Those given, if they are this graph's, or measured now; None where ``auto`` has nothing to measure on."""
     if request.ranges is not None:
         request.ranges.require(graph_sha256(graph.model))
         return request.ranges
-    if calibration is None:
+    if division is None:
         if request.precision == "auto":
             return None
         raise DeployError("precision int8: got no calibration, expected photographs or measured ranges; give --calib")
-    with temporary_folder() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         wanted = CalibrateRequest(
-            request.model, request.photographs, folder / "ranges.json", request.tiling, threads=request.threads
-        )
-        return collect_ranges(graph, calibration, spec=source.spec, request=wanted, log=log, effort=Effort())
+            request.model, (), Path(folder) / "ranges.json", request.tiling, threads=request.threads,
+            max_pixels=request.max_pixels,
+        )  # fmt: skip
+        chosen = draw(wanted, log, division)
+        return collect_ranges(graph, chosen, spec=source.spec, request=wanted, log=log, effort=Effort())

@@ -9,7 +9,8 @@ from pathlib import Path
 from calib.ranges.collector import Observed
 from calib.ranges.histogram import METHODS, check_percentile
 from calib.ranges.ranges import Ranges
-from calib.ranges.windows import CalibrationSet, draw_windows
+from calib.ranges.split import Split, photographs
+from calib.ranges.windows import CalibrationSet, draw_from
 from engines.contract import Log
 from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS
@@ -74,10 +75,11 @@ def measure(
     return ranges, effort
 
 
-def draw(request: CalibrateRequest, log: Log) -> CalibrationSet:
-    """The windows that `request` asks for."""
-    chosen = draw_windows(
-        request.dataset, request.tiling, count=request.windows, seed=request.seed, max_pixels=request.max_pixels
+def draw(request: CalibrateRequest, log: Log, division: Split | None = None) -> CalibrationSet:
+    """The windows that `request` asks for; given a division of its data set, from what is not held out."""
+    images, notes = photographs(request.dataset) if division is None else (division.calibration, [])
+    chosen = draw_from(
+        images, request.tiling, count=request.windows, seed=request.seed, max_pixels=request.max_pixels, notes=notes
     )
     log("dataset", f"{len(chosen.paths)} image(s), sha256 {chosen.sha256[:12]}")
     log("windows", f"{len(chosen.places)} from {chosen.images} image(s), seed {request.seed}")
@@ -118,6 +120,7 @@ def collect_ranges(
     return Ranges(
         tensors, method, images=chosen.images, windows=len(chosen.places),
         seed=request.seed, dataset_sha256=chosen.sha256, graph_sha256=graph_sha256(graph.model),
+        photographs=chosen.seen,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import deploy
 from calib.data.scenes import render_folder
+from calib.ranges.split import split
 from engines import arguments
 from engines.backends import get_backend
 from engines.backends.tensorrt.scales import half_scales
@@ -70,7 +71,8 @@ def test_a_rest_that_cannot_be_is_refused_before_calibration(tmp_path: Path, mon
     monkeypatch.setattr(type(get_backend("openvino")), "refuses_rest", lambda backend, rest: f"no {rest}")
     request = BuildRequest(
         "tests.models:tiny", tmp_path / "b", Tiling(64, 64, 48, 48), precision="int8", backend="openvino",
-        photographs=(str(render_folder(tmp_path / "scenes", range(1), 64, 64)),), lowering=LowerOptions(rest="fp16"),
+        photographs=split([str(render_folder(tmp_path / "scenes", range(1), 64, 64))]),
+        lowering=LowerOptions(rest="fp16"),
     )  # fmt: skip
     said = list[str]()
     with pytest.raises(DeployError, match="--rest fp16: no fp16"):
@@ -94,7 +96,8 @@ def test_engines_that_are_only_measured_are_built_with_the_same_options(
     request = BuildRequest(
         "tests.models:tiny", tmp_path / "b", Tiling(64, 64, 48, 48), precision="auto", backend="openvino", threads=1,
         time_rewrites=True,
-        photographs=(str(render_folder(tmp_path / "scenes", range(4), 64, 112)),), lowering=LowerOptions(rest="fp32"),
+        photographs=split([str(render_folder(tmp_path / "scenes", range(4), 64, 112))]),
+        lowering=LowerOptions(rest="fp32"),
     )  # fmt: skip
     build_bundle(request, lambda *line: None)
     assert "int8" in {config.precision for config in asked}
