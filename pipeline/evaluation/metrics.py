@@ -106,12 +106,17 @@ class Confusion:
         missed: NDArray[np.int64] = self._pairs[: self.classes, self.classes :].sum(1)
         return missed
 
+    @property
+    def areas(self) -> NDArray[np.int64]:
+        """(3, K): pixels of each class that were hit, that were predicted, and that are true."""
+        matrix = self.matrix
+        return np.stack([matrix.diagonal(), matrix.sum(0), matrix.sum(1) + self.missed])
+
     def scores(self, names: Sequence[str]) -> Scores:
         """The scores of everything so far.  Raises DeployError when no pixel has counted."""
         if len(names) != self.classes:
             raise DeployError(f"confusion: got {len(names)} names, expected {self.classes}")
-        matrix = self.matrix
-        hit, predicted, true = matrix.diagonal(), matrix.sum(0), matrix.sum(1) + self.missed
+        hit, predicted, true = self.areas
         if not true.any():
             raise DeployError("scores: got no labelled pixel, expected some; every pixel of the set is to be ignored")
         iou = _ratio(hit, predicted + true - hit)
