@@ -4,29 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from engines.backends import choose_backend
-from engines.bundle import GOLDEN, MODEL, Manifest, writing
+from engines.bundle import ENGINE, GOLDEN, KERNELS, MODEL, Manifest, writing
 from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
+from engines.errors import GateError
 from engines.guard.ledger import temporary_folder
 from engines.proof.agreement import Agreement
 from engines.proof.batch_gate import reported, require_neutral
 from engines.proof.golden import Golden
 from engines.proof.rebuild import compile_engine, describe, finish, tuning
+from engines.segmenter import open_on_device
 from engines.tiling.core import blend_weights
 from engines.tiling.placement import Tiling
 from pipeline.checkpoints.sources import Source, load_source, summary
+from pipeline.evaluation.statistics import Interval
 from pipeline.exact import Exact, exact_graph
 from pipeline.graph.batches import for_any_batch
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.proto import check, save
-from pipeline.precision.as_asked import lower_as_asked
+from pipeline.precision.as_asked import Asked, as_asked
+from pipeline.precision.budget import Jury
+from pipeline.precision.lower import lower
+from pipeline.precision.search import Plan
 from pipeline.provenance import announce, provenance
 from pipeline.request import BuildRequest
 
@@ -50,34 +57,88 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
             announce(request.photographs, log)
             exact = exact_graph(source, request, log, timer=backend if request.time_rewrites else None, config=trial)
         source, inputs, reference = exact.source, exact.inputs, exact.reference
-        precision, lowered = lower_as_asked(
-            request,
-            source,
-            backend=backend,
-            graph=exact.graph,
-            inputs=inputs,
-            reference=reference,
-            config=trial,
-            log=log,
-        )
-        gate, steps = request.gate(precision), [*exact.steps, *lowered.agreements]
-        graph = _for_batches(lowered.graph, inputs, request.batch, log)
+        asked = as_asked(request, source, backend, exact.graph, inputs=inputs, config=trial, log=log)
+        tuned = replace(tuned, threads=request.threads, batch=request.batch)
         labels = slide_labels(reference, tiling, exact.image.shape[:2])
         golden = Golden.sample(exact.image, reference, labels, source.reference)
-        golden.save(folder / GOLDEN)
-        _save(graph, folder / MODEL)
-        tuned = replace(tuned, precision=precision, threads=request.threads, batch=request.batch)
         with _program(exact, backend) as program:
             config = replace(tuned, program=program)
-            proof = compile_engine(
-                folder, backend, config=config, golden=golden, spec=source.spec, tiling=tiling, gate=gate, log=log
-            )
-        draft = _draft(request, precision, source=source, backend=backend, graph=graph, steps=steps)
-        draft = replace(draft, photographs=provenance(request, lowered.report.get("calibration"), log))
-        report = {"history": [step.to_json() for step in graph.history], "gate": asdict(gate), **lowered.report}
-        report |= reported(proof, config)
-        manifest = finish(folder, describe(draft, backend, proof), report)
+            built = _first_that_passes(folder, request, exact, asked, golden, backend=backend, config=config, log=log)
+        draft = _draft(request, built.plan.precision, source=source, backend=backend, graph=built.graph,
+                       steps=[*exact.steps, *built.steps])  # fmt: skip
+        draft = replace(draft, photographs=provenance(request, asked.report.get("calibration"), log))
+        manifest = finish(folder, describe(draft, backend, built.proof), built.report)
     return manifest
+
+
+@dataclass(frozen=True)
+class _Built:
+    """An engine that lies in the bundle's folder, with what proved it."""
+
+    plan: Plan
+    graph: OnnxGraph
+    steps: tuple[Agreement, ...]
+    proof: list[Agreement]
+    report: dict[str, Any]
+
+
+def _first_that_passes(
+    folder: Path, request: BuildRequest, exact: Exact, asked: Asked, golden: Golden, backend: Backend,
+    config: BuildConfig, log: Log,
+) -> _Built:  # fmt: skip
+    """The first of the plans that stays inside its gate and, once it is an engine, inside the budget.
+
+    Raises GateError where none does.
+    """
+    for plan, following in zip(asked.plans, [*asked.plans[1:], None], strict=True):
+        try:
+            return _built(folder, request, exact, asked, plan, golden, backend=backend, config=config, log=log)
+        except GateError as error:
+            if following is None:
+                raise
+            log("auto", f"{plan.name} fails ({error}); next {following.name}")
+            for left in folder.iterdir():
+                left.unlink()
+    raise AssertionError("there is always a plan")
+
+
+def _built(
+    folder: Path, request: BuildRequest, exact: Exact, asked: Asked, plan: Plan, golden: Golden, backend: Backend,
+    config: BuildConfig, log: Log,
+) -> _Built:  # fmt: skip
+    gate, spec, tiling = request.gate(plan.precision), exact.source.spec, request.tiling
+    lowered = lower(
+        exact.graph, plan.precision, windows=exact.inputs, reference=exact.reference, gate=gate, log=log,
+        ranges=asked.ranges, options=asked.options_of(plan),
+    )  # fmt: skip
+    graph = _for_batches(lowered.graph, exact.inputs, request.batch, log)
+    golden.save(folder / GOLDEN)
+    _save(graph, folder / MODEL)
+    config = replace(config, precision=plan.precision)
+    proof = compile_engine(
+        folder, backend, config=config, golden=golden, spec=spec, tiling=tiling, gate=gate, log=log
+    )  # fmt: skip
+    report = {"history": [step.to_json() for step in graph.history], "gate": asdict(gate), **asked.report}
+    report |= {**lowered.report, **reported(proof, config)}
+    if asked.jury is not None:
+        loss = _loss(folder, request, exact, asked.jury, backend, config)
+        log("shipped", f"the engine loses {loss} on {asked.jury}")
+        report["shipped"] = {"plan": plan.name, "loss": asdict(loss), **asked.jury.to_json()}
+        if plan.precision != "fp32":  # which is what the others are held against
+            asked.jury.require(loss)
+    return _Built(plan, graph, lowered.agreements, proof=proof, report=report)
+
+
+def _loss(
+    folder: Path, request: BuildRequest, exact: Exact, jury: Jury, backend: Backend, config: BuildConfig
+) -> Interval:
+    """Of the engine that lies in `folder`."""
+    kernels = (folder / KERNELS).read_bytes() if backend.on_gpu else None
+    with open_on_device(
+        backend, (folder / ENGINE).read_bytes(), config=replace(config, model=folder / MODEL), spec=exact.source.spec,
+        tiling=request.tiling, kernels=kernels,
+    ) as segmenter:  # fmt: skip
+        return jury.measure(segmenter)
 
 
 @contextmanager

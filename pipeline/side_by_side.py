@@ -25,8 +25,8 @@ def compiled(graph: OnnxGraph, backend: Backend, config: BuildConfig) -> Iterato
             yield session
 
 
-def median_ms(sessions: Sequence[Session], window: Float32, rounds: int = ROUNDS) -> list[float]:
-    """Milliseconds that each session takes for one window (1, 3, H, W): medians, one warm-up, rounds interleaved."""
+def rounds_ms(sessions: Sequence[Session], window: Float32, rounds: int = ROUNDS) -> list[list[float]]:
+    """Milliseconds of each session and round for one window (1, 3, H, W); one warm-up, rounds interleaved."""
     times: list[list[float]] = [[] for _ in sessions]
     for round_ in range(rounds + 1):
         for session, measured in zip(sessions, times, strict=True):
@@ -34,7 +34,12 @@ def median_ms(sessions: Sequence[Session], window: Float32, rounds: int = ROUNDS
             session.run(window)
             if round_:
                 measured.append(1e3 * (time.perf_counter() - begin))
-    return [statistics.median(measured) for measured in times]
+    return times
+
+
+def median_ms(sessions: Sequence[Session], window: Float32, rounds: int = ROUNDS) -> list[float]:
+    """The medians of `rounds_ms`."""
+    return [statistics.median(measured) for measured in rounds_ms(sessions, window, rounds)]
 
 
 def time_stages(

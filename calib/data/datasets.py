@@ -77,6 +77,16 @@ class Dataset:
             return self
         return replace(self, samples=tuple(each for each in self.samples if _sha256(each.image) not in digests))
 
+    def halves(self, seed: int = 0) -> tuple[Dataset, Dataset]:
+        """Divided by image, at random: copies of one stay together.  The second is empty where there is only one."""
+        digests = [_sha256(sample.image) for sample in self.samples]
+        different = sorted(set(digests))
+        order = np.random.default_rng([seed, 0xDA7A]).permutation(len(different))
+        first = {different[index] for index in order[: (len(different) + 1) // 2]}
+        sides = [(digest in first, sample) for digest, sample in zip(digests, self.samples, strict=True)]
+        one, other = (tuple(sample for side, sample in sides if side is which) for which in (True, False))
+        return replace(self, samples=one), replace(self, samples=other)
+
     def require_labels(self) -> None:
         """Raise DeployError unless every image has a label file."""
         bare = [sample.image for sample in self.samples if sample.label is None]

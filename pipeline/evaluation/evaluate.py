@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from calib.data.datasets import Dataset
@@ -80,17 +81,37 @@ def score(
     Raises DeployError on a missing, unreadable or impossible label, and on an unreadable image: a score over part of
     the set would not be the set's.
     """
+    confusion = Confusion(len(dataset.classes))
+    for truth, predicted in _pairs(segment, dataset, model_classes, max_pixels):
+        confusion.update(truth, predicted)
+    return confusion.scores(dataset.classes)
+
+
+def areas(
+    segment: Callable[[UInt8], UInt8], dataset: Dataset, model_classes: tuple[str, ...], max_pixels: int = MAX_PIXELS
+) -> NDArray[np.int64]:
+    """(N, 3, K) pixels of each image: those hit, predicted and true of each class.  As `score`, which sums them."""
+    found = []
+    for truth, predicted in _pairs(segment, dataset, model_classes, max_pixels):
+        confusion = Confusion(len(dataset.classes))
+        confusion.update(truth, predicted)
+        found.append(confusion.areas)
+    return np.stack(found)
+
+
+def _pairs(
+    segment: Callable[[UInt8], UInt8], dataset: Dataset, model_classes: tuple[str, ...], max_pixels: int
+) -> Iterator[tuple[UInt8, UInt8]]:
+    """(truth, prediction) of every image, in the data set's classes."""
     dataset.require_labels()
     label_map = dataset.label_map
     table = None if label_map is None else label_map.prediction_table(model_classes)
     size = None if label_map is None else label_map.image_size
-    confusion = Confusion(len(dataset.classes))
     for sample in tqdm(dataset.samples, unit="image", disable=None, leave=False):
         image = read_image(sample.image, max_pixels)
         truth = dataset.labels(sample, image.shape[:2], max_pixels)
         predicted = resize_labels(segment(image if size is None else resize_image(image, size)), truth.shape)
-        confusion.update(truth, predicted if table is None else np.take(table, predicted))
-    return confusion.scores(dataset.classes)
+        yield truth, predicted if table is None else np.take(table, predicted)
 
 
 def evaluate(

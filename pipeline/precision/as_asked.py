@@ -1,106 +1,92 @@
-"""The part of a build between the exact graph and the engine: calibrate, decide, lower."""
+"""The part of a build between the exact graph and the engine: calibrate, and decide what is lowered."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from calib.data.scenes import render_folder
 from calib.ranges.ranges import Ranges
-from calib.ranges.split import Photograph, Split, photographs
-from calib.ranges.windows import draw_from
+from calib.ranges.split import Split, photographs
 from engines.contract import Backend, BuildConfig, Float32, Log
-from engines.errors import DeployError, GateError
+from engines.errors import DeployError
+from engines.segmenter import Segmenter
 from pipeline.checkpoints.sources import Source
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
-from pipeline.precision.budget import HELD_OUT, scorer
+from pipeline.precision.budget import Jury, panels
 from pipeline.precision.calibrate import CalibrateRequest, collect_ranges, draw
-from pipeline.precision.lower import Lowered, lower
 from pipeline.precision.observe import Effort
-from pipeline.precision.search import Workbench, search
-from pipeline.request import BuildRequest
+from pipeline.precision.search import Plan, Workbench, search
+from pipeline.request import BuildRequest, LowerOptions
 
 QUANTISED = frozenset({"int8", "auto"})  # what ranges are for
 SCENES = range(1, 9)  # seeds of what the demo model is calibrated on; scene 0 is what builds are verified on
-HELD_OUT_SCENES = range(100, 100 + HELD_OUT)
+HELD_OUT_SCENES = range(100, 108)  # half of them to choose on, half to report on
 
 
-def lower_as_asked(
-    request: BuildRequest, source: Source, backend: Backend, graph: OnnxGraph, inputs: Sequence[Float32],
-    reference: Float32, config: BuildConfig, log: Log,
-) -> tuple[str, Lowered]:  # fmt: skip
-    """The precision, decided where it was ``auto``, and the verified lowered graph.  Raises DeployError, GateError.
+@dataclass(frozen=True)
+class Asked:
+    """plans: what to build, the first that passes.  jury: what an ``auto`` build is measured on, None of another.
 
-    config: of the engines that ``auto`` measures, but for their precision.
+    options, ranges: for `lower`.  report: what was calibrated and decided.
     """
-    options, report = request.lowering, {}
+
+    plans: tuple[Plan, ...]
+    options: LowerOptions
+    ranges: Ranges | None = None
+    jury: Jury | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def options_of(self, plan: Plan) -> LowerOptions:
+        return replace(self.options, int8=replace(self.options.int8, skip=plan.skip))
+
+
+def as_asked(
+    request: BuildRequest, source: Source, backend: Backend, graph: OnnxGraph, inputs: Sequence[Float32],
+    config: BuildConfig, log: Log,
+) -> Asked:  # fmt: skip
+    """The precision, decided where it was ``auto``, with the ranges that it needs.  Raises DeployError.
+
+    inputs: the windows that the build is verified on.  config: of the engines that ``auto`` measures, but for their
+    precision.
+    """
+    options = request.lowering
     half = half_of(backend) if options.rest == "auto" else options.rest
     if options.rest == "auto":
         options = replace(options, rest=rest_of(backend))
-    refused = backend.refuses_rest(options.rest) if request.precision in QUANTISED else None
+    plan = Plan(request.precision, request.precision, tuple(options.int8.skip))
+    if request.precision not in QUANTISED:
+        return Asked((plan,), options)
+    refused = backend.refuses_rest(options.rest)
     if refused:
         raise DeployError(f"--rest {options.rest}: {refused}")
-    plans: list[tuple[str, tuple[str, ...]]] = [(request.precision, tuple(options.int8.skip))]
-    ranges: Ranges | None = None
-    if request.precision in QUANTISED:
-        with _photographs(request) as division:
-            ranges = _ranges(request, source, graph, division, log)
-            if request.precision == "auto":
-                windows = (
-                    [] if division is None else _windows(request, source, division.selection or division.calibration)
-                )
-                if not windows and request.budget.dataset is None:
-                    log("warning", "no photographs: plans are judged on the windows that the build is verified on")
-                bench = _bench(
-                    request, source, backend=backend, windows=windows or list(inputs), config=config, half=half
-                )
-                decision = search(graph, ranges, options=options, bench=bench, log=log)
-                plans, report = [(decision.precision, decision.skip), *decision.others], decision.report
-    if ranges is not None:
-        report = {**report, "calibration": {k: v for k, v in ranges.to_json().items() if k != "tensors"}}
-    for index, (precision, skip) in enumerate(plans):
-        chosen = replace(options, int8=replace(options.int8, skip=skip))
-        try:
-            lowered = lower(
-                graph,
-                precision,
-                windows=inputs,
-                reference=reference,
-                gate=request.gate(precision),
-                log=log,
-                ranges=ranges,
-                options=chosen,
-            )
-        except GateError as error:
-            if index + 1 == len(plans):
-                raise
-            log("auto", f"{precision} fails its gate ({error}); next {plans[index + 1][0]}")
-        else:
-            return precision, replace(lowered, report={**report, **lowered.report})
-    raise AssertionError("there is always a plan")
+    with _photographs(request) as division:
+        ranges = _ranges(request, source, graph, division, log)
+        report = {} if ranges is None else {"calibration": _without_tensors(ranges)}
+        if request.precision == "int8":
+            return Asked((plan,), options, ranges=ranges, report=report)
+        seen = () if ranges is None else ranges.photographs
+        found = panels(request, source, division, inputs, seen, log)
+    max_drop = request.budget.max_drop
+    bench = Workbench(
+        backend, config, windows=found.windows, panel=found.selection, max_drop=max_drop, islands=inputs,
+        report=found.report, half=half,
+        segmenter=lambda session: Segmenter.on_host(session, source.spec, request.tiling),
+    )  # fmt: skip
+    decision = search(graph, ranges, options=options, bench=bench, log=log)
+    jury = Jury(found.report or found.selection, decision.before, max_drop, fresh=found.report is not None)
+    report |= decision.report
+    report["search"]["images"] = found.record
+    return Asked(decision.plans, options, ranges=ranges, jury=jury, report=report)
 
 
-def _bench(
-    request: BuildRequest, source: Source, backend: Backend, windows: list[Float32], config: BuildConfig, half: str
-) -> Workbench:
-    expected, budget = source.logits(windows), request.budget
-    score = scorer(
-        budget, source.spec, tiling=request.tiling, windows=windows, reference=expected, max_pixels=request.max_pixels
-    )
-    return Workbench(
-        backend,
-        config,
-        windows=windows,
-        reference=expected,
-        score=score,
-        max_drop=budget.max_drop,
-        labelled=budget.dataset is not None,
-        half=half,
-    )
+def _without_tensors(ranges: Ranges) -> dict[str, Any]:
+    return {key: value for key, value in ranges.to_json().items() if key != "tensors"}
 
 
 def rest_of(backend: Backend) -> str:
@@ -133,13 +119,6 @@ def _photographs(request: BuildRequest) -> Iterator[Split | None]:
         scenes = render_folder(Path(folder) / "calibration", SCENES, *size)
         others = render_folder(Path(folder) / "held-out", HELD_OUT_SCENES, *size)
         yield Split(photographs([str(scenes)])[0], photographs([str(others)])[0])
-
-
-def _windows(request: BuildRequest, source: Source, images: Sequence[Photograph]) -> list[Float32]:
-    """Windows of each of `images`, which are the network's inputs (1, 3, h, w)."""
-    count = max(HELD_OUT, len(images))
-    drawn = draw_from(images, request.tiling, count=count, seed=0, max_pixels=request.max_pixels)
-    return [window for _, window in drawn.inputs(source.spec, request.tiling)]
 
 
 def _ranges(

@@ -1,40 +1,143 @@
-"""What `--precision auto` measures on: windows and, where there are labels, a data set."""
+"""What `--precision auto` is held to: images that plans are scored on, and others for the engine that ships."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from engines.contract import Float32, Session
-from engines.images.read import MAX_PIXELS
+from calib.data.datasets import Dataset
+from calib.ranges.split import Photograph, Split
+from calib.ranges.windows import draw_from
+from engines.contract import Float32, Log, UInt8
+from engines.errors import GateError
 from engines.segmenter import Segmenter
-from engines.spec import ModelSpec
-from engines.tiling.placement import Tiling
-from pipeline.evaluation.evaluate import score
-from pipeline.precision.search import Score
-from pipeline.request import Budget
+from pipeline.checkpoints.sources import Source
+from pipeline.evaluation.evaluate import areas
+from pipeline.evaluation.statistics import Counts, Interval, Statistic, equal_labels, loss_interval, miou
+from pipeline.provenance import not_seen
+from pipeline.request import BuildRequest
 
-HELD_OUT = 4  # windows
+HELD_OUT = 4  # windows, at least
 
 
-def scorer(
-    budget: Budget, spec: ModelSpec, tiling: Tiling, windows: Sequence[Float32], reference: Float32,
-    max_pixels: int = MAX_PIXELS,
-) -> Score:  # fmt: skip
-    """mIoU in percent on the budget's data set, or percent of labels equal to the fp32 `reference` on `windows`."""
-    if budget.dataset is not None:
-        dataset = budget.dataset(spec)
+@dataclass(frozen=True)
+class Panel:
+    """Images that engines are scored on.
 
-        def miou(session: Session) -> float:
-            segmenter = Segmenter.on_host(session, spec, tiling)
-            return 100 * score(lambda image: segmenter.segment(image).labels, dataset, spec.classes, max_pixels).miou
+    count: of an engine, (N, ...) counts of the N images.  points: of their sum, 0..100: mIoU, or percent of labels.
+    """
 
-        return miou
-    wanted = reference.argmax(1)
+    images: int
+    count: Callable[[Segmenter], Counts]
+    points: Statistic
 
-    def agreement(session: Session) -> float:
-        equal = [session.run(window).argmax(1)[0] == labels for window, labels in zip(windows, wanted, strict=True)]
-        return 100 * float(np.mean(equal))
 
-    return agreement
+@dataclass(frozen=True)
+class Jury:
+    """What the shipped engine is measured on.  before: fp32's counts.  fresh: no plan was chosen on these images."""
+
+    panel: Panel
+    before: Counts
+    max_drop: float
+    fresh: bool
+
+    def measure(self, segmenter: Segmenter) -> Interval:
+        return loss_interval(self.before, self.panel.count(segmenter), self.panel.points)
+
+    def require(self, found: Interval) -> None:
+        """Raise GateError where the loss may exceed the budget."""
+        if found.high > self.max_drop:
+            raise GateError(f"the engine loses {found} on {self}, allowed {self.max_drop:g}")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"max_drop": self.max_drop, "images": self.panel.images, "fresh": self.fresh}
+
+    def __str__(self) -> str:
+        other = "that nothing was decided on" if self.fresh else "that it was chosen on, too few to spare others"
+        return f"{self.panel.images} image(s) {other}"
+
+
+@dataclass(frozen=True)
+class Panels:
+    """selection: to choose on.  report: other images; None where there are too few.  labelled: whether points are mIoU.
+
+    windows: some inputs (1, 3, H, W) of the selection, for what is measured of each block.  record: for report.json.
+    """
+
+    selection: Panel
+    report: Panel | None
+    windows: list[Float32]
+    labelled: bool
+    record: dict[str, Any]
+
+
+def panels(
+    request: BuildRequest, source: Source, division: Split | None, inputs: Sequence[Float32],
+    seen: Sequence[Photograph] | None, log: Log,
+) -> Panels:  # fmt: skip
+    """Of the budget's data set, else of the photographs that are held out, else of what the build is verified on.
+
+    seen: what was calibrated on, None where that is not known.  inputs: the windows that the build is verified on.
+    """
+    chosen_on = () if division is None else division.selection or division.calibration
+    owners, windows = _windows(request, source, chosen_on) if chosen_on else ([0] * len(inputs), list(inputs))
+    some = windows[:HELD_OUT]
+    if request.budget.dataset is not None:
+        dataset, record = not_seen(
+            request.budget.dataset(source.spec), seen, () if division is None else division.selection, log
+        )
+        first, second = dataset.halves()
+        report = _scored(second, source, request.max_pixels) if second.samples else None
+        return _told(Panels(_scored(first, source, request.max_pixels), report, some, True, record), log)
+    if not chosen_on:
+        log("warning", "no photographs: plans are judged on the windows that the build is verified on")
+    others = () if division is None else division.report
+    report = _compared(source, *_windows(request, source, others)) if others else None
+    return _told(Panels(_compared(source, owners, windows), report, some, False, {}), log)
+
+
+def _told(found: Panels, log: Log) -> Panels:
+    unit = "mIoU" if found.labelled else "labels as in fp32"
+    rest = "too few to report on others" if found.report is None else f"report on {found.report.images} others"
+    log("budget", f"{unit}: plans are chosen on {found.selection.images} image(s), {rest}")
+    images = {"selection": found.selection.images, "report": 0 if found.report is None else found.report.images}
+    found.record.update(images=images, unit=unit)
+    return found
+
+
+def _windows(
+    request: BuildRequest, source: Source, images: Sequence[Photograph]
+) -> tuple[list[int], list[Float32]]:  # fmt: skip
+    """Windows of each of `images` as the network's inputs (1, 3, h, w), and which image each is from."""
+    count = max(HELD_OUT, len(images))
+    drawn = draw_from(images, request.tiling, count=count, seed=0, max_pixels=request.max_pixels)
+    ranks = {each.path: index for index, each in enumerate(drawn.seen)}
+    pairs = [(ranks[place.image], window) for place, window in drawn.inputs(source.spec, request.tiling)]
+    return [rank for rank, _ in pairs], [window for _, window in pairs]
+
+
+def _compared(source: Source, owners: Sequence[int], windows: Sequence[Float32]) -> Panel:
+    """Labels equal to the checkpoint's own."""
+    wanted: list[UInt8] = [source.logits([window]).argmax(1)[0].astype(np.uint8) for window in windows]
+    images = max(owners) + 1
+
+    def count(segmenter: Segmenter) -> Counts:
+        counts = np.zeros((images, 2), np.int64)
+        for owner, window, labels in zip(owners, windows, wanted, strict=True):
+            got = segmenter.session.run(np.repeat(window, segmenter.device.batch, axis=0))[:1].argmax(1)[0]
+            counts[owner] += np.count_nonzero(got == labels), labels.size
+        return counts
+
+    return Panel(images, count, equal_labels)
+
+
+def _scored(dataset: Dataset, source: Source, max_pixels: int) -> Panel:
+    """mIoU against the labels of a data set."""
+
+    def count(segmenter: Segmenter) -> Counts:
+        return areas(lambda image: segmenter.segment(image).labels, dataset, source.spec.classes, max_pixels)
+
+    return Panel(len(dataset.samples), count, miou)

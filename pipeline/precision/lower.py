@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +32,22 @@ class Lowered:
     report: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A lowered graph, of which nothing is proven yet.  origin: the float graph that it has to agree with."""
+
+    graph: OnnxGraph
+    origin: OnnxGraph
+    report: dict[str, Any]
+
+
+Note = Callable[[str, str, Callable[[], OnnxGraph] | None], None]
+"""(step, what happened, what makes the graph so far where its error is worth telling)"""
+
+
+Extremes = Mapping[str, tuple[float, float]]
+
+
 def lower(
     graph: OnnxGraph, precision: str, windows: Sequence[Float32], reference: Float32, gate: Gate, log: Log,
     ranges: Ranges | None = None, options: LowerOptions = LowerOptions(),
@@ -42,21 +58,37 @@ def lower(
     """
     if precision == "fp32":
         return Lowered(graph, (), {})
+
+    def note(step: str, text: str, so_far: Callable[[], OnnxGraph] | None) -> None:
+        error = "" if so_far is None else f"; mean |diff| {_error(so_far(), windows, reference):.3g}"
+        log(step, f"{text}{error}")
+
+    made = draft(graph, precision, windows=windows, ranges=ranges, options=options, note=note)
+    agreement = verify_lowered(
+        precision, made.graph, windows=windows, reference_name="the fp32 graph", reference=reference, gate=gate,
+        origin=made.origin,
+    )  # fmt: skip
+    log(precision, f"every tensor rounded: {agreement}")
+    return Lowered(made.graph, (agreement,), made.report)
+
+
+def draft(
+    graph: OnnxGraph, precision: str, windows: Sequence[Float32], ranges: Ranges | None = None,
+    options: LowerOptions = LowerOptions(), note: Note = lambda step, text, so_far: None, known: Extremes | None = None,
+) -> Draft:  # fmt: skip
+    """Plan and lower: what `lower` verifies, and what ``auto`` measures, so that what is measured is what ships.
+
+    windows: (1, 3, H, W) each, from which islands are planned.  known: the extremes of the graph without its INT8 part,
+    in place of measuring those that it has once it is smoothed; for what is tried but not shipped.  Raises DeployError.
+    """
+    if precision == "fp32":
+        return Draft(graph, graph, {})
     if precision == "int8":
-        return _to_int8(graph, windows, reference=reference, gate=gate, log=log, ranges=ranges, options=options)
+        return _int8(graph, windows, ranges=ranges, options=options, note=note, known=known)
     origin = prepare(graph, precision)
     lowered, plan = to_float(origin, precision, extremes(origin, windows), options)
-    agreement = verify_lowered(
-        precision,
-        lowered,
-        windows=windows,
-        reference_name="the fp32 graph",
-        reference=reference,
-        gate=gate,
-        origin=origin,
-    )
-    log(precision, f"{plan.summary()}; every tensor rounded: {agreement}")
-    return Lowered(lowered, (agreement,), {"plan": plan.to_json()})
+    note(precision, plan.summary(), None)
+    return Draft(lowered, origin, {"plan": plan.to_json()})
 
 
 def to_float(
@@ -68,51 +100,38 @@ def to_float(
     return lower_float(origin, plan), plan
 
 
-def _to_int8(
-    graph: OnnxGraph, windows: Sequence[Float32], reference: Float32, gate: Gate, log: Log,
-    ranges: Ranges | None, options: LowerOptions,
-) -> Lowered:  # fmt: skip
+def _int8(
+    graph: OnnxGraph, windows: Sequence[Float32], ranges: Ranges | None, options: LowerOptions, note: Note,
+    known: Extremes | None,
+) -> Draft:  # fmt: skip
     if ranges is None:
         raise DeployError("precision int8: got no ranges, expected measured ones; give --calib RANGES.json")
-    origin = prepare_int8(graph, options.rest)
-    plan = plan_int8(origin, ranges, options.rest, options.int8)
+    current, measured = prepare_int8(graph, options.rest), ranges
+    plan = plan_int8(current, measured, options.rest, options.int8)
     if not any(node.precision == "int8" for node in plan.nodes):
         reasons = sorted({node.reason for node in plan.nodes}) or ["no Conv, MatMul or Gemm"]
         raise DeployError(f"precision int8: nothing qualifies ({'; '.join(reasons[:3])}); use --precision fp32")
     report: dict[str, Any] = {"plan": plan.to_json()}
-    plain = lower_int8(origin, plan, ranges, options.rest)
-    first = _error(plain, windows, reference)
-    log("int8", f"{plan.summary()}; plain: mean |diff| {first:.3g}")
-    current, measured, scaled = origin, ranges, plain
+
+    def so_far() -> OnnxGraph:
+        return lower_int8(current, plan, measured, options.rest)
+
+    note("int8", f"{plan.summary()}; plain", so_far)
     if options.smooth:
         current, measured, smoothed = smooth(current, plan, measured)
-        scaled = lower_int8(current, plan, measured, options.rest)
         report["smoothing"] = [asdict(item) for item in smoothed]
-        done = sum(not item.declined for item in smoothed)
-        log("smooth", f"{done} of {len(smoothed)} LayerNorms; mean |diff| {_error(scaled, windows, reference):.3g}")
+        note("smooth", f"{sum(not item.declined for item in smoothed)} of {len(smoothed)} LayerNorms", so_far)
     if options.bias:
         current, corrected = correct_bias(current, plan, measured, options.rest)
-        scaled = lower_int8(current, plan, measured, options.rest)
         report["bias_correction"] = [asdict(item) for item in corrected]
-        done = sum(not item.declined for item in corrected)
-        log("bias", f"{done} of {len(corrected)} layers; mean |diff| {_error(scaled, windows, reference):.3g}")
-    lowered = scaled
+        note("bias", f"{sum(not item.declined for item in corrected)} of {len(corrected)} layers", so_far)
+    lowered = so_far()
     if options.rest != "fp32":
-        known = carried_over(scaled, extremes(current, windows))
-        lowered, rest = to_float(scaled, options.rest, known, options)
+        reached = carried_over(lowered, extremes(current, windows) if known is None else known)
+        lowered, rest = to_float(lowered, options.rest, reached, options)
         report["rest"] = rest.to_json()
-        log("rest", rest.summary())
-    agreement = verify_lowered(
-        "int8",
-        lowered,
-        windows=windows,
-        reference_name="the fp32 graph",
-        reference=reference,
-        gate=gate,
-        origin=current,
-    )
-    log("int8", f"every tensor rounded: {agreement}")
-    return Lowered(lowered, (agreement,), report)
+        note("rest", rest.summary(), None)
+    return Draft(lowered, current, report)
 
 
 def prepare_int8(graph: OnnxGraph, rest: str) -> OnnxGraph:

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import deploy
+import pipeline.build as build_module
 import pipeline.precision.search as search_module
 from calib.data.scenes import CLASSES, render
 from calib.ranges.ranges import Ranges
 from engines.backends import get_backend
-from engines.bundle import REPORT, open_bundle
-from engines.contract import BuildConfig, Session
+from engines.bundle import FILES, MANIFEST, REPORT, open_bundle
+from engines.contract import Backend, BuildConfig, Session
+from engines.segmenter import Segmenter
+from engines.spec import ModelSpec
+from engines.tiling.placement import Tiling
+from pipeline.evaluation.statistics import Interval, equal_labels
+from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.precision.blocks import blocks_of
+from pipeline.precision.budget import Jury, Panel
 from pipeline.precision.plan_int8 import plan_int8
+from pipeline.precision.prefix import MOST_SWAPS
 from pipeline.precision.search import Trial, Workbench, _choose, search
 from pipeline.request import LowerOptions
 from tests.pipeline.precision.lowering import exported
@@ -30,6 +42,12 @@ from tests.pipeline.precision.max_ranges import ranges_from_windows
 def demo() -> tuple[OnnxGraph, Ranges, list[np.ndarray], np.ndarray]:
     graph, windows, reference = exported("demo", 128)
     return graph, ranges_from_windows(graph, windows), list(windows), reference
+
+
+@pytest.fixture(autouse=True)
+def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbours joined to six blocks: each compiles an engine."""
+    monkeypatch.setattr(search_module, "blocks_of", partial(blocks_of, most=6))
 
 
 def test_blocks_are_attentions_and_feed_forwards(demo: tuple) -> None:  # type: ignore[type-arg]
@@ -48,6 +66,13 @@ def test_blocks_are_attentions_and_feed_forwards(demo: tuple) -> None:  # type: 
 
 
 CHOSEN = "chosen, the fastest inside the budget"
+BEYOND = "may lose more than the budget of 0.5"
+
+
+def _trial(name: str, ms: float, loss: float, spread: float = 0.0) -> Trial:
+    """Rounds on a machine that is three times as slow in every fourth: the plans take turns, so all are."""
+    times = tuple(ms * (3 if turn % 4 == 0 else 1) for turn in range(15))
+    return Trial(name, times, Interval(loss, loss - spread, loss + spread))
 
 
 @pytest.mark.parametrize(
@@ -59,15 +84,19 @@ CHOSEN = "chosen, the fastest inside the budget"
         ),
         (
             [("fp32", 10, 0), ("bf16", 6, 0.1), ("int8", 5, 0.6)], "bf16",
-            ["bf16 is 1.67x as fast", CHOSEN, "beyond the budget of 0.5"],
+            ["bf16 is 1.67x as fast", CHOSEN, BEYOND],
+        ),
+        (
+            [("fp32", 10, 0), ("bf16", 6, 0.1, 0.1), ("int8", 5, 0.2, 0.4)], "bf16",
+            ["bf16 is 1.67x as fast", CHOSEN, BEYOND],
         ),
         (
             [("fp32", 10, 0), ("bf16", 6, 0.1), ("int8", 5.95, 0)], "bf16",
-            ["bf16 is 1.67x as fast", CHOSEN, "less than 2 % faster than bf16"],
+            ["bf16 is 1.67x as fast", CHOSEN, "not surely 2 % faster than bf16"],
         ),
         (
             [("fp32", 10, 0), ("bf16", 6, 0.9), ("int8", 5, 0.9)], "fp32",
-            [CHOSEN, "beyond the budget of 0.5", "beyond the budget of 0.5"],
+            [CHOSEN, BEYOND, BEYOND],
         ),
         (
             [("fp32", 10, 0), ("bf16", 12, 0), ("int8", 11, 0)], "fp32",
@@ -78,9 +107,18 @@ CHOSEN = "chosen, the fastest inside the budget"
 def test_the_fastest_inside_the_budget(
     trials: list[tuple[str, float, float]], chosen: str, verdicts: list[str]
 ) -> None:
-    best, judged = _choose([Trial(*trial) for trial in trials], max_drop=0.5)
+    best, judged = _choose([_trial(*trial) for trial in trials], max_drop=0.5)
     assert best == chosen
     assert [trial.verdict for trial in judged] == verdicts
+
+
+def test_a_gain_in_some_rounds_is_none() -> None:
+    """Its median is smaller by a tenth, but it was faster in nine rounds of fifteen, as chance may have it."""
+    lucky = Trial("int8", (9.0,) * 9 + (30.0,) * 6, Interval(0, 0, 0))
+    assert _choose([_trial("fp32", 10, 0), lucky], 0.5)[0] == "fp32"
+    even = Trial("fp32", (10.0,) * 15, Interval(0, 0, 0))
+    assert _choose([even, lucky], 0.5)[0] == "fp32"
+    assert _choose([even, replace(lucky, times=(9.0,) * 12 + (30.0,) * 3)], 0.5)[0] == "int8"
 
 
 def _search(  # type: ignore[no-untyped-def]
@@ -89,27 +127,32 @@ def _search(  # type: ignore[no-untyped-def]
     gains: Sequence[float],
     whole: dict[str, float],
     half: str = "",
+    max_drop: float = 100.0,
 ):
-    """With made-up times: `gains` of the blocks in turn against 100 ms, then `whole` plans by their number.
-
-    The budget is so wide that times decide: labels change by up to 3 points here, on some processors by more.
-    """
+    """With made-up times: `gains` of the blocks in turn against 100 ms, then `whole` plans by their number."""
     graph, ranges, windows, reference = demo
     blocks = iter(gains)
 
-    def timed(sessions: Sequence[object], window: np.ndarray, rounds: int = 5) -> list[float]:
-        if len(sessions) == 2 and rounds != search_module.FINAL_ROUNDS:
-            return [100.0, 100.0 - next(blocks)]
-        return list(whole.values())[: len(sessions)]
+    def timed(sessions: Sequence[object], window: np.ndarray, rounds: int = 5) -> list[list[float]]:
+        if rounds == search_module.BLOCK_ROUNDS:
+            return [[100.0] * rounds, [100.0 - next(blocks)] * rounds]
+        return [[ms] * rounds for ms in list(whole.values())[: len(sessions)]]
 
-    monkeypatch.setattr(search_module, "median_ms", timed)
+    monkeypatch.setattr(search_module, "rounds_ms", timed)
     lines: list[str] = []
     wanted = reference.argmax(1)
 
-    def score(session: Session) -> float:
-        return 100 * float(np.mean([session.run(w).argmax(1)[0] == r for w, r in zip(windows, wanted, strict=True)]))
+    def count(segmenter: Segmenter) -> np.ndarray:
+        got = [segmenter.session.run(window).argmax(1)[0] for window in windows]
+        return np.array([[(g == w).sum(), w.size] for g, w in zip(got, wanted, strict=True)])
 
-    bench = Workbench(get_backend("openvino"), BuildConfig(threads=1), windows, reference, score, 20.0, half=half)
+    spec = ModelSpec("demo", "", ("a",) * reference.shape[1], ((0, 0, 0),) * reference.shape[1])
+    bench = Workbench(
+        get_backend("openvino"), BuildConfig(threads=1), windows=windows,
+        panel=Panel(len(windows), count, equal_labels),
+        max_drop=max_drop, segmenter=lambda session: Segmenter.on_host(session, spec, Tiling(128, 128, 128, 128)),
+        islands=windows, half=half,
+    )  # fmt: skip
     decision = search(graph, ranges, LowerOptions(rest="fp32"), bench, lambda step, text: lines.append(text))
     return decision, lines
 
@@ -117,20 +160,43 @@ def _search(  # type: ignore[no-untyped-def]
 def test_only_blocks_that_gain_are_quantised(demo: tuple, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[type-arg]
     gains = [5.0 if index % 2 else -3.0 for index in range(99)]
     decision, lines = _search(demo, monkeypatch, gains, {"fp32": 100.0, "mixed": 80.0, "int8": 90.0})
-    assert decision.precision == "int8"
+    assert (decision.plans[0].name, decision.plans[0].precision) == ("int8 where it gains", "int8")
     blocks = decision.report["search"]["blocks"]
-    assert [block["verdict"] == "int8" for block in blocks] == [gain > 0 for gain in gains[: len(blocks)]]
-    quantised = sum(block["layers"] for block in blocks if block["verdict"] == "int8")
-    assert len(decision.skip) == sum(block["layers"] for block in blocks) - quantised > 0
+    assert [block["verdict"] == "gains" for block in blocks] == [gain > 0 for gain in gains[: len(blocks)]]
+    quantised = sum(block["layers"] for block in blocks if block["verdict"] == "gains")
+    assert len(decision.plans[0].skip) == sum(block["layers"] for block in blocks) - quantised > 0
     assert any("gains -3.0 of 100.0 ms" in line for line in lines)
     assert all(0 <= block["error"] < 0.5 for block in blocks)
     assert max(block["error"] for block in blocks) > 0
 
 
+def test_as_many_blocks_as_the_budget_allows(demo: tuple, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[type-arg]
+    """All of them gain, and together they cost too much: those that cost least for what they gain are taken."""
+    whole = {"fp32": 100.0, "mixed": 80.0, "int8": 70.0}
+    everything, _ = _search(demo, monkeypatch, [5.0] * 99, whole)
+    (all_of_them,) = everything.report["search"]["sets"]
+    budget = all_of_them["loss"]["high"] / 2
+    assert budget > 0
+    decision, lines = _search(demo, monkeypatch, [5.0] * 99, whole, max_drop=budget)
+    sets, blocks = decision.report["search"]["sets"], decision.report["search"]["blocks"]
+    assert decision.plans[0].name == "int8 where it gains"
+    assert 2 < len(sets) <= 2 + 4 + MOST_SWAPS
+    assert not sets[0]["inside"]
+    widest = max((each for each in sets if each["inside"]), key=lambda each: len(each["blocks"]))
+    assert 0 < len(widest["blocks"]) < len(blocks)
+    assert widest["loss"]["high"] <= budget
+    cost = {block["name"]: block["changed"] for block in blocks}
+    dearest = max(cost, key=lambda name: cost[name])
+    assert dearest not in widest["blocks"]
+    assert "int8" not in [plan.name for plan in decision.plans]
+    assert decision.plans[-1].name == "fp32"
+    assert any("beyond the budget" in line for line in lines)
+
+
 def test_int8_that_gains_nothing_is_not_chosen(demo: tuple, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[type-arg]
     decision, lines = _search(demo, monkeypatch, [0.5] * 99, {"fp32": 100.0, "int8": 99.0})
-    assert (decision.precision, decision.skip) == ("fp32", ())
-    assert any(line.startswith("int8: 99.0 ms") and "less than 2 % faster than fp32" in line for line in lines)
+    assert (decision.plans[0].precision, decision.plans[0].skip) == ("fp32", ())
+    assert any(line.startswith("int8: 99.0 ms") and "not surely 2 % faster than fp32" in line for line in lines)
 
 
 def test_a_half_type_is_a_plan_where_int8_cannot_be_mixed_with_it(
@@ -140,7 +206,7 @@ def test_a_half_type_is_a_plan_where_int8_cannot_be_mixed_with_it(
     """TensorRT 8.6, which scales in FP32 alone: its FP16 is faster than its INT8 beside FP32."""
     whole = {"fp32": 100.0, "fp16": 50.0, "int8": 70.0}
     decision, _ = _search(demo, monkeypatch, [0.5] * 99, whole, "fp16")
-    assert decision.precision == "fp16"
+    assert decision.plans[0].precision == "fp16"
     assert [trial["name"] for trial in decision.report["search"]["trials"]] == ["fp32", "fp16", "int8"]
 
 
@@ -167,10 +233,17 @@ def test_auto_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     report = json.loads((tmp_path / "b" / REPORT).read_text())
     trials = {trial["name"]: trial for trial in report["search"]["trials"]}
     assert {"fp32", "int8"} <= set(trials)
-    # Read off the numbers alone: what shipped is within 2 % of the fastest plan that loses at most three points.
-    fastest = min(trial["ms"] for trial in trials.values() if trial["cost"] <= 3)
-    shipped = [trial for name, trial in trials.items() if name.split()[0] == bundle.manifest.precision]
-    assert min(trial["ms"] for trial in shipped if trial["cost"] <= 3) <= fastest / 0.98
+    # Read off the numbers alone: what shipped was measured as an engine, and its interval lies inside the budget.
+    assert report["shipped"]["plan"] in trials
+    assert report["shipped"]["plan"].split()[0] == bundle.manifest.precision
+    assert report["shipped"]["loss"]["high"] <= 3
+    assert report["search"]["images"] == {
+        "seen": 3,
+        "seen_left_out": False,
+        "images": {"selection": 2, "report": 1},
+        "unit": "mIoU",
+    }
+    assert "scores are of what was seen" in out
     assert report["calibration"]["images"] == 3
     assert len(report["calibration"]["dataset_sha256"]) == 64
 
@@ -193,19 +266,57 @@ def test_auto_without_photographs_says_that_int8_is_not_tried(
     assert "int8 is not tried: no photographs" in capsys.readouterr().out
 
 
+def _made_up_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """INT8 looks fastest, and every block gains."""
+
+    def timed(sessions: Sequence[object], window: np.ndarray, rounds: int = 5) -> list[list[float]]:
+        return [[100.0 - 10 * index] * rounds for index in range(len(sessions))]
+
+    monkeypatch.setattr(search_module, "rounds_ms", timed)
+
+
 def test_a_plan_that_fails_its_gate_gives_way_to_the_next(
-    demo: tuple,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],  # type: ignore[type-arg]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """INT8 looks fastest here, but the user asks for more agreement than it has."""
-
-    def timed(sessions: Sequence[object], window: np.ndarray, rounds: int = 5) -> list[float]:
-        return [100.0 - 10 * index for index in range(len(sessions))]
-
-    monkeypatch.setattr(search_module, "median_ms", timed)
+    """The user asks for more agreement than INT8 has."""
+    _made_up_times(monkeypatch)
     argv = ["build-engine", "demo", "-o", str(tmp_path / "b"), "--precision", "auto", "--tile", "128"]
-    assert deploy.main([*argv, "--max-drop", "50", "--min-agreement", "0.9995", "--rest", "fp32"]) == 0
-    assert "int8 fails its gate" in capsys.readouterr().out
+    assert deploy.main([*argv, "--max-drop", "100", "--min-agreement", "0.9995", "--rest", "fp32"]) == 0
+    assert "int8 fails (int8 diverges from" in capsys.readouterr().out
     assert open_bundle(tmp_path / "b").manifest.precision == "fp32"
+
+
+def test_what_ships_is_what_was_scored_and_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same graph, with its bias correction; as an engine, on images that no plan was chosen on."""
+    _made_up_times(monkeypatch)
+    scored, shipped, judged = set[str](), list[str](), list[str]()
+    real, batches, measure = search_module.compiled, build_module._for_batches, Jury.measure
+
+    def compiled(graph: OnnxGraph, backend: Backend, config: BuildConfig) -> AbstractContextManager[Session]:
+        scored.add(graph_sha256(graph.model))
+        return real(graph, backend, config)
+
+    def for_batches(graph: OnnxGraph, *rest: Any) -> OnnxGraph:
+        shipped.append(graph_sha256(graph.model))
+        return batches(graph, *rest)
+
+    def measured(jury: Jury, segmenter: Segmenter) -> Interval:
+        found = measure(jury, segmenter)
+        judged.append(str(found))
+        return found if len(judged) > 1 else replace(found, high=99.0)
+
+    monkeypatch.setattr(search_module, "compiled", compiled)
+    monkeypatch.setattr(build_module, "_for_batches", for_batches)
+    monkeypatch.setattr(Jury, "measure", measured)
+    argv = ["build-engine", "demo", "-o", str(tmp_path / "b"), "--precision", "auto", "--tile", "128"]
+    assert deploy.main([*argv, "--max-drop", "50", "--min-agreement", "0", "--max-error", "9"]) == 0
+    out, report = capsys.readouterr().out, json.loads((tmp_path / "b" / REPORT).read_text())
+    assert set(shipped) <= scored
+    assert len(shipped) == len(judged) == 2
+    assert "int8 fails (the engine loses" in out
+    assert report["shipped"]["plan"] != "int8"
+    assert (report["shipped"]["images"], report["shipped"]["fresh"]) == (4, True)
+    assert "4 image(s) that nothing was decided on" in out
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == sorted((*FILES, MANIFEST))
