@@ -292,7 +292,7 @@ def _label_map(args: argparse.Namespace) -> LabelMap | None:
 def _labels(args: argparse.Namespace) -> LabelOptions:
     from calib.data.datasets import LabelOptions
 
-    return LabelOptions(tuple(args.ignore_label), args.reduce_zero_label)
+    return LabelOptions(tuple(args.ignore_label), args.reduce_zero_label, args.label_colors)
 
 
 def _logger(quiet: bool) -> Log:

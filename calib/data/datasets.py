@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calib.data.colours import ColourTable, read_colours
 from calib.data.label_map import LabelMap
 from calib.data.layouts import DatasetLayout, Sample, find_layout
 from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.images.palettes import DATASETS
-from engines.images.read import MAX_PIXELS, read_labels
+from engines.images.read import MAX_PIXELS, read_label_colours, read_labels
 from engines.spec import IGNORE_LABEL, ModelSpec
 
 _UNKNOWN = -1
@@ -40,10 +41,12 @@ class LabelOptions:
 
     ignore: numbers, as in the files, that are not scored.
     reduce_zero: 0 is ignore and the rest minus one; None does as the layout says, in a plain tree as the model says.
+    colours: what `read_colours` takes, where colours stand for classes; then `ignore` speaks of the classes' numbers.
     """
 
     ignore: tuple[int, ...] = ()
     reduce_zero: bool | None = None
+    colours: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Dataset:
     classes: what labels are numbers of; () where no model was given.
     table: 256 entries, the class of each number in a label file: 0..K-1, 255 for ignore, -1 for an error.
     notes: how the numbers are read, for people.
+    colours: what makes numbers of a label file's colours; None where it holds numbers.
+    told_255: whether the user has said what 255 means.
     """
 
     layout: DatasetLayout
@@ -61,6 +66,8 @@ class Dataset:
     table: tuple[int, ...] = ()
     label_map: LabelMap | None = None
     notes: tuple[str, ...] = ()
+    colours: ColourTable | None = None
+    told_255: bool = False
 
     def limited(self, count: int | None) -> Dataset:
         """`count` of the samples, spread evenly over the set, in order; all where there are not more, or for None."""
@@ -95,6 +102,28 @@ class Dataset:
                 f"data set {self.layout.root}: {len(bare)} of {len(self.samples)} images have no labels (the first is "
                 f"{bare[0].name}), expected a label file for each: {self.layout.wanted}"
             )
+        self._require_more_than_foreground()
+
+    def _require_more_than_foreground(self) -> None:
+        """Raise DeployError where all files hold only 0 and 255, and nobody has said that 255 is to be ignored.
+
+        Reads files until one holds something else: the first, of labels.
+        """
+        if self.colours is not None or self.told_255 or not self.table:
+            return
+        found = False
+        for sample in self.samples:
+            assert sample.label is not None
+            values = read_labels(sample.label)
+            if ((values != 0) & (values != IGNORE_LABEL)).any():
+                return
+            found = found or bool((values == IGNORE_LABEL).any())
+        if found:
+            raise DeployError(
+                f"data set {self.layout.root}: got only 0 and 255 in all {len(self.samples)} label file(s), and 255 is "
+                "not scored; of masks whose foreground is 255 give --label-map binary (0 is class 0, 255 is class 1), "
+                "and where 255 is to be ignored --ignore-label 255"
+            )
 
     def labels(self, sample: Sample, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> UInt8:
         """Labels (H, W) uint8 of one sample: 0..K-1, or 255.  size: the (H, W) they must have.
@@ -103,7 +132,10 @@ class Dataset:
         """
         if sample.label is None or not self.table:
             raise DeployError(f"labels of {sample.image}: got none, expected a label file, and a model's classes")
-        values = read_labels(sample.label, max_pixels)
+        if self.colours is None:
+            values = read_labels(sample.label, max_pixels)
+        else:
+            values = self.colours.read(read_label_colours(sample.label, max_pixels), sample.label)
         if size is not None and values.shape != size:
             raise DeployError(
                 f"labels {sample.label}: got {values.shape[1]}x{values.shape[0]}, expected {size[1]}x{size[0]} as "
@@ -174,6 +206,8 @@ def open_dataset(
         return Dataset(layout, layout.samples)
     options = options or LabelOptions()
     classes = spec.classes if label_map is None or label_map.classes is None else label_map.classes
+    if options.colours is not None:
+        return _coloured(layout, spec, classes, label_map, options)
     if layout.counts and len(classes) not in layout.counts and not (label_map and label_map.label):
         raise DeployError(
             f"data set {layout.root}: {layout.name} has {' or '.join(map(str, layout.counts))} classes, got a model "
@@ -187,7 +221,29 @@ def open_dataset(
         table=tuple(int(v) for v in table),
         label_map=label_map,
         notes=tuple(notes),
+        told_255=IGNORE_LABEL in options.ignore or (label_map is not None and IGNORE_LABEL in dict(label_map.label)),
     )
+
+
+def _coloured(
+    layout: DatasetLayout, spec: ModelSpec, classes: tuple[str, ...], label_map: LabelMap | None, options: LabelOptions
+) -> Dataset:
+    """As `open_dataset`, of label files whose colours stand for classes."""
+    assert options.colours is not None
+    if options.reduce_zero is not None:
+        raise DeployError(
+            "--label-colors: got --reduce-zero-label or --no-reduce-zero-label too, which speak of numbers in label "
+            "files; leave them out"
+        )
+    colours = read_colours(options.colours, spec).numbers(classes, label_map)
+    table = np.full(256, _UNKNOWN, np.int16)
+    table[: len(classes)] = np.arange(len(classes))
+    table[[IGNORE_LABEL, *options.ignore]] = IGNORE_LABEL
+    ignored = [f"{', '.join(map(str, sorted(options.ignore)))} ignored"] if options.ignore else []
+    return Dataset(
+        layout, layout.samples, classes=classes, table=tuple(int(v) for v in table), label_map=label_map,
+        notes=(f"colours of {colours.source}", *ignored), colours=colours,
+    )  # fmt: skip
 
 
 def _table(

@@ -76,8 +76,24 @@ def read_labels(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
             raise DeployError(f"labels {path}: got values {values.min()}..{values.max()}, expected 0..255")
         return values.astype(np.uint8)
     if image.mode not in ("L", "P", "1"):
-        raise DeployError(f"labels {path}: got a {image.mode} image, expected an index or grey PNG of class numbers")
+        raise DeployError(
+            f"labels {path}: got a {image.mode} image, expected an index or grey PNG of class numbers; if its colours "
+            "stand for classes, say for which with --label-colors"
+        )
     return np.array(image, np.uint8)
+
+
+def read_label_colours(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
+    """A colour-coded label file as (H, W, 3) uint8 RGB; of an index PNG the colours of its palette.
+
+    Raises DeployError on 16 bit, and on JPEG, whose losses would change the colours.
+    """
+    image = _decode(path, max_pixels, upright=False)
+    if image.format in ("JPEG", "MPO"):
+        raise DeployError(f"labels {path}: got a JPEG, which does not keep colours exactly; expected a PNG")
+    if image.mode not in ("RGB", "RGBA", "P", "L", "LA", "1"):
+        raise DeployError(f"labels {path}: got a {image.mode} image, expected colours of 8 bit")
+    return np.asarray(image.convert("RGBA").convert("RGB"))
 
 
 def resize_image(image: UInt8, size: tuple[int, int]) -> UInt8:

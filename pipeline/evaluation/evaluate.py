@@ -39,7 +39,8 @@ class Evaluation:
 
     timing: of every image; one window is run before the first, so that what an engine does once is not in it.
     windows: of all images.
-    bundle, dataset, versions: descriptions with sha256 digests, as they go into evaluate.json.
+    bundle, dataset, versions: descriptions with sha256 digests, as they go into evaluate.json.  dataset says how many
+    of its images the bundle was calibrated on, too.
     """
 
     scores: Scores
@@ -59,7 +60,9 @@ class Evaluation:
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {stats.p50:.1f} ({stats.p95:.1f})" for name, stats in self._parts())
         counted = f"{self.windows} window(s) in {self.timing.frame.count} image(s)"
-        return f"{self.scores.table()}\nms an image, p50 (p95): {parts}; {counted}"
+        seen = self.dataset.get("calibrated_on")
+        note = f"\n{seen} of the images were calibrated on: not a score on unseen data" if seen else ""
+        return f"{self.scores.table()}\nms an image, p50 (p95): {parts}; {counted}{note}"
 
     def _parts(self) -> list[tuple[str, Stats]]:
         return [(name, getattr(self.timing, name)) for name in SHOWN]
@@ -131,8 +134,17 @@ def evaluate(
     scores = score(timed, dataset, manifest.spec.classes, max_pixels)
     return Evaluation(
         scores, timing=Timing.of(frames, frames), windows=sum(each.windows for each in frames),
-        bundle=_bundle(manifest, folder), dataset=dataset.to_json(), versions=_versions(manifest),
+        bundle=_bundle(manifest, folder), versions=_versions(manifest),
+        dataset={**dataset.to_json(), "calibrated_on": _calibrated_on(manifest, dataset)},
     )  # fmt: skip
+
+
+def _calibrated_on(manifest: Manifest, dataset: Dataset) -> int | None:
+    """How many images of `dataset`; None where the bundle does not say."""
+    seen = manifest.photographs.get("calibrated_on")
+    if seen is None:
+        return None
+    return len(dataset.samples) - len(dataset.without({each["sha256"] for each in seen}).samples)
 
 
 def _bundle(manifest: Manifest, folder: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def _names(listed: list[dict[str, str]]) -> set[str]:
     return {Path(each["name"]).name for each in listed}
 
 
-def test_the_golden_photograph_was_not_calibrated_on(tmp_path: Path) -> None:
+def test_the_golden_photograph_was_not_calibrated_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scenes = _scenes(tmp_path / "scenes", 8)
     record = _build(tmp_path / "b", "--calib", scenes)
     calibrated, held = _names(record["calibrated_on"]), _names(record["held_out"])
@@ -64,6 +64,9 @@ def test_the_golden_photograph_was_not_calibrated_on(tmp_path: Path) -> None:
     assert record["golden_calibrated_on"] is False
     for each in (*record["calibrated_on"], *record["held_out"]):
         assert each["sha256"] == file_sha256(scenes / each["name"])
+    assert deploy.main(["evaluate", str(tmp_path / "b"), str(scenes), "-o", str(tmp_path / "scores")]) == 0
+    assert json.loads((tmp_path / "scores" / "evaluate.json").read_text())["dataset"]["calibrated_on"] == 6
+    assert "6 of the images were calibrated on" in capsys.readouterr().out
     report = json.loads((tmp_path / "b" / "report.json").read_text())
     assert (report["calibration"]["images"], report["calibration"]["photographs"]) == (6, record["calibrated_on"])
 

@@ -90,7 +90,7 @@ def test_every_class_of_the_model_is_named_once(prediction: Any, message: str) -
 
 
 def test_a_file_that_is_missing_or_not_json_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DeployError, match="mars: no such file, expected a JSON file or one of: cityscapes_to_camvid"):
+    with pytest.raises(DeployError, match="mars: no such file, expected a JSON file or one of: binary, cityscapes_to"):
         read_label_map("mars")
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(DeployError, match=r"a\.json: not JSON"):

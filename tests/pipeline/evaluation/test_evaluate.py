@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 
+import deploy
 from calib.data.datasets import LabelOptions, open_dataset
 from calib.data.label_map import LabelMap, read_label_map
 from engines.bundle import open_bundle
@@ -71,8 +74,6 @@ def _assert_equal(scores: Scores, truth: Sequence[np.ndarray], predicted: Sequen
 
 
 def test_scores_are_scikit_learns_on_the_masks_that_run_writes(tiny_bundle: Path, tree: Path, tmp_path: Path) -> None:
-    import deploy
-
     assert deploy.main(["run", str(tiny_bundle), str(tree / "images"), "-o", str(tmp_path)]) == 0
     masks, truth = ([_truth(folder / f"{name}.png") for name in SIZES] for folder in (tmp_path, tree / "labels"))
     _assert_equal(_evaluate(tiny_bundle, tree).scores, truth, masks, 1e-12)
@@ -122,6 +123,36 @@ def test_the_result_names_what_it_was_measured_with(tiny_bundle: Path, tree: Pat
         assert 0 < body["timing"][part]["p50"] <= body["timing"][part]["p95"]
     assert "p50 (p95)" in str(result)
     assert f"{100 * body['miou']:.2f}" in str(result)
+
+
+def test_colours_score_as_the_numbers_do(
+    tiny_bundle: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same labels, drawn in the model's palette; without the option they are refused, and the option is named."""
+    coloured = tmp_path / "coloured"
+    shutil.copytree(tree, coloured)
+    spec = open_bundle(tiny_bundle).manifest.spec
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(spec.palette)] = spec.palette
+    for path in (coloured / "labels").iterdir():
+        Image.fromarray(palette[np.asarray(Image.open(path))]).save(path)
+    lines = [f"{name} {r} {g} {b}" for name, (r, g, b) in zip(spec.classes, spec.palette, strict=True)]
+    (tmp_path / "palette.txt").write_text("\n".join([*lines, "ignore 0 0 0"]))
+
+    def scored(dataset: Path, *more: str) -> dict[str, Any]:
+        capsys.readouterr()
+        assert deploy.main(["evaluate", str(tiny_bundle), str(dataset), "--json", *more]) == 0
+        body = json.loads(capsys.readouterr().out)
+        return {key: body[key] for key in ("miou", "aacc", "macc", "classes")}
+
+    wanted = scored(tree)
+    assert scored(coloured, "--label-colors", "bundle") == wanted
+    assert scored(coloured, "--label-colors", str(tmp_path / "palette.txt")) == wanted
+    assert deploy.main(["evaluate", str(tiny_bundle), str(coloured)]) == 2
+    assert "say for which with --label-colors" in capsys.readouterr().err
+    (tmp_path / "palette.txt").write_text("\n".join(lines))
+    assert deploy.main(["evaluate", str(tiny_bundle), str(coloured), "--label-colors", f"{tmp_path}/palette.txt"]) == 2
+    assert "got the colour 0,0,0 in " in capsys.readouterr().err
 
 
 def test_fail_under_is_a_gate(tiny_bundle: Path, tree: Path) -> None:
