@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -142,9 +142,10 @@ def evaluate(
 def _calibrated_on(manifest: Manifest, dataset: Dataset) -> int | None:
     """How many images of `dataset`; None where the bundle does not say."""
     seen = manifest.photographs.get("calibrated_on")
-    if seen is None:
+    if not isinstance(seen, Sequence):
         return None
-    return len(dataset.samples) - len(dataset.without({each["sha256"] for each in seen}).samples)
+    digests = {str(each.get("sha256")) for each in seen if isinstance(each, Mapping)}
+    return len(dataset.samples) - len(dataset.without(digests).samples)
 
 
 def _bundle(manifest: Manifest, folder: Path) -> dict[str, Any]:

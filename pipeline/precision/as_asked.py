@@ -71,7 +71,7 @@ def as_asked(
         if request.precision == "int8":
             return Asked((plan,), options, ranges=ranges, report=report)
         seen = () if ranges is None else ranges.photographs
-        found = panels(request, source, division, inputs, seen, log)
+        found = panels(request, source, graph, division, inputs, seen, log)
     max_drop = request.budget.max_drop
     bench = Workbench(
         backend, config, windows=found.windows, panel=found.selection, max_drop=max_drop, islands=inputs,

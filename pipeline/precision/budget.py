@@ -17,6 +17,7 @@ from engines.segmenter import Segmenter
 from pipeline.checkpoints.sources import Source
 from pipeline.evaluation.evaluate import areas
 from pipeline.evaluation.statistics import Counts, Interval, Statistic, equal_labels, loss_interval, miou
+from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.provenance import not_seen
 from pipeline.request import BuildRequest
 
@@ -75,7 +76,7 @@ class Panels:
 
 
 def panels(
-    request: BuildRequest, source: Source, division: Split | None, inputs: Sequence[Float32],
+    request: BuildRequest, source: Source, graph: OnnxGraph, division: Split | None, inputs: Sequence[Float32],
     seen: Sequence[Photograph] | None, log: Log,
 ) -> Panels:  # fmt: skip
     """Of the budget's data set, else of the photographs that are held out, else of what the build is verified on.
@@ -95,8 +96,8 @@ def panels(
     if not chosen_on:
         log("warning", "no photographs: plans are judged on the windows that the build is verified on")
     others = () if division is None else division.report
-    report = _compared(source, *_windows(request, source, others)) if others else None
-    return _told(Panels(_compared(source, owners, windows), report, some, False, {}), log)
+    report = _compared(graph, *_windows(request, source, others)) if others else None
+    return _told(Panels(_compared(graph, owners, windows), report, some, False, {}), log)
 
 
 def _told(found: Panels, log: Log) -> Panels:
@@ -119,9 +120,10 @@ def _windows(
     return [rank for rank, _ in pairs], [window for _, window in pairs]
 
 
-def _compared(source: Source, owners: Sequence[int], windows: Sequence[Float32]) -> Panel:
-    """Labels equal to the checkpoint's own."""
-    wanted: list[UInt8] = [source.logits([window]).argmax(1)[0].astype(np.uint8) for window in windows]
+def _compared(graph: OnnxGraph, owners: Sequence[int], windows: Sequence[Float32]) -> Panel:
+    """Labels equal to those of the fp32 `graph`, which is the checkpoint's (see pipeline.exact)."""
+    parts = [list(windows[start : start + HELD_OUT]) for start in range(0, len(windows), HELD_OUT)]
+    wanted: list[UInt8] = [labels for part in parts for labels in run_onnx(graph, part).argmax(1).astype(np.uint8)]
     images = max(owners) + 1
 
     def count(segmenter: Segmenter) -> Counts:
