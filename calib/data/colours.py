@@ -28,8 +28,6 @@ from engines.spec import IGNORE_LABEL, MAX_CLASSES, RGB, ModelSpec
 IGNORE = "ignore"
 OWN = ("bundle", "model")
 _BLACK = (0, 0, 0)
-_LINE = re.compile(r"(?P<name>.+?)[\s,]+(?P<r>\d+)[\s,]+(?P<g>\d+)[\s,]+(?P<b>\d+)")
-_CVAT = re.compile(r"(?P<name>[^:]+):\s*(?P<r>\d+)\s*,\s*(?P<g>\d+)\s*,\s*(?P<b>\d+)\s*(:.*)?")
 
 
 @dataclass(frozen=True)
@@ -138,13 +136,21 @@ def read_colours(name: str, spec: ModelSpec) -> Colours:
 
 
 def _entry(line: str, where: str) -> tuple[str, RGB]:
-    found = _CVAT.fullmatch(line) or _LINE.fullmatch(line)
-    if found is None or max(int(found[c]) for c in "rgb") > 255:
+    cvat = line.split(":")  # what comes after the colour are its parts and actions
+    name, *numbers = [cvat[0], *cvat[1].split(",")] if len(cvat) > 1 else line.replace(",", " ").rsplit(maxsplit=3)
+    colour = [_byte(number.strip()) for number in numbers]
+    if not name.strip() or len(colour) != 3 or None in colour:
         raise DeployError(
             f"--label-colors {where}: got {line[:60]!r}, expected a name and three numbers 0..255: 'road 128 64 128', "
             "or CVAT's 'road:128,64,128::'"
         )
-    return found["name"].strip(), (int(found["r"]), int(found["g"]), int(found["b"]))
+    red, green, blue = (int(value) for value in colour if value is not None)
+    return name.strip(), (red, green, blue)
+
+
+def _byte(text: str) -> int | None:
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 3 else 256
+    return number if number <= 255 else None
 
 
 def _checked(colours: Colours) -> Colours:
@@ -161,5 +167,5 @@ def _checked(colours: Colours) -> Colours:
 
 
 def _plain(name: str) -> str:
-    """Case, spaces, dashes and underscores do not tell names apart."""
-    return " ".join(re.split(r"[\s_-]+", name.lower())).strip()
+    """Case, spaces, commas, dashes and underscores do not tell names apart."""
+    return " ".join(re.split(r"[\s,_-]+", name.lower())).strip()

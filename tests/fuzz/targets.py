@@ -132,11 +132,13 @@ def _engine(data: bytes, folder: Path) -> object:
 
 def _ranges_seeds(folder: Path) -> list[bytes]:
     from calib.ranges.ranges import Ranges, TensorRange
+    from calib.ranges.split import Photograph
 
     tensor = TensorRange(1.0, -1.0, 1.0, 0.5)
     channels = TensorRange(1.0, -1.0, 1.0, 0.5, channel_amax=(1.0, 0.5), channel_mean=(0.1, -0.1))
     path = folder / "ranges.json"
-    Ranges({"a": tensor, "b": channels}, "percentile", 2, 4, 0, "0" * 64, "1" * 64).save(path)
+    seen = (Photograph("images/a.png", "2" * 64), Photograph("b.png", "3" * 64))
+    Ranges({"a": tensor, "b": channels}, "percentile", 2, 4, 0, "0" * 64, "1" * 64, seen).save(path)
     return [path.read_bytes()]
 
 
@@ -158,6 +160,23 @@ def _label_map(data: bytes, folder: Path) -> object:
     path = _written(data, folder, "map.json")
     found = read_label_map(str(path))
     return found.prediction_table([key for key, _ in found.prediction or ()]), found.to_json()
+
+
+def _palette_seeds(folder: Path) -> list[bytes]:
+    return [
+        b"# label:color_rgb:parts:actions\nignore:0,0,0::\nroad:128,64,128::\n",
+        b"road 128 64 128\nignore 0, 0, 0\n",
+    ]
+
+
+def _palette(data: bytes, folder: Path) -> object:
+    from calib.data.colours import read_colours
+    from engines.spec import ModelSpec
+
+    path = _written(data, folder, "palette.txt")
+    spec = ModelSpec("", "", ("road", "sky"), ((1, 2, 3), (4, 5, 6)))
+    image = np.array([[(128, 64, 128), (0, 0, 0)]], np.uint8)
+    return read_colours(str(path), spec).numbers(spec.classes, None).read(image, path)
 
 
 def _state() -> dict[str, Any]:
@@ -325,6 +344,7 @@ TARGETS = {
     "engine": Target(_engine_seeds, _engine, as_json),
     "ranges": Target(_ranges_seeds, _ranges, as_json),
     "label-map": Target(_map_seeds, _label_map, as_json),
+    "palette": Target(_palette_seeds, _palette),
     "config": Target(_config_seeds, _config, as_json),
     "checkpoint": Target(_checkpoint_seeds, _checkpoint),
     "pickle": Target(_pickle_seeds, _pickle),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from calib.ranges.ranges import Ranges, TensorRange
+from calib.ranges.split import Photograph
 from engines.errors import DeployError
 
 RANGES = Ranges(
@@ -37,6 +39,16 @@ def test_an_edited_file_is_used(tmp_path: Path) -> None:
     assert Ranges.load(path).tensors["image"].amax == 2
 
 
+def test_the_images_that_were_seen_are_kept_where_they_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "ranges.json"
+    for seen in ((), (Photograph("images/1.png", "ef" * 32, Path("/here/1.png")), Photograph("é.jpg", "01" * 32))):
+        replace(RANGES, photographs=seen).save(path)
+        assert Ranges.load(path).photographs == seen
+    assert '\n  {"name": "images/1.png", "sha256": "efef' in path.read_text()
+    RANGES.save(path)
+    assert Ranges.load(path).photographs is None
+
+
 def _edit(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
     def apply(data: dict[str, Any]) -> None:
         for key in keys[:-1]:
@@ -57,6 +69,8 @@ def _edit(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_edit("seed", value=None), "missing: seed"),
         (_edit("seed", value=-1), "ill-typed"),
         (_edit("windows", value=True), "ill-typed"),
+        (_edit("photographs", value=[1]), "ill-typed photographs"),
+        (_edit("photographs", value=[{"name": "a", "sha256": 1}]), "whose name or sha256 is no text"),
         (_edit("note", value="mine"), "unknown: note"),
         (_edit("method", value=5), "as method and digests"),
         (_edit("tensors", value={}), "got no tensors"),
