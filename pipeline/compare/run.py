@@ -155,7 +155,9 @@ def _wanted(request: CompareRequest, folder: Path) -> CalibrateRequest:
 def _calibration(
     request: CompareRequest, division: Split | None, log: Log
 ) -> tuple[Ranges | None, CalibrationSet | None]:
-    """Ranges that were given, or the windows to measure them on.  Raises DeployError."""
+    """Ranges that were given, or the windows to measure them on, which fp32 has no use for.  Raises DeployError."""
+    if division is not None and set(request.precisions) == {"fp32"}:
+        return None, None
     if division is not None:
         return None, draw(_wanted(request, request.build.output), log, division)
     return (None if request.calib is None else Ranges.load(request.calib)), None
