@@ -33,7 +33,7 @@ from pipeline.graph.proto import check, save
 from pipeline.precision.as_asked import Asked, as_asked
 from pipeline.precision.budget import Jury
 from pipeline.precision.lower import lower
-from pipeline.precision.search import Plan
+from pipeline.precision.search import Candidate
 from pipeline.provenance import announce, provenance
 from pipeline.request import BuildRequest
 
@@ -75,7 +75,7 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
 class _Built:
     """An engine that lies in the bundle's folder, with what proved it."""
 
-    plan: Plan
+    plan: Candidate
     graph: OnnxGraph
     steps: tuple[Agreement, ...]
     proof: list[Agreement]
@@ -103,7 +103,7 @@ def _first_that_passes(
 
 
 def _built(
-    folder: Path, request: BuildRequest, exact: Exact, asked: Asked, plan: Plan, golden: Golden, backend: Backend,
+    folder: Path, request: BuildRequest, exact: Exact, asked: Asked, plan: Candidate, golden: Golden, backend: Backend,
     config: BuildConfig, log: Log,
 ) -> _Built:  # fmt: skip
     gate, spec, tiling = request.gate(plan.precision), exact.source.spec, request.tiling

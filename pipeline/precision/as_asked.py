@@ -21,7 +21,7 @@ from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.precision.budget import Jury, panels
 from pipeline.precision.calibrate import CalibrateRequest, collect_ranges, draw
 from pipeline.precision.observe import Effort
-from pipeline.precision.search import Plan, Workbench, search
+from pipeline.precision.search import Candidate, Workbench, search
 from pipeline.request import BuildRequest, LowerOptions
 
 QUANTISED = frozenset({"int8", "auto"})  # what ranges are for
@@ -36,13 +36,13 @@ class Asked:
     options, ranges: for `lower`.  report: what was calibrated and decided.
     """
 
-    plans: tuple[Plan, ...]
+    plans: tuple[Candidate, ...]
     options: LowerOptions
     ranges: Ranges | None = None
     jury: Jury | None = None
     report: dict[str, Any] = field(default_factory=dict)
 
-    def options_of(self, plan: Plan) -> LowerOptions:
+    def options_of(self, plan: Candidate) -> LowerOptions:
         return replace(self.options, int8=replace(self.options.int8, skip=plan.skip))
 
 
@@ -59,7 +59,7 @@ def as_asked(
     half = half_of(backend) if options.rest == "auto" else options.rest
     if options.rest == "auto":
         options = replace(options, rest=rest_of(backend))
-    plan = Plan(request.precision, request.precision, tuple(options.int8.skip))
+    plan = Candidate(request.precision, request.precision, tuple(options.int8.skip))
     if request.precision not in QUANTISED:
         return Asked((plan,), options)
     refused = backend.refuses_rest(options.rest)

@@ -92,12 +92,14 @@ def panels(
         )
         first, second = dataset.halves()
         report = _scored(second, source, request.max_pixels) if second.samples else None
-        return _told(Panels(_scored(first, source, request.max_pixels), report, some, True, record), log)
+        return _told(
+            Panels(_scored(first, source, request.max_pixels), report, some, labelled=True, record=record), log
+        )
     if not chosen_on:
         log("warning", "no photographs: plans are judged on the windows that the build is verified on")
     others = () if division is None else division.report
     report = _compared(graph, *_windows(request, source, others)) if others else None
-    return _told(Panels(_compared(graph, owners, windows), report, some, False, {}), log)
+    return _told(Panels(_compared(graph, owners, windows), report, some, labelled=False, record={}), log)
 
 
 def _told(found: Panels, log: Log) -> Panels:

@@ -37,7 +37,7 @@ BLOCK_ROUNDS, FINAL_ROUNDS = 8, 15
 
 
 @dataclass(frozen=True)
-class Plan:
+class Candidate:
     """What is lowered and shipped.  skip: layers left out of INT8."""
 
     name: str
@@ -84,7 +84,7 @@ class Decision:
     report: everything that was measured.  before: fp32's counts on the panel that the shipped engine is measured on.
     """
 
-    plans: tuple[Plan, ...]
+    plans: tuple[Candidate, ...]
     report: dict[str, Any]
     before: Counts
 
@@ -120,20 +120,20 @@ def search(graph: OnnxGraph, ranges: Ranges | None, options: LowerOptions, bench
     """Measure, and decide.  Without ranges INT8 is not tried.  Raises DeployError."""
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
-        plans: dict[str, Plan] = {}
+        plans: dict[str, Candidate] = {}
 
-        def open_plan(plan: Plan, lowered: OnnxGraph) -> Session:
+        def open_plan(plan: Candidate, lowered: OnnxGraph) -> Session:
             plans[plan.name] = plan
             sessions[plan.name] = stack.enter_context(bench.compiled(lowered, plan.precision))
             return sessions[plan.name]
 
-        base = open_plan(Plan("fp32", "fp32"), graph)
+        base = open_plan(Candidate("fp32", "fp32"), graph)
         before = bench.count(base)
         told = before if bench.report is None else bench.report.count(bench.segmenter(base))
         exact = _logits(base, bench.windows)
         half = bench.half or options.rest
         if half != "fp32":
-            opened = open_plan(Plan(half, half), draft(graph, half, bench.islands, options=options).graph)
+            opened = open_plan(Candidate(half, half), draft(graph, half, bench.islands, options=options).graph)
             base = opened if half == options.rest else base
         report: dict[str, Any] = {"max_drop": bench.max_drop, "blocks": [], "sets": []}
         if ranges is None:
@@ -145,7 +145,7 @@ def search(graph: OnnxGraph, ranges: Ranges | None, options: LowerOptions, bench
             everything = tuple(range(len(blocks)))
             for name, which in {"int8 where it gains": taken, "int8": everything}.items():
                 if which and (name == "int8" or len(which) < len(everything)):
-                    open_plan(Plan(name, "int8", lowering.left_out(which)), lowering.graph(which))
+                    open_plan(Candidate(name, "int8", lowering.left_out(which)), lowering.graph(which))
         times = rounds_ms(list(sessions.values()), bench.windows[0], FINAL_ROUNDS)
         trials = [
             Trial(name, tuple(measured), loss_interval(before, bench.count(sessions[name]), bench.panel.points))
