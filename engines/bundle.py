@@ -67,11 +67,11 @@ class Manifest:
     batch: int = 1
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
     proven: tuple[tuple[str, str], ...] | None = None
+    photographs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def proven_on(self) -> tuple[tuple[str, str], ...]:
         return ((self.sdk, self.device),) if self.proven is None else self.proven
-    photographs: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         body = dict(vars(self))

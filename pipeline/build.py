@@ -135,8 +135,8 @@ def _loss(
     """Of the engine that lies in `folder`."""
     kernels = (folder / KERNELS).read_bytes() if backend.on_gpu else None
     with open_on_device(
-        backend, (folder / ENGINE).read_bytes(), config=replace(config, model=folder / MODEL), spec=exact.source.spec,
-        tiling=request.tiling, kernels=kernels,
+        backend, (folder / ENGINE).read_bytes(), config=replace(config, model=folder / MODEL, host_code=True),
+        spec=exact.source.spec, tiling=request.tiling, kernels=kernels,
     ) as segmenter:  # fmt: skip
         return jury.measure(segmenter)
 

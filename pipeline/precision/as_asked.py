@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from calib.data.scenes import render_folder
@@ -14,6 +12,7 @@ from calib.ranges.ranges import Ranges
 from calib.ranges.split import Split, photographs
 from engines.contract import Backend, BuildConfig, Float32, Log
 from engines.errors import DeployError
+from engines.guard.ledger import temporary_folder
 from engines.segmenter import Segmenter
 from pipeline.checkpoints.sources import Source
 from pipeline.graph.fingerprint import graph_sha256
@@ -115,9 +114,9 @@ def _photographs(request: BuildRequest) -> Iterator[Split | None]:
         yield request.photographs
         return
     size = (request.tiling.window_h, request.tiling.window_w)
-    with tempfile.TemporaryDirectory() as folder:
-        scenes = render_folder(Path(folder) / "calibration", SCENES, *size)
-        others = render_folder(Path(folder) / "held-out", HELD_OUT_SCENES, *size)
+    with temporary_folder() as folder:
+        scenes = render_folder(folder / "calibration", SCENES, *size)
+        others = render_folder(folder / "held-out", HELD_OUT_SCENES, *size)
         yield Split(photographs([str(scenes)])[0], photographs([str(others)])[0])
 
 
@@ -132,9 +131,9 @@ def _ranges(
         if request.precision == "auto":
             return None
         raise DeployError("precision int8: got no calibration, expected photographs or measured ranges; give --calib")
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         wanted = CalibrateRequest(
-            request.model, (), Path(folder) / "ranges.json", request.tiling, threads=request.threads,
+            request.model, (), folder / "ranges.json", request.tiling, threads=request.threads,
             max_pixels=request.max_pixels,
         )  # fmt: skip
         chosen = draw(wanted, log, division)
