@@ -119,10 +119,15 @@ class Running:
 
 
 @contextmanager
-def open_segmenter(folder: Path, threads: int = 0) -> Iterator[tuple[Segmenter, Manifest]]:
-    """Load a bundle that was built on this device.  Raises DeployError, naming the command that rebuilds it."""
+def open_segmenter(
+    folder: Path, threads: int = 0, threshold: float | None = None
+) -> Iterator[tuple[Segmenter, Manifest]]:
+    """Load a bundle that was built on this device.  Raises DeployError, naming the command that rebuilds it.
+
+    threshold: of a network with one channel, in place of what the bundle says; also in the manifest that is returned.
+    """
     bundle = open_bundle(folder)
-    manifest = bundle.manifest
+    manifest = replace(bundle.manifest, spec=bundle.manifest.spec.at_threshold(threshold))
     backend = get_backend(manifest.backend)
     reason = backend.unavailable()
     if reason:

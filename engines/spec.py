@@ -111,3 +111,8 @@ class ModelSpec:
     def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
         """Inverse of `to_json`.  Raises DeployError on missing, unknown or ill-typed fields."""
         return read_record(cls, data, "model spec", "build the bundle again")
+
+
+def said_threshold(spec: ModelSpec) -> str:
+    """In words: what is told apart, and where."""
+    return f"{spec.classes[1]} or {spec.classes[0]} at a probability of {spec.threshold:g}"

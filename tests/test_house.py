@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     "engines/errors.py", "engines/files.py", "engines/records.py", "engines/spec.py", "engines/contract.py",
     "engines/tiling", "engines/images", "engines/machine", "engines/gpu", "engines/bundle.py", "engines/backends",
-    "engines/arguments.py", "engines/segmenter.py", "engines/folder_run.py", "engines/measure", "engines/proof",
+    "engines/arguments", "engines/segmenter.py", "engines/folder_run.py", "engines/measure", "engines/proof",
     "engines/doctor.py",
     "calib/data", "calib/ranges",
     "pipeline/models", "pipeline/graph", "pipeline/checkpoints", "pipeline/request.py", "pipeline/evaluation",

@@ -15,7 +15,7 @@ from engines.contract import Float32
 from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.images.palettes import DATASETS, default_classes, palette_for
-from engines.spec import ModelSpec
+from engines.spec import ModelSpec, said_threshold
 from pipeline.checkpoints import load_model
 from pipeline.graph.export import export, import_onnx, trace
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
@@ -26,6 +26,7 @@ class SourceOptions:
     """What the user says about the model; None keeps what the checkpoint says (or ImageNet's mean and std).
 
     classes: a data set's name or a text file with one class a line.  mean, std: on the 0..255 scale.
+    threshold: of a network with one channel, see `ModelSpec`.
     """
 
     weights: Path | None = None
@@ -33,6 +34,7 @@ class SourceOptions:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     bgr: bool = False
+    threshold: float | None = None
 
 
 class Source(Protocol):
@@ -107,9 +109,9 @@ def load_source(model: str, window: tuple[int, int], options: SourceOptions) -> 
 
 
 def summary(spec: ModelSpec) -> str:
-    count = len(spec.classes)
+    count = f"{len(spec.classes)} classes" if spec.threshold is None else f"one channel, {said_threshold(spec)}"
     return (
-        f"{spec.architecture} {spec.variant} from {spec.source}, {count} classes, logits at 1/{spec.logits_stride}, "
+        f"{spec.architecture} {spec.variant} from {spec.source}, {count}, logits at 1/{spec.logits_stride}, "
         f"mean {_triple(spec.mean)} std {_triple(spec.std)} {spec.channel_order}, sha256 {spec.source_sha256[:12]}"
     )
 
@@ -117,12 +119,13 @@ def summary(spec: ModelSpec) -> str:
 def _override(spec: ModelSpec, options: SourceOptions) -> ModelSpec:
     if options.classes is not None:
         names, palette = _classes(options.classes)
-        if len(names) != len(spec.classes):
+        if len(names) not in {spec.channels, len(spec.classes)}:
+            wanted = "one for each output channel of the model" if spec.channels > 1 else "or 1 beside the background"
             raise DeployError(
-                f"--classes {options.classes}: got {len(names)} names, expected {len(spec.classes)}, "
-                "one for each output channel of the model"
+                f"--classes {options.classes}: got {len(names)} names, expected {len(spec.classes)}, {wanted}"
             )
         spec = replace(spec, classes=names, palette=palette)
+    spec = spec.at_threshold(options.threshold)
     _check_scale(options)
     order = "BGR" if options.bgr else spec.channel_order
     return replace(spec, mean=options.mean or spec.mean, std=options.std or spec.std, channel_order=order)

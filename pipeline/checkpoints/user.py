@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import DeployError
-from engines.spec import MAX_CLASSES, ModelSpec
+from engines.spec import MAX_CLASSES, THRESHOLD, ModelSpec
 from pipeline.checkpoints.common import LoadedModel, State, check_finite
 from pipeline.checkpoints.files import files_sha256, read_state
 
@@ -50,17 +50,19 @@ def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> 
         state, _ = read_state(weights)
         _fill(module.inner, state, weights)
         digest = files_sha256([weights])
-    classes, stride = _measure(module, window, source)
+    channels, stride = _measure(module, window, source)
     if spec is None:
         # Imported here: this table of data sets is no part of reading weights.
         from engines.images.palettes import default_classes, palette_for
 
-        names = default_classes(classes)
+        names = default_classes(channels)
         spec = ModelSpec("custom", source, names, palette_for(names), logits_stride=stride)
-    if (len(spec.classes), spec.logits_stride) != (classes, stride):
+    if channels == 1 and len(spec.classes) == 2 and spec.threshold is None:
+        spec = replace(spec, threshold=THRESHOLD)
+    if (spec.channels, spec.logits_stride) != (channels, stride):
         raise DeployError(
-            f"factory {source}: got a ModelSpec of {len(spec.classes)} classes at 1/{spec.logits_stride}, expected "
-            f"{classes} at 1/{stride}, as the module computes them"
+            f"factory {source}: got a ModelSpec of {spec.channels} classes at 1/{spec.logits_stride}, expected "
+            f"{channels} at 1/{stride}, as the module computes them"
         )
     spec = replace(spec, source=f"factory {source}", source_sha256=digest or spec.source_sha256)
     return LoadedModel(module, spec)

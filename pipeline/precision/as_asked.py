@@ -98,6 +98,7 @@ def _bench(
         max_drop=budget.max_drop,
         labelled=budget.dataset is not None,
         half=half,
+        threshold=source.spec.threshold,
     )
 
 

@@ -10,6 +10,7 @@ from engines.contract import Float32, Session
 from engines.images.read import MAX_PIXELS
 from engines.segmenter import Segmenter
 from engines.spec import ModelSpec
+from engines.tiling.core import labels_of
 from engines.tiling.placement import Tiling
 from pipeline.evaluation.evaluate import score
 from pipeline.precision.search import Score
@@ -31,10 +32,11 @@ def scorer(
             return 100 * score(lambda image: segmenter.segment(image).labels, dataset, spec.classes, max_pixels).miou
 
         return miou
-    wanted = reference.argmax(1)
+    wanted = labels_of(reference, spec.threshold)
 
     def agreement(session: Session) -> float:
-        equal = [session.run(window).argmax(1)[0] == labels for window, labels in zip(windows, wanted, strict=True)]
+        labels = [labels_of(session.run(window), spec.threshold)[0] for window in windows]
+        equal = [got == expected for got, expected in zip(labels, wanted, strict=True)]
         return 100 * float(np.mean(equal))
 
     return agreement

@@ -16,6 +16,7 @@ import numpy as np
 from calib.ranges.ranges import Ranges
 from engines.contract import Backend, BuildConfig, Float32, Log, Session
 from engines.errors import DeployError
+from engines.tiling.core import labels_of
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.precision.blocks import Block, blocks_of
 from pipeline.precision.extremes import carried_over, extremes
@@ -79,6 +80,7 @@ class Workbench:
     score: of a session, in points of 100: mIoU, or percent of labels equal to the reference's.  max_drop: how many of
     them may be lost against fp32.  labelled: whether the score is mIoU.  config: of every engine but for its precision.
     half: the type of the plan without INT8, fp32 for none; "" takes the one that INT8 leaves the rest in.
+    threshold: `ModelSpec.threshold`.
     """
 
     backend: Backend
@@ -89,6 +91,12 @@ class Workbench:
     max_drop: float
     labelled: bool = False
     half: str = ""
+    threshold: float | None = None
+
+    def agreement(self, logits: Float32) -> float:
+        """Share of labels that are the reference's."""
+        wanted = labels_of(self.reference, self.threshold)
+        return float((labels_of(logits, self.threshold) == wanted).mean())
 
     def compiled(self, graph: OnnxGraph, precision: str) -> AbstractContextManager[Session]:
         return compiled(graph, self.backend, replace(self.config, precision=precision))
@@ -206,13 +214,13 @@ def _half(graph: OnnxGraph, half: str, windows: Sequence[Float32], options: Lowe
 def _sensitivity(lowering: _Int8, base: Session, bench: Workbench, log: Log) -> tuple[list[BlockTrial], list[Block]]:
     """Each block alone: what it costs and what it gains.  Returns the trials, and the blocks to keep."""
     plain = _logits(base, bench.windows)
-    loss = 100 * (1 - _agreement(plain, bench.reference))
+    loss = 100 * (1 - bench.agreement(plain))
     trials, kept = [], []
     for block in lowering.blocks:
         with bench.compiled(lowering.graph(block.layers), "int8") as session:
             before, after = median_ms([base, session], bench.windows[0])
             logits = _logits(session, bench.windows)
-        lost = 100 * (1 - _agreement(logits, bench.reference)) - loss
+        lost = 100 * (1 - bench.agreement(logits)) - loss
         error = float(np.sqrt(np.mean((logits - plain) ** 2) / np.mean(plain**2)))
         if before - after < NOISE * before:
             verdict = f"stays in higher precision: gains {before - after:.1f} of {before:.1f} ms"
@@ -232,7 +240,3 @@ def _sensitivity(lowering: _Int8, base: Session, bench: Workbench, log: Log) -> 
 
 def _logits(session: Session, windows: Sequence[Float32]) -> Float32:
     return np.concatenate([session.run(window).copy() for window in windows])
-
-
-def _agreement(got: Float32, wanted: Float32) -> float:
-    return float((got.argmax(1) == wanted.argmax(1)).mean())

@@ -112,5 +112,5 @@ def test_a_bad_logit_is_reported(value: float) -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -0.1, 2.0, float("nan")])
 def test_a_threshold_that_is_no_probability_is_refused(threshold: float) -> None:
-    with pytest.raises(DeployError, match="threshold: got .*expected more than 0 and less than 1"):
+    with pytest.raises(DeployError, match=r"threshold: got .*expected more than 0 and less than 1"):
         core.stitch([np.zeros((1, 8, 8), np.float32)], [0], [0], (8, 8), (8, 8), threshold=threshold)
