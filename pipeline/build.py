@@ -21,7 +21,7 @@ from engines.proof.golden import Golden
 from engines.proof.rebuild import compile_engine, describe, finish, tuning
 from engines.tiling.core import blend_weights
 from engines.tiling.placement import Tiling
-from pipeline.checkpoints.sources import Source, load_source, summary
+from pipeline.checkpoints.sources import Source, announce, load_source
 from pipeline.exact import Exact, exact_graph
 from pipeline.graph.batches import for_any_batch
 from pipeline.graph.onnx_graph import OnnxGraph
@@ -43,7 +43,7 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
     with writing(request.output) as folder:
         if exact is None:
             source = load_source(request.model, (tiling.window_h, tiling.window_w), request.options)
-            log("load", summary(source.spec))
+            announce(source, log)
             exact = exact_graph(source, request, log, timer=backend if request.time_rewrites else None, config=trial)
         source, inputs, reference = exact.source, exact.inputs, exact.reference
         precision, lowered = lower_as_asked(

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from engines.contract import Float32
+from engines.contract import Float32, Log
 from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.images.palettes import DATASETS, default_classes, palette_for
 from engines.spec import ModelSpec, said_threshold
 from pipeline.checkpoints import load_model
-from pipeline.graph.export import export, import_onnx, trace
+from pipeline.graph.endings import Ending
+from pipeline.graph.export import export, read_onnx, trace
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 
 
@@ -38,13 +39,19 @@ class SourceOptions:
 
 
 class Source(Protocol):
-    """A model to build from; `reference` says in words what `logits` computes with."""
+    """A model to build from; `reference` says in words what `logits` computes with.
+
+    remarks: what a user should know of how the model was read.
+    """
 
     @property
     def spec(self) -> ModelSpec: ...
 
     @property
     def reference(self) -> str: ...
+
+    @property
+    def remarks(self) -> tuple[str, ...]: ...
 
     def logits(self, windows: Sequence[Float32]) -> Float32:
         """The model's own logits (M, K, h, w) for M inputs (1, 3, H, W): what every later step must reproduce."""
@@ -59,6 +66,7 @@ class TorchSource:
     spec: ModelSpec
     window: tuple[int, int]
     reference: str = "the checkpoint in PyTorch"
+    remarks: tuple[str, ...] = ()
 
     def logits(self, windows: Sequence[Float32]) -> Float32:
         """Raises DeployError where the module cannot take its window, as SegFormer one smaller than its strides."""
@@ -81,6 +89,7 @@ class OnnxSource:
     graph: OnnxGraph
     spec: ModelSpec
     reference: str = "the given .onnx in ONNX Runtime"
+    remarks: tuple[str, ...] = ()
 
     def logits(self, windows: Sequence[Float32]) -> Float32:
         return run_onnx(self.graph, list(windows))
@@ -95,17 +104,28 @@ def load_source(model: str, window: tuple[int, int], options: SourceOptions) -> 
         if options.weights is not None:
             raise DeployError(f"--weights {options.weights}: an .onnx carries its own weights; leave the option out")
         path = Path(model)
-        graph = import_onnx(path, window)
+        graph, ending = read_onnx(path, window)
         _, count, height, width = graph.output_shape
         stride = _stride((height, width), window)
         names = default_classes(count)
         digest = file_sha256(path)
         spec = ModelSpec(
-            "onnx", path.stem, names, palette_for(names), logits_stride=stride, source="onnx", source_sha256=digest
-        )
-        return OnnxSource(graph, _override(spec, options))
+            "onnx", path.stem, names, palette_for(names), logits_stride=stride, source="onnx", source_sha256=digest,
+            threshold=None if ending is None else ending.threshold,
+        )  # fmt: skip
+        return OnnxSource(graph, _override(spec, options), remarks=_remarks(ending))
     loaded = load_model(model, weights=options.weights, window=window)
-    return TorchSource(loaded.module, _override(loaded.spec, options), window)
+    return TorchSource(loaded.module, _override(loaded.spec, options), window, remarks=_remarks(loaded.ending))
+
+
+def _remarks(ending: Ending | None) -> tuple[str, ...]:
+    return () if ending is None else (f"ending: {ending.what}",)
+
+
+def announce(source: Source, log: Log) -> None:
+    """Say what was loaded."""
+    for text in (summary(source.spec), *source.remarks):
+        log("load", text)
 
 
 def summary(spec: ModelSpec) -> str:
