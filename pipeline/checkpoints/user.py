@@ -18,6 +18,7 @@ from engines.errors import DeployError
 from engines.spec import MAX_CLASSES, THRESHOLD, ModelSpec
 from pipeline.checkpoints.common import LoadedModel, State, check_finite
 from pipeline.checkpoints.files import files_sha256, read_state
+from pipeline.checkpoints.torch_endings import cut_module
 
 _OUTPUTS = ("logits", "out")  # of Hugging Face and torchvision
 
@@ -50,22 +51,24 @@ def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> 
         state, _ = read_state(weights)
         _fill(module.inner, state, weights)
         digest = files_sha256([weights])
-    channels, stride = _measure(module, window, source)
+    whole, ending = cut_module(module, window, _try(module, window, source))
+    channels, stride = _measure(whole, window, source)
+    threshold = None if ending is None else ending.threshold
     if spec is None:
         # Imported here: this table of data sets is no part of reading weights.
         from engines.images.palettes import default_classes, palette_for
 
         names = default_classes(channels)
-        spec = ModelSpec("custom", source, names, palette_for(names), logits_stride=stride)
+        spec = ModelSpec("custom", source, names, palette_for(names), logits_stride=stride, threshold=threshold)
     if channels == 1 and len(spec.classes) == 2 and spec.threshold is None:
-        spec = replace(spec, threshold=THRESHOLD)
+        spec = replace(spec, threshold=threshold or THRESHOLD)
     if (spec.channels, spec.logits_stride) != (channels, stride):
         raise DeployError(
             f"factory {source}: got a ModelSpec of {spec.channels} classes at 1/{spec.logits_stride}, expected "
             f"{channels} at 1/{stride}, as the module computes them"
         )
     spec = replace(spec, source=f"factory {source}", source_sha256=digest or spec.source_sha256)
-    return LoadedModel(module, spec)
+    return LoadedModel(whole, spec, ending)
 
 
 def pick_logits(output: Any) -> Tensor:
@@ -133,18 +136,9 @@ def _fill(module: nn.Module, state: State, path: Path) -> None:
 
 
 def _measure(module: nn.Module, window: tuple[int, int], source: str) -> tuple[int, int]:
-    """K and the logits' stride, from one run on zeros."""
+    """K and the logits' stride, from one run."""
     height, width = window
-    try:
-        with torch.inference_mode():
-            logits = module(torch.zeros(1, 3, height, width))
-    except RuntimeError as error:
-        line = str(error).strip().split("\n")[0]
-        raise DeployError(
-            f"factory {source}: the module failed on (1, 3, {height}, {width}) float32: {line}; "
-            "expected it to take this window, choose another with --tile"
-        ) from error
-    shape = tuple(logits.shape)
+    shape = tuple(_try(module, window, source).shape)
     if len(shape) == 4 and shape[0] == 1 and 1 <= shape[1] <= MAX_CLASSES and min(shape[2:]) > 0:
         stride = height // shape[2]
         if (shape[2] * stride, shape[3] * stride) == (height, width):
@@ -153,6 +147,22 @@ def _measure(module: nn.Module, window: tuple[int, int], source: str) -> tuple[i
         f"factory {source}: got logits {shape} for a {height}x{width} window, expected (1, K, {height}/s, {width}/s) "
         f"with 1 <= K <= {MAX_CLASSES} and an integer stride s"
     )
+
+
+def _try(module: nn.Module, window: tuple[int, int], source: str) -> Tensor:
+    """The output for a window of noise, by which logits can be told from probabilities and labels."""
+    height, width = window
+    noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.inference_mode():
+            output: Tensor = module(noise)
+            return output
+    except RuntimeError as error:
+        line = str(error).strip().split("\n")[0]
+        raise DeployError(
+            f"factory {source}: the module failed on (1, 3, {height}, {width}) float32: {line}; "
+            "expected it to take this window, choose another with --tile"
+        ) from error
 
 
 def _describe(value: Any) -> str:
