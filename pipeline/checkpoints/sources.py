@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import nn
 
@@ -17,9 +18,9 @@ from engines.files import file_sha256
 from engines.images.palettes import DATASETS, default_classes, palette_for
 from engines.spec import ModelSpec, said_threshold
 from pipeline.checkpoints import load_model
-from pipeline.graph.endings import Ending
+from pipeline.graph.endings import Ending, require_same_labels
 from pipeline.graph.export import export, read_onnx, trace
-from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
+from pipeline.graph.onnx_graph import OnnxGraph, run_each, run_onnx
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,25 @@ class TorchSource:
 
 @dataclass(frozen=True)
 class OnnxSource:
+    """ending: what the file did with its logits, or None.  whole: the file's graph with it."""
+
     graph: OnnxGraph
     spec: ModelSpec
     reference: str = "the given .onnx in ONNX Runtime"
-    remarks: tuple[str, ...] = ()
+    ending: Ending | None = None
+    whole: ir.Model | None = None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return _remarks(self.ending)
 
     def logits(self, windows: Sequence[Float32]) -> Float32:
-        return run_onnx(self.graph, list(windows))
+        """Raises GateError where they do not lead to the labels of the file as it was given."""
+        logits = run_onnx(self.graph, list(windows))
+        if self.ending is not None and self.whole is not None:
+            for one, end in zip(logits, run_each(self.whole, windows), strict=True):
+                require_same_labels(self.ending, one[None], end)
+        return logits
 
     def export(self) -> tuple[OnnxGraph, torch.export.ExportedProgram | None]:
         return self.graph, None
@@ -104,7 +117,7 @@ def load_source(model: str, window: tuple[int, int], options: SourceOptions) -> 
         if options.weights is not None:
             raise DeployError(f"--weights {options.weights}: an .onnx carries its own weights; leave the option out")
         path = Path(model)
-        graph, ending = read_onnx(path, window)
+        graph, ending, whole = read_onnx(path, window)
         _, count, height, width = graph.output_shape
         stride = _stride((height, width), window)
         names = default_classes(count)
@@ -113,7 +126,7 @@ def load_source(model: str, window: tuple[int, int], options: SourceOptions) -> 
             "onnx", path.stem, names, palette_for(names), logits_stride=stride, source="onnx", source_sha256=digest,
             threshold=None if ending is None else ending.threshold,
         )  # fmt: skip
-        return OnnxSource(graph, _override(spec, options), remarks=_remarks(ending))
+        return OnnxSource(graph, _override(spec, options), ending=ending, whole=whole)
     loaded = load_model(model, weights=options.weights, window=window)
     return TorchSource(loaded.module, _override(loaded.spec, options), window, remarks=_remarks(loaded.ending))
 

@@ -15,8 +15,12 @@ from math import exp
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
 
-from engines.errors import DeployError
+from engines.contract import Float32
+from engines.errors import DeployError, GateError
+from engines.spec import THRESHOLD
+from engines.tiling.core import cut_of, labels_of
 from pipeline.graph.surgery import Editor, integer, integers, opset, scalar, shape, text
 
 PROBABILITIES = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
@@ -27,16 +31,21 @@ _SHAPES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 _PLACES = _SHAPES | {"Identity", "Cast", "Transpose"}
 # The least probability whose logarithm is taken, and one minus the largest.  Float32 has no number between 1 and it.
 LEAST = 1e-7
+TIE = 1e-5  # between two probabilities, or two logits over the largest
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _COUNTS = {ir.DataType.INT8: 128, ir.DataType.BOOL: 1}  # labels that fit; all others take 255
 
 
 @dataclass(frozen=True)
 class Ending:
-    """what: that was cut, or otherwise undone, in words.  threshold: that the network itself compares with, or None."""
+    """what: that was cut, or otherwise undone, in words.  threshold: that the network itself compares with, or None.
+
+    labels: whether it made labels, not probabilities.
+    """
 
     what: str
     threshold: float | None = None
+    labels: bool = False
 
 
 def cut_ending(model: ir.Model) -> Ending | None:
@@ -69,6 +78,34 @@ def competing(channels: int) -> str:
         f"; its {channels} channels compete: the largest wins with its share of a softmax, none is background, and "
         "where they overlap one is left"
     )
+
+
+def require_same_labels(ending: Ending, logits: Float32, end: NDArray[np.generic]) -> None:
+    """Raises GateError unless logits (1, K, h, w) give the labels of what the whole network says, off its ties."""
+    threshold = (ending.threshold or THRESHOLD) if logits.shape[1] == 1 else None
+    if ending.labels:
+        wanted, largest = end.reshape(logits.shape[2:]), max(1.0, float(np.abs(logits).max()))
+        margin = _margin(logits[0], 0.0 if threshold is None else cut_of(threshold)) / largest
+    else:
+        wanted = end[0, 0] > THRESHOLD if threshold is not None else end[0].argmax(0)
+        margin = _margin(end[0].astype(np.float32), THRESHOLD)
+    clear = margin > TIE
+    wrong = (labels_of(logits, threshold)[0] != wanted) & clear
+    if wrong.any():
+        raise GateError(
+            f"model: {wrong.sum()} of {clear.sum()} labels of its logits are not those of its own ending; export it "
+            "without that ending"
+        )
+
+
+def _margin(scores: Float32, cut: float) -> Float32:
+    """(K, h, w) -> (h, w): the largest less the second, or of one channel how far from the cut."""
+    if len(scores) == 1:
+        distance: Float32 = np.abs(scores[0] - np.float32(cut))
+        return distance
+    ranked = np.partition(scores, len(scores) - 2, axis=0)
+    margin: Float32 = ranked[-1] - ranked[-2]
+    return margin
 
 
 def logarithm(op: str) -> str:
@@ -180,7 +217,7 @@ def _cut_labels(model: ir.Model, links: Sequence[ir.Node], node: ir.Node) -> End
     _output(model, value)
     before = _cut_probabilities(model)
     more = f"; before it {before.what}" if before else ""
-    return Ending(f"{what} cut, the scores before it are used{more}")
+    return Ending(f"{what} cut, the scores before it are used{more}", labels=True)
 
 
 def _is_largest(model: ir.Model, links: Sequence[ir.Node], node: ir.Node) -> bool:
@@ -219,7 +256,7 @@ def _cut_comparison(model: ir.Model, links: Sequence[ir.Node], node: ir.Node) ->
     _output(model, value)
     if sigmoid and source is not None:
         _bypass(model, source)
-    return Ending(f"{node.op_type} cut, the logits before it are used at its threshold, {threshold:g}", threshold)
+    return Ending(f"{node.op_type} cut, the logits before it are used at its threshold, {threshold:g}", threshold, True)
 
 
 def _output(model: ir.Model, value: ir.Value) -> None:

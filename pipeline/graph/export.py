@@ -64,8 +64,8 @@ def import_onnx(path: Path, window: tuple[int, int]) -> OnnxGraph:
     return read_onnx(path, window)[0]
 
 
-def read_onnx(path: Path, window: tuple[int, int]) -> tuple[OnnxGraph, Ending | None]:
-    """What `import_onnx` does, and the ending that the graph had after its logits, which it outputs now."""
+def read_onnx(path: Path, window: tuple[int, int]) -> tuple[OnnxGraph, Ending | None, ir.Model]:
+    """What `import_onnx` does, the ending that the graph had after its logits, and the graph with it."""
     with _readable(path):
         model = load(path)
         if not len(model.graph):
@@ -80,9 +80,10 @@ def read_onnx(path: Path, window: tuple[int, int]) -> tuple[OnnxGraph, Ending | 
     # Shape subgraphs of dynamic exports only become constants by folding, so the import ends with it.
     folded, left_out = _simplify(model)
     settle(folded)
+    whole = folded.clone()
     ending = cut_ending(folded)
     steps = () if ending is None else (Step(f"ending: {ending.what}", len(folded.graph), places=1),)
-    return from_model(folded, (*steps, Step("imported .onnx", len(folded.graph), left_out))), ending
+    return from_model(folded, (*steps, Step("imported .onnx", len(folded.graph), left_out))), ending, whole
 
 
 def simplify(graph: OnnxGraph) -> OnnxGraph:
