@@ -98,7 +98,17 @@ def _find(end: fx.Node) -> tuple[fx.Node, str, Ending] | None:
         return logits, undone, Ending(f"argmax cut; before it {ending.what}")
     if _op(node) in _COMPARISONS and _same_map(links, node):
         return _comparison(node)
-    return _probabilities(end)
+    return _squeezed(links, node) or _probabilities(end)
+
+
+def _squeezed(links: list[fx.Node], node: fx.Node) -> tuple[fx.Node, str, Ending] | None:
+    """One sigmoid, whose axis of channels may have been taken away."""
+    logits = node.args[0] if _op(node) == "sigmoid" else None
+    if not isinstance(logits, fx.Node) or _value(logits).shape[1:2] != (1,) or _value(logits).ndim != 4:
+        return None
+    if not _same_map(links, node) or not all(_value(link).is_floating_point() for link in links):
+        return None
+    return logits, "", Ending("sigmoid cut, the logits before it are used")
 
 
 def _probabilities(end: fx.Node) -> tuple[fx.Node, str, Ending] | None:

@@ -35,7 +35,7 @@ class LogitsOnly(nn.Module):
 
 
 def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> LoadedModel:
-    """Call the factory, load `weights` strictly if given, and measure the logits on one window of zeros.
+    """Call the factory, load `weights` strictly if given, and measure the logits on one window of noise.
 
     The function returns an nn.Module, or (nn.Module, ModelSpec); without a ModelSpec, classes and palette follow
     from the number of channels, and mean and std are ImageNet's.
@@ -51,8 +51,9 @@ def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> 
         state, _ = read_state(weights)
         _fill(module.inner, state, weights)
         digest = files_sha256([weights])
-    whole, ending = cut_module(module, window, _try(module, window, source))
-    channels, stride = _measure(whole, window, source)
+    output = _try(module, window, source)
+    cut, ending = cut_module(module, window, output)
+    channels, stride = _measure(output if ending is None else _try(cut, window, source), window, source)
     threshold = None if ending is None else ending.threshold
     if spec is None:
         # Imported here: this table of data sets is no part of reading weights.
@@ -60,7 +61,7 @@ def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> 
 
         names = default_classes(channels)
         spec = ModelSpec("custom", source, names, palette_for(names), logits_stride=stride, threshold=threshold)
-    if channels == 1 and len(spec.classes) == 2 and spec.threshold is None:
+    if channels == 1 and len(spec.classes) == 2 and spec.threshold in (None, THRESHOLD):  # not said otherwise
         spec = replace(spec, threshold=threshold or THRESHOLD)
     if (spec.channels, spec.logits_stride) != (channels, stride):
         raise DeployError(
@@ -68,7 +69,7 @@ def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> 
             f"{channels} at 1/{stride}, as the module computes them"
         )
     spec = replace(spec, source=f"factory {source}", source_sha256=digest or spec.source_sha256)
-    return LoadedModel(whole, spec, ending)
+    return LoadedModel(cut, spec, ending)
 
 
 def pick_logits(output: Any) -> Tensor:
@@ -135,10 +136,10 @@ def _fill(module: nn.Module, state: State, path: Path) -> None:
     module.load_state_dict(state, strict=True)
 
 
-def _measure(module: nn.Module, window: tuple[int, int], source: str) -> tuple[int, int]:
-    """K and the logits' stride, from one run."""
+def _measure(logits: Tensor, window: tuple[int, int], source: str) -> tuple[int, int]:
+    """K and the logits' stride."""
     height, width = window
-    shape = tuple(_try(module, window, source).shape)
+    shape = tuple(logits.shape)
     if len(shape) == 4 and shape[0] == 1 and 1 <= shape[1] <= MAX_CLASSES and min(shape[2:]) > 0:
         stride = height // shape[2]
         if (shape[2] * stride, shape[3] * stride) == (height, width):

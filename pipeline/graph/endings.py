@@ -87,8 +87,8 @@ def require_same_labels(ending: Ending, logits: Float32, end: NDArray[np.generic
         wanted, largest = end.reshape(logits.shape[2:]), max(1.0, float(np.abs(logits).max()))
         margin = _margin(logits[0], 0.0 if threshold is None else cut_of(threshold)) / largest
     else:
-        wanted = end[0, 0] > THRESHOLD if threshold is not None else end[0].argmax(0)
-        margin = _margin(end[0].astype(np.float32), THRESHOLD)
+        scores = end.astype(np.float32).reshape(logits.shape[1:])
+        wanted, margin = scores.argmax(0) if threshold is None else scores[0] > THRESHOLD, _margin(scores, THRESHOLD)
     clear = margin > TIE
     wrong = (labels_of(logits, threshold)[0] != wanted) & clear
     if wrong.any():
@@ -129,6 +129,8 @@ def _cut_probabilities(model: ir.Model) -> Ending | None:
     links, node = _walk(output, _PLACES | {"Resize", "Upsample", "Slice"})
     if node is None or node.op_type not in PROBABILITIES or node.domain or not _keep_floats(links):
         return None
+    if len(shape(output) or ()) != 4:
+        return _cut_squeezed(model, links, node)
     mixed = any(link.op_type in {"Resize", "Upsample"} and text(link, "mode", "nearest") != "nearest" for link in links)
     if node.op_type != "Sigmoid":
         channel = _channel(output, links)
@@ -143,6 +145,16 @@ def _cut_probabilities(model: ir.Model) -> Ending | None:
         return None
     _bypass(model, node)
     return Ending(f"{node.op_type} cut, the logits before it are used{more}")
+
+
+def _cut_squeezed(model: ir.Model, links: Sequence[ir.Node], node: ir.Node) -> Ending | None:
+    """One sigmoid, whose axis of channels was taken away."""
+    scores, value = shape(node.inputs[0]), node.inputs[0]
+    same = all(link.op_type in _PLACES for link in links) and _keep_labels(links, node, 1)
+    if node.op_type != "Sigmoid" or scores is None or value is None or len(scores) != 4 or scores[1] != 1 or not same:
+        return None
+    _output(model, value)
+    return Ending("Sigmoid cut, the logits before it are used")
 
 
 def _keep_floats(links: Sequence[ir.Node]) -> bool:
