@@ -29,8 +29,7 @@ _DECISIONS = _COMPARISONS | {"ArgMax", "ArgMin", "TopK", "Hardmax", "Less", "Les
 _LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})  # before these lies the network itself
 _SHAPES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 _PLACES = _SHAPES | {"Identity", "Cast", "Transpose"}
-# The least probability whose logarithm is taken, and one minus the largest.  Float32 has no number between 1 and it.
-LEAST = 1e-7
+LEAST = 1e-7  # probability whose logarithm is taken, and distance from 1: what float32 tells apart there
 TIE = 1e-5  # between two probabilities, or two logits over the largest
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _COUNTS = {ir.DataType.INT8: 128, ir.DataType.BOOL: 1}  # labels that fit; all others take 255
@@ -117,7 +116,9 @@ def _walk(value: ir.Value | None, through: frozenset[str]) -> tuple[list[ir.Node
     """Upwards from `value`: the nodes of these types, and the first that is of another."""
     links: list[ir.Node] = []
     while value is not None and (node := value.producer()) is not None:
-        if node.domain or node.op_type not in through:
+        if node.domain:
+            return links, None
+        if node.op_type not in through:
             return links, node
         links.append(node)
         value = node.inputs[0]
@@ -127,7 +128,7 @@ def _walk(value: ir.Value | None, through: frozenset[str]) -> tuple[list[ir.Node
 def _cut_probabilities(model: ir.Model) -> Ending | None:
     output = model.graph.outputs[0]
     links, node = _walk(output, _PLACES | {"Resize", "Upsample", "Slice"})
-    if node is None or node.op_type not in PROBABILITIES or node.domain or not _keep_floats(links):
+    if node is None or node.op_type not in PROBABILITIES or not _keep_floats(links):
         return None
     if len(shape(output) or ()) != 4:
         return _cut_squeezed(model, links, node)
@@ -178,6 +179,8 @@ def _channel(output: ir.Value, links: Sequence[ir.Node]) -> int | None:
 def _normalised(model: ir.Model, node: ir.Node) -> set[int]:
     """The axes over which a softmax sums; until opset 12 all from `axis` on."""
     rank = len(shape(node.inputs[0]) or ())
+    if rank == 0:
+        return set()
     if opset(model) < 13:
         return set(range(integer(node, "axis", 1) % rank, rank))
     return {integer(node, "axis", -1) % rank}
@@ -236,7 +239,12 @@ def _is_largest(model: ir.Model, links: Sequence[ir.Node], node: ir.Node) -> boo
     if node.op_type == "ArgMax":
         return True
     read = links[-1].inputs[0] if links else model.graph.outputs[0]
-    return read is node.outputs[1] and scalar(node.inputs[1]) == 1 and integer(node, "largest", 1) == 1
+    return (
+        len(node.inputs) > 1
+        and read is node.outputs[1]
+        and scalar(node.inputs[1]) == 1
+        and integer(node, "largest", 1) == 1
+    )
 
 
 def _keep_labels(links: Sequence[ir.Node], node: ir.Node, channels: int) -> bool:

@@ -163,6 +163,7 @@ def test_it_is_scored_as_two_classes(photos: Path, tmp_path: Path, capsys) -> No
         result = json.loads(capsys.readouterr().out)
         expected = jaccard_score(np.concatenate(truths), np.concatenate(masks[threshold]), average=None)
         assert [each["name"] for each in result["classes"]] == ["background", "foreground"]
+        assert result["bundle"]["threshold"] == threshold
         np.testing.assert_allclose([each["iou"] for each in result["classes"]], expected, atol=1e-3)
     words = ["--data", data, "--tile", SIDE, "--threads", 1, "--rounds", 1, "--backend", "openvino"]
     assert _run("compare", tmp_path / "sigmoid.onnx", *words, "--precisions", "fp32", "-o", tmp_path / "c") == 0
