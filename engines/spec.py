@@ -88,6 +88,11 @@ class ModelSpec:
         """K, the channels of the network's output: as many as classes, or one that is compared with a threshold."""
         return len(self.classes) if self.threshold is None else 1
 
+    @property
+    def cut(self) -> float:
+        """The logit above which the one channel is its class; 0 where there are more."""
+        return 0.0 if self.threshold is None else cut_of(self.threshold)
+
     def at_threshold(self, threshold: float | None) -> ModelSpec:
         """The same with the threshold that the user gave; None keeps it.  Raises DeployError where there is none."""
         if threshold is None:
@@ -111,6 +116,13 @@ class ModelSpec:
     def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
         """Inverse of `to_json`.  Raises DeployError on missing, unknown or ill-typed fields."""
         return read_record(cls, data, "model spec", "build the bundle again")
+
+
+def cut_of(threshold: float) -> float:
+    """log(t / (1 - t)): the logit whose sigmoid is the threshold t.  Raises DeployError unless 0 < t < 1."""
+    if not 0 < threshold < 1:
+        raise DeployError(f"threshold: got {threshold}, expected more than 0 and less than 1")
+    return math.log(threshold / (1 - threshold))
 
 
 def said_threshold(spec: ModelSpec) -> str:

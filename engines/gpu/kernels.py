@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from engines.errors import DeployError
-from engines.spec import THRESHOLD
-from engines.tiling.core import MAX_PIXELS, cut_of, normalisation
+from engines.spec import THRESHOLD, cut_of
+from engines.tiling.core import MAX_PIXELS, normalisation
 from engines.tiling.placement import PADDINGS, Tiling
 
 MAX_LEFTS = 64  # TILE_MAX_LEFTS

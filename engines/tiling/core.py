@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
-from math import log
 from operator import index
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from engines.contract import UInt8
 from engines.errors import DeployError
-from engines.spec import THRESHOLD
+from engines.spec import THRESHOLD, cut_of
 from engines.tiling.placement import BLENDS, PADDINGS
 
 Float32 = NDArray[np.float32]
@@ -155,13 +154,6 @@ def stitch(
     )  # fmt: skip
     _check("stitch", status)
     return labels, certainty
-
-
-def cut_of(threshold: float) -> float:
-    """log(t / (1 - t)): the logit whose sigmoid is the threshold t.  Raises DeployError unless 0 < t < 1."""
-    if not 0 < threshold < 1:
-        raise DeployError(f"threshold: got {threshold}, expected more than 0 and less than 1")
-    return log(threshold / (1 - threshold))
 
 
 def labels_of(logits: Float32, threshold: float | None) -> UInt8:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from engines.contract import Float32
 from engines.errors import DeployError, GateError
-from engines.spec import THRESHOLD
-from engines.tiling.core import cut_of, labels_of
+from engines.spec import THRESHOLD, cut_of
+from engines.tiling.core import labels_of
 from pipeline.graph.surgery import Editor, integer, integers, opset, scalar, shape, text
 
 PROBABILITIES = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from engines.errors import DeployError
+from engines.spec import cut_of
 from engines.tiling import core
 from engines.tiling.placement import Tiling
 
@@ -48,7 +49,7 @@ def test_labels_are_where_the_sigmoid_exceeds_the_threshold(
     rows, columns = tiling.placements(*size)
     tops, lefts = [top for top in rows for _ in columns], [left for _ in rows for left in columns]
     rng = np.random.default_rng(0)
-    logits = [3 * rng.standard_normal((1, *low), dtype=np.float32) + np.float32(core.cut_of(threshold)) for _ in tops]
+    logits = [3 * rng.standard_normal((1, *low), dtype=np.float32) + np.float32(cut_of(threshold)) for _ in tops]
     window = (tiling.window_h, tiling.window_w)
     labels, certainty = core.stitch(
         logits, tops, lefts, window, size, weights=core.blend_weights(tiling.blend, *window), confidence=True,
@@ -57,7 +58,7 @@ def test_labels_are_where_the_sigmoid_exceeds_the_threshold(
     assert certainty is not None
     mean = _mean(logits, tops, lefts, tiling, size)
     probability = mean.sigmoid()
-    clear = ((mean - core.cut_of(threshold)).abs() > 1e-4).numpy()
+    clear = ((mean - cut_of(threshold)).abs() > 1e-4).numpy()
     assert clear.mean() > 0.999
     expected = (probability > threshold).numpy()
     assert 0.1 < expected.mean() < 0.9
