@@ -20,7 +20,7 @@ from engines.spec import ModelSpec, said_threshold
 from pipeline.checkpoints import load_model
 from pipeline.graph.endings import Ending, require_same_labels
 from pipeline.graph.export import export, read_onnx, trace
-from pipeline.graph.onnx_graph import OnnxGraph, run_each, run_onnx
+from pipeline.graph.onnx_graph import OnnxGraph, Step, run_each, run_onnx
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ class TorchSource:
 
     def export(self) -> tuple[OnnxGraph, torch.export.ExportedProgram | None]:
         program = trace(self.module, self.window)
-        return export(program), program
+        graph = export(program)
+        steps = [Step(remark, len(graph.model.graph), places=1) for remark in self.remarks]
+        return replace(graph, history=(*steps, *graph.history)), program
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ def _load(name: str) -> tuple[TorchSource, Tensor, np.ndarray]:
         said = __getattr__(name)()(torch.from_numpy(window))
     logits = source.logits([window])
     graph, _ = source.export()
+    assert [step.rule for step in graph.history[:-1]] == list(source.remarks)
     np.testing.assert_allclose(run_onnx(graph, [window]), logits, atol=2e-5)
     assert not {"ArgMax", "Softmax", "LogSoftmax", "Sigmoid"} & {n.op_type for n in graph.model.graph} or "res" in name
     return source, next(iter(said.values())) if isinstance(said, dict) else said, logits
