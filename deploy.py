@@ -21,8 +21,12 @@ from engines import arguments
 from engines.arguments.values import size
 from engines.bundle import is_bundle, open_bundle
 from engines.contract import Log, TensorRTOptions
+from engines.doctor import examine, require_building
 from engines.errors import DeployError, GateError, GpuLostError
+from engines.guard.child import guarded, interrupt
 from engines.images.read import read_image
+from engines.proof.first_run import prover
+from engines.segmenter import open_segmenter
 
 if TYPE_CHECKING:
     from calib.data.datasets import LabelOptions
@@ -43,7 +47,7 @@ def build_engine(args: argparse.Namespace) -> int:
             batch=args.batch, tensorrt=arguments.tensorrt_given(args), timing_cache=args.timing_cache,
         )  # fmt: skip
     else:
-        _require_packages()
+        require_building()
         from calib.ranges.ranges import Ranges, is_ranges
         from pipeline.build import build_bundle
         from pipeline.checkpoints.sources import SourceOptions
@@ -77,16 +81,14 @@ def run(args: argparse.Namespace) -> int:
     """segment images with a bundle: index PNGs, and overlays and confidences if asked for"""
     from engines.folder_run import RunOptions, run_images
     from engines.images.inputs import expand
-    from engines.segmenter import open_segmenter
 
     images = expand([_photographs(text) for text in args.inputs], args.output, recursive=args.recursive)
-    with open_segmenter(args.bundle, args.threads, args.threshold) as (segmenter, _):
+    with open_segmenter(args.bundle, *_loading(args)) as (segmenter, _):
         options = RunOptions(args.overlay, args.confidence, args.max_pixels)
         report = run_images(segmenter, images, args.output, options)
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
     if report.lost is not None:
-        print(f"error: {report.lost}", file=sys.stderr)
-        return GpuLostError.exit_code
+        raise GpuLostError(report.lost)
     return 2 if report.failed else 0
 
 
@@ -94,12 +96,11 @@ def evaluate(args: argparse.Namespace) -> int:
     """score a bundle on a data set: mIoU, IoU by class, pixel and mean accuracy as mmsegmentation computes them"""
     from calib.data.datasets import open_dataset
     from engines.files import make_folder, write_json
-    from engines.segmenter import open_segmenter
     from pipeline.evaluation.evaluate import EVALUATE_JSON
     from pipeline.evaluation.evaluate import evaluate as evaluate_bundle
 
     label_map = _label_map(args)
-    with open_segmenter(args.bundle, args.threads, args.threshold) as (segmenter, manifest):
+    with open_segmenter(args.bundle, *_loading(args)) as (segmenter, manifest):
         dataset = open_dataset(
             args.dataset, manifest.spec, label_map=label_map, split=args.split, options=_labels(args)
         ).limited(args.limit)
@@ -116,7 +117,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def calibrate(args: argparse.Namespace) -> int:
     """measure the ranges of a model's activations on photographs, for lowering it to INT8"""
-    _require_packages()
+    require_building()
     from pipeline.checkpoints.sources import SourceOptions
     from pipeline.precision.calibrate import CalibrateRequest
     from pipeline.precision.calibrate import calibrate as measure
@@ -143,9 +144,9 @@ def inspect(args: argparse.Namespace) -> int:
 
         result, text = inspect_bundle(open_bundle(path))
         if args.layers:
-            result["layers"], text = inspect_layers(open_bundle(path))
+            result["layers"], text = inspect_layers(open_bundle(path), args.threads, args.host_code)
     else:
-        _require_packages()
+        require_building()
         from pipeline.checkpoints.sources import SourceOptions
         from pipeline.inspect_model import inspect_model
 
@@ -156,7 +157,7 @@ def inspect(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """build MODEL in several precisions, measure them side by side on a data set, and say which one to ship"""
-    _require_packages()
+    require_building()
     from pipeline.checkpoints.sources import SourceOptions
     from pipeline.compare.judge import Limits
     from pipeline.compare.report.table import terminal
@@ -188,7 +189,7 @@ def bench(args: argparse.Namespace) -> int:
     from engines.measure.bench import bench as measure
 
     image = None if args.image is None else read_image(args.image)
-    report = measure(args.bundle, image, size=args.size, rounds=args.rounds, warmup=args.warmup, threads=args.threads)
+    report = measure(args.bundle, image, args.size, args.rounds, args.warmup, args.threads, args.host_code)
     if args.output:
         write_json(args.output, report.to_json())
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
@@ -197,8 +198,6 @@ def bench(args: argparse.Namespace) -> int:
 
 def doctor(args: argparse.Namespace) -> int:
     """say what this machine can run, what is missing, and how to get it"""
-    from engines.doctor import examine
-
     findings = examine()
     if args.json:
         print(json.dumps([finding.to_json() for finding in findings], indent=1))
@@ -223,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("target", metavar="BUNDLE|MODEL")
     verb.add_argument("--tile", type=size, default=(1024, 1024), metavar="N|HxW", help="to look at a model at")
     verb.add_argument("--layers", action="store_true", help="list what each layer of a bundle really runs in here")
+    arguments.loading_arguments(verb)
     arguments.model_arguments(verb)
     _verb(verbs, "doctor", doctor)
     arguments.compare_arguments(_verb(verbs, "compare", compare))
@@ -259,12 +259,8 @@ def _refuse_fixed(args: argparse.Namespace) -> None:
         )
 
 
-def _require_packages() -> None:
-    from engines.doctor import building
-
-    finding = building()
-    if finding.status != "ok":
-        raise DeployError(f"{finding.detail}; {finding.fix}")
+def _loading(args: argparse.Namespace) -> tuple[Any, ...]:
+    return args.threads, args.host_code, prover(_logger(True)), args.threshold
 
 
 def _budget(args: argparse.Namespace) -> Budget:
@@ -302,12 +298,23 @@ def _logger(quiet: bool) -> Log:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point.  Returns the exit code; argparse itself exits with 2 on a wrong command line."""
-    args = _parser().parse_args(argv)
+    """The exit code; argparse itself exits with 2 on a wrong command line."""
+    return _called(_parser().parse_args(argv))
+
+
+def command() -> int:
+    """Entry point of the command line: `main` in a process of its own, whose crash is one line."""
+    args = _parser().parse_args()
+    return guarded(
+        lambda: _called(args), f"{args.verb} {vars(args).get('model', vars(args).get('bundle', ''))}".strip()
+    )
+
+
+def _called(args: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a file's name may be in any encoding
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill, too, leaves nothing half-written
+        signal.signal(signal.SIGTERM, interrupt)  # kill, too, leaves nothing half-written
     try:
         return int(args.function(args))
     except DeployError as error:
@@ -319,4 +326,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from engines.backends import get_backend
-from engines.bundle import ENGINE, open_bundle
-from engines.contract import BuildConfig, executed
+from engines.bundle import open_bundle
+from engines.contract import executed
 from engines.images.read import read_image
 from engines.proof.golden import windows_of
 from engines.segmenter import open_segmenter
@@ -43,8 +43,9 @@ def main(images: Path, folders: list[Path], rounds: int = 15, most: int = 40) ->
             pixels += masks[0].size
     for folder, kept, same in zip(folders, times, equal, strict=True):
         bundle = open_bundle(folder)
-        config = BuildConfig(bundle.manifest.precision)
-        layers = get_backend(bundle.manifest.backend).layers((folder / ENGINE).read_bytes(), config, window)
+        backend = get_backend(bundle.manifest.backend)
+        with bundle.engine(backend) as (blob, config):
+            layers = backend.layers(blob, config, window)
         ran = ", ".join(f"{name} {100 * share:.0f} %" for name, share in executed(layers).items())
         p95 = statistics.quantiles(kept, n=20)[-1]
         print(

@@ -19,13 +19,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engines.contract import BuildConfig, TensorRTOptions
+from engines.contract import Backend, BuildConfig, TensorRTOptions
 from engines.errors import DeployError
-from engines.files import file_sha256, replace_folder
+from engines.files import file_sha256, hashed_copy, replace_folder
+from engines.guard.ledger import ledger, temporary_folder
 from engines.records import read_record
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
@@ -47,6 +48,8 @@ class Manifest:
     verification: one entry per build step, each compared with the checkpoint's own logits.
     files: sha256 by file name.
     batch: windows that the engine takes at once.  tensorrt: what its builder was asked for.
+    proven: (sdk, device) of each place where the engine itself was held against the checkpoint; None, of earlier
+    versions, is the one of the build.
     """
 
     spec: ModelSpec
@@ -62,6 +65,11 @@ class Manifest:
     files: Mapping[str, str]
     batch: int = 1
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
+    proven: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def proven_on(self) -> tuple[tuple[str, str], ...]:
+        return ((self.sdk, self.device),) if self.proven is None else self.proven
 
     def to_json(self) -> dict[str, Any]:
         body = dict(vars(self))
@@ -100,23 +108,75 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
+    """An open bundle.  A file is opened once: its hash is taken of the very bytes that are then used."""
+
     folder: Path
     manifest: Manifest
 
-    def path(self, name: str) -> Path:
-        return self.folder / name
+    def read(self, name: str) -> bytes:
+        """The file `name`, whole.  Raises DeployError unless it is as it was built."""
+        with self._readable(name):
+            content = (self.folder / name).read_bytes()
+        self._require(name, hashlib.sha256(content).hexdigest())
+        return content
+
+    def copy(self, name: str, folder: Path) -> None:
+        """Put a copy of the file `name` into `folder`.  Raises DeployError unless it is as it was built."""
+        with self._readable(name, f"copied to {folder}"):
+            sha256 = hashed_copy(self.folder / name, folder / name)
+        self._require(name, sha256)
+
+    def check(self) -> None:
+        """Raises DeployError unless every file is as it was built, those too that running does not need."""
+        for name in {*FILES, *self.manifest.files}:
+            with self._readable(name):
+                sha256 = file_sha256(self.folder / name)
+            self._require(name, sha256)
 
     def config(self, threads: int = 0) -> BuildConfig:
-        """How the engine was compiled and is loaded.  threads: 0 lets the backend choose."""
+        """How the engine was compiled.  threads: 0 lets the backend choose."""
         manifest = self.manifest
-        return BuildConfig(
-            manifest.precision, threads, batch=manifest.batch, model=self.path(MODEL), tensorrt=manifest.tensorrt
-        )
+        return BuildConfig(manifest.precision, threads, batch=manifest.batch, tensorrt=manifest.tensorrt)
+
+    @contextmanager
+    def engine(
+        self, backend: Backend, threads: int = 0, host_code: bool = False
+    ) -> Iterator[tuple[bytes, BuildConfig]]:
+        """The engine, and how `backend` loads it; both are good inside the block.  Raises DeployError.
+
+        An SDK that takes weights from the graph opens files by itself, so that it gets copies in a folder that only
+        this user may enter.  host_code: see BuildConfig.
+        """
+        config = replace(self.config(threads), host_code=host_code)
+        blob = self.read(ENGINE)
+        if not backend.reads_graph(config):
+            yield blob, config
+            return
+        with temporary_folder() as folder:
+            for name in {MODEL, WEIGHTS} & set(self.manifest.files):
+                self.copy(name, folder)
+            yield blob, replace(config, model=folder / MODEL)
+
+    def _require(self, name: str, sha256: str) -> None:
+        if sha256 != self.manifest.files.get(name):
+            raise DeployError(
+                f"bundle {self.folder}: {name} has changed since it was built (its sha256 differs from the manifest); "
+                "build the bundle again"
+            )
+
+    @contextmanager
+    def _readable(self, name: str, doing: str = "read") -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise DeployError(f"bundle {self.folder}: {name} is missing; build the bundle again") from error
+        except OSError as error:
+            raise DeployError(f"bundle {self.folder}: {name} cannot be {doing}: {error.strerror}") from error
 
     def report(self) -> dict[str, Any]:
         """The build log; its ``history`` lists the passes over the graph.  Raises DeployError."""
         try:
-            report = json.loads((self.folder / REPORT).read_text())
+            report = json.loads(self.read(REPORT))
             known = all(isinstance(step["rule"], str) and isinstance(step["count"], int) for step in report["history"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DeployError(f"bundle {self.folder}: {REPORT} is unreadable ({error!r}); build it again") from error
@@ -130,19 +190,13 @@ def is_bundle(path: Path) -> bool:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Read a bundle and check every file against its sha256.  Raises DeployError; loads no engine."""
+    """Read a bundle's manifest; its files are checked as they are read.  Raises DeployError; loads no engine."""
     if not is_bundle(folder):
         raise DeployError(f"bundle {folder}: got no {MANIFEST}, expected a folder made by build-engine")
     manifest = Manifest.from_json(_read_manifest(folder / MANIFEST))
-    for name in (*FILES, *(name for name in OPTIONAL if name in manifest.files)):
-        path = folder / name
-        if not path.is_file():
+    for name in {*FILES, *manifest.files}:
+        if not (folder / name).is_file():
             raise DeployError(f"bundle {folder}: {name} is missing; build the bundle again")
-        if file_sha256(path) != manifest.files.get(name):
-            raise DeployError(
-                f"bundle {folder}: {name} has changed since it was built (its sha256 differs from the manifest); "
-                "build the bundle again"
-            )
     return Bundle(folder, manifest)
 
 
@@ -170,9 +224,10 @@ def writing(folder: Path, check: Callable[[Path], None] = check_target) -> Itera
     except OSError as error:
         raise DeployError(f"output {folder}: cannot write there: {error.strerror}") from error
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        replace_folder(temporary, target)
+        with ledger.temporary(temporary):
+            yield temporary
+            temporary.chmod(0o755)
+            replace_folder(temporary, target)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -183,9 +238,13 @@ def writing(folder: Path, check: Callable[[Path], None] = check_target) -> Itera
 
 def seal(folder: Path, manifest: Manifest) -> None:
     """Write the manifest last: it names the digest of every file, and its own."""
-    body = manifest.to_json()
-    body["digest"] = _digest(body)
-    (folder / MANIFEST).write_text(json.dumps(body, indent=1) + "\n")
+    (folder / MANIFEST).write_text(sealed(manifest))
+
+
+def sealed(manifest: Manifest) -> str:
+    """The text of manifest.json."""
+    body = json.loads(json.dumps(manifest.to_json()))
+    return json.dumps({**body, "digest": _digest(body)}, indent=1) + "\n"
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -54,7 +54,9 @@ class BuildConfig:
     """How an engine is compiled, and loaded again.
 
     threads: 0 lets the backend choose.  program: a torch.export file, or None.  batch: windows per run.
-    model: when loading, the bundle's graph, or None.  timing_cache: a file that TensorRT keeps between builds, or None.
+    model: when loading, the bundle's graph for a backend that reads it, or None.  host_code: the user allows an engine
+    that brings native code of its own, which runs as soon as it is loaded.
+    timing_cache: a file that TensorRT keeps between builds, or None.
     log: called with (step, what happened) by builds that have something to say.
     """
 
@@ -64,6 +66,7 @@ class BuildConfig:
     batch: int = 1
     model: Path | None = None
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
+    host_code: bool = False
     timing_cache: Path | None = None
     log: Log = lambda step, text: None
 
@@ -134,6 +137,10 @@ class Backend(Protocol):
     def unavailable(self) -> str | None:
         """None when this machine can use the backend, otherwise what is missing and how to get it."""
 
+    def only_builds(self) -> str | None:
+        """Why engines can be built here, but not run; None where they can be run, or neither."""
+        return None
+
     def version(self) -> str:
         """SDK name and version, as it goes into the manifest."""
 
@@ -156,6 +163,10 @@ class Backend(Protocol):
             if built != here:
                 return f"built {what} {built!r}, but this is {here!r}"
         return None
+
+    def reads_graph(self, config: BuildConfig) -> bool:
+        """Whether `load` takes anything from `config.model`."""
+        return False
 
     def build(self, model: Path, config: BuildConfig) -> bytes:
         """Compile the ONNX file `model` (static shapes, one window; backends.onnx_bytes for more).

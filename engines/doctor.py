@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import shutil
 import sys
@@ -20,7 +19,8 @@ from engines.machine.gpu import examine_gpu
 from engines.machine.interpreter import pip_install, this_interpreter, version_of
 from engines.machine.jetson import read_jetson
 from engines.machine.jetson_advice import examine_jetson
-from engines.machine.sysfs import ROOT, cpu_name, memory_kb
+from engines.machine.limits import available_memory, cores
+from engines.machine.sysfs import ROOT, cpu_name
 from engines.tiling import core
 
 # OpenVINO among them: it measures the ranges of FP16, BF16 and INT8, whatever the backend.
@@ -37,15 +37,14 @@ def examine(root: Path = ROOT) -> list[Finding]:
 
 
 def _machine() -> Finding:
-    cores = len(os.sched_getaffinity(0))
-    return Finding("machine", "ok", f"{platform.machine()}, {cpu_name()}, {cores} core(s), {platform.system()}")
+    return Finding("machine", "ok", f"{platform.machine()}, {cpu_name()}, {cores()} core(s), {platform.system()}")
 
 
 def _memory(root: Path) -> Finding:
-    kilobytes = memory_kb(root).get("MemAvailable")
-    if kilobytes is None:
+    free = available_memory(root)
+    if free is None:
         return Finding("memory", "note", f"unknown: {root / 'proc/meminfo'} does not say what is available")
-    available = kilobytes / 1e6
+    available = free / 1e9
     # A SegFormer-B0 window of 1024x1024 peaks below 1 GB; building holds torch, ONNX Runtime and the engine at once.
     if available < 2:
         return Finding("memory", "missing", f"{available:.1f} GB free, 2 GB wanted", "close programs, or add swap")
@@ -80,6 +79,13 @@ def _backend(name: str, gpu_here: bool) -> Finding:
         return Finding(topic, "note" if backend.on_gpu and not gpu_here else "missing", detail, fix)
     precisions = [p for p in PRECISIONS if backend.supports(p) is None]
     return Finding(topic, "ok", f"{backend.version()} on {backend.device()}: {', '.join(precisions)}")
+
+
+def require_building() -> None:
+    """Raises DeployError naming the packages that building lacks, and the command that gets them."""
+    finding = building()
+    if finding.status != "ok":
+        raise DeployError(f"{finding.detail}; {finding.fix}")
 
 
 def building() -> Finding:

@@ -15,6 +15,10 @@ class GateError(DeployError):
     exit_code = 3
 
 
+class NotFiniteError(DeployError):
+    """The engine's logits are NaN or infinite, so that there is no mask."""
+
+
 class GpuLostError(DeployError):
     """The GPU's context is gone (a fault in a kernel, a reset): nothing more can run in this process."""
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from engines.errors import DeployError
+from engines.guard.ledger import ledger
 
 # What numpy and zipfile raise on a damaged .npz, found by mutating one (tests/fuzz).
 DAMAGED_NPZ = (
@@ -38,9 +39,10 @@ def replacing(path: Path, what: str = "output") -> Iterator[BinaryIO]:
     # A short name, whatever the length of the target's; open() rather than tempfile, whose files are private.
     temporary = path.parent / f".edgeseg-{secrets.token_hex(8)}"
     try:
-        with open(temporary, "xb") as file:
-            yield file
-        os.replace(temporary, path)
+        with ledger.temporary(temporary):
+            with open(temporary, "xb") as file:
+                yield file
+            os.replace(temporary, path)
     except OSError as error:
         raise DeployError(f"{what} {path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -114,6 +116,16 @@ def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hashed_copy(source: Path, target: Path) -> str:
+    """Copy a file; returns the sha256 of what was copied.  Raises OSError."""
+    digest = hashlib.sha256()
+    with source.open("rb") as read, target.open("wb") as written:
+        while chunk := read.read(1 << 20):
+            digest.update(chunk)
+            written.write(chunk)
     return digest.hexdigest()
 
 

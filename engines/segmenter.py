@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,29 +12,33 @@ from typing import cast
 import numpy as np
 
 from engines.backends import get_backend
-from engines.bundle import ENGINE, KERNELS, Manifest, open_bundle
+from engines.bundle import KERNELS, Bundle, Manifest, open_bundle
 from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Session, UInt8
-from engines.errors import DeployError
+from engines.errors import DeployError, NotFiniteError
 from engines.gpu.info import Fingerprint
 from engines.spec import ModelSpec
 from engines.tiling.device import PARTS, Band, Device, Mask, Timings
 from engines.tiling.host import HostDevice
+from engines.tiling.not_finite import explained
 from engines.tiling.placement import Tiling
 
 __all__ = ["Band", "Mask", "Running", "Segmenter", "Timings", "open_on_device", "open_segmenter"]
 
 
 class Segmenter:
-    """Runs one engine in sliding windows on a device.  Not thread-safe."""
+    """Runs one engine in sliding windows on a device.  Not thread-safe.  precision: of the engine."""
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
+    def __init__(self, device: Device, precision: str = "fp32") -> None:
+        self.device, self.precision = device, precision
         self.spec, self.tiling = device.spec, device.tiling
 
     @classmethod
-    def on_host(cls, session: Session, spec: ModelSpec, tiling: Tiling, threads: int = 0, batch: int = 1) -> Segmenter:
+    def on_host(
+        cls, session: Session, spec: ModelSpec, tiling: Tiling, threads: int = 0, batch: int = 1,
+        precision: str = "fp32",
+    ) -> Segmenter:  # fmt: skip
         """Gather and stitch in the C core.  threads: 0 means all cores.  batch: windows per run of the engine."""
-        return cls(HostDevice(session, spec=spec, tiling=tiling, threads=threads, batch=batch))
+        return cls(HostDevice(session, spec=spec, tiling=tiling, threads=threads, batch=batch), precision)
 
     @property
     def session(self) -> Session:
@@ -78,13 +82,18 @@ class Segmenter:
         strips = self.device.strips(image.shape[0], image.shape[1], confidence)
         strips.put(image)
         for step in strips.steps:
-            strips.advance(step.index)
-            yield strips.band(step.index)
+            try:
+                strips.advance(step.index)
+                band = strips.band(step.index)
+            except NotFiniteError as error:
+                rows = [strips.steps[index] for index in step.held]
+                raise explained(self.device, image, rows, self.precision) from error
+            yield band
 
     def start(self, image: UInt8, confidence: bool = False) -> Running:
         """Begin to segment an image: at most `device.in_flight` at once.  On the host it is done when this returns."""
         _check_image(image)
-        return Running(self.device, image, confidence)
+        return Running(self.device, image, confidence, self.precision)
 
     def first_window(self, image: UInt8) -> Float32:
         """The engine's input (N, 3, h, w); its first window is the top left one of `image`.  Overwritten later."""
@@ -95,8 +104,8 @@ class Segmenter:
 class Running:
     """An image on its way.  timings: of this image alone, complete once its mask was taken."""
 
-    def __init__(self, device: Device, image: UInt8, confidence: bool) -> None:
-        self._device = device
+    def __init__(self, device: Device, image: UInt8, confidence: bool, precision: str) -> None:
+        self._device, self._image, self._precision = device, image, precision
         self.timings = Timings()
         with self._counted():
             self._frame = device.whole_frame(image.shape[0], image.shape[1], confidence)
@@ -104,14 +113,18 @@ class Running:
             self._frame.play()
 
     def mask(self) -> Mask:
-        """Wait for it, once.  Raises DeployError on NaN or infinite logits."""
+        """Wait for it, once.  Raises NotFiniteError, which names the window, on NaN or infinite logits."""
         with self._counted():
             return self._frame.mask()
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
         before = replace(self._device.timings)
-        yield
+        try:
+            yield
+        except NotFiniteError as error:
+            rows = self._device.tiling.window_rows(*self._image.shape[:2])
+            raise explained(self._device, self._image, rows, self._precision) from error
         after = self._device.timings
         for part in (*PARTS, "windows"):
             own = getattr(self.timings, part) + getattr(after, part) - getattr(before, part)
@@ -120,10 +133,15 @@ class Running:
 
 @contextmanager
 def open_segmenter(
-    folder: Path, threads: int = 0, threshold: float | None = None
-) -> Iterator[tuple[Segmenter, Manifest]]:
+    folder: Path, threads: int = 0, host_code: bool = False,
+    prove: Callable[[Bundle, Backend, Segmenter, bytes], Manifest] | None = None,
+    threshold: float | None = None,
+) -> Iterator[tuple[Segmenter, Manifest]]:  # fmt: skip
     """Load a bundle that was built on this device.  Raises DeployError, naming the command that rebuilds it.
 
+    host_code: allow an engine that brings native code of its own (built with --version-compatible).
+    prove: verifies an engine that was not, here, and says so in the manifest (engines.proof.first_run.prover); without
+    it such an engine is refused.
     threshold: of a network with one channel, in place of what the bundle says; also in the manifest that is returned.
     """
     bundle = open_bundle(folder)
@@ -132,34 +150,40 @@ def open_segmenter(
     reason = backend.unavailable()
     if reason:
         raise DeployError(f"bundle {folder}: it needs {manifest.backend}, and {reason}")
-    config = bundle.config(threads)
-    reason = backend.refuses(manifest.sdk, manifest.device, config)
+    reason = backend.refuses(manifest.sdk, manifest.device, bundle.config())
     if reason:
         raise DeployError(f"bundle {folder}: {reason}; rebuild it here: deploy.py build-engine {folder} -o {folder}")
-    if backend.on_gpu and KERNELS not in manifest.files:
-        raise DeployError(f"bundle {folder}: {KERNELS} is missing; build the bundle again")
-    kernels = _kernels(bundle.path(KERNELS), manifest) if backend.on_gpu else None
-    blob = bundle.path(ENGINE).read_bytes()
-    with open_on_device(
-        backend, blob, config=config, spec=manifest.spec, tiling=manifest.tiling, kernels=kernels
-    ) as segmenter:
+    kernels = _kernels(bundle) if backend.on_gpu else None
+    with (
+        bundle.engine(backend, threads, host_code) as (blob, config),
+        open_on_device(
+            backend, blob, config=config, spec=manifest.spec, tiling=manifest.tiling, kernels=kernels
+        ) as segmenter,
+    ):
+        if kernels is not None and (backend.version(), backend.device()) not in manifest.proven_on:
+            if prove is None or threshold is not None:  # the proof is of the bundle's own threshold
+                how = "deploy.py run does that, without --threshold"
+                raise DeployError(f"bundle {folder}: not yet verified on {backend.device()}; {how}")
+            manifest = prove(bundle, backend, segmenter, kernels)
         yield segmenter, manifest
 
 
-def _kernels(path: Path, manifest: Manifest) -> bytes:
-    """The bundle's, or where its engine was built to load on other GPUs too, compiled for the one here."""
+def _kernels(bundle: Bundle) -> bytes:
+    """The bundle's, or where it has none for the GPU here, compiled for it."""
     from engines.gpu.compile import compile_kernels, fits
     from engines.gpu.context import gpu_info
 
-    built, here = Fingerprint.parse(manifest.device), gpu_info().sm
-    if built is None or fits(built.sm, here):
-        return path.read_bytes()
+    devices = [bundle.manifest.device, *(device for _, device in bundle.manifest.proven_on)]
+    built = next(filter(None, map(Fingerprint.parse, devices)), None)
+    here, there = gpu_info().sm, KERNELS in bundle.manifest.files
+    if there and (built is None or fits(built.sm, here)):
+        return bundle.read(KERNELS)
     try:
         return compile_kernels(here)
     except DeployError as error:
+        has = f"it is for sm_{built.sm[0]}{built.sm[1]}" if there and built else "there is none"
         raise DeployError(
-            f"{path}: it is for sm_{built.sm[0]}{built.sm[1]}, this GPU is sm_{here[0]}{here[1]}, and compiling it "
-            f"here failed: {error}"
+            f"{bundle.folder / KERNELS}: {has}, this GPU is sm_{here[0]}{here[1]}, and compiling it failed: {error}"
         ) from error
 
 
@@ -174,7 +198,10 @@ def open_on_device(
     with ExitStack() as stack:
         if not backend.on_gpu:
             session = stack.enter_context(backend.load(blob, config))
-            yield Segmenter.on_host(session, spec=spec, tiling=tiling, threads=config.threads, batch=config.batch)
+            yield Segmenter.on_host(
+                session, spec=spec, tiling=tiling, threads=config.threads, batch=config.batch,
+                precision=config.precision,
+            )  # fmt: skip
             return
         from engines.gpu.context import open_gpu
         from engines.gpu.device import CudaDevice
@@ -185,7 +212,7 @@ def open_on_device(
         device = CudaDevice(
             gpu, session=cast(DeviceSession, session), spec=spec, tiling=tiling, cubin=kernels, log=config.log
         )
-        yield Segmenter(stack.enter_context(device))
+        yield Segmenter(stack.enter_context(device), config.precision)
 
 
 def _check_image(image: UInt8) -> None:

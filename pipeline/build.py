@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from engines.backends import choose_backend
 from engines.bundle import GOLDEN, MODEL, Manifest, writing
 from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
+from engines.guard.ledger import temporary_folder
 from engines.proof.agreement import Agreement
 from engines.proof.batch_gate import reported, require_neutral
 from engines.proof.golden import Golden
@@ -36,7 +36,9 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
     log: called with (step, what happened) as each step ends.  exact: the model's verified graph, where several
     precisions are built from one.
     """
-    backend, why = choose_backend(request.backend, "fp32" if request.precision == "auto" else request.precision)
+    backend, why = choose_backend(
+        request.backend, "fp32" if request.precision == "auto" else request.precision, runs=False
+    )
     log("backend", f"{why}; {backend.version()} on {backend.device()}")
     tuned = tuning(backend, request.output, given=request.tensorrt, timing_cache=request.timing_cache, log=log)
     tiling, trial = request.tiling, replace(tuned, threads=request.threads, log=BuildConfig.log)  # of many: in silence
@@ -81,8 +83,8 @@ def _program(exact: Exact, backend: Backend) -> Iterator[Path | None]:
     if exact.program is None or not backend.from_program:
         yield None
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "program.pt2"
+    with temporary_folder() as folder:
+        path = folder / "program.pt2"
         torch.export.save(exact.program, path)
         yield path
 

@@ -106,8 +106,15 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--overlay", action="store_true", help="also write NAME.overlay.jpg")
     verb.add_argument("--confidence", action="store_true", help="also write NAME.confidence.png, 255 = certain")
     threshold_argument(verb, "the bundle's")
-    verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
     verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
+    loading_arguments(verb)
+
+
+def loading_arguments(verb: argparse.ArgumentParser) -> None:
+    """Of verbs that load an engine which was built before."""
+    verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--allow-host-code", dest="host_code", action="store_true", help="load an engine that was built "
+                      "with --version-compatible: it runs native code of its own, so know whence it comes")  # fmt: skip
 
 
 def compare_arguments(verb: argparse.ArgumentParser) -> None:
@@ -139,8 +146,8 @@ def bench_arguments(verb: argparse.ArgumentParser) -> None:
     frame.add_argument("--size", type=width_height, metavar="WxH", help="of a frame of noise (one window)")
     verb.add_argument("--rounds", type=positive, default=20, metavar="N")
     verb.add_argument("--warmup", type=positive, default=2, metavar="N", help="rounds before the clock runs")
-    verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
     verb.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the result there, as JSON")
+    loading_arguments(verb)
 
 
 def evaluate_arguments(verb: argparse.ArgumentParser) -> None:
@@ -151,8 +158,8 @@ def evaluate_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write DIR/evaluate.json")
     data_arguments(verb)
     threshold_argument(verb, "the bundle's")
-    verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
     verb.add_argument("--fail-under", type=percent, metavar="MIOU", help="exit with 3 if lower: 0.7, or 70")
+    loading_arguments(verb)
 
 
 def engine_arguments(verb: argparse.ArgumentParser) -> None:

@@ -31,14 +31,18 @@ def get_backend(name: str) -> Backend:
     return backend
 
 
-def choose_backend(name: str, precision: str) -> tuple[Backend, str]:
-    """Resolve `name`, which may be ``auto``.  Returns the backend and one sentence that says why it was chosen."""
+def choose_backend(name: str, precision: str, runs: bool = True) -> tuple[Backend, str]:
+    """Resolve `name`, which may be ``auto``.  Returns the backend and one sentence that says why it was chosen.
+
+    runs: whether engines must run here, too; where not, one that is asked for by name need only build.
+    """
     if name != "auto":
         backend = get_backend(name)
-        reason = backend.unavailable() or backend.supports(precision)
+        builds = None if runs else backend.only_builds()
+        reason = (builds is None and backend.unavailable()) or backend.supports(precision)
         if reason:
             raise DeployError(f"backend {name}: {reason}")
-        return backend, f"{name}, as asked"
+        return backend, f"{name}, as asked{f', to be verified where it runs: {builds}' if builds else ''}"
     refused = []
     for candidate in BACKENDS:
         if candidate in REFERENCES:

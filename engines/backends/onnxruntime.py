@@ -6,7 +6,6 @@ The only file in this package that imports onnxruntime.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +16,9 @@ from typing import Any
 from engines.backends.reference import Reference
 from engines.contract import BuildConfig, Float32, Layer, Session, check_windows
 from engines.errors import DeployError
+from engines.guard.ledger import ledger
 from engines.machine.interpreter import pip_install, version_of
+from engines.machine.limits import cores
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph that is given as bytes
 
@@ -49,6 +50,9 @@ class OnnxRuntimeBackend(Reference):
     def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
         raise DeployError("backend onnxruntime: it is the fp32 reference and is not profiled; use --backend openvino")
 
+    def reads_graph(self, config: BuildConfig) -> bool:
+        return True  # the engine is the graph, and its weights may lie in a file of their own
+
     def build(self, model: Path, config: BuildConfig) -> bytes:
         self.require_one_window(config)
         # The graph itself: ONNX Runtime compiles when it loads.  Opened once, so that a build says what is refused.
@@ -58,20 +62,23 @@ class OnnxRuntimeBackend(Reference):
 
     @contextmanager
     def load(self, blob: bytes, config: BuildConfig) -> Iterator[Session]:
-        yield OnnxRuntimeSession(_open(blob, config))
+        session = OnnxRuntimeSession(_open(blob, config))
+        with ledger.doing(f"{self.version()} ran the engine"):
+            yield session
 
 
 def _open(blob: bytes, config: BuildConfig) -> Any:
     ort = _onnxruntime()
     options = ort.SessionOptions()
-    options.intra_op_num_threads = config.threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = config.threads or cores()
     options.log_severity_level = 3
     if config.model is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(config.model.absolute().parent))
     state = ort.capi.onnxruntime_pybind11_state
     refusals = (state.Fail, state.NotImplemented, state.InvalidGraph, state.InvalidArgument, state.InvalidProtobuf)
     try:
-        return ort.InferenceSession(blob, options, providers=["CPUExecutionProvider"])
+        with ledger.doing(f"{backend.version()} loaded the network"):
+            return ort.InferenceSession(blob, options, providers=["CPUExecutionProvider"])
     except refusals as error:
         raise DeployError(f"onnxruntime: cannot load the graph: {' '.join(str(error).split())[:300]}") from error
 

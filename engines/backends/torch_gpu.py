@@ -22,6 +22,7 @@ from engines.contract import Backend, BuildConfig, Float32, Layer, Session, Tens
 from engines.errors import DeployError
 from engines.gpu import context
 from engines.gpu.info import GpuInfo
+from engines.machine.jetson import read_module
 
 DEVICE = "cuda"
 _TYPES = {"fp32": ("float32", "<f4"), "fp16": ("float16", "<f2")}  # in torch, and in __cuda_array_interface__
@@ -113,7 +114,8 @@ class TorchCudaBackend(Backend):
             found = torch.cuda.get_device_properties(torch.cuda.current_device())
         info = GpuInfo(
             found.name, sm=(found.major, found.minor), driver=_driver(), memory=found.total_memory,
-            integrated=bool(found.is_integrated)
+            integrated=bool(found.is_integrated), multiprocessors=found.multi_processor_count,
+            module=read_module() if found.is_integrated else "",
         )  # fmt: skip
         return str(info)
 

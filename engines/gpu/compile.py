@@ -17,6 +17,7 @@ from pathlib import Path
 
 from engines.errors import DeployError
 from engines.gpu import nvrtc
+from engines.guard.ledger import temporary_folder
 
 SOURCE = Path(__file__).parents[1] / "tiling" / "tile.cu"
 HEADERS = tuple(
@@ -99,8 +100,8 @@ def _by_nvrtc(library: str, arch: str, strict: bool) -> bytes:
 def _by_nvcc(nvcc: Path, arch: str, strict: bool) -> bytes:
     release = re.search(r"release (\S+),", _run([nvcc, "--version"]))
     _check_arch(arch, _run([nvcc, "--list-gpu-code"]).split(), f"nvcc {release[1] if release else ''} at {nvcc}")
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "tile.cubin"
+    with temporary_folder() as folder:
+        target = folder / "tile.cubin"
         warnings = ["-Werror", "all-warnings"] if strict else []
         _run([nvcc, "-cubin", f"-arch={arch}", "--fmad=false", *warnings, SOURCE, "-o", target])
         return target.read_bytes()

@@ -22,6 +22,8 @@ from engines.gpu.driver import DriverError
 from engines.gpu.info import GpuInfo
 from engines.gpu.kernels import Launch
 from engines.gpu.memory import CudaMemory, HostBuffer, Kernels
+from engines.machine.jetson import read_module
+from engines.machine.limits import available_memory
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for what others start on the default stream
 
@@ -127,9 +129,13 @@ class CudaGpu:
         return buffer
 
     def free_memory(self) -> int:
-        """Bytes that could be allocated now."""
+        """Bytes that could be allocated now.
+
+        Where the CPU has the same memory the driver counts as used what the kernel would give up (caches of files, most
+        of a board's memory), and Linux knows better; what a container may use is less again.
+        """
         with self._errors("asking for free memory"):
-            return int(self._cuda.mem_get_info()[0])
+            return self._free()
 
     def upload(self, address: int, array: NDArray[np.generic]) -> None:
         """Copy a C-contiguous array to `address`; it may be changed when this returns."""
@@ -163,10 +169,10 @@ class CudaGpu:
         with self._errors("copying on the GPU"):
             self._cuda.memcpy_dtod_async(target, source, size, self.main)
 
-    def clear(self, address: int, size: int) -> None:
-        """Start setting bytes to zero, on main."""
+    def clear(self, address: int, size: int, byte: int = 0) -> None:
+        """Start setting bytes to zero, or to `byte`, on main."""
         with self._errors("clearing memory"):
-            self._cuda.memset_d8_async(address, 0, size, self.main)
+            self._cuda.memset_d8_async(address, byte, size, self.main)
 
     def load(self, cubin: bytes) -> Kernels:
         """Raises DeployError when the driver refuses the kernels."""
@@ -252,12 +258,17 @@ class CudaGpu:
                 self._abandon(f"GPU {self.info.name}: lost while {doing}: {fault}; start the program again")
                 raise GpuLostError(self.lost) from error
             if isinstance(error, self._cuda.MemoryError):
-                free = _mib(self._cuda.mem_get_info()[0])
+                free = _mib(self._free())
                 raise GpuMemoryError(
                     f"GPU {self.info.name}: no memory left: wanted {wanted or f'some for {doing}'}, {free} are free; "
                     "take a smaller --tile or --batch, or close other programs that use it"
                 ) from error
             raise DeployError(f"GPU {self.info.name}: {doing}: {error}") from error
+
+    def _free(self) -> int:
+        free, total = map(int, self._cuda.mem_get_info())
+        available = available_memory() if self.info.integrated else None
+        return free if available is None else min(available, total)
 
     def _abandon(self, reason: str) -> None:
         """Leave a broken context.  What pycuda holds of it is then let go in silence, instead of failing one by one."""
@@ -298,12 +309,15 @@ def _describe(cuda: Any) -> GpuInfo:
     try:
         device = cuda.Device(0)
         integrated, sm = device.get_attribute(cuda.device_attribute.INTEGRATED), device.compute_capability()
+        multiprocessors = device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)
         return GpuInfo(
             device.name(),
             sm=sm,
             driver=cuda.get_driver_version(),
             memory=device.total_memory(),
             integrated=bool(integrated),
+            multiprocessors=multiprocessors,
+            module=read_module() if integrated else "",
         )
     except cuda.Error as error:
         raise DeployError(f"GPU: the driver does not describe it: {error}; look at nvidia-smi") from error

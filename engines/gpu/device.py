@@ -14,8 +14,7 @@ from engines.gpu.frames import CudaFrame, CudaStrips, FrameInStrips
 from engines.gpu.host_copies import DTYPES
 from engines.gpu.kernels import MAX_LEFTS
 from engines.gpu.launcher import Launcher
-from engines.gpu.layout import Plan
-from engines.gpu.pool import IN_FLIGHT, Pool
+from engines.gpu.pool import IN_FLIGHT, Pool, Slot
 from engines.spec import ModelSpec
 from engines.tiling.device import WholeFrame
 from engines.tiling.placement import Tiling
@@ -41,7 +40,7 @@ class CudaDevice:
         self.batch, self.timings = self._launcher.batch, self._launcher.timings
         self.transfers = "mapped" if gpu.info.integrated else "pinned"
         self.pool = Pool(gpu, tiling, self.batch, self._launcher.window_bytes)
-        self._last: Plan | None = None  # of the last frame of a whole image
+        self._slot: Slot | None = None  # of the last frame of a whole image
 
     @property
     def parts(self) -> bool:
@@ -62,16 +61,21 @@ class CudaDevice:
     @property
     def graph(self) -> str:
         """``on`` where frames like the last one are recorded as graphs and replayed, otherwise ``off: `` and why."""
-        reason = self._launcher.unrecorded(self._last)
+        reason = self._launcher.unrecorded(None if self._slot is None else self._slot.plan)
         return "on" if reason is None else f"off: {reason}"
 
     def whole_frame(self, height: int, width: int, confidence: bool) -> WholeFrame:
         slot = self.pool.take(height, width, confidence, whole=True)
-        self._last = slot.plan
+        self._slot = slot
         return CudaFrame(self._launcher, slot) if slot.plan.whole else FrameInStrips(self._launcher, slot)
 
     def strips(self, height: int, width: int, confidence: bool) -> CudaStrips:
         return CudaStrips(self._launcher, self.pool.take(height, width, confidence, whole=False))
+
+    def held_logits(self) -> bytes | None:
+        if self._slot is None or not self._slot.addresses:  # none yet, or its size is gone
+            return None
+        return self._launcher.logits(self._slot)
 
     def first_window(self, image: UInt8) -> Float32:
         return self._launcher.first_window(image)

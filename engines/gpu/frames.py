@@ -8,10 +8,11 @@ from contextlib import contextmanager, suppress
 import numpy as np
 
 from engines.contract import UInt8
-from engines.errors import DeployError
-from engines.gpu.kernels import NOT_FINITE
+from engines.errors import DeployError, NotFiniteError
+from engines.gpu.kernels import NOT_FINITE, NOT_RUN
 from engines.gpu.launcher import Launcher
 from engines.gpu.pool import IN_FLIGHT, Slot
+from engines.tiling import core
 from engines.tiling.core import MESSAGES
 from engines.tiling.device import Band, Mask
 
@@ -53,8 +54,12 @@ class _Frame:
         self._gpu.finish(slot.done)
         slot.clock.add_to(self._launcher.timings)
         status = int(slot.arrays["status"][0])
+        if status == NOT_RUN:
+            raise DeployError("frame: the GPU did not run what was started; start the program again, and report this")
+        if status & NOT_FINITE:
+            raise NotFiniteError(f"stitch: {MESSAGES[core.NOT_FINITE]}")
         if status:
-            raise DeployError(f"stitch: {MESSAGES[3 if status & NOT_FINITE else 2]}")
+            raise DeployError(f"stitch: {MESSAGES[2]}")
 
 
 class CudaFrame(_Frame):

@@ -15,6 +15,7 @@ from engines.tiling.placement import PADDINGS, Tiling
 
 MAX_LEFTS = 64  # TILE_MAX_LEFTS
 NOT_FINITE, UNCOVERED = 1, 2  # bits of the status word: TILE_STATUS_NOT_FINITE, TILE_STATUS_UNCOVERED
+NOT_RUN = -1  # the status word of a frame until its work has begun, all of whose bytes are 0xff
 SUFFIX = {"float32": "f32", "float16": "f16"}  # of the kernels' names, by dtype of the network's inputs or logits
 GATHER_BLOCK, GATHER_PIXELS = (64, 4, 1), 4  # pixels a thread: 4 of one row
 STITCH_BLOCK, STITCH_PATCH, STITCH_STRIP = (32, 4, 1), (4, 4), (1, 4)  # rows and columns a thread

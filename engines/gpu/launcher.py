@@ -14,6 +14,7 @@ from engines.gpu import kernels
 from engines.gpu.context import CudaGpu
 from engines.gpu.graph import CaptureRefusedError, InstantiateRefusedError, missing
 from engines.gpu.host_copies import DTYPES
+from engines.gpu.kernels import NOT_RUN
 from engines.gpu.layout import ALIGNMENT, Plan
 from engines.gpu.memory import CudaMemory
 from engines.gpu.pool import Slot
@@ -92,6 +93,9 @@ class Launcher:
                 return
             finally:
                 self._recording = False
+        # The graph itself clears the status.  Set from outside of it, a graph that does not run cannot pass for one
+        # that found nothing, and leave the mask of the frame before for this one's.
+        self.gpu.clear(slot.addresses["status"], slot.plan.regions["status"].bytes, NOT_RUN & 0xFF)
         self.gpu.replay(slot.graph)
         if self.on_window:
             self.on_window(slot.plan.windows, slot.plan.windows)
@@ -100,6 +104,14 @@ class Launcher:
         """Start a row of windows, and the rows of labels that it finishes.  The slot holds only those."""
         self.gpu.clear(slot.addresses["status"], slot.plan.regions["status"].bytes)
         self._start_row(slot, step)
+
+    def logits(self, slot: Slot) -> bytes:
+        """Of the rows of windows that a slot holds after a frame, in the order of its ring, as the engine wrote."""
+        plan, columns = slot.plan, len(slot.plan.steps[0].lefts)
+        rows = np.empty((min(plan.ring, len(plan.steps)), columns * self.window_bytes), np.uint8)
+        for index, row in enumerate(rows):  # what lies behind the last window of a row fills up a batch
+            self.gpu.download(row, slot.addresses["logits"] + index * plan.pitch * self.window_bytes)
+        return rows.tobytes()
 
     def first_window(self, image: UInt8) -> Float32:
         """What `Device.first_window` promises."""

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from engines.contract import UInt8
 from engines.gpu.context import CudaGpu, GpuMemoryError
 from engines.gpu.graph import Graph
+from engines.gpu.kernels import NOT_RUN
 from engines.gpu.layout import Plan
+from engines.machine.limits import available_memory, total_memory
 from engines.tiling.device import Timings
 from engines.tiling.placement import Tiling
 
@@ -21,14 +23,21 @@ IN_FLIGHT = 2  # frames under way at once: the copies of one run beside the kern
 SIZES_KEPT = 4  # image sizes whose frames are kept, with what was recorded for them
 IDLE_KEPT = 2  # blocks of memory of other sizes that are kept
 SHARE = 0.8  # of the free memory, that the frames of whole images in flight may take
+IN_FLIGHT_SHARE = 2  # frames in flight keep at most one such part of the host's free memory page-locked
 HOST_SHARE = 4  # sizes that are idle keep at most one such part of the host's memory page-locked
 
 Key = tuple[int, int, bool, bool]  # height, width, confidence, whole
 
 
 def host_memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of memory that this process may have."""
+    return total_memory() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def lockable_memory() -> int:
+    """Bytes that the frames in flight may keep page-locked: nobody else can have them, not even by swapping."""
+    available = available_memory()
+    return (host_memory() if available is None else available) // IN_FLIGHT_SHARE
 
 
 class Blocks:
@@ -81,7 +90,8 @@ class Slot:
         self.uploaded, self.computed, self.done = gpu.event(), gpu.event(), gpu.event()
 
     def upload(self, rows: int, stream: Any) -> None:
-        """Start bringing the first `rows` of the image to the kernels."""
+        """Start bringing the first `rows` of the image to the kernels.  Until they ran the status says so."""
+        self.arrays["status"][:] = NOT_RUN
         if self.plan.regions["image"].device is not None:
             self.gpu.copy_in(self.addresses["image"], self.arrays["image"][:rows], stream)
 
@@ -104,6 +114,7 @@ class Slot:
             self.graph.free()
             self.graph = None
         self.arrays.clear()
+        self.addresses.clear()
         self.uploaded = self.computed = self.done = None
         self.clock.free()
 
@@ -207,12 +218,14 @@ class Pool:
         return blocks
 
     def _allocated(self, plan: Plan, first: bool) -> Blocks | None:
-        """None where the GPU has no room, or the whole images in flight would take too much of it.
+        """None where there is no room, or the whole images in flight would take too much of it, here or on the host.
 
         first: of its size; the others were counted with it.
         """
         wanted = IN_FLIGHT * (plan.bytes if self._gpu.info.integrated else plan.device)
         if plan.whole and first and wanted > SHARE * self._gpu.free_memory():
+            return None
+        if plan.whole and first and IN_FLIGHT * plan.host > lockable_memory():
             return None
         try:
             return Blocks(self._gpu, plan)

@@ -141,6 +141,15 @@ def _board(root: Path) -> str:
     return text(root / "proc/device-tree/model") or text(root / "sys/devices/soc0/machine") or "unknown board"
 
 
+def read_module(root: Path = ROOT) -> str:
+    """NVIDIA's number of the module that is on the board, as ``p3701-0005`` (Jetson AGX Orin 64GB); ``""`` without.
+
+    Not the board's name, which is that of the carrier.  Containers do not see the device tree.
+    """
+    found = re.search(r"\+(p\d{4}-\d{4})", text(root / "proc/device-tree/compatible") or "")
+    return found[1] if found else ""
+
+
 def _l4t(root: Path, installed: dict[str, str]) -> str:
     """As ``36.4.4``.  The release file is not on every system; the package is."""
     found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", text(root / "etc/nv_tegra_release") or "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.gpu.info import Fingerprint
+from engines.machine.limits import cores
 from engines.machine.sysfs import cpu_name
 from engines.measure.conditions import conditions, governor, say
 from engines.measure.power import Energy, NoMeter, find_meter, measured
@@ -157,17 +157,20 @@ class BenchReport:
 
 
 def bench(bundle: Path, image: UInt8 | None, size: tuple[int, int] | None, rounds: int, warmup: int,
-          threads: int) -> BenchReport:  # fmt: skip
+          threads: int, host_code: bool = False) -> BenchReport:  # fmt: skip
     """Time `bundle` in a process of its own, after `warmup` rounds that do not count.  Raises DeployError.
 
     image: (H, W, 3) uint8 RGB, or None for noise of `size` (height, width), or of the bundle's window by default: what
-    an image shows does not change how long it takes.
+    an image shows does not change how long it takes.  host_code: as for open_segmenter.
     """
     manifest = open_bundle(bundle).manifest
     if image is None:
         height, width = size or (manifest.tiling.window_h, manifest.tiling.window_w)
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    with Worker(bundle, threads) as worker, tqdm(total=rounds, unit="round", disable=None, leave=False) as bar:
+    with (
+        Worker(bundle, threads, host_code) as worker,
+        tqdm(total=rounds, unit="round", disable=None, leave=False) as bar,
+    ):
         worker.put(image)
         taken = _take(worker, rounds, warmup, bar)
         opened, peak, on = worker.opened, worker.peak_bytes(), worker.device()
@@ -253,7 +256,7 @@ def settings() -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "tiling_core": core.build_info(),

@@ -12,9 +12,8 @@ import re
 import resource
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
@@ -24,9 +23,12 @@ from typing import Any
 import numpy as np
 
 from engines.backends import REFERENCES, get_backend
-from engines.bundle import ENGINE, Bundle
+from engines.bundle import Bundle
 from engines.contract import UInt8, executed
-from engines.errors import DeployError, GpuLostError
+from engines.errors import DeployError, GateError, GpuLostError
+from engines.guard.ledger import temporary_folder
+from engines.machine.limits import cores
+from engines.proof.first_run import prover
 from engines.segmenter import Segmenter, open_segmenter
 from engines.tiling.device import PARTS, Timings
 
@@ -86,14 +88,15 @@ class Worker:
     Raises DeployError with the worker's own message, and GpuLostError where the worker did.
     """
 
-    def __init__(self, bundle: Path, threads: int = 0) -> None:
+    def __init__(self, bundle: Path, threads: int = 0, host_code: bool = False) -> None:
         self._bundle = bundle
-        self._folder = tempfile.TemporaryDirectory(prefix="edgeseg-worker-")
-        self._stderr = (Path(self._folder.name) / "stderr").open("w+")
+        self._stack = ExitStack()
+        self._folder = self._stack.enter_context(temporary_folder("edgeseg-worker-"))
+        self._stderr = self._stack.enter_context((self._folder / "stderr").open("w+"))
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(  # noqa: S603  our own interpreter and module
-            [sys.executable, "-c", _START, str(bundle.absolute()), str(threads)],
+            [sys.executable, "-c", _START, str(bundle.absolute()), str(threads), str(int(host_code))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True,
             env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
@@ -113,7 +116,7 @@ class Worker:
 
     def put(self, image: UInt8) -> None:
         """Set the image (H, W, 3) uint8 RGB that `frame` and `engine` work on."""
-        path = Path(self._folder.name) / "image.npy"
+        path = self._folder / "image.npy"
         np.save(path, image)
         self._ask("put", path=str(path))
 
@@ -123,7 +126,7 @@ class Worker:
 
     def labels(self) -> UInt8:
         """The label map (H, W) uint8 of the last `frame`."""
-        path = Path(self._folder.name) / "labels.npy"
+        path = self._folder / "labels.npy"
         self._ask("labels", path=str(path))
         labels: UInt8 = np.load(path)
         return labels
@@ -168,8 +171,7 @@ class Worker:
             self._process.wait()
         if self._process.stdout:
             self._process.stdout.close()
-        self._stderr.close()
-        self._folder.cleanup()
+        self._stack.close()
 
     def _ask(self, command: str, **values: Any) -> dict[str, Any]:
         try:
@@ -187,8 +189,8 @@ class Worker:
             raise self._died()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            lost = answer["code"] == GpuLostError.exit_code
-            raise (GpuLostError if lost else DeployError)(answer["error"])
+            kinds = {kind.exit_code: kind for kind in (GpuLostError, GateError)}
+            raise kinds.get(answer["code"], DeployError)(answer["error"])
         return answer
 
     def _died(self) -> DeployError:
@@ -205,8 +207,8 @@ class Worker:
 class _Served:
     """The worker's side: one segmenter and the image it works on."""
 
-    def __init__(self, segmenter: Segmenter, bundle: Bundle, threads: int) -> None:
-        self._segmenter, self._bundle, self._threads = segmenter, bundle, threads
+    def __init__(self, segmenter: Segmenter, bundle: Bundle, threads: int, host_code: bool = False) -> None:
+        self._segmenter, self._bundle, self._threads, self._host_code = segmenter, bundle, threads, host_code
         self._image: UInt8 = np.zeros((1, 1, 3), np.uint8)
         self._labels: UInt8 = np.zeros((1, 1), np.uint8)
 
@@ -246,8 +248,9 @@ class _Served:
         if manifest.backend in REFERENCES:  # they compute in one type, and most keep no account of layers
             return {"shares": {manifest.precision: 1.0}}
         window = self._segmenter.first_window(self._image)[:1]
-        blob = self._bundle.path(ENGINE).read_bytes()
-        layers = get_backend(manifest.backend).layers(blob, self._bundle.config(self._threads), window)
+        backend = get_backend(manifest.backend)
+        with self._bundle.engine(backend, self._threads, self._host_code) as (blob, config):
+            layers = backend.layers(blob, config, window)
         return {"shares": executed(layers)}
 
     def memory(self) -> dict[str, Any]:
@@ -265,16 +268,20 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def _say(step: str, text: str) -> None:
+    print(f"{step:12}{text}", file=sys.stderr, flush=True)
+
+
 def main(argv: list[str]) -> int:
     """Serve one bundle until stdin ends."""
     # SDKs print to stdout at will; the answers keep the original to themselves.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    threads = int(argv[1])
+    threads, host_code = int(argv[1]), bool(int(argv[2]))
     begin = time.perf_counter()
     try:
-        with open_segmenter(Path(argv[0]), threads) as (segmenter, manifest):
-            in_force = threads or len(os.sched_getaffinity(0))
+        with open_segmenter(Path(argv[0]), threads, host_code, prover(_say)) as (segmenter, manifest):
+            in_force = threads or cores()
             load_ms = 1e3 * (time.perf_counter() - begin)
             opened = Opened(
                 manifest.precision,
@@ -285,7 +292,7 @@ def main(argv: list[str]) -> int:
                 load_ms=load_ms,
             )
             print(json.dumps(asdict(opened)), file=answers)
-            served = _Served(segmenter, Bundle(Path(argv[0]), manifest), threads)
+            served = _Served(segmenter, Bundle(Path(argv[0]), manifest), threads, host_code)
             for line in sys.stdin:
                 command = json.loads(line)
                 print(json.dumps(getattr(served, command.pop("do"))(**command)), file=answers)

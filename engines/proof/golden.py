@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,10 @@ class Golden:
         np.savez_compressed(path, **vars(self))
 
     @classmethod
-    def load(cls, path: Path) -> Golden:
+    def load(cls, content: bytes) -> Golden:
+        """From a file that `save` wrote.  Raises DeployError."""
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:  # of a path it may stay open
+            with np.load(io.BytesIO(content), allow_pickle=False) as data:
                 return cls(
                     _array(data["image"], np.uint8, (None, None, 3)),
                     logits=_array(data["logits"], np.float32, (None,) * 4),
@@ -63,7 +65,7 @@ class Golden:
                     reference=str(data["reference"]),
                 )
         except DAMAGED_NPZ as error:
-            raise DeployError(f"{path.name}: {error}; build the bundle again from the checkpoint") from error
+            raise DeployError(f"golden.npz: {error}; build the bundle again from the checkpoint") from error
 
     def verify(self, segmenter: Segmenter, gate: Gate) -> list[Agreement]:
         """Compare an engine's logits and its tiled mask with the reference.  Raises GateError outside `gate`."""

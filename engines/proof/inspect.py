@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engines.backends import get_backend
-from engines.bundle import ENGINE, GOLDEN, Bundle
+from engines.bundle import GOLDEN, Bundle
 from engines.contract import table
 from engines.errors import DeployError
 from engines.proof.golden import Golden, windows_of
@@ -13,12 +13,13 @@ from engines.spec import said_threshold
 
 
 def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
-    """The bundle as JSON and as text.  `bundle` has been opened, so its hashes are right."""
+    """The bundle as JSON and as text.  Raises DeployError where a file is not as it was built."""
+    bundle.check()
     manifest = bundle.manifest
     backend = get_backend(manifest.backend)
     problem = backend.unavailable()
     problem = problem or backend.refuses(manifest.sdk, manifest.device, bundle.config())
-    sizes = {name: bundle.path(name).stat().st_size for name in manifest.files}
+    sizes = {name: (bundle.folder / name).stat().st_size for name in manifest.files}
     report = bundle.report()
     history = report["history"]
     result = {
@@ -43,6 +44,8 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
         *(("graph", _step(step)) for step in history),
         *_calibration(report.get("calibration")),
         *((f"  {step['step']}", _verified(step)) for step in manifest.verification),
+        ("verified on", " and ".join(f"{sdk}, {device}" for sdk, device in manifest.proven_on)
+                        or "no device yet: the first run verifies it, or refuses"),
         ("files", ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())),
         ("intact", "yes, every sha256 matches"),
         ("runs here", "yes" if problem is None else f"no: {problem}; deploy.py build-engine {bundle.folder} -o NEW"),
@@ -72,18 +75,19 @@ def _step(step: Any) -> str:
     return f"{step['rule']}: {', '.join(parts)}"
 
 
-def inspect_layers(bundle: Bundle) -> tuple[list[dict[str, Any]], str]:
+def inspect_layers(bundle: Bundle, threads: int = 0, host_code: bool = False) -> tuple[list[dict[str, Any]], str]:
     """What the engine's layers really run in on this device, as JSON and as text; timed on the bundle's own window.
 
-    Raises DeployError where the engine cannot be loaded.
+    threads, host_code: as for open_segmenter.  Raises DeployError where the engine cannot be loaded.
     """
     manifest = bundle.manifest
     backend = get_backend(manifest.backend)
     reason = backend.unavailable()
     if reason:
         raise DeployError(f"bundle {bundle.folder}: it needs {manifest.backend}, and {reason}")
-    window = windows_of(Golden.load(bundle.path(GOLDEN)).image, manifest.spec, manifest.tiling)[0]
-    layers = backend.layers(bundle.path(ENGINE).read_bytes(), bundle.config(), window)
+    window = windows_of(Golden.load(bundle.read(GOLDEN)).image, manifest.spec, manifest.tiling)[0]
+    with bundle.engine(backend, threads, host_code) as (blob, config):
+        layers = backend.layers(blob, config, window)
     return [layer.to_json() for layer in layers], table(layers, manifest.precision)
 
 

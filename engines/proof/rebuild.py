@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -34,8 +33,9 @@ from engines.bundle import (
 from engines.contract import Backend, BuildConfig, Log, TensorRTOptions, executed
 from engines.errors import DeployError
 from engines.files import file_sha256
-from engines.proof.agreement import GATES, Agreement, Gate
+from engines.proof.agreement import Agreement, Gate
 from engines.proof.batch_gate import STEP, compare_batch, reported, require_neutral
+from engines.proof.first_run import ENGINE_STEPS, gate_of, proof
 from engines.proof.golden import Golden, windows_of
 from engines.segmenter import Segmenter, open_on_device
 from engines.spec import ModelSpec
@@ -47,20 +47,31 @@ def compile_engine(
     log: Log,
 ) -> list[Agreement]:  # fmt: skip
     """Compile `folder`/model.onnx into `folder`/engine.bin and verify it.  Raises DeployError or GateError."""
+    if backend.only_builds() and config.batch > 1:
+        raise DeployError(
+            f"--batch {config.batch}: several windows at once are compared with single ones on the GPU, and there is "
+            "none here; build with --batch 1, or where the engine will run"
+        )
     weights_of(folder / MODEL)  # before an SDK reads files that are not the bundle's own
-    kernels = _kernels(folder, log) if backend.on_gpu else None  # before what takes minutes: this fails in a second
-    config = replace(config, model=folder / MODEL)
+    unproven = backend.only_builds()
+    # Before what takes minutes: this fails in a second.
+    kernels = _kernels(folder, log) if backend.on_gpu and not unproven else None
+    config = replace(config, model=folder / MODEL, host_code=True)  # what it brings was put into it here, a moment ago
     begin = time.perf_counter()
     blob = backend.build(folder / MODEL, config)
     (folder / ENGINE).write_bytes(blob)
     log("compile", f"{config.precision}, {len(blob) / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s")
+
+    if unproven:
+        log("engine", f"UNVERIFIED: {unproven}; its first run on a GPU verifies it, or refuses")
+        return []
 
     def opened(engine: bytes, how: BuildConfig) -> AbstractContextManager[Segmenter]:
         return open_on_device(backend, engine, config=how, spec=spec, tiling=tiling, kernels=kernels)
 
     batch = compare_batch(opened, backend, model=folder / MODEL, blob=blob, config=config, golden=golden, log=log)
     with opened(blob, config) as segmenter:
-        agreements = golden.verify(segmenter, gate)
+        agreements = proof(golden, segmenter, gate)
     for agreement in agreements:
         log(agreement.step, str(agreement))
     if config.precision != "fp32":
@@ -126,18 +137,18 @@ def rebuild(
     """
     bundle = open_bundle(source)
     old = replace(bundle.manifest, batch=bundle.manifest.batch if batch is None else batch)
-    backend, why = choose_backend(old.backend if backend_name == "auto" else backend_name, old.precision)
+    backend, why = choose_backend(old.backend if backend_name == "auto" else backend_name, old.precision, runs=False)
     log("backend", f"{why}; {backend.version()} on {backend.device()}")
     options = replace(old.tensorrt, **tensorrt)
     heeded = options if isinstance(backend, TensorRTFamily) else TensorRTOptions(**tensorrt)
     tuned = tuning(backend, output, given=heeded, timing_cache=timing_cache, log=log)
-    golden, report = Golden.load(bundle.path(GOLDEN)), bundle.report()
+    golden, report = Golden.load(bundle.read(GOLDEN)), bundle.report()
     require_neutral(report["history"], old.batch)
     with writing(output) as folder:
         for name in {MODEL, WEIGHTS, GOLDEN} & set(old.files):
-            shutil.copyfile(bundle.path(name), folder / name)
+            bundle.copy(name, folder)
         config = replace(tuned, precision=old.precision, threads=threads, batch=old.batch)
-        gate = _gate(report, old.precision).but(max_relative, min_labels)
+        gate = gate_of(bundle).but(max_relative, min_labels)
         agreements = compile_engine(
             folder, backend, config=config, golden=golden, spec=old.spec, tiling=old.tiling, gate=gate, log=log
         )
@@ -148,22 +159,16 @@ def rebuild(
     return manifest
 
 
-def _gate(report: dict[str, Any], precision: str) -> Gate:
-    """The one that the bundle was built with."""
-    built = report.get("gate")
-    if isinstance(built, dict) and all(isinstance(built.get(n), int | float) for n in ("max_relative", "min_labels")):
-        return Gate(float(built["max_relative"]), float(built["min_labels"]))
-    return GATES[precision]
-
-
 def describe(manifest: Manifest, backend: Backend, agreements: Sequence[Agreement]) -> Manifest:
     """The same bundle, compiled by `backend` here and now."""
-    kept = [step for step in manifest.verification if step["step"] not in (STEP, "engine", "tiled mask")]
+    kept = [step for step in manifest.verification if step["step"] not in (STEP, *ENGINE_STEPS)]
+    here = (backend.version(), backend.device())
     return replace(
         manifest,
         backend=backend.name,
         sdk=backend.version(),
         device=backend.device(),
         verification=(*kept, *(agreement.to_json() for agreement in agreements)),
+        proven=() if backend.only_builds() else (here,),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

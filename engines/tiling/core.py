@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -15,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import UInt8
-from engines.errors import DeployError
+from engines.errors import DeployError, NotFiniteError
+from engines.machine.limits import cores
 from engines.spec import THRESHOLD, cut_of
 from engines.tiling.placement import BLENDS, PADDINGS
 
@@ -25,10 +25,11 @@ Weights = tuple[Float32, Float32]
 MAX_THREADS = 64
 MAX_PIXELS = 2**30  # of a side: sums of two still fit into the library's 32-bit integers
 MIN_WEIGHT = 1e-12  # products of two are normal float32
+NOT_FINITE = 3
 MESSAGES = {
     1: "got a size, stride or count out of range",
     2: "a pixel lies in no window; pass every window that touches the rows",
-    3: "the engine's logits are NaN or infinite; build the bundle again, and check the weights",
+    NOT_FINITE: "the engine's logits are NaN or infinite; build the bundle again, and check the weights",
     4: "the system refused to start a thread; give a smaller --threads",
 }
 
@@ -302,7 +303,7 @@ def _describe(array: Any) -> str:
 def _threads(threads: int) -> int:
     if threads < 0:
         raise DeployError(f"threads: got {threads}, expected 0 (all cores) or more")
-    return min(threads or len(os.sched_getaffinity(0)), MAX_THREADS)
+    return min(threads or cores(), MAX_THREADS)
 
 
 def _floats(values: Float32) -> Any:
@@ -311,4 +312,5 @@ def _floats(values: Float32) -> Any:
 
 def _check(what: Literal["gather", "stitch"], status: int) -> None:
     if status:
-        raise DeployError(f"{what}: {MESSAGES.get(status, f'unknown status {status}')}")
+        kind = NotFiniteError if status == NOT_FINITE else DeployError
+        raise kind(f"{what}: {MESSAGES.get(status, f'unknown status {status}')}")

@@ -129,6 +129,9 @@ class Device(Protocol):
     def strips(self, height: int, width: int, confidence: bool) -> Strips:
         """The same for images of any height, whose memory may be given out again once the last band was taken."""
 
+    def held_logits(self) -> bytes | None:
+        """What is held of the logits of the last whole frame, once its mask was taken; None on the host."""
+
     def first_window(self, image: UInt8) -> Float32:
         """The engine's input (N, 3, h, w) float32, its first window the top left one of `image`; reused later."""
 

@@ -39,6 +39,9 @@ class HostDevice:
     def strips(self, height: int, width: int, confidence: bool) -> HostStrips:
         return HostStrips(self, height, width, confidence)
 
+    def held_logits(self) -> None:
+        return None
+
     def first_window(self, image: UInt8) -> Float32:
         self.gather(image, 0, 0, 0)
         return self.windows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from engines.errors import DeployError
+from engines.guard.ledger import temporary_folder
 from pipeline.graph.surgery import exact, forget_shapes, integer, opset, shape
 
 LARGEST = onnx.checker.MAXIMUM_PROTOBUF - (64 << 20)  # bytes of weights in one ModelProto; the rest is for the nodes
@@ -170,7 +170,7 @@ def save(model: ir.Model, path: Path) -> None:
 @contextmanager
 def stored(model: ir.Model) -> Iterator[Path]:
     """A file of `model` for the time being."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.onnx"
+    with temporary_folder() as folder:
+        path = folder / "graph.onnx"
         save(model, path)
         yield path

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from calib.data.scenes import render_folder
 from calib.ranges.ranges import Ranges
 from calib.ranges.windows import CalibrationSet, draw_windows
 from engines.contract import Backend, BuildConfig, Float32, Log
 from engines.errors import DeployError, GateError
+from engines.guard.ledger import temporary_folder
 from pipeline.checkpoints.sources import Source
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
@@ -128,10 +127,10 @@ def _photographs(request: BuildRequest) -> Iterator[tuple[Sequence[str], Sequenc
         yield request.photographs, ()
         return
     size = (request.tiling.window_h, request.tiling.window_w)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         yield (
-            [str(render_folder(Path(folder) / "calibration", SCENES, *size))],
-            [str(render_folder(Path(folder) / "held-out", HELD_OUT_SCENES, *size))],
+            [str(render_folder(folder / "calibration", SCENES, *size))],
+            [str(render_folder(folder / "held-out", HELD_OUT_SCENES, *size))],
         )
 
 
@@ -171,8 +170,8 @@ def _ranges(
         if request.precision == "auto":
             return None
         raise DeployError("precision int8: got no calibration, expected photographs or measured ranges; give --calib")
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         wanted = CalibrateRequest(
-            request.model, request.photographs, Path(folder) / "ranges.json", request.tiling, threads=request.threads
+            request.model, request.photographs, folder / "ranges.json", request.tiling, threads=request.threads
         )
         return collect_ranges(graph, calibration, spec=source.spec, request=wanted, log=log, effort=Effort())

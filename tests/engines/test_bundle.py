@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from engines.bundle import ENGINE, FILES, GOLDEN, MANIFEST, REPORT, Manifest, open_bundle, writing
+from engines.backends import get_backend
+from engines.bundle import ENGINE, FILES, GOLDEN, MANIFEST, MODEL, REPORT, Manifest, open_bundle, writing
 from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.proof.golden import Golden
@@ -40,7 +41,51 @@ def test_one_changed_byte_is_refused(copy: Path, name: str) -> None:
     data[len(data) // 2] ^= 1
     (copy / name).write_bytes(data)
     with pytest.raises(DeployError, match=name):
-        open_bundle(copy)
+        open_bundle(copy).check()
+    if name not in (ENGINE, MANIFEST):  # not for running
+        with open_segmenter(copy):
+            pass
+        return
+    with pytest.raises(DeployError, match=name), open_segmenter(copy):
+        pass
+
+
+OPENS = """
+import sys
+from collections import Counter
+from pathlib import Path
+from engines.segmenter import open_segmenter
+folder, opened = Path(sys.argv[1]), Counter()
+def count(event, arguments):
+    if event == "open" and Path(str(arguments[0])).parent == folder:
+        opened[Path(arguments[0]).name] += 1
+sys.addaudithook(count)
+with open_segmenter(folder):
+    print(*sorted(opened.items()))
+"""
+
+
+def test_running_opens_the_manifest_and_the_engine_once_and_nothing_else(tiny_bundle: Path) -> None:
+    """What was hashed is what is loaded: there is no second reading that could find another file."""
+    done = subprocess.run([sys.executable, "-c", OPENS, tiny_bundle], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "('engine.bin', 1) ('manifest.json', 1)", done.stderr
+
+
+def test_a_backend_that_reads_the_graph_gets_a_copy_that_was_checked(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, backend = open_bundle(copy), get_backend("openvino")
+    monkeypatch.setattr(type(backend), "reads_graph", lambda self, config: True)
+    with bundle.engine(backend, 1) as (blob, config):
+        assert hashlib.sha256(blob).hexdigest() == bundle.manifest.files[ENGINE]
+        assert config.model is not None
+        folder = config.model.parent
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (copy / MODEL).write_bytes(b"another, a moment later")
+        assert file_sha256(config.model) == bundle.manifest.files[MODEL]
+    assert not folder.exists()
+    with pytest.raises(DeployError, match=rf"{MODEL} has changed"), bundle.engine(backend):
+        pass
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -238,4 +283,4 @@ def test_golden_is_read_without_pickle(copy: Path) -> None:
 
     np.savez(copy / GOLDEN, image=np.array([object()], dtype=object))
     with pytest.raises(DeployError, match="golden"):
-        Golden.load(copy / GOLDEN)
+        Golden.load((copy / GOLDEN).read_bytes())

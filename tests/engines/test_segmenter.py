@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engines.errors import DeployError
+from engines.errors import DeployError, NotFiniteError
 from engines.segmenter import Segmenter, open_segmenter
 from engines.spec import ModelSpec
 from engines.tiling.host import HostStrips
@@ -140,6 +140,36 @@ def test_an_engine_that_answers_nan_is_an_error() -> None:
     spec = ModelSpec("test", "", ("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
     with pytest.raises(DeployError, match="NaN"):
         Segmenter.on_host(_NaN(), spec, Tiling(32, 32, 24, 24)).segment(np.zeros((32, 32, 3), np.uint8))
+
+
+class _Overflows:
+    """fp16 in the middle of a network: what is brighter than the pixels of the calibration set becomes infinite."""
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+
+    def run(self, windows: np.ndarray) -> np.ndarray:
+        assert windows.shape == (self._batch, 3, 32, 32)
+        return np.where(windows > 2.3, np.float32(np.inf), windows)[:, :, ::4, ::4]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    ("precision", "cause"),
+    [("fp32", "check the weights, mean and std"), ("fp16", "overflow of fp16 on this picture, .* --calib, or with")],
+)
+def test_the_window_that_overflows_is_named_with_its_likely_cause(batch: int, precision: str, cause: str) -> None:
+    spec = ModelSpec("test", "", ("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
+    segmenter = Segmenter.on_host(_Overflows(batch), spec, Tiling(32, 32, 24, 24), batch=batch, precision=precision)
+    image = np.full((70, 85, 3), 100, np.uint8)
+    image[58, 52] = 255  # in the third row of windows alone, at its second and third column
+    where = rf"row 3, column 2 \(pixels x 24 to 56, y 38 to 70; 1\.04% of it\): .*{cause}"
+    with pytest.raises(NotFiniteError, match=where):
+        segmenter.segment(image)
+    with pytest.raises(NotFiniteError, match=where):
+        list(segmenter.bands(image))
+    image[58] = 100
+    assert segmenter.segment(image).labels.shape == (70, 85), "the next picture is as if nothing had been"
 
 
 class _Batched:

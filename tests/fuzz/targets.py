@@ -105,7 +105,9 @@ def _manifest(data: bytes, folder: Path) -> object:
     for name in FILES:
         _written(b"", folder, name)
     _written(data, folder, MANIFEST)
-    return open_bundle(folder)
+    bundle = open_bundle(folder)
+    bundle.check()
+    return bundle
 
 
 def _engine_seeds(folder: Path) -> list[bytes]:
@@ -275,10 +277,10 @@ def _golden_seeds(folder: Path) -> list[bytes]:
     return [path.read_bytes()]
 
 
-def _golden(data: bytes, folder: Path) -> object:
+def _golden(data: bytes, _: Path) -> object:
     from engines.proof.golden import Golden
 
-    return Golden.load(_written(data, folder, "golden.npz"))
+    return Golden.load(data)
 
 
 def _collector() -> Any:

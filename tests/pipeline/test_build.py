@@ -154,7 +154,7 @@ def test_mean_and_std_of_pixels_up_to_one_are_refused(tmp_path: Path, options: S
 def test_the_photograph_to_verify_on_is_used(tmp_path: Path) -> None:
     sample = np.random.default_rng(0).integers(0, 256, (70, 300, 3), np.uint8)
     _build("tests.models:tiny", tmp_path / "b", sample=sample)
-    golden = Golden.load(tmp_path / "b" / GOLDEN)
+    golden = Golden.load((tmp_path / "b" / GOLDEN).read_bytes())
     assert np.array_equal(golden.image, sample[:64, : 96 + 64])
     assert golden.logits.shape[:2] == (2, 5)
 

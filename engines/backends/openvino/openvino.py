@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,9 @@ from engines.backends.openvino.signal_stack import signal_stack_kept
 from engines.backends.openvino.types import computed_in, half_type, with_marks
 from engines.contract import Backend, BuildConfig, Float32, Layer, Session, check_windows, from_microseconds
 from engines.errors import DeployError
+from engines.guard.ledger import ledger
 from engines.machine.interpreter import pip_install
+from engines.machine.limits import cores
 
 
 class OpenVINOSession:
@@ -95,7 +96,9 @@ class OpenVINOBackend(Backend):
 
     @contextmanager
     def load(self, blob: bytes, config: BuildConfig) -> Iterator[Session]:
-        yield OpenVINOSession(_import(blob, config))
+        compiled = _import(blob, config)
+        with ledger.doing(f"{self.version()} ran the engine"):
+            yield OpenVINOSession(compiled)
 
     def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
         """What the plugin made of the graph, in order of execution: mean times over `runs` runs, the first not
@@ -153,7 +156,7 @@ def _import(blob: bytes, config: BuildConfig, extra: dict[str, Any] | None = Non
         raise DeployError("openvino: cannot load the engine: not one of this version; build it again")
     hint = header[len(_HEADER) :].decode("ascii", "replace")
     try:
-        with signal_stack_kept():
+        with signal_stack_kept(), ledger.doing(f"{backend.version()} loaded the engine"):
             properties = {**_properties(config, hint), **(extra or {})}
             return _openvino().Core().import_model(io.BytesIO(body), "CPU", properties)
     except RuntimeError as error:
@@ -161,7 +164,7 @@ def _import(blob: bytes, config: BuildConfig, extra: dict[str, Any] | None = Non
 
 
 def _compile(ov: ModuleType, graph: Any, config: BuildConfig, hint: str) -> Any:
-    with signal_stack_kept():
+    with signal_stack_kept(), ledger.doing(f"{backend.version()} compiled the network"):
         return ov.Core().compile_model(graph, "CPU", _properties(config, hint))
 
 
@@ -186,7 +189,8 @@ def observing(path: Path, names: Sequence[str], config: BuildConfig) -> Iterator
         result = request.infer([windows], share_inputs=True, share_outputs=True)
         return [result[index] for index in range(len(names))]
 
-    yield run
+    with ledger.doing(f"{backend.version()} ran the network"):
+        yield run
 
 
 def _openvino() -> ModuleType:
@@ -201,7 +205,7 @@ def _properties(config: BuildConfig, hint: str) -> dict[str, Any]:
     return {
         "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": config.threads or len(os.sched_getaffinity(0)),
+        "INFERENCE_NUM_THREADS": config.threads or cores(),
     }
 
 

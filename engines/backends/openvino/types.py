@@ -18,9 +18,7 @@ Gets the openvino module as an argument: only the backend imports it.
 
 from __future__ import annotations
 
-import tempfile
 import xml.etree.ElementTree as ET
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +26,7 @@ import numpy as np
 
 from engines.backends.openvino.faults import without_faults
 from engines.backends.openvino.graph import HELD, hold, replace
+from engines.guard.ledger import temporary_folder
 
 HALVES = {"bf16": "bf16", "f16": "f16"}
 _NOT_COMPUTED = {"Constant", "Parameter", "Result", "Convert", "ShapeOf"}
@@ -61,8 +60,8 @@ def with_marks(ov: ModuleType, model: Any, hint: str) -> Any:
         if op.get_friendly_name() in islands:
             _as_the_plugin_will_have_it(ov, op)
     model.validate_nodes_and_infer_types()
-    with tempfile.TemporaryDirectory() as folder:
-        xml, weights = Path(folder) / "model.xml", Path(folder) / "model.bin"
+    with temporary_folder() as folder:
+        xml, weights = folder / "model.xml", folder / "model.bin"
         ov.serialize(model, xml, weights)
         tree = ET.parse(xml)  # noqa: S314 - written by OpenVINO a moment ago
         for layer in tree.iterfind("layers/layer"):

@@ -20,7 +20,10 @@ from engines.backends.tensorrt.timing_cache import TimingCache
 from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Layer, TensorRTOptions
 from engines.errors import DeployError
 from engines.gpu.info import GpuInfo
+from engines.guard.ledger import ledger
 from engines.machine.jetson import read_jetson
+
+NO_GPU = "no GPU"  # the device of engines that were built ahead of time, for GPUs that are elsewhere
 
 
 class TensorRTFamily(Backend, ABC):
@@ -54,12 +57,25 @@ class TensorRTFamily(Backend, ABC):
             return _import_failure(title, str(error), self._install())
         return self.flavour.without(sdk, gpu_info().sm)
 
+    def only_builds(self) -> str | None:
+        """Ahead of time, for GPUs that are elsewhere."""
+        from engines.gpu.context import unavailable as gpu_unavailable
+
+        if not self.flavour.ahead or importlib.util.find_spec(self.flavour.module) is None:
+            return None
+        reason = gpu_unavailable()
+        try:
+            self.sdk()
+        except (ImportError, OSError):
+            return None
+        return reason and "no GPU here"
+
     def version(self) -> str:
         return f"{self.flavour.module} {self.sdk().__version__}"
 
     def device(self) -> str:
         info = self._gpu()
-        return "no GPU" if info is None else str(info)
+        return NO_GPU if info is None else str(info)
 
     def supports(self, precision: str) -> str | None:
         lacks = self._lacks_bf16() if precision == "bf16" else None
@@ -89,7 +105,12 @@ class TensorRTFamily(Backend, ABC):
 
     def refuses(self, sdk: str, device: str, config: BuildConfig) -> str | None:
         reason = engine_file.refused_sdk(sdk, self.version(), config.tensorrt)
+        if device == NO_GPU and self.flavour.ahead and self._gpu() is not None:
+            return reason  # its header says for which GPUs it was compiled
         return reason or engine_file.refused_device(device, self.device(), config.tensorrt, self.flavour.ahead)
+
+    def reads_graph(self, config: BuildConfig) -> bool:
+        return config.tensorrt.strip_weights
 
     def require(self, options: TensorRTOptions) -> None:
         """Raises DeployError naming an option that this package or this release of it lacks."""
@@ -112,9 +133,10 @@ class TensorRTFamily(Backend, ABC):
         cache = None
         if config.timing_cache is not None and not self.flavour.ahead:
             cache = TimingCache(config.timing_cache, self.version(), device, config.log)
-        plan = build_plan(
-            sdk, self.flavour, model=model, config=config, room=self._room(info), targets=targets, cache=cache
-        )
+        with ledger.doing(f"{self.version()} compiled the network"):
+            plan = build_plan(
+                sdk, self.flavour, model=model, config=config, room=self._room(info), targets=targets, cache=cache
+            )
         header = engine_file.Header(
             self.version(), device, options=config.tensorrt, targets=targets,
             model_sha256=model_sha256(model),
@@ -138,9 +160,14 @@ class TensorRTFamily(Backend, ABC):
         reason = engine_file.refuses(header, self.version(), self.device(), self.flavour.ahead)
         if reason:
             raise DeployError(f"engine: {reason}; build the bundle again here")
+        if header.options.version_compatible and not config.host_code:
+            raise DeployError(
+                "engine: it was built with --version-compatible and brings native code of its own, which runs when it "
+                "is loaded; give --allow-host-code if you trust where it comes from, or build the bundle again here"
+            )
         from engines.gpu.context import open_gpu
 
-        with open_gpu() as gpu:
+        with open_gpu() as gpu, ledger.doing(f"{self.version()} loaded or ran the engine"):
             session = TensorRTSession(
                 self.sdk(), title=self._title(), header=header, plan=plan, model=config.model, gpu=gpu
             )

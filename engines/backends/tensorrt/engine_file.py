@@ -102,7 +102,7 @@ def refused_device(built: str, here: str, options: TensorRTOptions, ahead: bool)
     elif options.hardware == "same_cc" or ahead:
         fits = old.sm == new.sm
     else:  # NVIDIA's support matrix: "Otherwise, serialized engines are not portable across devices."
-        fits = (old.sm, old.name) == (new.sm, new.name)
+        fits = old.same_model(new)
     if not fits:
         return f"built on {built!r}, but this is {here!r}"
     return refused_driver(old, new)

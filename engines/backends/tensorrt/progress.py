@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from engines.guard.child import interrupt
+
 Result = TypeVar("Result")
 
 
@@ -139,11 +141,12 @@ def _interrupts(progress: Progress) -> Iterator[None]:
     def cancel(*_: object) -> None:
         progress.cancelled = True
 
-    kinds = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is signal.default_int_handler]
-    for kind in kinds:
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    raising = {kind: held for kind, held in before.items() if held in (signal.default_int_handler, interrupt)}
+    for kind in raising:
         signal.signal(kind, cancel)
     try:
         yield
     finally:
-        for kind in kinds:
-            signal.signal(kind, signal.default_int_handler)
+        for kind, held in raising.items():
+            signal.signal(kind, held)

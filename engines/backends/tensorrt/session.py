@@ -80,7 +80,7 @@ class TensorRTSession:
     def _open(self, header: Header, plan: memoryview, model: Path | None) -> None:
         self._runtime = self._made("Runtime")
         if header.options.version_compatible:
-            self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime; its bytes are as built
+            self._runtime.engine_host_code_allowed = True  # the caller has asked whether the user allows it
         self.engine = self._runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise load_error(self._title, "loading the engine", self.logger)

@@ -19,7 +19,7 @@ _MAGIC = b"edgeseg timing cache 1\n"
 def default_path(output: Path, sdk: str, device: str) -> Path:
     """Beside the bundle `output`, so that it outlives it; named by SDK and GPU, so that a shared folder holds many."""
     gpu = Fingerprint.parse(device)
-    where = device if gpu is None else f"sm{gpu.sm[0]}{gpu.sm[1]} {gpu.name}"
+    where = device if gpu is None else f"sm{gpu.sm[0]}{gpu.sm[1]} {gpu.model}"
     return output.absolute().parent / f"{re.sub(r'[^A-Za-z0-9.]+', '-', f'{sdk} {where}').strip('-')}.timing-cache"
 
 
@@ -29,7 +29,7 @@ class TimingCache:
     def __init__(self, path: Path, sdk: str, device: str, log: Log) -> None:
         self._path, self._log = path, log
         gpu = Fingerprint.parse(device)
-        self._owner = [sdk, device if gpu is None else f"sm_{gpu.sm[0]}{gpu.sm[1]} {gpu.name}"]
+        self._owner = [sdk, device if gpu is None else f"sm_{gpu.sm[0]}{gpu.sm[1]} {gpu.model}"]
         self._cache: Any = None  # must outlive the build
 
     def attach(self, settings: Any) -> None:

@@ -2,8 +2,8 @@
 
 Every tensor is followed as it is with one window and with PROBE of them: one axis may differ, and it must be PROBE
 times as long.  That axis holds the windows one after the other, as it does at the input, or, where a reshape merged it
-with what is outside of it, several times over: (L, N, C) -> (L N, C).  Operators that mix windows without changing a
-shape are left to the proof.
+with what is outside of it, several times over: (L, N, C) -> (L N, C).  Operators that compute along that axis without
+changing a shape are declined by name; what else mixes windows is left to the proof.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
-from pipeline.graph.surgery import Editor, drop_unread, opset, shape
+from pipeline.graph.surgery import Editor, drop_unread, integer, opset, shape
 from pipeline.graph.types import schema_of
 
 PROBE = 5  # windows
+# Operators that compute along one axis and keep its length: those whose axis defaults to the last, those that normalise
+# from an axis on, and those whose axis is taken to be any.
+LAST = frozenset({"Softmax", "LogSoftmax", "Hardmax", "LpNormalization"})
+FROM = frozenset({"LayerNormalization", "RMSNormalization"})
+ANY = frozenset({"CumSum", "ReverseSequence"})
+FIRST_WITH_ONE_AXIS = 13  # opset; before it Softmax and its kin took all axes from one on, by default from the second
 SMALL = 64  # elements; larger constants are weights, whose values no shape depends on
 
 Shape = tuple[int, ...]
@@ -60,6 +66,7 @@ class Walk:
             return
         if schema_of(node, opset(self.model)) is None:
             raise Declined(f"{label(node)}: {node.op_type} is no operator of ONNX, so what it does is not known")
+        self._require_apart(node)
         times = max(self.outer.get(value, 1) for value in inputs)
         self.outer |= dict.fromkeys(outputs, times)  # unless the fix, of a reshape, knows better
         if node.op_type in self.fixes:
@@ -69,6 +76,22 @@ class Walk:
             if not self._multiplied(value):
                 sizes = f"{one(value)} of one window and {self.probed[value]} of {PROBE}"
                 raise Declined(f"{label(node)}: {node.op_type} makes {sizes}")
+
+    def _require_apart(self, node: ir.Node) -> None:
+        """Raises Declined where `node` computes along the axis of the windows; an axis that is computed may be it."""
+        along = node.inputs[0]
+        if node.op_type not in LAST | FROM | ANY or along is None or (windows := self.axis(along)) is None:
+            return
+        rank = len(one(along))
+        whole = node.op_type in FROM or (node.op_type in LAST and opset(self.model) < FIRST_WITH_ONE_AXIS)
+        axis = integer(node, "axis", 1 if whole and node.op_type in LAST else -1) % rank
+        given = node.inputs[1].const_value if node.op_type == "CumSum" and node.inputs[1] is not None else None
+        if given is not None:
+            axis = int(given.numpy().reshape(-1)[0]) % rank
+        elif node.op_type in ANY:
+            axis, whole = 0, True
+        if axis <= windows and (whole or axis == windows):
+            raise Declined(f"{label(node)}: {node.op_type} works along the axis of the windows")
 
     def finish(self) -> None:
         """Drop constants that nothing reads any more.  Raises Declined when the logits do not come in order."""

@@ -225,11 +225,13 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_device_is_the_one_that_other_backends_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, total_memory=80 << 30, is_integrated=0)
+    found = SimpleNamespace(
+        name="NVIDIA H100", major=9, minor=0, total_memory=80 << 30, is_integrated=0, multi_processor_count=132
+    )
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", {0: found}.__getitem__)
     monkeypatch.setattr(torch_gpu, "_driver", lambda: 13000)
-    expected = GpuInfo("NVIDIA H100", (9, 0), 13000, 80 << 30, False)
+    expected = GpuInfo("NVIDIA H100", (9, 0), 13000, 80 << 30, False, 132)
     assert [get_backend(name).device() for name in NAMES] == [str(expected)] * 2
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from engines.machine.finding import Finding
 from engines.machine.interpreter import Interpreter
-from engines.machine.jetson import JETPACK, Jetson, read_jetson
+from engines.machine.jetson import JETPACK, Jetson, read_jetson, read_module
 from engines.machine.jetson_advice import examine_jetson
 
 TREES = Path(__file__).parent / "trees"
@@ -273,3 +273,14 @@ def _with_dla(root: Path) -> Path:
     library.parent.mkdir(parents=True)
     library.write_text("stands for a library")
     return root
+
+
+@pytest.mark.parametrize(
+    ("tree", "module"),
+    [
+        ("orin-agx-jp5.1.2", "p3701-0000"), ("orin-agx-jp6.1-no-release-file", "p3701-0005"),
+        ("orin-nano-super-jp6.2.1", "p3767-0005"), ("thor-jp7.0", "p3834-0008"), ("tx2-jp4.6.1", ""), ("none", ""),
+    ],
+)  # fmt: skip
+def test_the_module_not_the_carrier_is_what_an_engine_is_tied_to(tree: str, module: str) -> None:
+    assert read_module(TREES / tree) == module

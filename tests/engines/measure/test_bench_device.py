@@ -72,7 +72,7 @@ def test_on_a_gpu_the_parts_are_timed_apart(tiny_bundle: Path, monkeypatch: pyte
     monkeypatch.setattr(module, "find_meter", lambda gpu: asked.append(gpu) or NoMeter("none"))
     monkeypatch.setattr(module, "conditions", lambda gpu: {"gpu_mhz": 1755.0, "gpu_max_mhz": 1980.0})
     with _local_worker(tiny_bundle) as worker:
-        monkeypatch.setattr(module, "Worker", lambda bundle, threads: worker)
+        monkeypatch.setattr(module, "Worker", lambda bundle, threads, host_code: worker)
         report = bench(tiny_bundle, IMAGE, None, rounds=3, warmup=1, threads=1)
         device = worker.device_
         # 1 + 3 for latency, 2 x 2 to record the graphs, 3 in flight; then 1 + 3 with the parts
@@ -160,12 +160,13 @@ class _LocalWorker(Worker):
         host = segmenter.device
         assert isinstance(host, HostDevice)
         self.device_ = _Device(host.session, host.spec, host.tiling, 1, 1)
-        self._folder = tempfile.TemporaryDirectory()
+        self._temporary = tempfile.TemporaryDirectory()
+        self._folder = Path(self._temporary.name)
         self._served = _Served(Segmenter(self.device_), Bundle(bundle, manifest), 1)
         self.opened = Opened(manifest.precision, manifest.backend, manifest.sdk, manifest.device, 1, 1.0)
 
     def close(self) -> None:
-        self._folder.cleanup()
+        self._temporary.cleanup()
 
     def _ask(self, command: str, **values: Any) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(json.dumps(getattr(self._served, command)(**values)))

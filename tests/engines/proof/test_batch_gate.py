@@ -182,7 +182,7 @@ def test_the_windows_that_are_compared_are_all_different() -> None:
 
 def test_the_checkpoints_logits_are_asked_of_every_place_in_the_batch(of_three: Path) -> None:
     """Golden has two windows, so the third place holds the first of them again."""
-    golden, gate = Golden.load(of_three / "golden.npz"), Gate(**open_bundle(of_three).report()["gate"])
+    golden, gate = Golden.load((of_three / "golden.npz").read_bytes()), Gate(**open_bundle(of_three).report()["gate"])
     with open_segmenter(of_three) as (segmenter, manifest):
         for third, right in ((0, True), (1, False)):
             session: Session = _Third(segmenter.session, third)
@@ -244,7 +244,7 @@ def test_a_bundle_from_before_there_were_batches_says_so(tiny_bundle: Path, tmp_
 
 def test_openvino_takes_the_number_of_windows_that_it_was_built_for(of_three: Path) -> None:
     bundle = open_bundle(of_three)
-    blob = bundle.path("engine.bin").read_bytes()
+    blob = bundle.read("engine.bin")
     message = r"got \(1, 3, 64, 96\) float32, expected \(3, 3, 64, 96\)"
     with get_backend("openvino").load(blob, BuildConfig()) as session, pytest.raises(DeployError, match=message):
         session.run(np.zeros((1, 3, 64, 96), np.float32))

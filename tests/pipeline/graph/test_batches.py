@@ -226,6 +226,18 @@ def _across_windows(net: Net) -> str:
     return net.add("Mul", net.conv("image", 3, 5), net.add("Softmax", net.conv("image", 3, 5), axis=0))
 
 
+def _sum_of_windows(net: Net) -> str:
+    """Hidden from a proof by examples, where a Relu leaves few values."""
+    summed = net.add("CumSum", net.conv("image", 3, 5), net.constant(np.array(-4)))
+    return net.add("Relu", summed)
+
+
+def _swap_of_windows(net: Net) -> str:
+    flat = net.add("Reshape", net.conv("image", 3, 5), net.constant(np.array([5, 20])))
+    turned = net.add("LpNormalization", net.add("Transpose", flat, perm=[1, 0]), axis=1)
+    return net.add("Reshape", turned, net.constant(np.array([1, 5, 4, 5])))
+
+
 def _mean_of_windows(net: Net) -> str:
     return net.add("ReduceMean", net.conv("image", 3, 5), net.constant(np.array([0])), keepdims=1)
 
@@ -248,7 +260,9 @@ def _windows_across_axes(net: Net) -> str:
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (_across_windows, "of 2 at once differs from the same one alone"),
+        (_across_windows, "Softmax works along the axis of the windows"),
+        (_sum_of_windows, "CumSum works along the axis of the windows"),
+        (_swap_of_windows, "LpNormalization works along the axis of the windows"),
         (_mean_of_windows, r"ReduceMean makes \(1, 5, 4, 5\) of one window and \(1, 5, 4, 5\) of 5"),
         (_first_window, r"Slice makes \(1, 5, 4, 5\) of one window"),
         (_constant_of_many, "Add does not take 5 windows"),

@@ -53,6 +53,21 @@ def test_other_machines_are_refused_before_deserialising(start: Start, model: Pa
         session.run(WINDOW)
 
 
+def test_an_engine_of_an_agx_orin_is_refused_on_an_orin_nx_which_has_its_name(start: Start, model: Path) -> None:
+    agx = replace(ORIN, memory=61 << 30, multiprocessors=16, module="p3701-0005")
+    nx = replace(ORIN, memory=15 << 30, multiprocessors=8, module="p3767-0000")
+    blob = start("10.3.0", agx).backend.build(model, BuildConfig())
+    _refused(
+        start("10.3.0", nx), blob, r"built on .*Orin \[16 SM, 64 GB, p3701-0005\].*Orin \[8 SM, 16 GB, p3767-0000\]"
+    )
+    for here in (agx, replace(agx, multiprocessors=8)):
+        with start("10.3.0", here).backend.load(blob, BuildConfig()) as session:
+            session.run(WINDOW)
+    before = start("10.3.0").backend.build(model, BuildConfig())  # by a version that did not know them
+    with start("10.3.0", nx).backend.load(before, BuildConfig()) as session:
+        session.run(WINDOW)
+
+
 def test_a_changed_byte_is_refused_before_deserialising(start: Start, model: Path) -> None:
     machine = start("10.3.0")
     blob = machine.backend.build(model, BuildConfig())
@@ -89,7 +104,7 @@ def test_version_compatible_engines_go_upward(start: Start, model: Path, built: 
     reason = machine.backend.refuses(f"tensorrt {built}", str(ORIN), config)
     if loads:
         assert reason is None
-        with machine.backend.load(blob, config) as session:
+        with machine.backend.load(blob, replace(config, host_code=True)) as session:
             session.run(WINDOW)
         assert ("Runtime.engine_host_code_allowed", (True,)) in machine.sdk.log
     else:

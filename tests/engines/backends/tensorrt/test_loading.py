@@ -72,12 +72,18 @@ def test_runs_by_name_on_addresses(start: Start, model: Path, version: str) -> N
 
 
 def test_engines_for_other_versions_may_bring_their_own_runtime(start: Start, model: Path) -> None:
-    """Which TensorRT must be told before it sees the plan; and is told of no other engine."""
+    """TensorRT must be told before it sees the plan, and is told when the user says so, not when the file does."""
     for options in ({"version_compatible": True}, {}):
         machine = start("11.4.0.106")
         blob = machine.backend.build(model, tuned(**options))
         machine.sdk.log.clear()
-        with machine.backend.load(blob, BuildConfig()):
+        if options:
+            with pytest.raises(DeployError, match="--allow-host-code"), machine.backend.load(blob, BuildConfig()):
+                pass
+            with pytest.raises(DeployError, match="--allow-host-code"):
+                machine.backend.layers(blob, BuildConfig(), WINDOW)
+            assert not called(machine.sdk), "the SDK was touched"
+        with machine.backend.load(blob, BuildConfig(host_code=True)):
             pass
         allowed = [("Runtime.engine_host_code_allowed", (True,))] if options else []
         names = [name for name, _ in machine.sdk.log]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+import deploy
 from engines.backends import choose_backend
 from engines.backends.tensorrt import build as builder_module
 from engines.backends.tensorrt import engine_file
@@ -21,6 +22,7 @@ from engines.backends.tensorrt.progress import Progress
 from engines.backends.tensorrt.sdk import name_of
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
+from engines.gpu.info import GpuInfo
 from pipeline.graph.batches import neutral
 from pipeline.graph.proto import save
 from tests.engines.backends.tensorrt.graphs import NETWORKS, Made, made
@@ -227,6 +229,28 @@ def test_without_a_gpu_it_says_so_and_auto_passes_it_by() -> None:
     assert choose_backend("auto", "fp32")[0].name == "openvino"
     with pytest.raises(DeployError, match="no GPU to run or verify on"):
         choose_backend("tensorrt_rtx", "fp32")
+    chosen, why = choose_backend("tensorrt_rtx", "fp32", runs=False)
+    assert (chosen.name, chosen.device()) == ("tensorrt_rtx", "no GPU")
+    assert "to be verified where it runs: no GPU here" in why
+
+
+def test_a_bundle_is_built_unverified_and_does_not_run_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real builder.  What proves such a bundle is in tests/engines/gpu/fake_cuda/check_bundle.py."""
+    if backend.unavailable() is None:
+        pytest.skip("there is a GPU here")
+    build = ["build-engine", "tests.models:tiny", "-o", str(tmp_path / "b"), "--tile", "64x96"]
+    assert deploy.main([*build, "--backend", "tensorrt_rtx"]) == 0
+    assert "UNVERIFIED: no GPU here; its first run on a GPU verifies it, or refuses" in capsys.readouterr().out
+    assert deploy.main(["inspect", str(tmp_path / "b")]) == 0
+    assert "no device yet: the first run verifies it, or refuses" in capsys.readouterr().out
+    assert deploy.main(["run", str(tmp_path / "b"), "demo", "-o", str(tmp_path / "masks")]) == 2
+    assert "no GPU to run or verify on" in capsys.readouterr().err
+    monkeypatch.setattr("engines.gpu.context.unavailable", lambda: None)
+    monkeypatch.setattr("engines.gpu.context.gpu_info", lambda: GpuInfo("RTX A", (8, 6), 13000, 24 << 30, False))
+    assert backend.refuses(backend.version(), "no GPU", BuildConfig()) is None
+    assert backend.refuses("tensorrt_rtx 1.0", "no GPU", BuildConfig()) is not None
 
 
 def test_an_engine_of_this_machine_is_not_loaded_without_a_gpu() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -210,7 +211,7 @@ def test_an_engine_for_other_gpus_too_gets_kernels_for_this_one(
 
     copy, asked = tmp_path / "copy", list[tuple[int, int]]()
     shutil.copytree(bundles / "gpu", copy)
-    seal(copy, replace(open_bundle(copy).manifest, device=Anywhere().device()))
+    seal(copy, replace(open_bundle(copy).manifest, device=Anywhere().device(), proven=None))
     monkeypatch.setattr(sys.modules["engines.backends.gpu"], "backend", Anywhere())
     monkeypatch.setattr(compiler, "compile_kernels", lambda sm: asked.append(sm) or support.CUBIN)
     with open_segmenter(copy) as (segmenter, _):
@@ -272,3 +273,101 @@ def test_bands_and_batches(bundles: Path, tmp_path: Path) -> None:
             assert support.same(segmenter.segment(picture, confidence=True), right)
             bands = list(segmenter.bands(picture))
         assert np.array_equal(np.concatenate([band.labels for band in bands]), right.labels)
+
+
+class _Ahead(_GPU):
+    """Builds where there is no GPU, as TensorRT-RTX does."""
+
+    there = False
+
+    def unavailable(self) -> str | None:
+        return None if self.there else "no GPU to run or verify on"
+
+    def only_builds(self) -> str | None:
+        return None if self.there else "no GPU here"
+
+    def device(self) -> str:
+        return super().device() if self.there else "no GPU"
+
+    def refuses(self, sdk: str, device: str, config: BuildConfig) -> str | None:
+        return None
+
+
+@pytest.fixture
+def unproven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Path:
+    """A bundle that was built where nothing could run it, on a machine that now can."""
+    monkeypatch.setattr(sys.modules["engines.backends.gpu"], "backend", _Ahead())
+    monkeypatch.setattr(_Ahead, "there", False)
+    assert deploy.main(_build(tmp_path / "ahead", "gpu")) == 0
+    assert "UNVERIFIED: no GPU here" in capsys.readouterr().out
+    manifest = open_bundle(tmp_path / "ahead").manifest
+    assert (manifest.proven, KERNELS in manifest.files) == ((), False)
+    assert "engine" not in [step["step"] for step in manifest.verification]
+    assert deploy.main([*_build(tmp_path / "no", "gpu"), "--batch", "2"]) == 2, "nothing would have compared them"
+    monkeypatch.setattr(_Ahead, "there", True)
+    capsys.readouterr()
+    return tmp_path / "ahead"
+
+
+def test_an_engine_that_nothing_ran_is_verified_by_its_first_run(
+    unproven: Path, photographs: Path, bundles: Path, tmp_path: Path, capsys: Any
+) -> None:
+    with pytest.raises(DeployError, match=r"not yet verified on cuda sm_87 .*deploy\.py run"), open_segmenter(unproven):
+        pass
+    command = ["run", str(unproven), str(photographs / "0.png"), "-o"]
+    assert deploy.main([*command, str(tmp_path / "masks")]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("verify      first time on cuda sm_87")
+    assert line.endswith("recorded in the bundle")
+    manifest = open_bundle(unproven).manifest
+    assert manifest.proven == (("gpu 1.0", str(gpu_info())),)
+    assert [step["step"] for step in manifest.verification][-2:] == ["engine", "tiled mask"]
+    open_bundle(unproven).check()
+    assert (unproven / KERNELS).read_bytes()[:4] == b"\x7fELF"
+    assert not [path.name for path in unproven.iterdir() if path.name.startswith(".")]
+    assert deploy.main([*command, str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().err == ""
+    assert deploy.main(["run", str(bundles / "openvino"), str(photographs / "0.png"), "-o", str(tmp_path / "cpu")]) == 0
+    for folder in ("masks", "again"):
+        assert (tmp_path / folder / "0.png").read_bytes() == (tmp_path / "cpu" / "0.png").read_bytes()
+
+
+def test_one_that_is_not_what_the_checkpoint_computes_is_refused_and_stays_unproven(
+    unproven: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    right = _Session.run
+    monkeypatch.setattr(_Session, "run", lambda self, windows: 1.01 * right(self, windows))
+    before = (unproven / MANIFEST).read_bytes()
+    assert deploy.main(["run", str(unproven), str(photographs / "0.png"), "-o", str(tmp_path / "masks")]) == 3
+    text = capsys.readouterr().err
+    assert "not verified before with gpu 1.0 on cuda sm_87" in text
+    assert "deploy.py build-engine" in text
+    assert not (tmp_path / "masks").exists()
+    assert (unproven / MANIFEST).read_bytes() == before
+
+
+def test_a_bundle_that_cannot_be_written_is_verified_each_time(
+    unproven: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    opened = os.open
+
+    def read_only(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if dir_fd is not None and flags & os.O_CREAT:
+            raise OSError(30, "Read-only file system")
+        return opened(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", read_only)
+    for _ in range(2):
+        assert deploy.main(["run", str(unproven), str(photographs / "0.png"), "-o", str(tmp_path / "masks")]) == 0
+        assert "not recorded (Read-only file system): done again each time" in capsys.readouterr().err
+    assert open_bundle(unproven).manifest.proven == ()
+
+
+def test_another_driver_or_gpu_is_a_first_time_too(
+    bundles: Path, photographs: Path, tmp_path: Path, capsys: Any
+) -> None:
+    copy = Path(shutil.copytree(bundles / "gpu", tmp_path / "copy"))
+    seal(copy, replace(open_bundle(copy).manifest, proven=(("gpu 1.0", "cuda sm_87 another, driver for CUDA 12.6"),)))
+    assert deploy.main(["run", str(copy), str(photographs / "0.png"), "-o", str(tmp_path / "masks")]) == 0
+    assert "first time on cuda sm_87" in capsys.readouterr().err
+    assert len(open_bundle(copy).manifest.proven_on) == 2

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from engines.contract import Tensor
-from engines.errors import DeployError
+from engines.errors import DeployError, NotFiniteError
 from engines.gpu import context as cuda
 from engines.gpu import driver
 from engines.gpu.context import CudaGpu, GpuMemoryError, open_gpu
@@ -63,13 +63,74 @@ def test_logits_that_are_no_numbers_are_refused_as_on_the_host(runs: int, lazy: 
     host = on_host(Engine(TILING), TILING)
     with opened(engine, TILING) as (segmenter, _, _):
         engine.poison = runs
-        with pytest.raises(DeployError, match="stitch: the engine's logits are NaN or infinite; build"):
+        with pytest.raises(NotFiniteError, match="the engine's logits are NaN or infinite, of a window that is finite"):
             list(map(segmenter.segment, [image(150, 333, seed) for seed in range(5)]))
         with pytest.raises(DeployError, match="NaN"):
             list(segmenter.bands(image(150, 333)))
         engine.poison = -1
         for seed in range(5):
             assert same(segmenter.segment(image(150, 333, seed)), host.segment(image(150, 333, seed)))
+
+
+@pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])
+@pytest.mark.parametrize("lazy", [0, 1])
+@pytest.mark.parametrize("spoiled", range(4))
+def test_no_numbers_in_one_frame_are_told_of_that_frame_alone(spoiled: int, integrated: int, lazy: int) -> None:
+    """Frame 0 runs, 1 is recorded and replayed, 2 and 3 are replayed: a status of before must not stand for now."""
+    configure(lazy=lazy, integrated=integrated)
+    engine, right = Engine(TILING), on_host(Engine(TILING), TILING)
+    runs = len(TILING.placements(150, 333)[0]) * len(TILING.placements(150, 333)[1])
+    with opened(engine, TILING) as (segmenter, device, _):
+        for seed in range(4):
+            picture = image(150, 333, seed)
+            engine.poison = runs // 2 if seed == spoiled else -1
+            if seed == spoiled:
+                with pytest.raises(NotFiniteError):
+                    segmenter.segment(picture)
+            else:
+                assert same(segmenter.segment(picture), right.segment(picture))
+            engine.poison = -1
+        assert device.graph == "on"
+
+
+def test_the_window_is_named_where_the_picture_is_the_reason() -> None:
+    class Overflowing(Engine):
+        def logits(self, windows: np.ndarray) -> np.ndarray:
+            return np.where(super().logits(windows) > 100, np.inf, super().logits(windows)).astype(np.float32)
+
+        def run(self, windows: np.ndarray) -> np.ndarray:
+            return self.logits(windows)
+
+    engine = Overflowing(TILING)
+    engine._mix[:] = np.abs(engine._mix) * 20
+    dark = np.zeros((150, 333, 3), np.uint8)
+    bright = dark.copy()
+    bright[114:140, 200:230] = 255
+    with opened(engine, TILING) as (segmenter, _, _):
+        for picture in (dark, dark, bright, dark):
+            if picture is bright:
+                with pytest.raises(NotFiniteError, match=r"row 3, column 3 \(pixels x 128 to 224, y 86 to 150"):
+                    segmenter.segment(picture)
+            else:
+                segmenter.segment(picture)
+
+
+@pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])
+@pytest.mark.parametrize("lazy", [0, 1])
+def test_a_graph_that_does_not_run_is_not_the_mask_of_the_frame_before(
+    integrated: int, lazy: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(lazy=lazy, integrated=integrated)
+    engine = Engine(TILING)
+    with opened(engine, TILING) as (segmenter, _, gpu):
+        for seed in range(3):
+            segmenter.segment(image(150, 333, seed))
+        monkeypatch.setattr(type(gpu), "replay", lambda self, recorded: None)
+        with pytest.raises(DeployError, match="the GPU did not run what was started"):
+            segmenter.segment(image(150, 333, 3))
+        monkeypatch.undo()
+        right = on_host(engine, TILING).segment(image(150, 333, 4))
+        assert same(segmenter.segment(image(150, 333, 4)), right)
 
 
 def test_an_engine_that_refuses_to_run_leaves_the_frames_free() -> None:

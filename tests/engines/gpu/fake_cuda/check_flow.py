@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines.errors import DeployError
+from engines.errors import DeployError, GateError
 from engines.gpu import driver
 from engines.gpu import pool as cuda_pool
 from engines.gpu.context import gpu_info, open_gpu, unavailable
 from engines.gpu.frames import CudaFrame, FrameInStrips
 from engines.gpu.host_copies import HostRun
 from engines.gpu.pool import IDLE_KEPT, SIZES_KEPT
+from engines.proof.replay import replayed
 from engines.tiling.placement import Tiling
 from tests.engines.gpu.fake_cuda import support
 from tests.engines.gpu.fake_cuda.support import Engine, configure, image, on_host, opened, same
@@ -316,7 +317,7 @@ def test_a_frame_that_was_given_up_goes_to_the_next_image(schedule: int) -> None
 
 def test_the_gpu_is_shared_by_who_opens_it_inside() -> None:
     assert unavailable() is None
-    assert str(gpu_info()) == "cuda sm_87 Fake GPU, driver for CUDA 13.0"
+    assert str(gpu_info()) == "cuda sm_87 Fake GPU [1 SM, 1 GB], driver for CUDA 13.0"
     assert support.alive()[0] == {}
     with open_gpu() as gpu:
         with open_gpu() as again:
@@ -339,3 +340,59 @@ def test_the_gpu_is_shared_by_who_opens_it_inside() -> None:
         assert other is not gpu
     with pytest.raises(DeployError):
         gpu.synchronize()
+
+
+@pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_a_replayed_frame_is_verified_bit_by_bit(schedule: int, integrated: int, dtype: str) -> None:
+    configure(lazy=schedule, integrated=integrated)
+    engine = Engine(TILING, 2, dtype=dtype)
+    with opened(engine, TILING) as (segmenter, device, _):
+        (agreement,) = replayed(image(150, 333), segmenter)
+        assert (agreement.step, agreement.labels) == ("replayed frame", 1.0)
+        slots = [slot for slots in device.pool.slots.values() for slot in slots]
+        assert [slot.graph is not None for slot in slots] == [True, True]
+    with opened(Engine(TILING, 2, capturable=False), TILING) as (segmenter, _, _):
+        assert replayed(image(150, 333), segmenter) == []
+
+
+def test_an_engine_whose_work_is_not_in_the_recording_is_caught(schedule: int) -> None:
+    """It runs on a stream of its own, so that a replay stitches the logits that the frame before left."""
+
+    class Elsewhere(Engine):
+        def enqueue(self, source: int, target: int, stream: int) -> None:
+            if self.enqueued < 2 * runs:  # of the two pictures, part by part
+                super().enqueue(source, target, stream)
+
+    configure(lazy=schedule)
+    engine = Elsewhere(TILING)
+    runs = len(TILING.placements(150, 333)[0]) * len(TILING.placements(150, 333)[1])
+    with (
+        opened(engine, TILING) as (segmenter, _, _),
+        pytest.raises(GateError, match="replayed frame: the logits"),
+    ):
+        replayed(image(150, 333), segmenter)
+
+
+def test_page_locked_memory_in_flight_has_a_limit(schedule: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image whose frames would lock half of what the host has free is done in strips, which lock a few rows."""
+    configure(lazy=schedule)
+    engine, picture = Engine(TILING), image(700, 500)
+    with opened(engine, TILING) as (segmenter, device, _):
+        monkeypatch.setattr(cuda_pool, "available_memory", lambda: 4 * 700 * 500 * 4)
+        assert same(segmenter.segment(picture), on_host(engine, TILING).segment(picture))
+        assert device.graph == "off: the image does not fit, it runs in strips"
+        monkeypatch.setattr(cuda_pool, "available_memory", lambda: 8 * 700 * 500 * 4)
+        assert same(segmenter.segment(image(700, 501)), on_host(engine, TILING).segment(image(700, 501)))
+        assert "does not fit" not in device.graph
+
+
+def test_on_a_board_free_memory_is_what_linux_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver counts caches of files as used, which are most of the memory of a board that has run for a while."""
+    from engines.gpu import context
+
+    monkeypatch.setattr(context, "available_memory", lambda: 123 << 20)
+    for integrated, free in ((1, 123 << 20), (0, 1 << 30)):
+        configure(integrated=integrated)
+        with open_gpu() as gpu:
+            assert gpu.free_memory() == free

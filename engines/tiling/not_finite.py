@@ -1,0 +1,56 @@
+"""Logits that are NaN or infinite: which window of the image they are of, and what the reason most likely is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from engines.contract import UInt8
+from engines.errors import DeployError, GpuLostError, NotFiniteError
+from engines.tiling import core
+from engines.tiling.device import Device
+from engines.tiling.placement import WindowRow
+
+
+def explained(device: Device, image: UInt8, rows: Sequence[WindowRow], precision: str) -> NotFiniteError:
+    """The error to raise where windows of `rows` gave such logits.  Runs them again, one by one, up to the first.
+
+    image: (H, W, 3) uint8 RGB, whole.  precision: of the engine.  Raises GpuLostError.
+    """
+    where = "of a window that is finite when it is run again"
+    try:
+        where = _first(device, image, rows) or where
+    except GpuLostError:
+        raise
+    except DeployError as error:
+        where = f"of a window that cannot be told ({error})"
+    return NotFiniteError(f"the engine's logits are NaN or infinite, {where}: {_cause(precision)}")
+
+
+def _first(device: Device, image: UInt8, rows: Sequence[WindowRow]) -> str | None:
+    """The first such window of `rows`, in words; None where there is none."""
+    spec, tiling = device.spec, device.tiling
+    size = (tiling.window_h, tiling.window_w)
+    windows = np.zeros((device.batch, 3, *size), np.float32)
+    for row in rows:
+        for column, left in enumerate(row.lefts):
+            core.gather(
+                image, row.top, left, size, spec.mean, spec.std,
+                order=spec.order, padding=tiling.padding, out=windows[0],
+            )  # fmt: skip
+            bad = ~np.isfinite(device.session.run(windows)[0])
+            if bad.any():
+                bottom, right = min(row.top + size[0], image.shape[0]), min(left + size[1], image.shape[1])
+                box = f"pixels x {left} to {right}, y {row.top} to {bottom}"
+                return f"in the window of row {row.index + 1}, column {column + 1} ({box}; {bad.mean():.2%} of it)"
+    return None
+
+
+def _cause(precision: str) -> str:
+    if precision == "fp32":
+        return "check the weights, mean and std of the model that the bundle was built from"
+    return (
+        f"most likely an overflow of {precision} on this picture, which the build did not see; build again with it "
+        "among the photographs of --calib, or with --precision fp32"
+    )
