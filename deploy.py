@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import arguments
+from engines.arguments.values import size
 from engines.bundle import is_bundle, open_bundle
 from engines.contract import Log, TensorRTOptions
 from engines.doctor import examine, require_building
@@ -53,7 +54,7 @@ def build_engine(args: argparse.Namespace) -> int:
         from pipeline.checkpoints.sources import SourceOptions
         from pipeline.request import BuildRequest, Int8Options, LowerOptions
 
-        options = SourceOptions(args.weights, classes=args.classes, mean=args.mean, std=args.std, bgr=args.bgr)
+        options = SourceOptions(**arguments.model_given(args))
         sample = None if args.sample is None else read_image(args.sample, args.max_pixels)
         sample_file = None if args.sample is None else photograph(args.sample)
         reserved = () if sample_file is None else (sample_file.sha256,)
@@ -73,8 +74,8 @@ def build_engine(args: argparse.Namespace) -> int:
             tensorrt=TensorRTOptions(**arguments.tensorrt_given(args)), timing_cache=args.timing_cache,
         )  # fmt: skip
         manifest = build_bundle(request, log)
-    size = sum(path.stat().st_size for path in args.output.iterdir())
-    log("bundle", f"{args.output}, {size / 1e6:.1f} MB; next: deploy.py run {args.output} IMAGES -o DIR")
+    written = sum(path.stat().st_size for path in args.output.iterdir())
+    log("bundle", f"{args.output}, {written / 1e6:.1f} MB; next: deploy.py run {args.output} IMAGES -o DIR")
     if args.json:
         print(json.dumps(manifest.to_json(), indent=1))
     return 0
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from engines.images.inputs import expand
 
     images = expand([_photographs(text) for text in args.inputs], args.output, recursive=args.recursive)
-    with open_segmenter(args.bundle, args.threads, args.host_code, prover(_logger(True))) as (segmenter, _):
+    with open_segmenter(args.bundle, *_loading(args)) as (segmenter, _):
         options = RunOptions(args.overlay, args.confidence, args.max_pixels)
         report = run_images(segmenter, images, args.output, options)
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
@@ -103,10 +104,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from pipeline.evaluation.evaluate import evaluate as evaluate_bundle
 
     label_map = _label_map(args)
-    with open_segmenter(args.bundle, args.threads, args.host_code, prover(_logger(True))) as (
-        segmenter,
-        manifest,
-    ):
+    with open_segmenter(args.bundle, *_loading(args)) as (segmenter, manifest):
         dataset = open_dataset(
             args.dataset, manifest.spec, label_map=label_map, split=args.split, options=_labels(args)
         ).limited(args.limit)
@@ -128,7 +126,7 @@ def calibrate(args: argparse.Namespace) -> int:
     from pipeline.precision.calibrate import CalibrateRequest
     from pipeline.precision.calibrate import calibrate as measure
 
-    options = SourceOptions(args.weights, classes=args.classes, mean=args.mean, std=args.std, bgr=args.bgr)
+    options = SourceOptions(**arguments.model_given(args))
     request = CalibrateRequest(
         args.model, args.dataset, args.output, arguments.tiling(args), windows=args.windows, seed=args.seed,
         rewrites=args.rewrites, threads=args.threads, options=options, max_pixels=args.max_pixels,
@@ -156,7 +154,7 @@ def inspect(args: argparse.Namespace) -> int:
         from pipeline.checkpoints.sources import SourceOptions
         from pipeline.inspect_model import inspect_model
 
-        result, text = inspect_model(args.target, args.tile, SourceOptions(args.weights, args.classes))
+        result, text = inspect_model(args.target, args.tile, SourceOptions(**arguments.model_given(args)))
     print(json.dumps(result, indent=1) if args.json else text)
     return 0
 
@@ -171,7 +169,7 @@ def compare(args: argparse.Namespace) -> int:
     from pipeline.compare.run import compare as compare_precisions
     from pipeline.request import Budget, BuildRequest
 
-    options = SourceOptions(args.weights, classes=args.classes, mean=args.mean, std=args.std, bgr=args.bgr)
+    options = SourceOptions(**arguments.model_given(args))
     build = BuildRequest(
         args.model, args.output, arguments.tiling(args), backend=args.backend, threads=args.threads, options=options,
         budget=Budget(args.max_drop), max_pixels=args.max_pixels,
@@ -226,9 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     arguments.calibrate_arguments(_verb(verbs, "calibrate", calibrate))
     verb = _verb(verbs, "inspect", inspect)
     verb.add_argument("target", metavar="BUNDLE|MODEL")
-    verb.add_argument(
-        "--tile", type=arguments.size, default=(1024, 1024), metavar="N|HxW", help="to look at a model at"
-    )
+    verb.add_argument("--tile", type=size, default=(1024, 1024), metavar="N|HxW", help="to look at a model at")
     verb.add_argument("--layers", action="store_true", help="list what each layer of a bundle really runs in here")
     arguments.loading_arguments(verb)
     arguments.model_arguments(verb)
@@ -265,6 +261,10 @@ def _refuse_fixed(args: argparse.Namespace) -> None:
         raise DeployError(
             f"{' '.join(given)}: a bundle is rebuilt as it is; to change that, build from the model that it came from"
         )
+
+
+def _loading(args: argparse.Namespace) -> tuple[Any, ...]:
+    return args.threads, args.host_code, prover(_logger(True)), args.threshold
 
 
 def _budget(args: argparse.Namespace) -> Budget:

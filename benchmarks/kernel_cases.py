@@ -80,6 +80,7 @@ class StitchCase:
     size: tuple[int, int]
     seed: int = 0
     extra: int = 0
+    threshold: float = 0.5
 
     def differences(self, machine: Machine, dtype: str, confidence: bool, bands: bool) -> int:
         """Values that are not the C core's, and values written beside the image.
@@ -106,6 +107,7 @@ class StitchCase:
                 machine.put(memory), dtype, self.low, self.classes, ring, pitch, self.tiling, self.size, rows, held,
                 weights_at, at[0] + rows[0] * shape[1], shape[1],
                 at[1] + 4 * rows[0] * shape[1] if confidence else 0, shape[1], at[2],
+                self.threshold,
             )  # fmt: skip
             machine.launch(launch)
         for array, address in zip((*outputs, status), at, strict=True):
@@ -128,7 +130,7 @@ class StitchCase:
         size = (self.tiling.window_h, self.tiling.window_w)
         return core.stitch(
             windows, [top for top in tops for _ in lefts], lefts * len(tops), size, self.size,
-            weights=core.blend_weights(self.tiling.blend, *size), confidence=confidence,
+            weights=core.blend_weights(self.tiling.blend, *size), confidence=confidence, threshold=self.threshold,
         )  # fmt: skip
 
 
@@ -183,6 +185,17 @@ STITCHES = [
         for blend in ("gaussian", "hann")
     ),
     StitchCase(6, (16, 16), Tiling(64, 64, 48, 48, "gaussian"), (112, 160)),
+    *(  # one class alone, in every kernel
+        StitchCase(1, low, Tiling(64, 64, stride, stride, blend), size, threshold=threshold, extra=1)
+        for low in ((16, 16), (8, 8), (64, 64), (20, 30))
+        for stride, blend, size, threshold in (
+            (48, "uniform", (112, 160), 0.5),
+            (48, "uniform", (112, 160), 0.3),
+            (40, "uniform", (90, 113), 0.9),
+            (40, "gaussian", (91, 113), 0.2),
+            (48, "uniform", (20, 90), 0.3),
+        )
+    ),
 ]
 
 

@@ -93,11 +93,11 @@ class Manifest:
 
     def _require_one_story(self) -> None:
         """The network's shapes, the tiling and the classes must fit together, whoever wrote the manifest."""
-        window, classes = (self.tiling.window_h, self.tiling.window_w), len(self.spec.classes)
-        if self.input_shape[2:] != window or len(self.output_shape) != 4 or self.output_shape[1] != classes:
+        window, channels = (self.tiling.window_h, self.tiling.window_w), self.spec.channels
+        if self.input_shape[2:] != window or len(self.output_shape) != 4 or self.output_shape[1] != channels:
             raise DeployError(
                 f"manifest: got a network {self.input_shape} -> {self.output_shape} for windows {window} "
-                f"and {classes} classes, expected one size; build the bundle again"
+                f"and {channels} channels, expected one size; build the bundle again"
             )
         unknown = sorted(set(self.files) - {*FILES, *OPTIONAL})
         if unknown:

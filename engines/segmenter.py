@@ -135,15 +135,17 @@ class Running:
 def open_segmenter(
     folder: Path, threads: int = 0, host_code: bool = False,
     prove: Callable[[Bundle, Backend, Segmenter, bytes], Manifest] | None = None,
+    threshold: float | None = None,
 ) -> Iterator[tuple[Segmenter, Manifest]]:  # fmt: skip
     """Load a bundle that was built on this device.  Raises DeployError, naming the command that rebuilds it.
 
     host_code: allow an engine that brings native code of its own (built with --version-compatible).
     prove: verifies an engine that was not, here, and says so in the manifest (engines.proof.first_run.prover); without
     it such an engine is refused.
+    threshold: of a network with one channel, in place of what the bundle says; also in the manifest that is returned.
     """
     bundle = open_bundle(folder)
-    manifest = bundle.manifest
+    manifest = replace(bundle.manifest, spec=bundle.manifest.spec.at_threshold(threshold))
     backend = get_backend(manifest.backend)
     reason = backend.unavailable()
     if reason:
@@ -159,8 +161,9 @@ def open_segmenter(
         ) as segmenter,
     ):
         if kernels is not None and (backend.version(), backend.device()) not in manifest.proven_on:
-            if prove is None:
-                raise DeployError(f"bundle {folder}: not yet verified on {backend.device()}; deploy.py run does that")
+            if prove is None or threshold is not None:  # the proof is of the bundle's own threshold
+                how = "deploy.py run does that, without --threshold"
+                raise DeployError(f"bundle {folder}: not yet verified on {backend.device()}; {how}")
             manifest = prove(bundle, backend, segmenter, kernels)
         yield segmenter, manifest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engines.errors import DeployError
@@ -15,6 +15,9 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 IGNORE_LABEL = 255
 MAX_CLASSES = 255  # labels are uint8 and 255 means "ignore"
 
+BACKGROUND, BLACK = "background", (0, 0, 0)  # what a network of one channel leaves unsaid
+THRESHOLD = 0.5  # of its probability
+
 RGB = tuple[int, int, int]
 
 
@@ -23,7 +26,9 @@ class ModelSpec:
     """The contract between a trained network and the runtime; travels in the bundle's manifest.
 
     architecture, variant: names such as ``segformer`` and ``b0``; free text for a user's own model.
-    classes, palette: one name and one RGB colour for each of the K output channels, 1 <= K <= 255.
+    classes, palette: one name and one RGB colour for each label, 2 to 255 of them: for each of the K output channels.
+    threshold: None, or of a network with one channel: label 1 is where the sigmoid of its logit exceeds it, 0 < t < 1,
+        and classes are two.  One name alone makes such a spec: the background is put in front of it.
     mean, std: per channel in the *network's* channel order, on the 0..255 pixel scale.
     channel_order: ``RGB`` or ``BGR``, the order in which the network expects the channels.
     logits_stride: input pixels per logit along each axis (4 for SegFormer, 16 for SETR Naive, 1 for full resolution).
@@ -43,8 +48,11 @@ class ModelSpec:
     reduce_zero_label: bool = False
     source: str = ""
     source_sha256: str = ""
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
+        if len(self.classes) == 1:
+            self._name_the_background()
         count = len(self.classes)
         if not 1 <= count <= MAX_CLASSES:
             raise DeployError(f"model: got {count} classes, expected 1 to {MAX_CLASSES}; 255 means ignore")
@@ -61,6 +69,40 @@ class ModelSpec:
             raise DeployError(f"channel order: got {self.channel_order!r}, expected RGB or BGR")
         if self.logits_stride < 1:
             raise DeployError(f"logits stride: got {self.logits_stride}, expected 1 or more")
+        if self.threshold is not None and not (0 < self.threshold < 1 and count == 2):
+            raise DeployError(
+                f"model: got a threshold of {self.threshold} and {count} classes, expected more than 0, less than 1, "
+                "and two classes"
+            )
+
+    def _name_the_background(self) -> None:
+        for name, value in (
+            ("classes", (BACKGROUND, *self.classes)),
+            ("palette", (BLACK, *self.palette) if len(self.palette) == 1 else self.palette),
+            ("threshold", THRESHOLD if self.threshold is None else self.threshold),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def channels(self) -> int:
+        """K, the channels of the network's output: as many as classes, or one that is compared with a threshold."""
+        return len(self.classes) if self.threshold is None else 1
+
+    @property
+    def cut(self) -> float:
+        """The logit above which the one channel is its class; 0 where there are more."""
+        return 0.0 if self.threshold is None else cut_of(self.threshold)
+
+    def at_threshold(self, threshold: float | None) -> ModelSpec:
+        """The same with the threshold that the user gave; None keeps it.  Raises DeployError where there is none."""
+        if threshold is None:
+            return self
+        if self.threshold is None:
+            raise DeployError(
+                f"--threshold {threshold:g}: got a network with {self.channels} channels, of which the largest wins, "
+                "expected one channel; leave the option out"
+            )
+        return replace(self, threshold=threshold)
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -74,3 +116,15 @@ class ModelSpec:
     def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
         """Inverse of `to_json`.  Raises DeployError on missing, unknown or ill-typed fields."""
         return read_record(cls, data, "model spec", "build the bundle again")
+
+
+def cut_of(threshold: float) -> float:
+    """log(t / (1 - t)): the logit whose sigmoid is the threshold t.  Raises DeployError unless 0 < t < 1."""
+    if not 0 < threshold < 1:
+        raise DeployError(f"threshold: got {threshold}, expected more than 0 and less than 1")
+    return math.log(threshold / (1 - threshold))
+
+
+def said_threshold(spec: ModelSpec) -> str:
+    """In words: what is told apart, and where."""
+    return f"{spec.classes[1]} or {spec.classes[0]} at a probability of {spec.threshold:g}"

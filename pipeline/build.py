@@ -24,7 +24,7 @@ from engines.proof.rebuild import compile_engine, describe, finish, tuning
 from engines.segmenter import open_on_device
 from engines.tiling.core import blend_weights
 from engines.tiling.placement import Tiling
-from pipeline.checkpoints.sources import Source, load_source, summary
+from pipeline.checkpoints.sources import Source, announce_source, load_source
 from pipeline.evaluation.statistics import Interval
 from pipeline.exact import Exact, exact_graph
 from pipeline.graph.batches import for_any_batch
@@ -53,13 +53,13 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
     with writing(request.output) as folder:
         if exact is None:
             source = load_source(request.model, (tiling.window_h, tiling.window_w), request.options)
-            log("load", summary(source.spec))
+            announce_source(source, log)
             announce(request.photographs, log)
             exact = exact_graph(source, request, log, timer=backend if request.time_rewrites else None, config=trial)
         source, inputs, reference = exact.source, exact.inputs, exact.reference
         asked = as_asked(request, source, backend, exact.graph, inputs=inputs, config=trial, log=log)
         tuned = replace(tuned, threads=request.threads, batch=request.batch)
-        labels = slide_labels(reference, tiling, exact.image.shape[:2])
+        labels = slide_labels(reference, tiling, exact.image.shape[:2], source.spec.threshold)
         golden = Golden.sample(exact.image, reference, labels, source.reference)
         with _program(exact, backend) as program:
             config = replace(tuned, program=program)
@@ -162,20 +162,26 @@ def _for_batches(graph: OnnxGraph, inputs: list[Float32], batch: int, log: Log) 
     return neutral
 
 
-def slide_labels(logits: Float32, tiling: Tiling, size: tuple[int, int]) -> UInt8:
-    """mmsegmentation's slide mode in PyTorch, for logits (M, K, h, w) of all windows of an image of `size`."""
+def slide_labels(logits: Float32, tiling: Tiling, size: tuple[int, int], threshold: float | None = None) -> UInt8:
+    """mmsegmentation's slide mode in PyTorch, for logits (M, K, h, w) of all windows of an image of `size`.
+
+    threshold: `ModelSpec.threshold`.
+    """
     height, width = size
     window = (tiling.window_h, tiling.window_w)
     tops, lefts = tiling.placements(height, width)
     total = torch.zeros(logits.shape[1], max(height, window[0]), max(width, window[1]))
+    summed = torch.zeros(total.shape[1:])
     weights = blend_weights(tiling.blend, *window)
     weight = torch.ones(window) if weights is None else torch.from_numpy(np.outer(*weights))
     places = [(top, left) for top in tops for left in lefts]
     for (top, left), values in zip(places, torch.from_numpy(logits), strict=True):
         full = F.interpolate(values[None], size=window, mode="bilinear", align_corners=False)[0]
         total[:, top : top + window[0], left : left + window[1]] += full * weight
+        summed[top : top + window[0], left : left + window[1]] += weight
     # The sum of weights is the same for every class of a pixel, so argmax needs no division.
-    return total[:, :height, :width].argmax(0).to(torch.uint8).numpy()
+    labels = total.argmax(0) if threshold is None else (total[0] / summed).double().sigmoid() > threshold
+    return labels[:height, :width].to(torch.uint8).numpy()
 
 
 def _draft(

@@ -131,9 +131,9 @@ def _check_interface(source: Source, graph: OnnxGraph) -> None:
     """The logits must cover the window evenly, one channel a class, or the runtime would stretch them wrongly."""
     _, channels, height, width = graph.output_shape
     _, _, window_h, window_w = graph.input_shape
-    if channels != len(source.spec.classes):
+    if channels != source.spec.channels:
         raise DeployError(
-            f"model: got {channels} output channels, expected {len(source.spec.classes)} as the classes; "
+            f"model: got {channels} output channels, expected {source.spec.channels} as the classes; "
             "fix id2label, or give --classes"
         )
     if window_h * width != window_w * height:

@@ -10,11 +10,12 @@ from pipeline.checkpoints.sources import OnnxSource, SourceOptions, TorchSource,
 def inspect_model(model: str, window: tuple[int, int], options: SourceOptions) -> tuple[dict[str, Any], str]:
     """The model's spec and size as JSON and as text.  Raises DeployError as `build-engine` would."""
     source = load_source(model, window, options)
-    result: dict[str, Any] = {"spec": source.spec.to_json(), "window": list(window)}
+    result: dict[str, Any] = {"spec": source.spec.to_json(), "window": list(window), "remarks": list(source.remarks)}
     if isinstance(source, TorchSource):
         result["parameters"] = sum(parameter.numel() for parameter in source.module.parameters())
     elif isinstance(source, OnnxSource):
         result["nodes"] = len(source.graph.model.graph)
         result["output_shape"] = list(source.graph.output_shape)
     size = f"{result['parameters'] / 1e6:.2f} M parameters" if "parameters" in result else f"{result['nodes']} nodes"
-    return result, f"{summary(source.spec)}\n{size}\nclasses: {', '.join(source.spec.classes)}"
+    said = "\n".join((summary(source.spec), *source.remarks))
+    return result, f"{said}\n{size}\nclasses: {', '.join(source.spec.classes)}"

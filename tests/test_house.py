@@ -18,7 +18,7 @@ FLOORS = (
     "engines/errors.py", "engines/guard", "engines/files.py", "engines/records.py", "engines/machine",
     "engines/spec.py", "engines/contract.py",
     "engines/tiling", "engines/images", "engines/gpu", "engines/bundle.py", "engines/backends",
-    "engines/arguments.py", "engines/segmenter.py", "engines/proof", "engines/folder_run.py", "engines/measure",
+    "engines/arguments", "engines/segmenter.py", "engines/proof", "engines/folder_run.py", "engines/measure",
     "engines/doctor.py",
     "calib/data", "calib/ranges",
     "pipeline/models", "pipeline/graph", "pipeline/checkpoints", "pipeline/request.py", "pipeline/provenance.py",

@@ -34,7 +34,7 @@ class CudaDevice:
         self, gpu: CudaGpu, session: DeviceSession, spec: ModelSpec, tiling: Tiling, cubin: bytes,
         log: Log = lambda step, text: None,
     ) -> None:  # fmt: skip
-        _check(session, tiling, len(spec.classes))
+        _check(session, tiling, spec.channels)
         self.gpu, self.session, self.spec, self.tiling = gpu, session, spec, tiling
         self._launcher = Launcher(gpu, session=session, spec=spec, tiling=tiling, cubin=cubin, log=log)
         self.batch, self.timings = self._launcher.batch, self._launcher.timings
@@ -101,7 +101,7 @@ class CudaDevice:
         self.close()
 
 
-def _check(session: DeviceSession, tiling: Tiling, classes: int) -> None:
+def _check(session: DeviceSession, tiling: Tiling, channels: int) -> None:
     source, target = session.input, session.output
     window = (tiling.window_h, tiling.window_w)
     if len(source.shape) != 4 or source.shape[0] < 1 or source.shape[1:] != (3, *window):
@@ -110,9 +110,9 @@ def _check(session: DeviceSession, tiling: Tiling, classes: int) -> None:
         )
     if source.shape[0] > MAX_LEFTS:
         raise DeployError(f"engine: got a batch of {source.shape[0]} windows, expected {MAX_LEFTS} at most")
-    if len(target.shape) != 4 or target.shape[:2] != (source.shape[0], classes) or min(target.shape) < 1:
+    if len(target.shape) != 4 or target.shape[:2] != (source.shape[0], channels) or min(target.shape) < 1:
         raise DeployError(
-            f"engine: got output {_say(target)}, expected ({source.shape[0]}, {classes}, h, w); build it again"
+            f"engine: got output {_say(target)}, expected ({source.shape[0]}, {channels}, h, w); build it again"
         )
     for tensor in (source, target):
         if tensor.dtype not in DTYPES:

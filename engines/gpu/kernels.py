@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from engines.errors import DeployError
+from engines.spec import THRESHOLD, cut_of
 from engines.tiling.core import MAX_PIXELS, normalisation
 from engines.tiling.placement import PADDINGS, Tiling
 
@@ -40,6 +41,7 @@ STITCH = np.dtype(
                          "logits_h", "logits_w", "classes", "ring", "pitch", "held0", "held1", "row0", "row1",
                          "ratio_log2_h", "ratio_log2_w")
         ),
+        ("cut", np.float32),
     ],
     align=True,
 )  # fmt: skip
@@ -127,6 +129,7 @@ def stitch(
     confidence: int | None,
     confidence_stride: int,
     status: int,
+    threshold: float = THRESHOLD,
 ) -> Launch:
     """Labels of rows [r0, r1) of an image `size` (height, width), the same bits as `engines.tiling.core.stitch`.
 
@@ -138,6 +141,7 @@ def stitch(
     float32, its stride in elements; 0 or None for none.
     status: address of an int32; bit NOT_FINITE is set where a logit or a sum is NaN or infinite, bit UNCOVERED where a
     pixel lies in no held window; never cleared.
+    threshold: of the probability of one class alone, see `engines.tiling.core.stitch`.
     Raises DeployError when a value is out of range.
     """
     _addresses("stitch", logits=logits, labels=labels, status=status)
@@ -163,9 +167,11 @@ def stitch(
         window_w=tiling.window_w, stride_h=tiling.stride_h, stride_w=tiling.stride_w, rows=len(tops),
         columns=len(lefts), logits_h=low[0], logits_w=low[1], classes=classes, ring=ring, pitch=pitch,
         held0=held.start, held1=held.stop, row0=rows[0], row1=rows[1], ratio_log2_h=ratios[0], ratio_log2_w=ratios[1],
+        cut=cut_of(threshold),
     )  # fmt: skip
     way, patch = _way(ratios, (tops, lefts), weights is not None)
-    options = f"{'_weighted' if weights else ''}{'_confidence' if confidence else ''}"
+    kind = "_threshold" if classes == 1 else "_confidence" if confidence else ""
+    options = f"{'_weighted' if weights else ''}{kind}"
     name = f"tile_stitch_{way}{options}_{_suffix('stitch', dtype)}"
     first = rows[0] // patch[0] * patch[0]  # patches start at multiples of their size, whatever the band
     return Launch(name, _grid((rows[1] - first, size[1]), patch), STITCH_BLOCK, argument)

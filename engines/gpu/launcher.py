@@ -18,7 +18,7 @@ from engines.gpu.kernels import NOT_RUN
 from engines.gpu.layout import ALIGNMENT, Plan
 from engines.gpu.memory import CudaMemory
 from engines.gpu.pool import Slot
-from engines.spec import ModelSpec
+from engines.spec import THRESHOLD, ModelSpec
 from engines.tiling import core
 from engines.tiling.device import Timings
 from engines.tiling.placement import Tiling, WindowRow
@@ -198,7 +198,7 @@ class Launcher:
             size=(plan.height, plan.width), rows=step.rows, held=step.held, weights=self._weights,
             labels=slot.addresses["labels"] + offset, labels_stride=plan.width,
             confidence=None if confidence is None else confidence + 4 * offset, confidence_stride=plan.width,
-            status=slot.addresses["status"],
+            status=slot.addresses["status"], threshold=self._spec.threshold or THRESHOLD,
         )  # fmt: skip
         self.gpu.launch(self._kernels, launch)
 

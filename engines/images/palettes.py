@@ -119,7 +119,12 @@ DATASETS = {
 
 
 def default_classes(count: int) -> tuple[str, ...]:
-    """Names for a model that has none: those of the data set with `count` classes, or class_0, class_1, ..."""
+    """Names for a model that has none: those of the data set with `count` classes, or class_0, class_1, ...
+
+    One channel is the foreground.
+    """
+    if count == 1:
+        return ("foreground",)
     for dataset in DATASETS.values():
         if len(dataset.names) == count:
             return dataset.names

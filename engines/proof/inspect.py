@@ -9,6 +9,7 @@ from engines.bundle import GOLDEN, Bundle
 from engines.contract import table
 from engines.errors import DeployError
 from engines.proof.golden import Golden, windows_of
+from engines.spec import said_threshold
 
 
 def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
@@ -30,9 +31,10 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
         "problem": problem,
     }
     spec, tiling = manifest.spec, manifest.tiling
+    classes = f"{len(spec.classes)}: {', '.join(spec.classes[:8])}{', ...' if len(spec.classes) > 8 else ''}"
     rows = [
         ("model", f"{spec.architecture} {spec.variant} from {spec.source}, sha256 {spec.source_sha256[:12]}"),
-        ("classes", f"{len(spec.classes)}: {', '.join(spec.classes[:8])}{', ...' if len(spec.classes) > 8 else ''}"),
+        ("classes", classes if spec.threshold is None else f"one channel, {said_threshold(spec)}"),
         ("input", f"{_shape(manifest.input_shape)} {spec.channel_order}, mean {spec.mean}, std {spec.std}"),
         ("logits", f"{_shape(manifest.output_shape)}, 1/{spec.logits_stride} of the window"),
         ("tiling", f"window {tiling.window_h}x{tiling.window_w}, stride {tiling.stride_h}x{tiling.stride_w}, "

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from engines.contract import UInt8
 from engines.errors import DeployError, NotFiniteError
 from engines.machine.limits import cores
+from engines.spec import THRESHOLD, cut_of
 from engines.tiling.placement import BLENDS, PADDINGS
 
 Float32 = NDArray[np.float32]
@@ -38,7 +39,7 @@ class _Plan(ctypes.Structure):
         (name, ctypes.c_int32)
         for name in ("height", "width", "window_h", "window_w", "logits_h", "logits_w", "classes", "windows", "row0",
                      "row1", "threads")
-    ]  # fmt: skip
+    ] + [("cut", ctypes.c_float)]  # fmt: skip
 
 
 def gather(
@@ -103,6 +104,7 @@ def stitch(
     labels: UInt8 | None = None,
     confidence: Float32 | bool = False,
     threads: int = 0,
+    threshold: float = THRESHOLD,
 ) -> tuple[UInt8, Float32 | None]:
     """Labels of rows [r0, r1) of an image, from the low-resolution logits of every window that touches them.
 
@@ -110,7 +112,9 @@ def stitch(
     window, image_size: (height, width) in pixels.  rows: default all.
     weights: (window_h,) and (window_w,) float32, 1e-12 or more, or None for the plain mean.
     labels: (r1 - r0, W) uint8 to write to.  confidence: True, or a float32 array of that shape to write to.
+    threshold: where K = 1, which stands for two classes: label 1 is where the sigmoid of the mean logit exceeds it.
     Returns labels and confidence (softmax probability of the winner, or None).  The lowest class wins an exact tie.
+    Where K = 1 the confidence is the probability of the label: sigmoid of the mean logit, or one minus it.
     Raises DeployError on wrong shapes, uncovered pixels, and NaN or infinite logits (in which case labels that were
     passed in have been written: below K, but without meaning).
     """
@@ -138,6 +142,7 @@ def stitch(
     plan = _Plan(
         height=height, width=width, window_h=window_h, window_w=window_w, logits_h=low_h, logits_w=low_w,
         classes=classes, windows=len(logits), row0=row0, row1=row1, threads=_threads(threads),
+        cut=cut_of(threshold),
     )  # fmt: skip
     workspace = _workspace(plan, certainty is not None)
     status = library().tile_stitch(
@@ -150,6 +155,15 @@ def stitch(
     )  # fmt: skip
     _check("stitch", status)
     return labels, certainty
+
+
+def labels_of(logits: Float32, threshold: float | None) -> UInt8:
+    """The labels (M, h, w) of logits (M, K, h, w) by themselves, as `stitch` would give them without interpolation.
+
+    threshold: `ModelSpec.threshold`: of one channel, or None where the largest of K wins.
+    """
+    labels: NDArray[Any] = logits.argmax(1) if threshold is None else logits[:, 0] > cut_of(threshold)
+    return labels.astype(np.uint8)
 
 
 def _workspace(plan: _Plan, confidence: bool) -> UInt8:

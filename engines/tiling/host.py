@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from engines.contract import Float32, Session, UInt8
-from engines.spec import ModelSpec
+from engines.spec import THRESHOLD, ModelSpec
 from engines.tiling import core
 from engines.tiling.device import Band, Mask, Timings
 from engines.tiling.placement import Tiling, WindowRow
@@ -142,7 +142,7 @@ class HostStrips:
             device.size, self._size, rows=step.rows, weights=device.weights,
             labels=None if into is None else into.labels[rows],
             confidence=self._confidence if into is None or into.confidence is None else into.confidence[rows],
-            threads=device.threads,
+            threads=device.threads, threshold=device.spec.threshold or THRESHOLD,
         )  # fmt: skip
         self._band = Band(*step.rows, labels, certainty)
         device.timings.stitch += time.perf_counter() - begin

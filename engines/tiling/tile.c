@@ -40,10 +40,11 @@ typedef struct {
     int32_t height, width;         /* image */
     int32_t window_h, window_w;    /* window, in pixels */
     int32_t logits_h, logits_w;    /* one window's logits */
-    int32_t classes;               /* K, 1..255 */
+    int32_t classes;               /* K, 1..255; one alone stands for two, see tile_above */
     int32_t windows;               /* number of windows passed */
     int32_t row0, row1;            /* rows to write */
     int32_t threads;
+    float cut;                     /* of one class alone */
 } tile_plan;
 
 /* ---- threads -------------------------------------------------------------------------------------------------- */
@@ -357,11 +358,16 @@ static int tile_stitch_chunk(const tile_stitch_args *s, int32_t y, int32_t c0, i
     for (int32_t x = 0; x < all; x++)
         found |= tile_not_finite(best[x]); /* finite logits may have a sum that is not */
     *bad |= found;
+    if (p->classes == 1)
+        tile_row_threshold(p->cut, weight, all, best, label);
     uint8_t *labels = s->labels + (y - p->row0) * s->labels_stride + c0;
     float *confidence = NULL;
     if (s->confidence) {
         confidence = s->confidence + (y - p->row0) * s->confidence_stride + c0;
-        tile_row_confidence(acc, TILE_CHUNK, p->classes, all, best, weight, sum);
+        if (p->classes == 1)
+            tile_row_probability(label, all, best);
+        else
+            tile_row_confidence(acc, TILE_CHUNK, p->classes, all, best, weight, sum);
     }
     tile_write(label, best, s->ratio, stride, n, labels, confidence);
     return TILE_OK;
@@ -384,11 +390,13 @@ static int tile_stitch_rows(void *arg, int32_t begin, int32_t end, int32_t threa
 }
 
 /* Labels of rows row0..row1 of an image (height, width): for each pixel every covering window's logits are sampled
- * bilinearly at window resolution, averaged with the windows' weights, and the largest class wins.
+ * bilinearly at window resolution, averaged with the windows' weights, and the largest class wins; of one class alone
+ * label 1 is where the mean lies above plan->cut.
  *
  * logits: `windows` pointers to (K, logits_h, logits_w) float32, placed at (tops, lefts).
  * weight_y (window_h) and weight_x (window_w): separable positive weights, or both NULL for the plain mean.
- * labels: (row1 - row0, width) uint8.  confidence: the same shape in float32 or NULL; softmax of the mean logits.
+ * labels: (row1 - row0, width) uint8.  confidence: the same shape in float32 or NULL; softmax of the mean logits, or
+ * of one class alone the sigmoid of its mean or one minus that, whichever the label is.
  * workspace: tile_stitch_workspace() bytes, aligned to 64. */
 int tile_stitch(const tile_plan *plan, const float *const *logits, const int32_t *tops, const int32_t *lefts,
                 const float *weight_y, const float *weight_x, uint8_t *labels, ptrdiff_t labels_stride,

@@ -22,8 +22,11 @@ TILE_KERNEL(tile_gather_f32, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_g
 TILE_KERNEL(tile_gather_f16, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_gather<tile_half>)
 
 #define TILE_STITCH(way, suffix, blocks, sure, T, ...) \
-    TILE_KERNEL(tile_stitch_##way##_##suffix, tile_stitch_launch, 128, blocks, tile_stitch<T, __VA_ARGS__, false>) \
-    TILE_KERNEL(tile_stitch_##way##_confidence_##suffix, tile_stitch_launch, 128, sure, tile_stitch<T, __VA_ARGS__, true>)
+    TILE_KERNEL(tile_stitch_##way##_##suffix, tile_stitch_launch, 128, blocks, tile_stitch<T, __VA_ARGS__, TILE_LABELS>) \
+    TILE_KERNEL(tile_stitch_##way##_confidence_##suffix, tile_stitch_launch, 128, sure, \
+                tile_stitch<T, __VA_ARGS__, TILE_CONFIDENCE>) \
+    TILE_KERNEL(tile_stitch_##way##_threshold_##suffix, tile_stitch_launch, 128, sure, \
+                tile_stitch<T, __VA_ARGS__, TILE_THRESHOLD>)
 
 #define TILE_STITCHES(suffix, T) \
     TILE_STITCH(quarter, suffix, 4, 4, T, tile_quarter<T>) \

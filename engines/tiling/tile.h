@@ -41,7 +41,8 @@ typedef struct {
 /* Rows [row0, row1) of an image.  Windows lie where Tiling.placements puts them: `rows` x `columns` of them.  Logits
  * of window (r, c) are (classes, logits_h, logits_w) elements at (r % ring * pitch + c) times as many, for the rows of
  * windows held0 <= r < held1 only.  weight_y (window_h) and weight_x (window_w), or both null.  labels and confidence
- * (or null) point to row0; labels_stride in bytes, confidence_stride in elements.  status: bits of TILE_STATUS. */
+ * (or null) point to row0; labels_stride in bytes, confidence_stride in elements.  status: bits of TILE_STATUS.
+ * cut: of one class alone, see tile_above. */
 typedef struct {
     const void *logits;
     const float *weight_y, *weight_x;
@@ -52,6 +53,7 @@ typedef struct {
     int32_t height, width, window_h, window_w, stride_h, stride_w, rows, columns;
     int32_t logits_h, logits_w, classes, ring, pitch, held0, held1, row0, row1;
     int32_t ratio_log2_h, ratio_log2_w; /* where window / logits is a power of two, else -1 */
+    float cut;
 } tile_stitch_launch;
 
 enum { TILE_STATUS_NOT_FINITE = 1, TILE_STATUS_UNCOVERED = 2 };
@@ -131,6 +133,20 @@ TILE_FN float tile_exp_minus(float d)
     p = p * r + 1.0f;
     power.integer = (127 - n) << 23;
     return p * power.value;
+}
+
+/* Of one class alone, which stands for two: 1 where its mean logit lies above the cut, log(t / (1 - t)) of the
+ * threshold t, and so its probability 1 / (1 + exp(-mean)) above t. */
+TILE_FN int32_t tile_above(float mean, float cut) { return mean > cut; }
+
+/* The probability of that label: of the mean's sign the larger one, 1 / (1 + e) with e = exp(-|mean|), else e times it. */
+TILE_FN float tile_probability(float mean, int32_t label)
+{
+    tile_word word = {mean};
+    word.bits &= 0x7fffffffu;
+    float e = tile_exp_minus(word.value), larger = 1.0f / (1.0f + e), smaller = e * larger;
+    int32_t positive = mean > 0.0f;
+    return positive == label ? larger : smaller;
 }
 
 /* 1 when v is NaN or infinite, by its bits, so that no compiler option can optimise the question away. */
@@ -248,6 +264,24 @@ TILE_FN void tile_row_argmax(const float *TILE_RESTRICT scores, int32_t k, int32
         best[x] = score > old ? score : old;
         label[x] = (k & wins) | (label[x] & ~wins); /* a select: GCC makes a branch of it, often mispredicted */
     }
+}
+
+/* Labels of one class alone, see tile_above; its weighted sums become their means. */
+TILE_FN void tile_row_threshold(float cut, const float *TILE_RESTRICT weight, int32_t n, float *TILE_RESTRICT sums,
+                                int32_t *TILE_RESTRICT label)
+{
+    for (int32_t x = 0; x < n; x++) {
+        float mean = sums[x] / weight[x];
+        label[x] = tile_above(mean, cut);
+        sums[x] = mean;
+    }
+}
+
+/* The probabilities of those labels, in place of the means. */
+TILE_FN void tile_row_probability(const int32_t *TILE_RESTRICT label, int32_t n, float *TILE_RESTRICT means)
+{
+    for (int32_t x = 0; x < n; x++)
+        means[x] = tile_probability(means[x], label[x]);
 }
 
 /* Softmax probability of the winner, into best: 1 / sum_k exp((best - scores_k) / weight).

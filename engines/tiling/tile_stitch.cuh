@@ -132,24 +132,21 @@ TILE_DEVICE void tile_write_labels(const tile_stitch_launch &a, int32_t y, int32
 }
 
 template <int HEIGHT>
-TILE_DEVICE void tile_write_confidence(const tile_stitch_launch &a, int32_t y, int32_t x, const float (&sum)[HEIGHT][4])
+TILE_DEVICE void tile_write_confidence(const tile_stitch_launch &a, int32_t y, int32_t x,
+                                       const float (&certainty)[HEIGHT][4])
 {
 #pragma unroll
     for (int i = 0; i < HEIGHT; i++) {
         if (y + i < a.row0 || y + i >= a.row1)
             continue;
         float *p = a.confidence + (y + i - a.row0) * a.confidence_stride + x;
-        float v[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            v[j] = 1.0f / sum[i][j];
         if (x + 4 <= a.width && tile_aligned(p, 16))
-            tile_store4(p, v);
+            tile_store4(p, certainty[i]);
         else
 #pragma unroll
             for (int j = 0; j < 4; j++)
                 if (x + j < a.width)
-                    p[j] = v[j];
+                    p[j] = certainty[i][j];
     }
 }
 
@@ -207,19 +204,61 @@ TILE_DEVICE void tile_stitch_patch(const tile_stitch_launch &a, int32_t y, int32
                 sum[i / 4][i % 4] +=
                     tile_exp_minus((best[i / 4][i % 4] - sums[i / 4][i % 4]) * weight[i / 4][i % 4]);
         }
+#pragma unroll
+        for (int i = 0; i < 4 * HEIGHT; i++)
+            sum[i / 4][i % 4] = 1.0f / sum[i / 4][i % 4];
         tile_write_confidence<HEIGHT>(a, y, x, sum);
     }
 }
 
+/* One class alone: as tile_row_threshold and tile_row_probability, a pixel at a time. */
+template <typename T, typename WAY>
+TILE_DEVICE void tile_threshold_patch(const tile_stitch_launch &a, int32_t y, int32_t x)
+{
+    enum { HEIGHT = WAY::HEIGHT };
+    tile_patch<T, WAY> patch(a, y, x);
+    if (!patch.touched()) {
+        atomicOr(a.status, TILE_STATUS_UNCOVERED);
+        return;
+    }
+    float mean[HEIGHT][4], weight[HEIGHT][4], watch = 0.0f;
+    int32_t label[HEIGHT][4];
+    patch.weights(a, weight);
+    patch.template scores<TILE_SET>(a, 0, mean, watch);
+    uint32_t bad = tile_not_finite(watch);
+#pragma unroll
+    for (int i = 0; i < 4 * HEIGHT; i++) {
+        if (y + i / 4 >= a.row0 && y + i / 4 < a.row1)
+            bad |= tile_not_finite(mean[i / 4][i % 4]);
+        mean[i / 4][i % 4] = mean[i / 4][i % 4] / weight[i / 4][i % 4];
+        label[i / 4][i % 4] = tile_above(mean[i / 4][i % 4], a.cut);
+    }
+    tile_write_labels<HEIGHT>(a, y, x, label);
+    int32_t status = (bad ? TILE_STATUS_NOT_FINITE : 0) | (patch.uncovered(a) ? TILE_STATUS_UNCOVERED : 0);
+    if (status != 0)
+        atomicOr(a.status, status);
+    if (a.confidence == nullptr)
+        return;
+#pragma unroll
+    for (int i = 0; i < 4 * HEIGHT; i++)
+        mean[i / 4][i % 4] = tile_probability(mean[i / 4][i % 4], label[i / 4][i % 4]);
+    tile_write_confidence<HEIGHT>(a, y, x, mean);
+}
+
+enum tile_kind { TILE_LABELS, TILE_CONFIDENCE, TILE_THRESHOLD };
+
 /* Patches start at multiples of their height, wherever row0 lies. */
-template <typename T, typename WAY, bool CONFIDENCE> TILE_DEVICE void tile_stitch(const tile_stitch_launch &a)
+template <typename T, typename WAY, int KIND> TILE_DEVICE void tile_stitch(const tile_stitch_launch &a)
 {
     int32_t x = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x) * 4, step = (int32_t)(gridDim.y * blockDim.y);
     if (x >= a.width)
         return;
     int32_t first = a.row0 / WAY::HEIGHT + (int32_t)(blockIdx.y * blockDim.y + threadIdx.y);
     for (int32_t i = first; i * WAY::HEIGHT < a.row1; i += step)
-        tile_stitch_patch<T, WAY, CONFIDENCE>(a, i * WAY::HEIGHT, x);
+        if (KIND == TILE_THRESHOLD)
+            tile_threshold_patch<T, WAY>(a, i * WAY::HEIGHT, x);
+        else
+            tile_stitch_patch<T, WAY, KIND == TILE_CONFIDENCE>(a, i * WAY::HEIGHT, x);
 }
 
 #endif

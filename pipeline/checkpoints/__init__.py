@@ -59,7 +59,7 @@ def _load_file(path: Path, window: tuple[int, int]) -> LoadedModel:
     state, meta = read_state(path)
     layout = layout_of(frozenset(state), path)
     parsed = layout.load(state, window)
-    return _loaded(parsed, meta_fields(meta, parsed.classes, path), layout.NAME, [path])
+    return _loaded(parsed, meta_fields(meta, parsed.classes, path, layout.NAME), layout.NAME, [path])
 
 
 def _loaded(parsed: Parsed, fields: Mapping[str, Any], source: str, files: list[Path]) -> LoadedModel:

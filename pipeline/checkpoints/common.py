@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from engines.errors import DeployError
 from engines.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
+from pipeline.graph.endings import Ending
 
 State = dict[str, Tensor]
 Triple = tuple[float, float, float]
@@ -52,10 +53,12 @@ class LoadedModel:
     """A network ready to export, and its contract.
 
     module: (N, 3, H, W) float32, normalised -> logits (N, K, h, w); eval mode, float32, no gradients.
+    ending: what it did with them and no longer does, or None.
     """
 
     module: nn.Module
     spec: ModelSpec
+    ending: Ending | None = None
 
 
 class Layout(Protocol):

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import nn
 
-from engines.contract import Float32
+from engines.contract import Float32, Log
 from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.images.palettes import DATASETS, default_classes, palette_for
-from engines.spec import ModelSpec
+from engines.spec import ModelSpec, said_threshold
 from pipeline.checkpoints import load_model
-from pipeline.graph.export import export, import_onnx, trace
-from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
+from pipeline.graph.endings import Ending, require_same_labels
+from pipeline.graph.export import export, read_onnx, trace
+from pipeline.graph.onnx_graph import OnnxGraph, Step, run_each, run_onnx
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class SourceOptions:
     """What the user says about the model; None keeps what the checkpoint says (or ImageNet's mean and std).
 
     classes: a data set's name or a text file with one class a line.  mean, std: on the 0..255 scale.
+    threshold: of a network with one channel, see `ModelSpec`.
     """
 
     weights: Path | None = None
@@ -33,16 +36,23 @@ class SourceOptions:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     bgr: bool = False
+    threshold: float | None = None
 
 
 class Source(Protocol):
-    """A model to build from; `reference` says in words what `logits` computes with."""
+    """A model to build from; `reference` says in words what `logits` computes with.
+
+    remarks: what a user should know of how the model was read.
+    """
 
     @property
     def spec(self) -> ModelSpec: ...
 
     @property
     def reference(self) -> str: ...
+
+    @property
+    def remarks(self) -> tuple[str, ...]: ...
 
     def logits(self, windows: Sequence[Float32]) -> Float32:
         """The model's own logits (M, K, h, w) for M inputs (1, 3, H, W): what every later step must reproduce."""
@@ -57,6 +67,7 @@ class TorchSource:
     spec: ModelSpec
     window: tuple[int, int]
     reference: str = "the checkpoint in PyTorch"
+    remarks: tuple[str, ...] = ()
 
     def logits(self, windows: Sequence[Float32]) -> Float32:
         """Raises DeployError where the module cannot take its window, as SegFormer one smaller than its strides."""
@@ -71,17 +82,32 @@ class TorchSource:
 
     def export(self) -> tuple[OnnxGraph, torch.export.ExportedProgram | None]:
         program = trace(self.module, self.window)
-        return export(program), program
+        graph = export(program)
+        steps = [Step(remark, len(graph.model.graph), places=1) for remark in self.remarks]
+        return replace(graph, history=(*steps, *graph.history)), program
 
 
 @dataclass(frozen=True)
 class OnnxSource:
+    """ending: what the file did with its logits, or None.  whole: the file's graph with it."""
+
     graph: OnnxGraph
     spec: ModelSpec
     reference: str = "the given .onnx in ONNX Runtime"
+    ending: Ending | None = None
+    whole: ir.Model | None = None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return _remarks(self.ending)
 
     def logits(self, windows: Sequence[Float32]) -> Float32:
-        return run_onnx(self.graph, list(windows))
+        """Raises GateError where they do not lead to the labels of the file as it was given."""
+        logits = run_onnx(self.graph, list(windows))
+        if self.ending is not None and self.whole is not None:
+            for one, end in zip(logits, run_each(self.whole, windows), strict=True):
+                require_same_labels(self.ending, one[None], end)
+        return logits
 
     def export(self) -> tuple[OnnxGraph, torch.export.ExportedProgram | None]:
         return self.graph, None
@@ -93,23 +119,34 @@ def load_source(model: str, window: tuple[int, int], options: SourceOptions) -> 
         if options.weights is not None:
             raise DeployError(f"--weights {options.weights}: an .onnx carries its own weights; leave the option out")
         path = Path(model)
-        graph = import_onnx(path, window)
+        graph, ending, whole = read_onnx(path, window)
         _, count, height, width = graph.output_shape
         stride = _stride((height, width), window)
         names = default_classes(count)
         digest = file_sha256(path)
         spec = ModelSpec(
-            "onnx", path.stem, names, palette_for(names), logits_stride=stride, source="onnx", source_sha256=digest
-        )
-        return OnnxSource(graph, _override(spec, options))
+            "onnx", path.stem, names, palette_for(names), logits_stride=stride, source="onnx", source_sha256=digest,
+            threshold=None if ending is None else ending.threshold,
+        )  # fmt: skip
+        return OnnxSource(graph, _override(spec, options), ending=ending, whole=whole)
     loaded = load_model(model, weights=options.weights, window=window)
-    return TorchSource(loaded.module, _override(loaded.spec, options), window)
+    return TorchSource(loaded.module, _override(loaded.spec, options), window, remarks=_remarks(loaded.ending))
+
+
+def _remarks(ending: Ending | None) -> tuple[str, ...]:
+    return () if ending is None else (f"ending: {ending.what}",)
+
+
+def announce_source(source: Source, log: Log) -> None:
+    """Say what was loaded."""
+    for text in (summary(source.spec), *source.remarks):
+        log("load", text)
 
 
 def summary(spec: ModelSpec) -> str:
-    count = len(spec.classes)
+    count = f"{len(spec.classes)} classes" if spec.threshold is None else f"one channel, {said_threshold(spec)}"
     return (
-        f"{spec.architecture} {spec.variant} from {spec.source}, {count} classes, logits at 1/{spec.logits_stride}, "
+        f"{spec.architecture} {spec.variant} from {spec.source}, {count}, logits at 1/{spec.logits_stride}, "
         f"mean {_triple(spec.mean)} std {_triple(spec.std)} {spec.channel_order}, sha256 {spec.source_sha256[:12]}"
     )
 
@@ -117,12 +154,13 @@ def summary(spec: ModelSpec) -> str:
 def _override(spec: ModelSpec, options: SourceOptions) -> ModelSpec:
     if options.classes is not None:
         names, palette = _classes(options.classes)
-        if len(names) != len(spec.classes):
+        if len(names) not in {spec.channels, len(spec.classes)}:
+            wanted = "one for each output channel of the model" if spec.channels > 1 else "or 1 beside the background"
             raise DeployError(
-                f"--classes {options.classes}: got {len(names)} names, expected {len(spec.classes)}, "
-                "one for each output channel of the model"
+                f"--classes {options.classes}: got {len(names)} names, expected {len(spec.classes)}, {wanted}"
             )
         spec = replace(spec, classes=names, palette=palette)
+    spec = spec.at_threshold(options.threshold)
     _check_scale(options)
     order = "BGR" if options.bgr else spec.channel_order
     return replace(spec, mean=options.mean or spec.mean, std=options.std or spec.std, channel_order=order)

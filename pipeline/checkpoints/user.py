@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import DeployError
-from engines.spec import MAX_CLASSES, ModelSpec
+from engines.spec import MAX_CLASSES, THRESHOLD, ModelSpec
 from pipeline.checkpoints.common import LoadedModel, State, check_finite
 from pipeline.checkpoints.files import files_sha256, read_state
+from pipeline.checkpoints.torch_endings import cut_module
 
 _OUTPUTS = ("logits", "out")  # of Hugging Face and torchvision
 
@@ -34,7 +35,7 @@ class LogitsOnly(nn.Module):
 
 
 def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> LoadedModel:
-    """Call the factory, load `weights` strictly if given, and measure the logits on one window of zeros.
+    """Call the factory, load `weights` strictly if given, and measure the logits on one window of noise.
 
     The function returns an nn.Module, or (nn.Module, ModelSpec); without a ModelSpec, classes and palette follow
     from the number of channels, and mean and std are ImageNet's.
@@ -50,20 +51,25 @@ def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> 
         state, _ = read_state(weights)
         _fill(module.inner, state, weights)
         digest = files_sha256([weights])
-    classes, stride = _measure(module, window, source)
+    output = _try(module, window, source)
+    cut, ending = cut_module(module, window, output)
+    channels, stride = _measure(output if ending is None else _try(cut, window, source), window, source)
+    threshold = None if ending is None else ending.threshold
     if spec is None:
         # Imported here: this table of data sets is no part of reading weights.
         from engines.images.palettes import default_classes, palette_for
 
-        names = default_classes(classes)
-        spec = ModelSpec("custom", source, names, palette_for(names), logits_stride=stride)
-    if (len(spec.classes), spec.logits_stride) != (classes, stride):
+        names = default_classes(channels)
+        spec = ModelSpec("custom", source, names, palette_for(names), logits_stride=stride, threshold=threshold)
+    if channels == 1 and len(spec.classes) == 2 and spec.threshold in (None, THRESHOLD):  # not said otherwise
+        spec = replace(spec, threshold=threshold or THRESHOLD)
+    if (spec.channels, spec.logits_stride) != (channels, stride):
         raise DeployError(
-            f"factory {source}: got a ModelSpec of {len(spec.classes)} classes at 1/{spec.logits_stride}, expected "
-            f"{classes} at 1/{stride}, as the module computes them"
+            f"factory {source}: got a ModelSpec of {spec.channels} classes at 1/{spec.logits_stride}, expected "
+            f"{channels} at 1/{stride}, as the module computes them"
         )
     spec = replace(spec, source=f"factory {source}", source_sha256=digest or spec.source_sha256)
-    return LoadedModel(module, spec)
+    return LoadedModel(cut, spec, ending)
 
 
 def pick_logits(output: Any) -> Tensor:
@@ -130,18 +136,9 @@ def _fill(module: nn.Module, state: State, path: Path) -> None:
     module.load_state_dict(state, strict=True)
 
 
-def _measure(module: nn.Module, window: tuple[int, int], source: str) -> tuple[int, int]:
-    """K and the logits' stride, from one run on zeros."""
+def _measure(logits: Tensor, window: tuple[int, int], source: str) -> tuple[int, int]:
+    """K and the logits' stride."""
     height, width = window
-    try:
-        with torch.inference_mode():
-            logits = module(torch.zeros(1, 3, height, width))
-    except RuntimeError as error:
-        line = str(error).strip().split("\n")[0]
-        raise DeployError(
-            f"factory {source}: the module failed on (1, 3, {height}, {width}) float32: {line}; "
-            "expected it to take this window, choose another with --tile"
-        ) from error
     shape = tuple(logits.shape)
     if len(shape) == 4 and shape[0] == 1 and 1 <= shape[1] <= MAX_CLASSES and min(shape[2:]) > 0:
         stride = height // shape[2]
@@ -151,6 +148,22 @@ def _measure(module: nn.Module, window: tuple[int, int], source: str) -> tuple[i
         f"factory {source}: got logits {shape} for a {height}x{width} window, expected (1, K, {height}/s, {width}/s) "
         f"with 1 <= K <= {MAX_CLASSES} and an integer stride s"
     )
+
+
+def _try(module: nn.Module, window: tuple[int, int], source: str) -> Tensor:
+    """The output for a window of noise, by which logits can be told from probabilities and labels."""
+    height, width = window
+    noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.inference_mode():
+            output: Tensor = module(noise)
+            return output
+    except RuntimeError as error:
+        line = str(error).strip().split("\n")[0]
+        raise DeployError(
+            f"factory {source}: the module failed on (1, 3, {height}, {width}) float32: {line}; "
+            "expected it to take this window, choose another with --tile"
+        ) from error
 
 
 def _describe(value: Any) -> str:

@@ -23,7 +23,7 @@ from engines.files import file_sha256
 from engines.images.read import MAX_PIXELS
 from engines.measure.bench import settings
 from pipeline.build import build_bundle
-from pipeline.checkpoints.sources import load_source, summary
+from pipeline.checkpoints.sources import announce_source, load_source
 from pipeline.compare.frames import Frames
 from pipeline.compare.judge import Limits, judge, verdict
 from pipeline.compare.measure import Measured, measure
@@ -82,7 +82,7 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
     with writing(build.output, check_folder) as folder:
         source = load_source(build.model, (build.tiling.window_h, build.tiling.window_w), build.options)
         spec, steps = source.spec, _Steps("model", log)
-        steps("load", summary(spec))
+        announce_source(source, steps)
         dataset = open_dataset(
             request.data, spec, label_map=request.label_map, split=request.split, options=request.label_options
         )

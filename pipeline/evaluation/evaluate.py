@@ -159,6 +159,7 @@ def _bundle(manifest: Manifest, folder: Path) -> dict[str, Any]:
         "sdk": manifest.sdk,
         "device": manifest.device,
         "tiling": manifest.tiling.to_json(),
+        "threshold": spec.threshold,
         "files": {**manifest.files, MANIFEST: file_sha256(folder / MANIFEST)},
     }
 

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from torch import nn
 
 from engines.errors import DeployError
+from pipeline.graph.endings import Ending, cut_ending
 from pipeline.graph.onnx_graph import OnnxGraph, Step, from_model
 from pipeline.graph.proto import LARGEST, infer, load, settle, with_weights, without_weights
 
@@ -60,6 +61,11 @@ def export(program: torch.export.ExportedProgram) -> OnnxGraph:
 
 def import_onnx(path: Path, window: tuple[int, int]) -> OnnxGraph:
     """Read a user's .onnx and fix its input at (1, 3, *window).  Sizes that the file fixes must agree with that."""
+    return read_onnx(path, window)[0]
+
+
+def read_onnx(path: Path, window: tuple[int, int]) -> tuple[OnnxGraph, Ending | None, ir.Model]:
+    """What `import_onnx` does, the ending that the graph had after its logits, and the graph with it."""
     with _readable(path):
         model = load(path)
         if not len(model.graph):
@@ -73,7 +79,11 @@ def import_onnx(path: Path, window: tuple[int, int]) -> OnnxGraph:
             raise DeployError(f"model {path}: shapes do not fit together at {window}: {_first_line(error)}") from error
     # Shape subgraphs of dynamic exports only become constants by folding, so the import ends with it.
     folded, left_out = _simplify(model)
-    return from_model(folded, (Step("imported .onnx", len(folded.graph), left_out),))
+    settle(folded)
+    whole = folded.clone()
+    ending = cut_ending(folded)
+    steps = () if ending is None else (Step(f"ending: {ending.what}", len(folded.graph), places=1),)
+    return from_model(folded, (*steps, Step("imported .onnx", len(folded.graph), left_out))), ending, whole
 
 
 def simplify(graph: OnnxGraph) -> OnnxGraph:

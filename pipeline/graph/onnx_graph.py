@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -104,10 +104,16 @@ def run_onnx(graph: OnnxGraph, batches: list[Float32]) -> Float32:
 
 def run_model(model: ir.Model, batches: Sequence[Float32]) -> Float32:
     """As `run_onnx`, for a graph that may take another number of images."""
+    return np.concatenate(list(run_each(model, batches)))
+
+
+def run_each(model: ir.Model, batches: Iterable[Float32]) -> Iterator[Any]:
+    """The one output, of any type, for each input.  Raises DeployError."""
     session = open_onnx(model)
     name = session.get_inputs()[0].name
     with _refusals():
-        return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
+        for batch in batches:
+            yield session.run(None, {name: batch})[0]
 
 
 def open_onnx(model: ir.Model) -> Any:

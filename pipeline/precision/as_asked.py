@@ -74,7 +74,7 @@ def as_asked(
     max_drop = request.budget.max_drop
     bench = Workbench(
         backend, config, windows=found.windows, panel=found.selection, max_drop=max_drop, islands=inputs,
-        report=found.report, half=half,
+        report=found.report, half=half, threshold=source.spec.threshold,
         segmenter=lambda session: Segmenter.on_host(session, source.spec, request.tiling),
     )  # fmt: skip
     decision = search(graph, ranges, options=options, bench=bench, log=log)

@@ -14,6 +14,7 @@ from calib.ranges.windows import draw_from
 from engines.contract import Float32, Log, UInt8
 from engines.errors import GateError
 from engines.segmenter import Segmenter
+from engines.tiling.core import labels_of
 from pipeline.checkpoints.sources import Source
 from pipeline.evaluation.evaluate import areas
 from pipeline.evaluation.statistics import Counts, Interval, Statistic, equal_labels, loss_interval, miou
@@ -98,8 +99,10 @@ def panels(
     if not chosen_on:
         log("warning", "no photographs: plans are judged on the windows that the build is verified on")
     others = () if division is None else division.report
-    report = _compared(graph, *_windows(request, source, others)) if others else None
-    return _told(Panels(_compared(graph, owners, windows), report, some, labelled=False, record={}), log)
+    report = _compared(graph, *_windows(request, source, others), source.spec.threshold) if others else None
+    return _told(
+        Panels(_compared(graph, owners, windows, source.spec.threshold), report, some, labelled=False, record={}), log
+    )
 
 
 def _told(found: Panels, log: Log) -> Panels:
@@ -122,16 +125,19 @@ def _windows(
     return [rank for rank, _ in pairs], [window for _, window in pairs]
 
 
-def _compared(graph: OnnxGraph, owners: Sequence[int], windows: Sequence[Float32]) -> Panel:
+def _compared(
+    graph: OnnxGraph, owners: Sequence[int], windows: Sequence[Float32], threshold: float | None
+) -> Panel:  # fmt: skip
     """Labels equal to those of the fp32 `graph`, which is the checkpoint's (see pipeline.exact)."""
     parts = [list(windows[start : start + HELD_OUT]) for start in range(0, len(windows), HELD_OUT)]
-    wanted: list[UInt8] = [labels for part in parts for labels in run_onnx(graph, part).argmax(1).astype(np.uint8)]
+    wanted: list[UInt8] = [labels for part in parts for labels in labels_of(run_onnx(graph, part), threshold)]
     images = max(owners) + 1
 
     def count(segmenter: Segmenter) -> Counts:
         counts = np.zeros((images, 2), np.int64)
         for owner, window, labels in zip(owners, windows, wanted, strict=True):
-            got = segmenter.session.run(np.repeat(window, segmenter.device.batch, axis=0))[:1].argmax(1)[0]
+            logits = segmenter.session.run(np.repeat(window, segmenter.device.batch, axis=0))[:1]
+            got = labels_of(logits, threshold)[0]
             counts[owner] += np.count_nonzero(got == labels), labels.size
         return counts
 

@@ -16,7 +16,7 @@ from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
-from pipeline.checkpoints.sources import Source, SourceOptions, load_source, summary
+from pipeline.checkpoints.sources import Source, SourceOptions, announce_source, load_source
 from pipeline.graph.export import simplify
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
@@ -60,7 +60,7 @@ def calibrate(request: CalibrateRequest, log: Log) -> tuple[Ranges, Effort]:
     _check(request)
     chosen = draw(request, log)
     source = load_source(request.model, (request.tiling.window_h, request.tiling.window_w), request.options)
-    log("load", summary(source.spec))
+    announce_source(source, log)
     return measure(graph_of(source, request.rewrites), chosen, source.spec, request, log)
 
 

@@ -20,6 +20,7 @@ from calib.ranges.ranges import Ranges
 from engines.contract import Backend, BuildConfig, Float32, Log, Session
 from engines.errors import DeployError
 from engines.segmenter import Segmenter
+from engines.tiling.core import labels_of
 from pipeline.evaluation.statistics import Counts, Interval, is_faster, loss_interval
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.precision.blocks import Block, blocks_of
@@ -97,6 +98,7 @@ class Workbench:
     max_drop: how many points may be lost against fp32.  islands: the windows that lowering plans its islands on.
     config: of every engine but for its precision.  segmenter: around a session.
     half: the type of the plan without INT8, fp32 for none; "" takes the one that INT8 leaves the rest in.
+    threshold: `ModelSpec.threshold`.
     """
 
     backend: Backend
@@ -108,6 +110,11 @@ class Workbench:
     islands: Sequence[Float32]
     report: Panel | None = None
     half: str = ""
+    threshold: float | None = None
+
+    def agreement(self, logits: Float32, wanted: Float32) -> float:
+        """Share of equal labels, of logits (M, K, h, w) each."""
+        return float((labels_of(logits, self.threshold) == labels_of(wanted, self.threshold)).mean())
 
     def compiled(self, graph: OnnxGraph, precision: str) -> AbstractContextManager[Session]:
         return compiled(graph, self.backend, replace(self.config, precision=precision))
@@ -218,13 +225,13 @@ def _sensitivity(
 ) -> list[BlockTrial]:  # fmt: skip
     """Each block alone: what it costs and what it gains.  exact: the logits of fp32."""
     plain = _logits(base, bench.windows)
-    loss = 100 * (1 - _agreement(plain, exact))
+    loss = 100 * (1 - bench.agreement(plain, exact))
     trials = []
     for index, block in enumerate(lowering.blocks):
         with bench.compiled(lowering.graph([index], quick=True), "int8") as session:
             before, after = rounds_ms([base, session], bench.windows[0], BLOCK_ROUNDS)
             logits = _logits(session, bench.windows)
-        lost, changed = (100 * (1 - _agreement(logits, wanted)) for wanted in (exact, plain))
+        lost, changed = (100 * (1 - bench.agreement(logits, wanted)) for wanted in (exact, plain))
         error = float(np.sqrt(np.mean((logits - plain) ** 2) / np.mean(plain**2)))
         whole = statistics.median(before)
         gain = statistics.median(b - a for b, a in zip(before, after, strict=True))
@@ -260,7 +267,3 @@ def _widest(
 
 def _logits(session: Session, windows: Sequence[Float32]) -> Float32:
     return np.concatenate([session.run(window).copy() for window in windows])
-
-
-def _agreement(got: Float32, wanted: Float32) -> float:
-    return float((got.argmax(1) == wanted.argmax(1)).mean())

@@ -92,12 +92,14 @@ def _stitch(
     try:
         labels, _ = core.stitch(
             logits, [top for top, _ in places], [left for _, left in places], window, size, rows, weights,
-            confidence=draw.flag(), threads=draw(1, 3),
+            confidence=draw.flag(), threads=draw(1, 3), threshold=(threshold := draw(1, 99) / 100),
         )  # fmt: skip
     except DeployError:
         return
     if size[0] * size[1] <= COMPARED and classes <= 19:
         scores = tile_reference.scores(logits, *zip(*places, strict=True), window, size, weights)[:, rows[0] : rows[1]]
+        if classes == 1:  # against a logit that is always the threshold's
+            scores = np.concatenate([np.full_like(scores, np.log(threshold / (1 - threshold))), scores])
         best = np.sort(scores, 0)
-        clear = best[-1] - best[-2] > 1e-4 * np.abs(scores).max() if classes > 1 else np.ones(labels.shape, bool)
+        clear = best[-1] - best[-2] > 1e-4 * np.abs(scores).max()
         assert np.array_equal(labels[clear], scores.argmax(0)[clear]), "stitch differs from the oracle"

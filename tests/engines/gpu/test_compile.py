@@ -16,14 +16,17 @@ from engines.gpu import kernels, nvrtc
 from engines.gpu.compile import SOURCE, compile_kernels, find_nvccs
 
 KERNELS = [f"tile_gather_{suffix}" for suffix in kernels.SUFFIX.values()] + [
-    f"tile_stitch_{way}{confidence}_{suffix}"
+    f"tile_stitch_{way}{kind}_{suffix}"
     for way in ("quarter", "whole", "whole_weighted", "any", "any_weighted")
-    for confidence in ("", "_confidence")
+    for kind in ("", "_confidence", "_threshold")
     for suffix in kernels.SUFFIX.values()
 ]
 # Registers of a thread, of which a multiprocessor has 65536: 4 blocks of 128 threads at work (5 with one row a thread),
 # 3 where confidence or weights keep more.
-REGISTERS = {"gather": 40, "quarter": 128, "whole": 168, "whole_confidence": 168, "any": 80, "any_confidence": 102}
+REGISTERS = {
+    "gather": 40, "quarter": 128, "whole": 168, "whole_confidence": 168, "whole_threshold": 168,
+    "any": 80, "any_confidence": 102, "any_threshold": 102,
+}  # fmt: skip
 
 
 def _nvcc() -> Path:

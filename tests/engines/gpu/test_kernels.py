@@ -66,7 +66,7 @@ def test_random_geometries(machine: Emulated) -> None:
         case = StitchCase(int(rng.integers(1, 9)), low, tiling, size, seed, seed % 3)
         assert case.differences(machine, DTYPES[seed % 2], bool(seed % 3), seed % 7 < 4) == 0, case
         ways.add(_launch(case).kernel)
-    assert len(ways) == 5
+    assert len({way for way in ways if "threshold" not in way}) == 5
 
 
 def _launch(case: StitchCase, **changes: object) -> kernels.Launch:

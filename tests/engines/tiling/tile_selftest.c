@@ -67,6 +67,8 @@ static int starts(int length, int window, int stride, int32_t *out)
     return count;
 }
 
+#define CUT 0.4f /* of one class alone */
+
 static int check_stitch(int height, int width, int window, int stride, int low, int classes, int weighted, int threads)
 {
     int32_t rows[512], columns[512], tops[4096], lefts[4096];
@@ -84,7 +86,7 @@ static int check_stitch(int height, int width, int window, int stride, int low, 
         for (int i = 0; i < window; i++)
             wy[i] = 1.2f + uniform();
     }
-    tile_plan plan = {height, width, window, window, low, low, classes, n, 0, height, threads};
+    tile_plan plan = {height, width, window, window, low, low, classes, n, 0, height, threads, CUT};
     size_t size = tile_stitch_workspace(&plan, 1);
     unsigned char *workspace = aligned_alloc(64, (size + 63) / 64 * 64);
     uint8_t *labels = malloc((size_t)(height * width));
@@ -106,6 +108,10 @@ static int check_stitch(int height, int width, int window, int stride, int low, 
             }
             for (int k = 0; k < classes; k++)
                 sum += exp(score(&plan, logits, tops, lefts, wy, wy, k, y, x, &weight) - best);
+            if (classes == 1) { /* two by a threshold */
+                winner = best > CUT, second = winner ? CUT : 2 * best - CUT;
+                sum = 1 + exp(winner ? -best : best);
+            }
             int got = labels[y * width + x];
             bad = (got != winner && best - second > 1e-4) || fabs(confidence[y * width + x] - 1 / sum) > 1e-5;
             if (bad)
@@ -200,7 +206,9 @@ int main(void)
     failed += check_stitch(40, 50, 29, 20, 7, 5, 1, 2);    /* no whole ratio */
     failed += check_stitch(5, 70, 32, 24, 8, 4, 0, 8);     /* smaller than the window */
     failed += check_stitch(1, 1, 32, 24, 8, 4, 0, 8);
-    failed += check_stitch(40, 40, 3, 2, 1, 1, 0, 2);
+    failed += check_stitch(40, 40, 3, 2, 1, 1, 0, 2);      /* one class alone */
+    failed += check_stitch(40, 1100, 32, 20, 8, 1, 1, 2);
+    failed += check_stitch(40, 50, 29, 20, 7, 1, 0, 2);
     for (int padding = 0; padding < 3; padding++) {
         failed += check_gather(40, 50, 16, 7, 33, padding, 2);
         failed += check_gather(5, 3, 16, 0, 0, padding, 2);

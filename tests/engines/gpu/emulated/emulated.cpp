@@ -36,7 +36,8 @@ struct Stitch {
 };
 
 #define NAMED(kernel) {#kernel, kernel}
-#define WAYS(way) NAMED(way##_f32), NAMED(way##_f16), NAMED(way##_confidence_f32), NAMED(way##_confidence_f16)
+#define KINDS(kind) NAMED(kind##_f32), NAMED(kind##_f16)
+#define WAYS(way) KINDS(way), KINDS(way##_confidence), KINDS(way##_threshold)
 
 const Gather GATHERS[] = {NAMED(tile_gather_f32), NAMED(tile_gather_f16)};
 const Stitch STITCHES[] = {WAYS(tile_stitch_quarter), WAYS(tile_stitch_whole), WAYS(tile_stitch_whole_weighted),

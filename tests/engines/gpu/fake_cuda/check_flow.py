@@ -71,6 +71,24 @@ def test_every_way_to_tile_equals_the_host(schedule: int, blend: str, padding: s
                     assert same(segmenter.segment(image(*size, seed), True), host.segment(image(*size, seed), True))
 
 
+@pytest.mark.parametrize("confidence", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_one_channel_is_compared_with_its_threshold(schedule: int, dtype: str, confidence: bool) -> None:
+    configure(lazy=schedule)
+    shares = []
+    for threshold in (0.5, 0.2, 0.8):
+        for tiling, low in ((TILING, None), (Tiling(50, 70, 50, 31, "gaussian"), (7, 9))):
+            engine = Engine(tiling, 2, low, dtype, threshold=threshold)
+            host = on_host(engine, tiling)
+            with opened(engine, tiling) as (segmenter, _, _):
+                for seed in range(3):  # runs, is recorded, is replayed
+                    picture = image(131, 177, seed)
+                    mask = segmenter.segment(picture, confidence)
+                    assert same(mask, host.segment(picture, confidence))
+            shares.append(mask.labels.mean())
+    assert 1 > shares[2] > shares[0] > shares[4] > 0
+
+
 def test_images_are_read_with_any_strides(schedule: int) -> None:
     configure(lazy=schedule)
     engine = Engine(TILING)

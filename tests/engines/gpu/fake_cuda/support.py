@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,21 +65,27 @@ class Engine:
     """Logits that depend on the pixels around each, the same on the host and on the device.
 
     low: (h, w) of the logits.  poison: after so many runs on the device the logits are NaN; -1 never.
+    threshold: None for five channels, or of one.
     """
 
     def __init__(
         self, tiling: Tiling, batch: int = 1, low: tuple[int, int] | None = None, dtype: str = "fp32",
-        capturable: bool = True,
+        capturable: bool = True, threshold: float | None = None,
     ) -> None:  # fmt: skip
+        self.spec = (
+            SPEC if threshold is None else replace(SPEC, classes=("it",), palette=((1, 2, 3),), threshold=threshold)
+        )
+        channels = self.spec.channels
         window = (tiling.window_h, tiling.window_w)
         self.low = low or (-(-window[0] // 4), -(-window[1] // 4))
         self.input = Tensor("image", (batch, 3, *window), dtype)
-        self.output = Tensor("logits", (batch, 5, *self.low), dtype)
+        self.output = Tensor("logits", (batch, channels, *self.low), dtype)
         self.capturable, self.poison, self.enqueued = capturable, -1, 0
         self._type = np.dtype(np.float16 if dtype == "fp16" else np.float32)
         self._calls: list[Any] = []  # what the driver may call until the end
         rng = np.random.default_rng(11)
-        self._mix, self._bias = rng.normal(size=(5, 3)).astype(np.float32), rng.normal(size=5).astype(np.float32)
+        self._mix = rng.normal(size=(5, 3)).astype(np.float32)[:channels]
+        self._bias = rng.normal(size=5).astype(np.float32)[:channels]
         self._rows = np.linspace(0, window[0] - 1, self.low[0]).astype(int)
         self._columns = np.linspace(0, window[1] - 1, self.low[1]).astype(int)
 
@@ -115,12 +122,12 @@ def _view(address: int, tensor: Tensor, dtype: np.dtype[Any]) -> np.ndarray:
 @contextmanager
 def opened(engine: Engine, tiling: Tiling, **options: Any) -> Iterator[tuple[Segmenter, CudaDevice, CudaGpu]]:
     """A segmenter on the fake GPU."""
-    with open_gpu() as gpu, CudaDevice(gpu, engine, SPEC, tiling, CUBIN, **options) as device:
+    with open_gpu() as gpu, CudaDevice(gpu, engine, engine.spec, tiling, CUBIN, **options) as device:
         yield Segmenter(device), device, gpu
 
 
 def on_host(engine: Engine, tiling: Tiling) -> Segmenter:
-    return Segmenter(HostDevice(engine, SPEC, tiling, 1, engine.input.shape[0]))
+    return Segmenter(HostDevice(engine, engine.spec, tiling, 1, engine.input.shape[0]))
 
 
 def image(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -10,19 +10,32 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from engines.arguments.values import (
+    count,
+    inside,
+    label,
+    mebibytes,
+    number,
+    percent,
+    positive,
+    share,
+    size,
+    triple,
+    up_to,
+    width_height,
+    words,
+)
 from engines.backends import BACKENDS
 from engines.bundle import MAX_BATCH
 from engines.contract import PRECISIONS, TensorRTOptions
 from engines.images.read import MAX_PIXELS
 from engines.tiling.placement import BLENDS, PADDINGS, Tiling
 
-MAX_COUNT = 2**31 - 1  # of the int32 that SDKs take
-MAX_MEBIBYTES = 2**44 - 1  # whose bytes fit size_t
-
 # What a bundle's graph was made for, and a rebuild of it cannot change.
 FIXED_IN_A_BUNDLE = (
     "precision", "tile", "stride", "blend", "padding", "weights", "classes", "mean", "std", "bgr", "sample", "rewrites",
-    "time_rewrites", "calib", "rest", "no_islands", "no_smooth", "no_bias_correction", "depthwise", "eval", "max_drop",
+    "time_rewrites", "threshold", "calib", "rest", "no_islands", "no_smooth", "no_bias_correction", "depthwise", "eval",
+    "max_drop",
 )  # fmt: skip
 
 
@@ -92,6 +105,7 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--recursive", action="store_true", help="folders within folders too; DIR then mirrors them")
     verb.add_argument("--overlay", action="store_true", help="also write NAME.overlay.jpg")
     verb.add_argument("--confidence", action="store_true", help="also write NAME.confidence.png, 255 = certain")
+    threshold_argument(verb, "the bundle's")
     verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
     loading_arguments(verb)
 
@@ -139,14 +153,11 @@ def bench_arguments(verb: argparse.ArgumentParser) -> None:
 def evaluate_arguments(verb: argparse.ArgumentParser) -> None:
     """Of `evaluate`."""
     verb.add_argument("bundle", type=Path, metavar="BUNDLE")
-    verb.add_argument(
-        "dataset",
-        type=Path,
-        metavar="DATASET",
-        help="images/ beside labels/ (index PNGs), or a Cityscapes, ADE20K, PASCAL Context, COCO-Stuff or CamVid tree",
-    )
+    verb.add_argument("dataset", type=Path, metavar="DATASET", help="images/ beside labels/ (index PNGs), or a "
+                      "Cityscapes, ADE20K, PASCAL Context, COCO-Stuff or CamVid tree")  # fmt: skip
     verb.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write DIR/evaluate.json")
     data_arguments(verb)
+    threshold_argument(verb, "the bundle's")
     verb.add_argument("--fail-under", type=percent, metavar="MIOU", help="exit with 3 if lower: 0.7, or 70")
     loading_arguments(verb)
 
@@ -156,9 +167,15 @@ def engine_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
     window_arguments(verb)
     verb.add_argument("--blend", choices=BLENDS, default="uniform", help="weights of overlapping windows")
+    threshold_argument(verb, "the model's, or 0.5")
     verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
     model_arguments(verb)
     preprocessing_arguments(verb)
+
+
+def threshold_argument(verb: argparse.ArgumentParser, default: str) -> None:
+    verb.add_argument("--threshold", type=inside, metavar="T", help="of a network with one channel: the probability "
+                      f"above which it is its class, not background ({default})")  # fmt: skip
 
 
 def tensorrt_arguments(verb: argparse.ArgumentParser) -> None:
@@ -222,6 +239,12 @@ def data_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
 
 
+def model_given(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of the model, by the names of `pipeline.checkpoints.sources.SourceOptions`."""
+    names = ("weights", "classes", "mean", "std", "bgr", "threshold")
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
 def tiling(args: argparse.Namespace) -> Tiling:
     height, width = args.tile
     stride_h, stride_w = args.stride or (max(1, 3 * height // 4), max(1, 3 * width // 4))
@@ -233,90 +256,8 @@ def tensorrt_given(args: argparse.Namespace) -> dict[str, Any]:
     return {field.name: getattr(args, field.name) for field in fields(TensorRTOptions) if hasattr(args, field.name)}
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
-    return value
-
-
 def batch(text: str) -> int:
     return up_to(MAX_BATCH, text)
-
-
-def count(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= MAX_COUNT:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 0 or more, up to {MAX_COUNT}")
-    return value
-
-
-def mebibytes(text: str) -> int:
-    """In bytes."""
-    return up_to(MAX_MEBIBYTES, text) * 2**20
-
-
-def up_to(most: int, text: str) -> int:
-    value = positive(text)
-    if value > most:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 1 to {most}")
-    return value
-
-
-def number(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):  # NaN neither: a gate that compares with it would never fail
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more")
-    return value
-
-
-def share(text: str) -> float:
-    value = number(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 1")
-    return value
-
-
-def label(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 255:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 0 to 255")
-    return value
-
-
-def percent(text: str) -> float:
-    """``0.7``, or ``70`` for percent.  1 is all."""
-    value = float(text)
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"got {value:g}, expected 0 to 1, or up to 100 for percent")
-    return value / 100 if value > 1 else value
-
-
-def size(text: str) -> tuple[int, int]:
-    """``1024`` or ``512x1024`` (height x width)."""
-    parts = [positive(part) for part in text.lower().split("x")]
-    if len(parts) > 2:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected N or HxW")
-    return parts[0], parts[-1]
-
-
-def words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def width_height(text: str) -> tuple[int, int]:
-    """``2048x1024`` (width x height, as images are named) -> (height, width)."""
-    parts = [positive(part) for part in text.lower().split("x")]
-    if len(parts) != 2:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected WIDTHxHEIGHT")
-    return parts[1], parts[0]
-
-
-def triple(text: str) -> tuple[float, float, float]:
-    values = [float(part) for part in text.split(",")]
-    if len(values) != 3:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected three numbers such as 123.7,116.3,103.5")
-    return values[0], values[1], values[2]
 
 
 class Version(argparse.Action):

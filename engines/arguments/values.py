@@ -1,0 +1,97 @@
+"""Words of the command line -> values.  Each raises argparse.ArgumentTypeError, or ValueError, on what it is not."""
+
+from __future__ import annotations
+
+import argparse
+
+MAX_COUNT = 2**31 - 1  # of the int32 that SDKs take
+MAX_MEBIBYTES = 2**44 - 1  # whose bytes fit size_t
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
+    return value
+
+
+def count(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 0 or more, up to {MAX_COUNT}")
+    return value
+
+
+def mebibytes(text: str) -> int:
+    """In bytes."""
+    return up_to(MAX_MEBIBYTES, text) * 2**20
+
+
+def up_to(most: int, text: str) -> int:
+    value = positive(text)
+    if value > most:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 1 to {most}")
+    return value
+
+
+def number(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):  # NaN neither: a gate that compares with it would never fail
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more")
+    return value
+
+
+def share(text: str) -> float:
+    value = number(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 1")
+    return value
+
+
+def inside(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected more than 0 and less than 1")
+    return value
+
+
+def label(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 255:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 0 to 255")
+    return value
+
+
+def percent(text: str) -> float:
+    """``0.7``, or ``70`` for percent.  1 is all."""
+    value = float(text)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"got {value:g}, expected 0 to 1, or up to 100 for percent")
+    return value / 100 if value > 1 else value
+
+
+def size(text: str) -> tuple[int, int]:
+    """``1024`` or ``512x1024`` (height x width)."""
+    parts = [positive(part) for part in text.lower().split("x")]
+    if len(parts) > 2:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected N or HxW")
+    return parts[0], parts[-1]
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def width_height(text: str) -> tuple[int, int]:
+    """``2048x1024`` (width x height, as images are named) -> (height, width)."""
+    parts = [positive(part) for part in text.lower().split("x")]
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected WIDTHxHEIGHT")
+    return parts[1], parts[0]
+
+
+def triple(text: str) -> tuple[float, float, float]:
+    values = [float(part) for part in text.split(",")]
+    if len(values) != 3:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected three numbers such as 123.7,116.3,103.5")
+    return values[0], values[1], values[2]
