@@ -54,23 +54,22 @@ def build_engine(args: argparse.Namespace) -> int:
         from pipeline.checkpoints.sources import SourceOptions
         from pipeline.request import BuildRequest, Int8Options, LowerOptions
 
-        options = SourceOptions(**arguments.model_given(args))
         sample = None if args.sample is None else read_image(args.sample, args.max_pixels)
         sample_file = None if args.sample is None else photograph(args.sample)
         reserved = () if sample_file is None else (sample_file.sha256,)
         request = BuildRequest(
             args.model, args.output, arguments.tiling(args), precision=args.precision, backend=args.backend,
-            threads=args.threads, options=options,
-            sample=sample, sample_file=sample_file, max_error=args.max_error, min_agreement=args.min_agreement,
+            threads=args.threads, options=SourceOptions(**arguments.model_given(args)), sample=sample,
+            sample_file=sample_file, max_error=args.max_error, min_agreement=args.min_agreement,
             rewrites=args.rewrites, time_rewrites=args.time_rewrites,
             ranges=Ranges.load(args.calib) if args.calib is not None and is_ranges(args.calib) else None,
             photographs=None if args.calib is None or is_ranges(args.calib) else split(
                 [str(args.calib)], reserved=reserved),
             lowering=LowerOptions(
                 islands=not args.no_islands, smooth=not args.no_smooth, bias=not args.no_bias_correction,
-                rest=args.rest, int8=Int8Options(args.depthwise),
+                rest=args.rest, int8=Int8Options(args.depthwise, tuple(args.skip)),
             ),
-            budget=_budget(args), max_pixels=args.max_pixels, batch=args.batch or 1,
+            budget=_budget(args), leave=args.max_drop is not None, max_pixels=args.max_pixels, batch=args.batch or 1,
             tensorrt=TensorRTOptions(**arguments.tensorrt_given(args)), timing_cache=args.timing_cache,
         )  # fmt: skip
         manifest = build_bundle(request, log)
@@ -126,10 +125,10 @@ def calibrate(args: argparse.Namespace) -> int:
     from pipeline.precision.calibrate import CalibrateRequest
     from pipeline.precision.calibrate import calibrate as measure
 
-    options = SourceOptions(**arguments.model_given(args))
     request = CalibrateRequest(
         args.model, args.dataset, args.output, arguments.tiling(args), windows=args.windows, seed=args.seed,
-        rewrites=args.rewrites, threads=args.threads, options=options, max_pixels=args.max_pixels,
+        rewrites=args.rewrites, threads=args.threads, options=SourceOptions(**arguments.model_given(args)),
+        max_pixels=args.max_pixels,
         **{name: getattr(args, name) for name in ("method", "percentile") if getattr(args, name) is not None},
     )  # fmt: skip
     ranges, effort = measure(request, _logger(args.json))
@@ -169,16 +168,15 @@ def compare(args: argparse.Namespace) -> int:
     from pipeline.compare.run import compare as compare_precisions
     from pipeline.request import Budget, BuildRequest
 
-    options = SourceOptions(**arguments.model_given(args))
     build = BuildRequest(
-        args.model, args.output, arguments.tiling(args), backend=args.backend, threads=args.threads, options=options,
-        budget=Budget(args.max_drop), max_pixels=args.max_pixels,
+        args.model, args.output, arguments.tiling(args), backend=args.backend, threads=args.threads,
+        options=SourceOptions(**arguments.model_given(args)), budget=Budget(args.max_drop), max_pixels=args.max_pixels,
     )  # fmt: skip
     limits = Limits(args.max_drop, args.min_agreement, args.fail_under or None)
     request = CompareRequest(
         build, data=args.data, precisions=args.precisions, calib=args.calib, limits=limits, rounds=args.rounds,
-        limit=args.limit,
-        label_map=_label_map(args), label_options=_labels(args), split=args.split, max_pixels=args.max_pixels,
+        limit=args.limit, label_map=_label_map(args), label_options=_labels(args), split=args.split,
+        max_pixels=args.max_pixels,
     )  # fmt: skip
     log = _logger(args.json)
     comparison = compare_precisions(request, log)
@@ -268,15 +266,16 @@ def _loading(args: argparse.Namespace) -> tuple[Any, ...]:
 
 
 def _budget(args: argparse.Namespace) -> Budget:
-    """Of `--precision auto`: what it may lose, and on which data set."""
+    """What may be lost, and on which data set."""
     from calib.data.datasets import open_dataset
     from pipeline.request import Budget
 
+    max_drop = Budget.max_drop if args.max_drop is None else args.max_drop
     if args.eval is None:
-        return Budget(args.max_drop)
+        return Budget(max_drop)
     label_map = _label_map(args)
     return Budget(
-        args.max_drop,
+        max_drop,
         lambda spec: open_dataset(
             args.eval, spec, label_map=label_map, split=args.split, options=_labels(args)
         ).limited(args.limit),

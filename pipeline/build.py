@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ from engines.bundle import ENGINE, GOLDEN, KERNELS, MODEL, Manifest, writing
 from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
 from engines.errors import GateError
 from engines.guard.ledger import temporary_folder
-from engines.proof.agreement import Agreement
+from engines.proof.agreement import GATES, Agreement, Gate, decisions, spread
 from engines.proof.batch_gate import reported, require_neutral
 from engines.proof.golden import Golden
 from engines.proof.rebuild import compile_engine, describe, finish, tuning
@@ -32,10 +33,11 @@ from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.proto import check, save
 from pipeline.precision.as_asked import Asked, as_asked
 from pipeline.precision.budget import Jury
-from pipeline.precision.lower import lower
+from pipeline.precision.leave import advice, contributions, lower_leaving
+from pipeline.precision.lower import Lowered, lower
 from pipeline.precision.search import Candidate
 from pipeline.provenance import announce, provenance
-from pipeline.request import BuildRequest
+from pipeline.request import BuildRequest, LowerOptions
 
 
 def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) -> Manifest:
@@ -56,14 +58,14 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
             announce_source(source, log)
             announce(request.photographs, log)
             exact = exact_graph(source, request, log, timer=backend if request.time_rewrites else None, config=trial)
-        source, inputs, reference = exact.source, exact.inputs, exact.reference
-        asked = as_asked(request, source, backend, exact.graph, inputs=inputs, config=trial, log=log)
+        source = exact.source
+        asked = as_asked(
+            request, source, backend, exact.graph, inputs=exact.inputs, config=trial, log=log, image=exact.image
+        )  # fmt: skip
         tuned = replace(tuned, threads=request.threads, batch=request.batch)
-        labels = slide_labels(reference, tiling, exact.image.shape[:2], source.spec.threshold)
-        golden = Golden.sample(exact.image, reference, labels, source.reference)
         with _program(exact, backend) as program:
             config = replace(tuned, program=program)
-            built = _first_that_passes(folder, request, exact, asked, golden, backend=backend, config=config, log=log)
+            built = _first_that_passes(folder, request, exact, asked, backend=backend, config=config, log=log)
         draft = _draft(request, built.plan.precision, source=source, backend=backend, graph=built.graph,
                        steps=[*exact.steps, *built.steps])  # fmt: skip
         draft = replace(draft, photographs=provenance(request, asked.report.get("calibration"), log))
@@ -83,8 +85,7 @@ class _Built:
 
 
 def _first_that_passes(
-    folder: Path, request: BuildRequest, exact: Exact, asked: Asked, golden: Golden, backend: Backend,
-    config: BuildConfig, log: Log,
+    folder: Path, request: BuildRequest, exact: Exact, asked: Asked, backend: Backend, config: BuildConfig, log: Log
 ) -> _Built:  # fmt: skip
     """The first of the plans that stays inside its gate and, once it is an engine, inside the budget.
 
@@ -92,7 +93,7 @@ def _first_that_passes(
     """
     for plan, following in zip(asked.plans, [*asked.plans[1:], None], strict=True):
         try:
-            return _built(folder, request, exact, asked, plan, golden, backend=backend, config=config, log=log)
+            return _built(folder, request, exact, asked, plan, backend=backend, config=config, log=log)
         except GateError as error:
             if following is None:
                 raise
@@ -103,22 +104,22 @@ def _first_that_passes(
 
 
 def _built(
-    folder: Path, request: BuildRequest, exact: Exact, asked: Asked, plan: Candidate, golden: Golden, backend: Backend,
+    folder: Path, request: BuildRequest, exact: Exact, asked: Asked, plan: Candidate, backend: Backend,
     config: BuildConfig, log: Log,
 ) -> _Built:  # fmt: skip
     gate, spec, tiling = request.gate(plan.precision), exact.source.spec, request.tiling
-    lowered = lower(
-        exact.graph, plan.precision, windows=exact.inputs, reference=exact.reference, gate=gate, log=log,
-        ranges=asked.ranges, options=asked.options_of(plan),
-    )  # fmt: skip
+    lowered = _lowered(request, exact, asked, plan, gate, log)
     graph = _for_batches(lowered.graph, exact.inputs, request.batch, log)
+    stress = exact.stress if asked.views.stress is None else asked.views.stress.logits
+    golden = _golden(exact, tiling, gate, stress)
     golden.save(folder / GOLDEN)
     _save(graph, folder / MODEL)
     config = replace(config, precision=plan.precision)
     proof = compile_engine(
         folder, backend, config=config, golden=golden, spec=spec, tiling=tiling, gate=gate, log=log
     )  # fmt: skip
-    report = {"history": [step.to_json() for step in graph.history], "gate": asdict(gate), **asked.report}
+    kept = _kept(gate, plan.precision, proof)
+    report = {"history": [step.to_json() for step in graph.history], "gate": kept.to_json(), **asked.report}
     report |= {**lowered.report, **reported(proof, config)}
     if asked.jury is not None:
         loss = _loss(folder, request, exact, asked.jury, backend, config)
@@ -127,6 +128,47 @@ def _built(
         if plan.precision != "fp32":  # which is what the others are held against
             asked.jury.require(loss)
     return _Built(plan, graph, lowered.agreements, proof=proof, report=report)
+
+
+def _lowered(
+    request: BuildRequest, exact: Exact, asked: Asked, plan: Candidate, gate: Gate, log: Log
+) -> Lowered:  # fmt: skip
+    """Raises GateError; of INT8 it names the layers to leave out, unless the request lets the build leave them."""
+
+    def attempt(options: LowerOptions) -> Lowered:
+        return lower(
+            exact.graph, plan.precision, windows=exact.inputs, reference=exact.reference, gate=gate, log=log,
+            ranges=asked.ranges, options=options, views=asked.views, threshold=exact.source.spec.threshold,
+        )  # fmt: skip
+
+    chosen = asked.options_of(plan)
+    try:
+        return attempt(chosen)
+    except GateError as error:
+        if plan.precision != "int8" or asked.ranges is None or request.precision == "auto":
+            raise
+        costs = contributions(exact.graph, asked.ranges, chosen, exact.inputs[0], exact.reference[:1])
+        if not request.leave:
+            raise GateError(f"{error}; {advice(costs)}") from error
+        return lower_leaving(error, attempt, costs, chosen, log)
+
+
+def _golden(exact: Exact, tiling: Tiling, gate: Gate, stress: Float32 | None) -> Golden:
+    reference = exact.reference
+    labels, margin = slide_decisions(reference, tiling, exact.image.shape[:2], exact.source.spec.threshold)
+    return Golden.sample(
+        exact.image, reference, labels, exact.source.reference, ties=margin < gate.ties * spread(reference),
+        stress=stress,
+    )  # fmt: skip
+
+
+def _kept(gate: Gate, precision: str, proof: Sequence[Agreement]) -> Gate:
+    """The gate of rebuilds: as here, or as tight as what was built allows where labels have decided here."""
+    if gate.max_relative < math.inf:
+        return gate
+    for agreement in proof:
+        gate = agreement.allowance(GATES[precision] if gate.max_relative == math.inf else gate)
+    return gate
 
 
 def _loss(
@@ -163,25 +205,33 @@ def _for_batches(graph: OnnxGraph, inputs: list[Float32], batch: int, log: Log) 
 
 
 def slide_labels(logits: Float32, tiling: Tiling, size: tuple[int, int], threshold: float | None = None) -> UInt8:
+    """The labels of `slide_decisions`."""
+    return slide_decisions(logits, tiling, size, threshold)[0]
+
+
+def slide_decisions(
+    logits: Float32, tiling: Tiling, size: tuple[int, int], threshold: float | None = None
+) -> tuple[UInt8, Float32]:
     """mmsegmentation's slide mode in PyTorch, for logits (M, K, h, w) of all windows of an image of `size`.
 
-    threshold: `ModelSpec.threshold`.
+    Returns labels (H, W) and their margins, in logits.  threshold: `ModelSpec.threshold`.
     """
     height, width = size
     window = (tiling.window_h, tiling.window_w)
     tops, lefts = tiling.placements(height, width)
     total = torch.zeros(logits.shape[1], max(height, window[0]), max(width, window[1]))
-    summed = torch.zeros(total.shape[1:])
+    cover = torch.zeros(total.shape[1:])
     weights = blend_weights(tiling.blend, *window)
     weight = torch.ones(window) if weights is None else torch.from_numpy(np.outer(*weights))
     places = [(top, left) for top in tops for left in lefts]
     for (top, left), values in zip(places, torch.from_numpy(logits), strict=True):
         full = F.interpolate(values[None], size=window, mode="bilinear", align_corners=False)[0]
         total[:, top : top + window[0], left : left + window[1]] += full * weight
-        summed[top : top + window[0], left : left + window[1]] += weight
+        cover[top : top + window[0], left : left + window[1]] += weight
     # The sum of weights is the same for every class of a pixel, so argmax needs no division.
-    labels = total.argmax(0) if threshold is None else (total[0] / summed).double().sigmoid() > threshold
-    return labels[:height, :width].to(torch.uint8).numpy()
+    labels = total.argmax(0) if threshold is None else (total[0] / cover).double().sigmoid() > threshold
+    _, margin = decisions((total / cover)[None, :, :height, :width].numpy(), threshold)
+    return labels[:height, :width].to(torch.uint8).numpy(), margin[0]
 
 
 def _draft(

@@ -11,8 +11,9 @@ from calib.data.scenes import render
 from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
 from engines.errors import DeployError
 from engines.images.read import read_image
-from engines.proof.agreement import GATES, Agreement, Gate, compare_logits
+from engines.proof.agreement import GATES, ONE_LABEL, UNSURE, Agreement, Gate, compare_logits
 from engines.proof.golden import windows_of
+from engines.proof.stress import grid, stress_windows
 from engines.tiling.placement import Tiling
 from pipeline.checkpoints.sources import Source
 from pipeline.graph.export import simplify
@@ -31,6 +32,7 @@ class Exact:
     image: (H, W, 3) uint8, what it was verified on; inputs: its windows, (1, 3, h, w) float32 each.
     reference: the model's own logits (M, K, h, w) for them.  steps: export, simplification, rewriting, each compared
     with the step before.  program: the module as torch.export captured it; None of an .onnx.
+    stress: where the labels of the reference are one class, a grid of its logits on a stress input that shows more.
     """
 
     source: Source
@@ -40,6 +42,7 @@ class Exact:
     graph: OnnxGraph
     steps: tuple[Agreement, ...]
     program: torch.export.ExportedProgram | None
+    stress: Float32 | None = None
 
 
 def exact_graph(
@@ -54,6 +57,12 @@ def exact_graph(
     inputs = windows_of(image, source.spec, tiling)
     reference = source.logits(inputs)
     gate = request.gate("fp32") if request.precision == "fp32" else GATES["fp32"]
+    count = len(inputs)
+    if _known(
+        compare_logits("sample", reference, source.reference, reference, gate, source.spec.threshold), request, log
+    ):
+        inputs = [*inputs, *stress_windows(image, source.spec, tiling)[:1]]
+        reference = np.concatenate([reference, source.logits(inputs[count:])])
     graph, program = source.export()
     logits = run_onnx(graph, inputs)
     steps = [_verified("export", graph, source.reference, logits, reference, gate, log)]
@@ -64,7 +73,30 @@ def exact_graph(
             graph, inputs, logits=logits, gate=gate, timer=timer, config=config or BuildConfig(), log=log
         )
         steps.append(rewritten)
-    return Exact(source, image, inputs=inputs, reference=reference, graph=graph, steps=tuple(steps), program=program)
+    return Exact(
+        source,
+        image,
+        inputs=inputs[:count],
+        reference=reference[:count],
+        graph=graph,
+        steps=tuple(steps),
+        program=program,
+        stress=grid(reference[count:]) if len(inputs) > count else None,
+    )
+
+
+def _known(sample: Agreement, request: BuildRequest, log: Log) -> bool:
+    """Say how far the network knows what it is verified on.  Returns whether that is too little: all is one class."""
+    rendered = request.sample is None and not request.photographs
+    what = "a rendered street" if rendered else "the photograph"
+    log("sample", f"{what}, on which the network gives its labels a mean probability of {sample.confidence or 0.0:.2f}")
+    if (sample.confidence or 0.0) < UNSURE:
+        better = "--sample PHOTO or --calib DATASET gives one that it knows" if rendered else "--sample takes another"
+        log("warning", f"the network is unsure of {what}: its labels there are weak evidence; {better}")
+    if sample.one_label < ONE_LABEL:
+        return False
+    log("warning", f"{sample.no_evidence} there: equal labels prove nothing, logits decide, also on variants of it")
+    return True
 
 
 def _photograph(request: BuildRequest) -> UInt8 | None:
@@ -85,7 +117,7 @@ def sample_image(image: UInt8 | None, tiling: Tiling) -> UInt8:
 def _verified(
     step: str, graph: OnnxGraph, before: str, logits: Float32, expected: Float32, gate: Gate, log: Log
 ) -> Agreement:
-    agreement = compare_logits(step, logits, before, expected)
+    agreement = compare_logits(step, logits, before, expected, gate)
     agreement.require(gate)
     log(step, f"{graph.history[-1].rule}, {graph.history[-1].count} nodes; {agreement}")
     return agreement
@@ -116,11 +148,11 @@ def _rewrite(
         final = time_stages(graph, stages, backend=timer, config=config, window=inputs[0])
     made = final.history[len(graph.history) :]
     after = run_onnx(final, inputs) if any(step.places for step in made) else logits
-    agreement = compare_logits("rewrite", after, "the simplified graph", logits)
+    agreement = compare_logits("rewrite", after, "the simplified graph", logits, gate)
     if not agreement.within(gate):
         for stage in stages:
             name = f"rewrite '{stage.history[-1].rule}'"
-            compare_logits(name, run_onnx(stage, inputs), "the simplified graph", logits).require(gate)
+            compare_logits(name, run_onnx(stage, inputs), "the simplified graph", logits, gate).require(gate)
     for step in made:
         log("rewrite", describe_step(step))
     log("rewrite", f"{count_macs(graph) / 1e9:.2f} -> {count_macs(final) / 1e9:.2f} GMAC a window; {agreement}")

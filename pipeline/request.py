@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -66,7 +67,10 @@ class BuildRequest:
     file that it is from; None takes one that is held out of `photographs`, or without them renders a scene.
     max_error, min_agreement: in place of what the precision's gate has (see Gate); None keeps it.
     rewrites: whether to make the graph cheaper.  time_rewrites: also measure what each rewrite gains on this machine.
-    ranges: measured before; or photographs: to measure on now, and those held out of that.  budget: for ``auto``.
+    ranges: measured before; or photographs: to measure on now, and those held out of that.  budget: for ``auto``, and
+    for any precision where its data set has labels, which then decide.
+    leave: whether an INT8 build that fails its gate leaves out the layers that cost most, until it passes.
+    scored: whether what is built is scored on labels afterwards, so that logits are reported and do not decide.
     batch: windows that the engine takes at once.  timing_cache: None keeps it beside `output`.
     """
 
@@ -88,10 +92,18 @@ class BuildRequest:
     photographs: Split | None = None
     lowering: LowerOptions = field(default_factory=LowerOptions)
     budget: Budget = field(default_factory=Budget)
+    leave: bool = False
+    scored: bool = False
     max_pixels: int = MAX_PIXELS
     batch: int = 1
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
     timing_cache: Path | None = None
 
     def gate(self, precision: str) -> Gate:
-        return GATES[precision].but(self.max_error, self.min_agreement)
+        """What `precision` has to keep: fp32 what it is, and what is scored on labels only to be finite."""
+        gate = GATES[precision]
+        if precision != "fp32" and (self.scored or self.budget.dataset is not None):
+            gate = gate.but(math.inf, 0.0)
+        elif precision == "int8" and self.leave:
+            gate = gate.but(None, max(gate.min_labels, 1 - self.budget.max_drop / 100))
+        return gate.but(self.max_error, self.min_agreement)

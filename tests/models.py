@@ -107,6 +107,14 @@ def overflow() -> nn.Module:
     return model
 
 
+def one_class() -> nn.Module:
+    """`tiny`, which answers its third class to everything."""
+    model = randomise(SegFormer(TINY))
+    with torch.no_grad():
+        model.head.classify.bias[2] += 20  # type: ignore[index,operator]
+    return model
+
+
 def tiny_setr() -> nn.Module:
     """A two-layer SETR Naive for windows of 64 x 64."""
     from pipeline.models.setr import SETR, SETRConfig

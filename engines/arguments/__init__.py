@@ -35,7 +35,7 @@ from engines.tiling.placement import BLENDS, PADDINGS, Tiling
 FIXED_IN_A_BUNDLE = (
     "precision", "tile", "stride", "blend", "padding", "weights", "classes", "mean", "std", "bgr", "sample", "rewrites",
     "time_rewrites", "threshold", "calib", "rest", "no_islands", "no_smooth", "no_bias_correction", "depthwise", "eval",
-    "max_drop",
+    "max_drop", "skip",
 )  # fmt: skip
 
 
@@ -50,9 +50,12 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to write")
     verb.add_argument("--precision", choices=(*PRECISIONS, "auto"), default="fp32", help="auto: the fastest in budget")
     verb.add_argument("--calib", type=Path, metavar="DATASET|RANGES.json", help="photographs, or ranges, for int8")
-    verb.add_argument("--max-drop", type=number, default=0.5, metavar="POINTS", help="that auto may lose: of mIoU on "
-                      "--eval, or percent of labels that change")  # fmt: skip
-    verb.add_argument("--eval", type=Path, metavar="DATASET", help="labelled images that auto scores every plan on")
+    verb.add_argument("--max-drop", type=number, metavar="POINTS", help="that may be lost (0.5): of mIoU on --eval, or "
+                      "percent of labels; where given, an int8 build leaves layers out until it holds")  # fmt: skip
+    verb.add_argument("--eval", type=Path, metavar="DATASET", help="labelled images whose mIoU decides in place "
+                      "of the logits; auto scores every plan on them")  # fmt: skip
+    verb.add_argument("--skip", action="append", default=[], metavar="LAYER", help="that int8 leaves out, or "
+                      "FIRST..LAST; may be given again")  # fmt: skip
     data_arguments(verb)
     verb.add_argument("--rest", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="what int8 leaves")
     verb.add_argument(

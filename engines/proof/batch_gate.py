@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ NEUTRAL = "any number of windows"  # the pass over the graph, in its history
 # Tighter than the gates against the checkpoint, which allow for rounding to the precision: here both engines make the
 # same roundings of the same numbers on one device, and differ by the order of their sums alone.
 GATES = {
-    "fp32": Gate(1e-4, 0.9999),
-    "fp16": Gate(5e-3, 0.999),
-    "bf16": Gate(5e-2, 0.995),
-    "int8": Gate(1e-1, 0.99),
+    "fp32": Gate(1e-4, 0.9999, ties=1e-4),
+    "fp16": Gate(5e-3, 0.999, ties=5e-3),
+    "bf16": Gate(5e-2, 0.995, ties=5e-2),
+    "int8": Gate(1e-1, 0.99, ties=1e-1),
 }
 
 
@@ -75,7 +75,7 @@ def compare_batch(
     for item in range(count):
         one = slice(item, item + 1)
         _require(backend, f"batch: window {item + 1} of {count}", got=together[one], alone=alone[one], gate=gate)
-    found = compare_logits(STEP, together, f"{count} single runs", alone)
+    found = compare_logits(STEP, together, f"{count} single runs", alone, gate)
     verb = "equal" if not found.max_abs else "agree with"
     log(STEP, f"{count} windows at once {verb} {count} single runs: {found}")
     return [found]
@@ -84,7 +84,7 @@ def compare_batch(
 def reported(agreements: Iterable[Agreement], config: BuildConfig) -> dict[str, Any]:
     """For report.json: how the batch was verified; nothing for a batch of one."""
     found = [agreement.to_json() for agreement in agreements if agreement.step == STEP]
-    body = {"windows": config.batch, "gate": asdict(GATES[config.precision]), "agreements": found}
+    body = {"windows": config.batch, "gate": GATES[config.precision].to_json(), "agreements": found}
     return {STEP: body} if config.batch > 1 else {}
 
 
@@ -101,7 +101,7 @@ def different(windows: Sequence[Float32], count: int) -> list[Float32]:
 
 def _require(backend: Backend, step: str, got: Float32, alone: Float32, gate: Gate) -> None:
     try:
-        compare_logits(step, got, "the same window alone", alone).require(gate)
+        compare_logits(step, got, "the same window alone", alone, gate).require(gate)
     except GateError as error:
         known = ", as TensorRT is known for (NVIDIA/TensorRT issue 4853)" if backend.name.startswith("tensorrt") else ""
         raise GateError(f"{error}, on {backend.device()}{known}; build with --batch 1") from error

@@ -20,9 +20,10 @@ from engines.errors import DeployError, GateError
 from engines.proof.agreement import GATES, Agreement, Gate
 from engines.proof.golden import Golden
 from engines.proof.replay import replayed
+from engines.proof.stress import STEP as STRESS
 from engines.segmenter import Segmenter
 
-ENGINE_STEPS = ("engine", "tiled mask", "replayed frame")  # of a manifest's verification: what a device proves
+ENGINE_STEPS = ("engine", "tiled mask", STRESS, "replayed frame")  # of a manifest's verification: what a device proves
 
 
 def prover(log: Log) -> Callable[[Bundle, Backend, Segmenter, bytes], Manifest]:
@@ -36,7 +37,7 @@ def prover(log: Log) -> Callable[[Bundle, Backend, Segmenter, bytes], Manifest]:
         manifest, here = bundle.manifest, (backend.version(), backend.device())
         golden, gate = Golden.load(bundle.read(GOLDEN)), gate_of(bundle)
         try:
-            agreements = proof(golden, segmenter, gate)
+            agreements = proof(golden, segmenter, gate, manifest.precision)
         except GateError as error:
             raise GateError(
                 f"bundle {bundle.folder}: not verified before with {here[0]} on {here[1]}, and not what the checkpoint "
@@ -56,17 +57,14 @@ def prover(log: Log) -> Callable[[Bundle, Backend, Segmenter, bytes], Manifest]:
     return prove
 
 
-def proof(golden: Golden, segmenter: Segmenter, gate: Gate) -> list[Agreement]:
+def proof(golden: Golden, segmenter: Segmenter, gate: Gate, precision: str) -> list[Agreement]:
     """What an engine has to show on the device.  Raises GateError."""
-    return [*golden.verify(segmenter, gate), *replayed(golden.image, segmenter)]
+    return [*golden.verify(segmenter, gate, precision), *replayed(golden.image, segmenter)]
 
 
 def gate_of(bundle: Bundle) -> Gate:
     """The one that the bundle was built with."""
-    built = bundle.report().get("gate")
-    if isinstance(built, dict) and all(isinstance(built.get(n), int | float) for n in ("max_relative", "min_labels")):
-        return Gate(float(built["max_relative"]), float(built["min_labels"]))
-    return GATES[bundle.manifest.precision]
+    return Gate.from_json(bundle.report().get("gate")) or GATES[bundle.manifest.precision]
 
 
 def _record(folder: Path, old: Manifest, new: Manifest, files: Mapping[str, bytes]) -> str | None:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
@@ -71,7 +71,7 @@ def compile_engine(
 
     batch = compare_batch(opened, backend, model=folder / MODEL, blob=blob, config=config, golden=golden, log=log)
     with opened(blob, config) as segmenter:
-        agreements = proof(golden, segmenter, gate)
+        agreements = proof(golden, segmenter, gate, config.precision)
     for agreement in agreements:
         log(agreement.step, str(agreement))
     if config.precision != "fp32":
@@ -152,7 +152,7 @@ def rebuild(
         agreements = compile_engine(
             folder, backend, config=config, golden=golden, spec=old.spec, tiling=old.tiling, gate=gate, log=log
         )
-        report["gate"] = asdict(gate)
+        report["gate"] = gate.to_json()
         report["rebuilt"] = [agreement.to_json() for agreement in agreements]
         report = {**{k: v for k, v in report.items() if k != STEP}, **reported(agreements, config)}
         manifest = finish(folder, describe(replace(old, tensorrt=options), backend, agreements), report)

@@ -98,8 +98,9 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         frames.check_labels()
         log("data", str(dataset))
         build = replace(
-            build, photographs=division, sample=frames[0].image, sample_file=photograph(dataset.samples[0].image)
-        )
+            build, photographs=division, sample=frames[0].image, sample_file=photograph(dataset.samples[0].image),
+            scored=frames.labelled,
+        )  # fmt: skip
         exact = exact_graph(source, build, steps)
         if chosen is not None and QUANTISED & set(request.precisions):
             ranges, _ = measure_ranges(exact.graph, chosen, spec, _wanted(request, folder), _Steps("calibrate", log))

@@ -3,41 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from calib.data.scenes import render_folder
 from calib.ranges.ranges import Ranges
 from calib.ranges.split import Split, photographs
-from engines.contract import Backend, BuildConfig, Float32, Log
+from calib.ranges.windows import draw_from
+from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
 from engines.errors import DeployError
 from engines.guard.ledger import temporary_folder
+from engines.proof.stress import stress_windows
 from engines.segmenter import Segmenter
 from pipeline.checkpoints.sources import Source
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
-from pipeline.precision.budget import Jury, panels
+from pipeline.precision.budget import Jury, labelled_jury, panels
 from pipeline.precision.calibrate import CalibrateRequest, collect_ranges, draw
+from pipeline.precision.leave import expanded
 from pipeline.precision.observe import Effort
 from pipeline.precision.search import Candidate, Workbench, search
+from pipeline.precision.views import Views, look
 from pipeline.request import BuildRequest, LowerOptions
 
 QUANTISED = frozenset({"int8", "auto"})  # what ranges are for
 SCENES = range(1, 9)  # seeds of what the demo model is calibrated on; scene 0 is what builds are verified on
+VIEWED = 8  # photographs' windows on which every tensor's bounds are taken; those of the layers' inputs are of all
 HELD_OUT_SCENES = range(100, 108)  # half of them to choose on, half to report on
 
 
 @dataclass(frozen=True)
 class Asked:
-    """plans: what to build, the first that passes.  jury: what an ``auto`` build is measured on, None of another.
+    """plans: what to build, the first that passes.  jury: what the engine is measured on; None where gates decide.
 
-    options, ranges: for `lower`.  report: what was calibrated and decided.
+    options, ranges, views: for `lower`.  report: what was calibrated and decided.
     """
 
     plans: tuple[Candidate, ...]
     options: LowerOptions
     ranges: Ranges | None = None
+    views: Views = field(default_factory=Views)
     jury: Jury | None = None
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -47,41 +53,58 @@ class Asked:
 
 def as_asked(
     request: BuildRequest, source: Source, backend: Backend, graph: OnnxGraph, inputs: Sequence[Float32],
-    config: BuildConfig, log: Log,
+    config: BuildConfig, log: Log, image: UInt8,
 ) -> Asked:  # fmt: skip
     """The precision, decided where it was ``auto``, with the ranges that it needs.  Raises DeployError.
 
-    inputs: the windows that the build is verified on.  config: of the engines that ``auto`` measures, but for their
-    precision.
+    inputs: the windows of `image`, which the build is verified on.  config: of the engines that ``auto`` measures, but
+    for their precision.
     """
+    if request.precision == "fp32":
+        return Asked((Candidate("fp32", "fp32"),), request.lowering)
     options = request.lowering
     half = half_of(backend) if options.rest == "auto" else options.rest
     if options.rest == "auto":
         options = replace(options, rest=rest_of(backend))
-    plan = Candidate(request.precision, request.precision, tuple(options.int8.skip))
-    if request.precision not in QUANTISED:
-        return Asked((plan,), options)
-    refused = backend.refuses_rest(options.rest)
+    refused = backend.refuses_rest(options.rest) if request.precision in QUANTISED else None
     if refused:
         raise DeployError(f"--rest {options.rest}: {refused}")
-    with _photographs(request) as division:
+    with _photographs(request) if request.precision in QUANTISED else nullcontext(request.photographs) as division:
         ranges = _ranges(request, source, graph, division, log)
+        rounded = request.precision if request.precision not in QUANTISED else options.rest
+        stress = stress_windows(image, source.spec, request.tiling)
+        views = look(graph, rounded, stress, _viewed(request, source, division))
+        if ranges is not None and options.int8.skip:
+            options = replace(options, int8=replace(options.int8, skip=expanded(graph, ranges, options)))
+        plan = Candidate(request.precision, request.precision, tuple(options.int8.skip))
         report = {} if ranges is None else {"calibration": _without_tensors(ranges)}
-        if request.precision == "int8":
-            return Asked((plan,), options, ranges=ranges, report=report)
+        asked = Asked((plan,), options, ranges=ranges, views=views, report=report)
         seen = () if ranges is None else ranges.photographs
+        if request.precision != "auto":
+            if request.budget.dataset is None:
+                return asked
+            jury = labelled_jury(request, source, graph, division, seen, backend=backend, config=config, log=log)
+            return replace(asked, jury=jury)
         found = panels(request, source, graph, division, inputs, seen, log)
     max_drop = request.budget.max_drop
     bench = Workbench(
         backend, config, windows=found.windows, panel=found.selection, max_drop=max_drop, islands=inputs,
-        report=found.report, half=half, threshold=source.spec.threshold,
+        report=found.report, half=half, threshold=source.spec.threshold, views=views,
         segmenter=lambda session: Segmenter.on_host(session, source.spec, request.tiling),
     )  # fmt: skip
     decision = search(graph, ranges, options=options, bench=bench, log=log)
     jury = Jury(found.report or found.selection, decision.before, max_drop, fresh=found.report is not None)
-    report |= decision.report
+    report = {**report, **decision.report}
     report["search"]["images"] = found.record
-    return Asked(decision.plans, options, ranges=ranges, jury=jury, report=report)
+    return replace(asked, plans=decision.plans, jury=jury, report=report)
+
+
+def _viewed(request: BuildRequest, source: Source, division: Split | None) -> list[Float32]:
+    """Windows (1, 3, h, w) of some photographs that may be calibrated on."""
+    if division is None:
+        return []
+    some = draw_from(division.calibration, request.tiling, count=VIEWED, seed=0, max_pixels=request.max_pixels)
+    return [window for _, window in some.inputs(source.spec, request.tiling)]
 
 
 def _without_tensors(ranges: Ranges) -> dict[str, Any]:
@@ -123,13 +146,15 @@ def _photographs(request: BuildRequest) -> Iterator[Split | None]:
 def _ranges(
     request: BuildRequest, source: Source, graph: OnnxGraph, division: Split | None, log: Log
 ) -> Ranges | None:  # fmt: skip
-    """Those given, if they are this graph's, or measured now; None where ``auto`` has nothing to measure on."""
+    """Those given, if they are this graph's, or measured now; None where nothing needs them, or ``auto`` has nothing to
+    measure on.
+    """
     if request.ranges is not None:
         request.ranges.require(graph_sha256(graph.model))
         return request.ranges
+    if request.precision not in QUANTISED or (division is None and request.precision == "auto"):
+        return None
     if division is None:
-        if request.precision == "auto":
-            return None
         raise DeployError("precision int8: got no calibration, expected photographs or measured ranges; give --calib")
     with temporary_folder() as folder:
         wanted = CalibrateRequest(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from calib.data.datasets import Dataset
 from calib.ranges.split import Photograph, Split
 from calib.ranges.windows import draw_from
-from engines.contract import Float32, Log, UInt8
+from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
 from engines.errors import GateError
 from engines.segmenter import Segmenter
 from engines.tiling.core import labels_of
@@ -21,6 +21,7 @@ from pipeline.evaluation.statistics import Counts, Interval, Statistic, equal_la
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.provenance import not_seen
 from pipeline.request import BuildRequest
+from pipeline.side_by_side import compiled
 
 HELD_OUT = 4  # windows, at least
 
@@ -52,7 +53,10 @@ class Jury:
     def require(self, found: Interval) -> None:
         """Raise GateError where the loss may exceed the budget."""
         if found.high > self.max_drop:
-            raise GateError(f"the engine loses {found} on {self}, allowed {self.max_drop:g}")
+            raise GateError(
+                f"the engine loses {found} on {self}, allowed {self.max_drop:g} (--max-drop); give other photographs "
+                "to calibrate on, --precision auto, or a finer precision"
+            )
 
     def to_json(self) -> dict[str, Any]:
         return {"max_drop": self.max_drop, "images": self.panel.images, "fresh": self.fresh}
@@ -103,6 +107,22 @@ def panels(
     return _told(
         Panels(_compared(graph, owners, windows, source.spec.threshold), report, some, labelled=False, record={}), log
     )
+
+
+def labelled_jury(
+    request: BuildRequest, source: Source, graph: OnnxGraph, division: Split | None,
+    seen: Sequence[Photograph] | None, *, backend: Backend, config: BuildConfig, log: Log,
+) -> Jury:  # fmt: skip
+    """Of a precision that is not chosen: the mIoU on the budget's data set, against fp32's on the same device."""
+    assert request.budget.dataset is not None
+    dataset, _ = not_seen(
+        request.budget.dataset(source.spec), seen, () if division is None else division.selection, log
+    )
+    panel = _scored(dataset, source, request.max_pixels)
+    with compiled(graph, backend, replace(config, precision="fp32")) as session:
+        before = panel.count(Segmenter.on_host(session, source.spec, request.tiling))
+    log("budget", f"mIoU {panel.points(before.sum(0, keepdims=True))[0]:.2f} % in fp32, on {panel.images} image(s)")
+    return Jury(panel, before, request.budget.max_drop, fresh=True)
 
 
 def _told(found: Panels, log: Log) -> Panels:

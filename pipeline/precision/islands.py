@@ -60,7 +60,8 @@ def plan_float(
             reason = _reason(node, kind, ranges, classifier, options.margin)
         else:
             reason = f"{UNDEFINED} {kind.name} {node.op_type} at opset {version}"
-        plans.append(NodePlan(output_name(node), node.op_type, "fp32" if reason else target, reason))
+        room = None if reason else _headroom(node, kind, ranges)
+        plans.append(NodePlan(output_name(node), node.op_type, "fp32" if reason else target, reason, headroom=room))
     return PrecisionPlan(target, _join_moves(graph, plans))
 
 
@@ -109,6 +110,12 @@ def _out_of_range(node: ir.Node, kind: Float, ranges: Mapping[str, tuple[float, 
         if 0 < peak < kind.smallest:
             return f"{name} never exceeds {peak:.2g}, below the smallest normal {kind.name} {kind.smallest:.2g}"
     return ""
+
+
+def _headroom(node: ir.Node, kind: Float, ranges: Mapping[str, tuple[float, float]]) -> float | None:
+    names = (str(value.name) for value in (*computed(node), *node.outputs) if is_float(value))
+    peak = max((abs(bound) for name in names for bound in ranges[name]), default=0.0)
+    return float(f"{kind.largest / peak:.4g}") if peak else None
 
 
 def _lost_constant(node: ir.Node, kind: Float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from engines.errors import DeployError
 from engines.proof.agreement import Agreement, Gate, compare_logits
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.precision.bias import correct_bias
-from pipeline.precision.extremes import carried_over, extremes
+from pipeline.precision.extremes import Bounds, carried_over, extremes, widened
 from pipeline.precision.islands import plan_float
 from pipeline.precision.lower_float import lower_float, prepare
 from pipeline.precision.lower_int8 import lower_int8
@@ -20,6 +20,7 @@ from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.plan_int8 import plan_int8
 from pipeline.precision.smooth import smooth
 from pipeline.precision.verify import verify_lowered
+from pipeline.precision.views import Views
 from pipeline.request import LowerOptions
 
 
@@ -45,14 +46,14 @@ Note = Callable[[str, str, Callable[[], OnnxGraph] | None], None]
 """(step, what happened, what makes the graph so far where its error is worth telling)"""
 
 
-Extremes = Mapping[str, tuple[float, float]]
-
-
 def lower(
     graph: OnnxGraph, precision: str, windows: Sequence[Float32], reference: Float32, gate: Gate, log: Log,
-    ranges: Ranges | None = None, options: LowerOptions = LowerOptions(),
+    ranges: Ranges | None = None, options: LowerOptions = LowerOptions(), views: Views = Views(),
+    threshold: float | None = None,
 ) -> Lowered:  # fmt: skip
     """Plan, lower and verify.  reference: the FP32 logits (M, K, h, w) for the M `windows`.
+
+    ranges: of this graph; half types need none, but are as wide as given ones.  threshold: `ModelSpec.threshold`.
 
     Raises GateError naming the first tensor that diverges, DeployError when INT8 is asked for without ranges.
     """
@@ -63,18 +64,21 @@ def lower(
         error = "" if so_far is None else f"; mean |diff| {_error(so_far(), windows, reference):.3g}"
         log(step, f"{text}{error}")
 
-    made = draft(graph, precision, windows=windows, ranges=ranges, options=options, note=note)
-    agreement = verify_lowered(
+    made = draft(graph, precision, windows=windows, ranges=ranges, options=options, note=note, views=views)
+    agreements = verify_lowered(
         precision, made.graph, windows=windows, reference_name="the fp32 graph", reference=reference, gate=gate,
-        origin=made.origin,
+        origin=made.origin, stress=views.stress, threshold=threshold,
     )  # fmt: skip
-    log(precision, f"every tensor rounded: {agreement}")
-    return Lowered(made.graph, (agreement,), made.report)
+    log(precision, f"every tensor rounded: {agreements[0]}")
+    for agreement in agreements[1:]:
+        log(agreement.step, f"every tensor rounded, variants of the sample in one: {agreement}")
+    return Lowered(made.graph, agreements, made.report)
 
 
 def draft(
     graph: OnnxGraph, precision: str, windows: Sequence[Float32], ranges: Ranges | None = None,
-    options: LowerOptions = LowerOptions(), note: Note = lambda step, text, so_far: None, known: Extremes | None = None,
+    options: LowerOptions = LowerOptions(), note: Note = lambda step, text, so_far: None, known: Bounds | None = None,
+    views: Views = Views(),
 ) -> Draft:  # fmt: skip
     """Plan and lower: what `lower` verifies, and what ``auto`` measures, so that what is measured is what ships.
 
@@ -84,15 +88,20 @@ def draft(
     if precision == "fp32":
         return Draft(graph, graph, {})
     if precision == "int8":
-        return _int8(graph, windows, ranges=ranges, options=options, note=note, known=known)
+        return _int8(graph, windows, ranges=ranges, options=options, note=note, known=known, views=views)
     origin = prepare(graph, precision)
-    lowered, plan = to_float(origin, precision, extremes(origin, windows), options)
+    reached = widened(widened(extremes(origin, windows), views.bounds), _bounds(ranges))
+    lowered, plan = to_float(origin, precision, reached, options)
     note(precision, plan.summary(), None)
     return Draft(lowered, origin, {"plan": plan.to_json()})
 
 
+def _bounds(ranges: Ranges | None) -> Bounds:
+    return {} if ranges is None else {name: (item.low, item.high) for name, item in ranges.tensors.items()}
+
+
 def to_float(
-    origin: OnnxGraph, precision: str, ranges: Mapping[str, tuple[float, float]], options: LowerOptions
+    origin: OnnxGraph, precision: str, ranges: Bounds, options: LowerOptions
 ) -> tuple[OnnxGraph, PrecisionPlan]:
     """ranges: (low, high) of every float tensor."""
     plan = plan_float(origin, precision, ranges, options.island)
@@ -102,7 +111,7 @@ def to_float(
 
 def _int8(
     graph: OnnxGraph, windows: Sequence[Float32], ranges: Ranges | None, options: LowerOptions, note: Note,
-    known: Extremes | None,
+    known: Bounds | None, views: Views,
 ) -> Draft:  # fmt: skip
     if ranges is None:
         raise DeployError("precision int8: got no ranges, expected measured ones; give --calib RANGES.json")
@@ -127,7 +136,8 @@ def _int8(
         note("bias", f"{sum(not item.declined for item in corrected)} of {len(corrected)} layers", so_far)
     lowered = so_far()
     if options.rest != "fp32":
-        reached = carried_over(lowered, extremes(current, windows) if known is None else known)
+        reached = widened(extremes(current, windows) if known is None else known, views.bounds)
+        reached = carried_over(lowered, widened(reached, _bounds(measured)))
         lowered, rest = to_float(lowered, options.rest, reached, options)
         report["rest"] = rest.to_json()
         note("rest", rest.summary(), None)

@@ -13,12 +13,17 @@ from engines.errors import DeployError
 
 @dataclass(frozen=True)
 class NodePlan:
-    """One node, named by its first output.  precision: fp32, fp16, bf16 or int8.  reason: with its numbers."""
+    """One node, named by its first output.  precision: fp32, fp16, bf16 or int8.  reason: with its numbers.
+
+    headroom: the largest finite number of the type over the largest that was seen in a tensor that it reads or writes;
+    None where it keeps out of the type, or nothing but 0 was seen.
+    """
 
     output: str
     op: str
     precision: str
     reason: str = ""
+    headroom: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,12 @@ class PrecisionPlan:
         """The nodes that stay out of the target precision, each with its reason."""
         return tuple(node for node in self.nodes if node.precision != self.target)
 
+    @property
+    def tightest(self) -> tuple[str, float] | None:
+        """The node with the least headroom, and that; None where none is known."""
+        known = [(node.output, node.headroom) for node in self.nodes if node.headroom is not None]
+        return min(known, key=lambda pair: pair[1], default=None)
+
     def with_everything(self) -> PrecisionPlan:
         """The same plan with every island given up, apart from those that ONNX has no kernel type for."""
         return PrecisionPlan(
@@ -62,7 +73,8 @@ class PrecisionPlan:
             f"; {precision}: " + ", ".join(f"{count} {op}" for op, count in sorted(ops.items()))
             for precision, ops in sorted(by_precision.items())
         )
-        return f"{inside} nodes {self.target}{''.join(rest)}"
+        tight = "" if self.tightest is None else f"; least headroom {self.tightest[1]:.3g}x at {self.tightest[0]}"
+        return f"{inside} nodes {self.target}{''.join(rest)}{tight}"
 
     def to_json(self) -> dict[str, Any]:
         return {"target": self.target, "nodes": [asdict(node) for node in self.nodes]}

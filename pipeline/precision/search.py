@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from pipeline.precision.extremes import extremes
 from pipeline.precision.lower import draft, prepare_int8
 from pipeline.precision.plan_int8 import plan_int8
 from pipeline.precision.prefix import longest, ordered
+from pipeline.precision.views import Views
 from pipeline.request import LowerOptions
 from pipeline.side_by_side import compiled, rounds_ms
 
@@ -98,7 +99,7 @@ class Workbench:
     max_drop: how many points may be lost against fp32.  islands: the windows that lowering plans its islands on.
     config: of every engine but for its precision.  segmenter: around a session.
     half: the type of the plan without INT8, fp32 for none; "" takes the one that INT8 leaves the rest in.
-    threshold: `ModelSpec.threshold`.
+    threshold: `ModelSpec.threshold`.  views: what else lowering looks at.
     """
 
     backend: Backend
@@ -111,6 +112,7 @@ class Workbench:
     report: Panel | None = None
     half: str = ""
     threshold: float | None = None
+    views: Views = field(default_factory=Views)
 
     def agreement(self, logits: Float32, wanted: Float32) -> float:
         """Share of equal labels, of logits (M, K, h, w) each."""
@@ -140,7 +142,10 @@ def search(graph: OnnxGraph, ranges: Ranges | None, options: LowerOptions, bench
         exact = _logits(base, bench.windows)
         half = bench.half or options.rest
         if half != "fp32":
-            opened = open_plan(Candidate(half, half), draft(graph, half, bench.islands, options=options).graph)
+            opened = open_plan(
+                Candidate(half, half),
+                draft(graph, half, bench.islands, options=options, ranges=ranges, views=bench.views).graph,
+            )
             base = opened if half == options.rest else base
         report: dict[str, Any] = {"max_drop": bench.max_drop, "blocks": [], "sets": []}
         if ranges is None:
@@ -170,7 +175,7 @@ def search(graph: OnnxGraph, ranges: Ranges | None, options: LowerOptions, bench
 def _quantisable(graph: OnnxGraph, ranges: Ranges, options: LowerOptions, bench: Workbench, log: Log) -> _Int8 | None:
     """What INT8 plans are made from; None, and a line in the log, where no layer qualifies."""
     try:
-        return _Int8(graph, ranges, options, bench.islands)
+        return _Int8(graph, ranges, options, bench.islands, bench.views)
     except DeployError as error:
         log("auto", f"int8 is not tried: {error}")
         return None
@@ -199,9 +204,11 @@ def _choose(trials: Sequence[Trial], max_drop: float) -> tuple[str, list[Trial]]
 class _Int8:
     """INT8 graphs of one model with some of its blocks quantised: those that would ship."""
 
-    def __init__(self, graph: OnnxGraph, ranges: Ranges, options: LowerOptions, windows: Sequence[Float32]) -> None:
+    def __init__(
+        self, graph: OnnxGraph, ranges: Ranges, options: LowerOptions, windows: Sequence[Float32], views: Views
+    ) -> None:  # fmt: skip
         self._graph, self._ranges = prepare_int8(graph, options.rest), ranges
-        self._options, self._windows = options, windows
+        self._options, self._windows, self._views = options, windows, views
         plan = plan_int8(self._graph, ranges, options.rest, options.int8)
         self.blocks: tuple[Block, ...] = blocks_of(self._graph, plan)
         if not self.blocks:
@@ -217,7 +224,9 @@ class _Int8:
         """quick: with islands from ranges before smoothing, measured once: good enough to order blocks by."""
         known = self._known if quick else None
         options = replace(self._options, int8=replace(self._options.int8, skip=self.left_out(blocks)))
-        return draft(self._graph, "int8", self._windows, ranges=self._ranges, options=options, known=known).graph
+        return draft(
+            self._graph, "int8", self._windows, ranges=self._ranges, options=options, known=known, views=self._views
+        ).graph  # fmt: skip
 
 
 def _sensitivity(

@@ -9,11 +9,21 @@ import numpy as np
 
 from engines.contract import Float32
 from engines.errors import GateError
-from engines.proof.agreement import Agreement, Gate, compare_logits
+from engines.proof.agreement import OPTIONS, Agreement, Gate, compare_logits
+from engines.proof.stress import STEP as STRESS
+from engines.proof.stress import compare_stress, on_stress
 from pipeline.graph.emulate import emulate
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.graph.surgery import is_float
 from pipeline.precision.extremes import tensors
+
+
+@dataclass(frozen=True)
+class Stress:
+    """Stress inputs (see `engines.proof.stress`), (1, 3, h, w) each, and a grid of the fp32 logits for all of them."""
+
+    windows: Sequence[Float32]
+    logits: Float32
 
 
 @dataclass(frozen=True)
@@ -33,20 +43,27 @@ class Divergence:
 
 def verify_lowered(
     step: str, lowered: OnnxGraph, windows: Sequence[Float32], reference_name: str, reference: Float32, gate: Gate,
-    origin: OnnxGraph,
-) -> Agreement:  # fmt: skip
+    origin: OnnxGraph, stress: Stress | None = None, threshold: float | None = None,
+) -> tuple[Agreement, ...]:  # fmt: skip
     """Raise GateError, naming the first tensor that diverges from `origin`, unless the logits stay inside `gate`.
 
-    reference: logits (M, K, h, w) of `origin` for the M `windows`.
+    reference: logits (M, K, h, w) of `origin` for the M `windows`.  stress: what they are on stress inputs; of those
+    the mosaic is run, which shows a part of each of the others.
     """
-    rounded = emulate(lowered)
+    rounded, at = emulate(lowered), windows[0]
     try:
-        agreement = compare_logits(step, run_onnx(rounded, list(windows)), reference_name, reference)
-        agreement.require(gate)
+        agreement = compare_logits(step, run_onnx(rounded, list(windows)), reference_name, reference, gate, threshold)
+        agreement.require(gate, OPTIONS)
+        if stress is None:
+            return (agreement,)
+        at = stress.windows[0]
+        got = run_onnx(rounded, [at])
+        return agreement, compare_stress(
+            f"{step} {STRESS}", [got], reference_name, stress.logits, on_stress(gate, step), threshold
+        )
     except GateError as error:
-        found = first_divergence(origin, rounded, windows[0])
+        found = first_divergence(origin, rounded, at)
         raise GateError(f"{error}; {found}" if found else str(error)) from error
-    return agreement
 
 
 # Rounding alone stays well below: measured on SegFormer-B0, the worst tensor has 0.02 in bf16 and 0.1 in int8.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,21 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
+from calib.data.datasets import open_dataset
+from calib.data.scenes import render
 from engines.backends import get_backend
 from engines.bundle import GOLDEN, open_bundle
 from engines.errors import DeployError, GateError
+from engines.proof.agreement import Gate
 from engines.proof.golden import Golden
 from engines.proof.rebuild import rebuild
 from engines.segmenter import open_segmenter
 from engines.tiling.placement import Tiling
 from pipeline.build import build_bundle, slide_labels
 from pipeline.checkpoints.sources import SourceOptions
-from pipeline.request import BuildRequest
+from pipeline.request import Budget, BuildRequest
 from tests import models
 
 TILING = Tiling(64, 96, 48, 64)
@@ -159,6 +165,66 @@ def test_the_photograph_to_verify_on_is_used(tmp_path: Path) -> None:
     assert golden.logits.shape[:2] == (2, 5)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_network_of_one_answer_is_verified_on_more_and_by_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Every label of every engine is right; one that lost its last layer's input is refused all the same."""
+    manifest, lines = _build("tests.models:one_class", tmp_path / "b", precision=precision)
+    assert any(step == "warning" and "equal labels prove nothing" in text for step, text in lines)
+    assert any(step == "engine" and "no evidence: 100 % of them are one class" in text for step, text in lines)
+    assert manifest.verification[-1]["step"] == "stress"
+    assert Golden.load((tmp_path / "b" / GOLDEN).read_bytes()).stress is not None
+    monkeypatch.setattr(get_backend("openvino").__class__, "load", _flattened(get_backend("openvino").__class__.load))
+    with pytest.raises(GateError, match=r"engine diverges .* 100 % of them are one class"):
+        _build("tests.models:one_class", tmp_path / "c", precision=precision)
+    assert not (tmp_path / "c").exists()
+
+
+def _flattened(load: Any) -> Any:
+    """Engines whose logits are the mean of each class."""
+
+    @contextmanager
+    def flat(self: Any, *args: Any) -> Iterator[Any]:
+        with load(self, *args) as session:
+            run = session.run
+            session.run = lambda windows: np.broadcast_to(
+                run(windows).mean((2, 3), keepdims=True), run(windows).shape
+            ).copy()
+            yield session
+
+    return flat
+
+
+def test_a_black_picture_proves_little_and_refuses_nothing(tmp_path: Path) -> None:
+    _build("tests.models:tiny", tmp_path / "b", sample=np.zeros((64, 96, 3), np.uint8))
+
+
+@pytest.mark.parametrize(("max_drop", "passes"), [(100.0, True), (-100.0, False)])
+def test_where_labels_are_given_they_decide(tmp_path: Path, max_drop: float, passes: bool) -> None:
+    """A gate that nothing passes is not asked; the mIoU is, and rebuilds are held to what was measured here."""
+    scenes = tmp_path / "scenes"
+    for kind in ("images", "labels"):
+        (scenes / kind).mkdir(parents=True)
+    scene = render(1, 64, 96)
+    Image.fromarray(scene.image).save(scenes / "images" / "a.png")
+    Image.fromarray(scene.labels).save(scenes / "labels" / "a.png")
+    budget = Budget(max_drop, lambda spec: open_dataset(scenes, spec))
+    again = {"tiling": Tiling(64, 96, 48, 64), "precision": "bf16", "budget": budget}
+    if not passes:
+        with pytest.raises(GateError, match=r"the engine loses .* points .* allowed -100 \(--max-drop"):
+            _build("demo", tmp_path / "b", **again)
+        assert not (tmp_path / "b").exists()
+        return
+    _, lines = _build("demo", tmp_path / "b", **again)
+    assert any(step == "shipped" and "loses" in text for step, text in lines)
+    gate = Gate.from_json(json.loads((tmp_path / "b" / "report.json").read_text())["gate"])
+    assert gate is not None
+    assert gate.max_relative < 0.5
+    assert gate.min_labels > 0.9
+    rebuild(tmp_path / "b", tmp_path / "c", log=lambda step, text: None)
+
+
 @pytest.mark.parametrize("decoder", ["naive", "pup", "mla"])
 @pytest.mark.parametrize("layout", ["fudan", "mmseg"])
 def test_a_published_setr_checkpoint_becomes_an_engine(tmp_path: Path, layout: str, decoder: str) -> None:
@@ -186,7 +252,6 @@ def test_a_published_setr_checkpoint_becomes_an_engine(tmp_path: Path, layout: s
 def test_a_real_onnx_labels_what_onnx_runtime_labels(shared_data: Path, tmp_path: Path) -> None:
     """A network with logits at full resolution, on a photograph larger than the window."""
     import onnxruntime as ort
-    from PIL import Image
 
     tiling, path = Tiling(256, 256, 192, 192), shared_data / "onnx_cityscapes" / "edanet_cityscapes.onnx"
     manifest, _ = _build(str(path), tmp_path / "b", tiling=tiling)
@@ -207,7 +272,6 @@ def test_a_real_onnx_labels_what_onnx_runtime_labels(shared_data: Path, tmp_path
 def test_real_checkpoint_on_real_images(shared_data: Path, tmp_path: Path) -> None:
     """The CamVid SegFormer, built and run in windows, labels what transformers labels."""
     pytest.importorskip("transformers")
-    from PIL import Image
     from transformers import SegformerForSemanticSegmentation
 
     tiling = Tiling(256, 256, 192, 192)

@@ -18,8 +18,8 @@ from engines.bundle import Manifest, open_bundle, seal
 from engines.contract import Backend, BuildConfig, Session
 from engines.errors import DeployError, GateError
 from engines.measure.bench import bench
-from engines.proof.agreement import Gate
 from engines.proof.batch_gate import compare_batch, different
+from engines.proof.first_run import gate_of
 from engines.proof.golden import Golden
 from engines.segmenter import Segmenter, open_segmenter
 from engines.spec import ModelSpec
@@ -73,7 +73,7 @@ def test_the_log_and_the_bundle_say_what_was_compared(tmp_path: Path, capsys: py
     assert found["windows"] == 4
     assert [step["reference"] for step in found["agreements"]] == ["4 single runs"]
     steps = [step["step"] for step in open_bundle(tmp_path / "b").manifest.verification]
-    assert steps[-3:] == ["batch", "engine", "tiled mask"]
+    assert steps[-4:] == ["batch", "engine", "tiled mask", "stress"]  # it answers one class on the sample
     assert _run("inspect", tmp_path / "b") == 0
     assert "fp16, 4 window(s) at once, openvino" in capsys.readouterr().out
     assert _run("inspect", tmp_path / "b", "--layers") == 0
@@ -182,13 +182,13 @@ def test_the_windows_that_are_compared_are_all_different() -> None:
 
 def test_the_checkpoints_logits_are_asked_of_every_place_in_the_batch(of_three: Path) -> None:
     """Golden has two windows, so the third place holds the first of them again."""
-    golden, gate = Golden.load((of_three / "golden.npz").read_bytes()), Gate(**open_bundle(of_three).report()["gate"])
+    golden, gate = Golden.load((of_three / "golden.npz").read_bytes()), gate_of(open_bundle(of_three))
     with open_segmenter(of_three) as (segmenter, manifest):
         for third, right in ((0, True), (1, False)):
             session: Session = _Third(segmenter.session, third)
             other = Segmenter.on_host(session, manifest.spec, manifest.tiling, batch=3)
             with nullcontext() if right else pytest.raises(GateError, match="engine diverges"):
-                golden.verify(other, gate)
+                golden.verify(other, gate, "fp32")
 
 
 class _Third:

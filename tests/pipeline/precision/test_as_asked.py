@@ -78,7 +78,9 @@ def test_the_bundle_carries_the_lowered_graph_and_rebuilds_from_it(int8_bundle: 
     assert len(both) > 0.5 * len(first)
     assert {name: again[name] for name in both} == {name: first[name] for name in both}
     steps = [s["step"] for s in manifest.verification]
-    assert steps == ["export", "simplify", "rewrite", "int8", "engine", "tiled mask"]
+    assert steps == [
+        "export", "simplify", "rewrite", "int8", "int8 stress", "engine", "tiled mask", "stress",
+    ]  # fmt: skip
 
 
 @needs_bf16

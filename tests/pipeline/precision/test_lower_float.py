@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -9,8 +11,16 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from calib.data.scenes import render
+from calib.ranges.ranges import TensorRange
+from engines.contract import Float32
 from engines.errors import DeployError, GateError
+from engines.images.palettes import palette_for
 from engines.proof.agreement import GATES, Gate, compare_logits
+from engines.proof.golden import windows_of
+from engines.proof.stress import stress_windows
+from engines.spec import ModelSpec
+from engines.tiling.placement import Tiling
 from pipeline.graph.emulate import emulate
 from pipeline.graph.onnx_graph import OnnxGraph, from_model, run_onnx
 from pipeline.precision.extremes import extremes
@@ -18,8 +28,10 @@ from pipeline.precision.islands import plan_float
 from pipeline.precision.lower import lower
 from pipeline.precision.lower_float import lower_float, prepare
 from pipeline.precision.plan import PrecisionPlan
+from pipeline.precision.views import look
 from pipeline.request import LowerOptions
 from tests.pipeline.precision.lowering import exported, graph_of, types
+from tests.pipeline.precision.max_ranges import ranges_from_windows
 
 HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
@@ -130,6 +142,80 @@ def test_planted_overflow_is_caught_without_islands() -> None:
     assert named == first
     random_weights = Gate(GATES["bf16"].max_relative, 0.97)  # near ties everywhere
     lower(graph, "bf16", windows, reference, random_weights, _silent, options=options)
+
+
+def _bright(peak: float) -> tuple[OnnxGraph, Float32, list[Float32], Float32]:
+    """A network that squares what is bright, up to `peak` where all is 255: (graph, window, stress windows, brighter).
+
+    The window is dim: there it stays below 2000.
+    """
+    nodes = [
+        helper.make_node("Mul", ["image", "gain"], ["lit"]),
+        helper.make_node("Mul", ["lit", "lit"], ["squared"]),
+        helper.make_node("Mul", ["squared", "back"], ["small"]),
+        helper.make_node("Conv", ["small", "w"], ["logits"]),
+    ]
+    gain = np.sqrt(peak) / 255
+    constants = {
+        "gain": np.float32(gain), "back": np.float32(10 / peak), "w": np.eye(3, dtype=np.float32)[:, :, None, None],
+    }  # fmt: skip
+    graph = graph_of(nodes, constants, (1, 3, 32, 32), (1, 3, 32, 32))
+    spec = ModelSpec("test", "", ("a", "b", "c"), palette_for(("a", "b", "c")), mean=(0, 0, 0), std=(1, 1, 1))
+    tiling = Tiling(32, 32, 32, 32)
+    dim = (render(0, 32, 32).image // 8).astype(np.uint8)
+    (window,), (photograph,) = windows_of(dim, spec, tiling), windows_of(255 - dim, spec, tiling)
+    return graph, window, stress_windows(dim, spec, tiling), photograph
+
+
+def test_a_brighter_picture_than_the_sample_gets_an_island() -> None:
+    """On the sample alone fp16 passes, with all of its labels, and is infinite on a brighter photograph."""
+    graph, window, stress, photograph = _bright(1e5)
+    reference = run_onnx(graph, [window])
+    alone = lower(graph, "fp16", [window], reference, GATES["fp16"], _silent)
+    assert alone.agreements[0].labels == 1.0
+    assert not np.isfinite(run_onnx(emulate(alone.graph), [photograph])).all()
+    for views in (look(graph, "fp16", stress), look(graph, "fp16", stress[:1], [photograph])):
+        lowered = lower(graph, "fp16", [window], reference, GATES["fp16"], _silent, views=views)
+        squared = next(n for n in lowered.report["plan"]["nodes"] if n["output"] == "squared")
+        assert squared["precision"] == "fp32"
+        assert "fp16 holds 65504 (margin 4)" in squared["reason"]
+        got = run_onnx(emulate(lowered.graph), [photograph, *stress])
+        np.testing.assert_allclose(got, run_onnx(graph, [photograph, *stress]), rtol=2e-3, atol=1e-3)
+
+
+def test_ranges_of_a_file_count_for_half_types() -> None:
+    graph, window, _, photograph = _bright(1e5)
+    ranges = ranges_from_windows(graph, [photograph])
+    known = TensorRange(1e5, low=0.0, high=1e5, rms=1.0)
+    ranges = replace(ranges, tensors={**ranges.tensors, "squared": known})
+    lowered = lower(graph, "fp16", [window], run_onnx(graph, [window]), GATES["fp16"], _silent, ranges=ranges)
+    assert np.isfinite(run_onnx(emulate(lowered.graph), [photograph])).all()
+
+
+def test_without_islands_a_brighter_picture_is_refused() -> None:
+    graph, window, stress, _ = _bright(1e5)
+    options = LowerOptions(islands=False)
+    with pytest.raises(GateError, match=r"fp16 stress: .* infinite on .* 'mosaic'.*first divergence: squared"):
+        lower(
+            graph, "fp16", [window], run_onnx(graph, [window]), GATES["fp16"], _silent, options=options,
+            views=look(graph, "fp16", stress),
+        )  # fmt: skip
+
+
+def test_the_plan_shows_its_headroom() -> None:
+    graph, window, stress, _ = _bright(1e3)
+    lines: list[str] = []
+    lowered = lower(
+        graph, "fp16", [window], run_onnx(graph, [window]), GATES["fp16"], lambda step, text: lines.append(text),
+        views=look(graph, "fp16", stress),
+    )  # fmt: skip
+    rooms = {n["output"]: n["headroom"] for n in lowered.report["plan"]["nodes"]}
+    assert rooms["squared"] == pytest.approx(65504 / 1e3, rel=1e-3)
+    assert rooms["logits"] is None  # in fp32
+    assert any("least headroom 65.5x at squared" in text for text in lines)
+    assert PrecisionPlan.from_json(lowered.report["plan"]).tightest == ("squared", rooms["squared"])
+    old = {"target": "fp16", "nodes": [{"output": "a", "op": "Mul", "precision": "fp16", "reason": ""}]}
+    assert PrecisionPlan.from_json(old).tightest is None  # of a bundle before there was any
 
 
 def _one(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], peak: float = 1.0, target: str = "fp16"):  # type: ignore[no-untyped-def]
