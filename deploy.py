@@ -54,20 +54,20 @@ def build_engine(args: argparse.Namespace) -> int:
         from pipeline.checkpoints.sources import SourceOptions
         from pipeline.request import BuildRequest, Int8Options, LowerOptions
 
-        sample = None if args.sample is None else read_image(args.sample, args.max_pixels)
         sample_file = None if args.sample is None else photograph(args.sample)
-        reserved = () if sample_file is None else (sample_file.sha256,)
         request = BuildRequest(
             args.model, args.output, arguments.tiling(args), precision=args.precision, backend=args.backend,
-            threads=args.threads, options=SourceOptions(**arguments.model_given(args)), sample=sample,
+            threads=args.threads, options=SourceOptions(**arguments.model_given(args)),
+            sample=None if args.sample is None else read_image(args.sample, args.max_pixels),
             sample_file=sample_file, max_error=args.max_error, min_agreement=args.min_agreement,
             rewrites=args.rewrites, time_rewrites=args.time_rewrites,
             ranges=Ranges.load(args.calib) if args.calib is not None and is_ranges(args.calib) else None,
             photographs=None if args.calib is None or is_ranges(args.calib) else split(
-                [str(args.calib)], reserved=reserved),
+                [str(args.calib)], reserved=() if sample_file is None else (sample_file.sha256,)),
             lowering=LowerOptions(
                 islands=not args.no_islands, smooth=not args.no_smooth, bias=not args.no_bias_correction,
-                rest=args.rest, int8=Int8Options(args.depthwise, tuple(args.skip)),
+                rest=args.rest, rounding=args.rounding,
+                int8=Int8Options(args.depthwise, args.unsigned, tuple(args.skip)),
             ),
             budget=_budget(args), leave=args.max_drop is not None, max_pixels=args.max_pixels, batch=args.batch or 1,
             tensorrt=TensorRTOptions(**arguments.tensorrt_given(args)), timing_cache=args.timing_cache,
@@ -99,8 +99,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """score a bundle on a data set: mIoU, IoU by class, pixel and mean accuracy as mmsegmentation computes them"""
     from calib.data.datasets import open_dataset
     from engines.files import make_folder, write_json
-    from pipeline.evaluation.evaluate import EVALUATE_JSON
-    from pipeline.evaluation.evaluate import evaluate as evaluate_bundle
+    from pipeline.evaluation import evaluate as scoring
 
     label_map = _label_map(args)
     with open_segmenter(args.bundle, *_loading(args)) as (segmenter, manifest):
@@ -110,9 +109,9 @@ def evaluate(args: argparse.Namespace) -> int:
         _logger(args.json)("data set", str(dataset))
         if args.output is not None:
             make_folder(args.output)
-        result = evaluate_bundle(segmenter, manifest, folder=args.bundle, dataset=dataset, max_pixels=args.max_pixels)
+        result = scoring.evaluate(segmenter, manifest, folder=args.bundle, dataset=dataset, max_pixels=args.max_pixels)
     if args.output is not None:
-        write_json(args.output / EVALUATE_JSON, result.to_json())
+        write_json(args.output / scoring.EVALUATE_JSON, result.to_json())
     print(json.dumps(result.to_json(), indent=1) if args.json else result)
     result.require(args.fail_under)
     return 0
@@ -122,16 +121,15 @@ def calibrate(args: argparse.Namespace) -> int:
     """measure the ranges of a model's activations on photographs, for lowering it to INT8"""
     require_building()
     from pipeline.checkpoints.sources import SourceOptions
-    from pipeline.precision.calibrate import CalibrateRequest
-    from pipeline.precision.calibrate import calibrate as measure
+    from pipeline.precision import calibrate as calibration
 
-    request = CalibrateRequest(
+    request = calibration.CalibrateRequest(
         args.model, args.dataset, args.output, arguments.tiling(args), windows=args.windows, seed=args.seed,
         rewrites=args.rewrites, threads=args.threads, options=SourceOptions(**arguments.model_given(args)),
         max_pixels=args.max_pixels,
         **{name: getattr(args, name) for name in ("method", "percentile") if getattr(args, name) is not None},
     )  # fmt: skip
-    ranges, effort = measure(request, _logger(args.json))
+    ranges, effort = calibration.calibrate(request, _logger(args.json))
     if args.json:
         report = {key: value for key, value in ranges.to_json().items() if key != "tensors"}
         report |= {"output": str(args.output), "tensors": len(ranges.tensors), "effort": asdict(effort)}

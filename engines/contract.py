@@ -133,6 +133,7 @@ class Backend(Protocol):
 
     on_gpu: bool = False  # its sessions are DeviceSessions
     from_program: bool = False  # compiled from config.program, not from the graph
+    zero_points: bool = False  # takes INT8 activations whose zero point is not 0
 
     def unavailable(self) -> str | None:
         """None when this machine can use the backend, otherwise what is missing and how to get it."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from calib.data.datasets import Dataset
 from calib.ranges.ranges import Ranges
 from calib.ranges.split import Photograph, Split
-from engines.contract import TensorRTOptions, UInt8
+from engines.contract import Float32, TensorRTOptions, UInt8
 from engines.images.read import MAX_PIXELS
 from engines.proof.agreement import GATES, Gate
 from engines.spec import ModelSpec
@@ -27,9 +27,13 @@ class IslandOptions:
 
 @dataclass(frozen=True)
 class Int8Options:
-    """depthwise: quantise depthwise convolutions too.  skip: first outputs of nodes that stay out."""
+    """depthwise: quantise depthwise convolutions too.  skip: first outputs of nodes that stay out.
+
+    unsigned: give activations that cannot be negative all 256 levels, with a zero point; not for TensorRT.
+    """
 
     depthwise: bool = False
+    unsigned: bool = False
     skip: Collection[str] = ()
 
 
@@ -38,12 +42,18 @@ class LowerOptions:
     """islands, smooth, bias: False switches the FP32 islands, SmoothQuant or bias correction off.
 
     rest: what an INT8 graph computes everything else in: fp32, fp16 or bf16; builds replace ``auto`` by what is native.
+    rounding: of INT8 weights, ``nearest`` or ``learned``.  state: a file in which an interrupted build keeps what was
+    learned; None keeps nothing.  photographs: windows (1, 3, h, w) of the calibration set, on which INT8 judges what it
+    does to each layer; where there are none, those that the build is verified on serve.
     """
 
     islands: bool = True
     smooth: bool = True
     bias: bool = True
     rest: str = "auto"
+    rounding: str = "nearest"
+    state: Path | None = None
+    photographs: tuple[Float32, ...] = field(default=(), compare=False, repr=False)
     island: IslandOptions = field(default_factory=IslandOptions)
     int8: Int8Options = field(default_factory=Int8Options)
 

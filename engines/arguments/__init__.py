@@ -34,8 +34,8 @@ from engines.tiling.placement import BLENDS, PADDINGS, Tiling
 # What a bundle's graph was made for, and a rebuild of it cannot change.
 FIXED_IN_A_BUNDLE = (
     "precision", "tile", "stride", "blend", "padding", "weights", "classes", "mean", "std", "bgr", "sample", "rewrites",
-    "time_rewrites", "threshold", "calib", "rest", "no_islands", "no_smooth", "no_bias_correction", "depthwise", "eval",
-    "max_drop", "skip",
+    "time_rewrites", "threshold", "calib", "rest", "no_islands", "no_smooth", "no_bias_correction", "rounding",
+    "depthwise", "unsigned", "eval", "max_drop", "skip",
 )  # fmt: skip
 
 
@@ -61,9 +61,13 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--depthwise", action="store_true", help="depthwise convolutions in int8 too; measure whether it pays"
     )
+    verb.add_argument("--unsigned", action="store_true", help="int8 activations that cannot be negative get 256 levels "
+                      "instead of 128: closer, for OpenVINO alone")  # fmt: skip
     verb.add_argument("--no-islands", action="store_true", help="no FP32 islands in fp16 and bf16; the gate decides")
     verb.add_argument("--no-smooth", action="store_true", help="int8 without SmoothQuant rescaling")
     verb.add_argument("--no-bias-correction", action="store_true", help="int8 without bias correction")
+    verb.add_argument("--rounding", choices=("nearest", "learned"), default="nearest", help="of int8 weights; learned: "
+                      "on the photographs of --calib, kept where it lowers the error")  # fmt: skip
     engine_arguments(verb)
     verb.add_argument("--batch", type=batch, metavar="N", help="windows that the engine takes at once, after it was "
                       "seen to answer them as one by one (1; a rebuild keeps the bundle's)")  # fmt: skip

@@ -28,6 +28,7 @@ from pipeline.precision.views import Views, look
 from pipeline.request import BuildRequest, LowerOptions
 
 QUANTISED = frozenset({"int8", "auto"})  # what ranges are for
+JUDGED_ON, LEARNED_ON = 4, 16  # windows on which SmoothQuant and bias are judged, and roundings learned
 SCENES = range(1, 9)  # seeds of what the demo model is calibrated on; scene 0 is what builds are verified on
 VIEWED = 8  # photographs' windows on which every tensor's bounds are taken; those of the layers' inputs are of all
 HELD_OUT_SCENES = range(100, 108)  # half of them to choose on, half to report on
@@ -62,7 +63,7 @@ def as_asked(
     """
     if request.precision == "fp32":
         return Asked((Candidate("fp32", "fp32"),), request.lowering)
-    options = request.lowering
+    options = _checked(request, backend, request.lowering)
     half = half_of(backend) if options.rest == "auto" else options.rest
     if options.rest == "auto":
         options = replace(options, rest=rest_of(backend))
@@ -71,6 +72,7 @@ def as_asked(
         raise DeployError(f"--rest {options.rest}: {refused}")
     with _photographs(request) if request.precision in QUANTISED else nullcontext(request.photographs) as division:
         ranges = _ranges(request, source, graph, division, log)
+        options = replace(options, photographs=_seen(division, request, source))
         rounded = request.precision if request.precision not in QUANTISED else options.rest
         stress = stress_windows(image, source.spec, request.tiling)
         views = look(graph, rounded, stress, _viewed(request, source, division))
@@ -125,6 +127,28 @@ def half_of(backend: Backend) -> str:
     halves = ("fp16", "bf16") if backend.on_gpu else ("bf16", "fp16")
     native = (p for p in halves if backend.supports(p) is None and backend.remark(p) is None)
     return next(native, "fp32")
+
+
+def _seen(division: Split | None, request: BuildRequest, source: Source) -> tuple[Float32, ...]:
+    """Windows of what is not held out, evenly over its images; of a precision that is calibrated."""
+    if division is None or request.precision not in QUANTISED:
+        return ()
+    most = LEARNED_ON if request.lowering.rounding == "learned" else JUDGED_ON
+    chosen = draw_from(division.calibration, request.tiling, count=most, seed=1, max_pixels=request.max_pixels)
+    return tuple(window for _, window in chosen.inputs(source.spec, request.tiling))
+
+
+def _checked(request: BuildRequest, backend: Backend, options: LowerOptions) -> LowerOptions:
+    """With a place for what is learned.  Raises DeployError on what INT8 cannot be asked for here."""
+    if options.int8.unsigned and not backend.zero_points:
+        raise DeployError(f"--unsigned: {backend.name} takes INT8 activations of zero point 0 alone; leave it out")
+    if options.rounding == "nearest":
+        return options
+    if request.precision not in QUANTISED:
+        raise DeployError(f"--rounding learned: got precision {request.precision}, expected int8 or auto")
+    if request.photographs is None and request.model != "demo":
+        raise DeployError("--rounding learned: got no photographs, expected some to learn on; give --calib DATASET")
+    return replace(options, state=request.output.with_name(f".{request.output.name}.rounding.npz"))
 
 
 @contextmanager

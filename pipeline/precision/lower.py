@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from calib.ranges.ranges import Ranges
@@ -11,14 +11,13 @@ from engines.contract import Float32, Log
 from engines.errors import DeployError
 from engines.proof.agreement import Agreement, Gate, compare_logits
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
-from pipeline.precision.bias import correct_bias
+from pipeline.precision.earn import quantised
 from pipeline.precision.extremes import Bounds, carried_over, extremes, widened
 from pipeline.precision.islands import plan_float
 from pipeline.precision.lower_float import lower_float, prepare
 from pipeline.precision.lower_int8 import lower_int8
 from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.plan_int8 import plan_int8
-from pipeline.precision.smooth import smooth
 from pipeline.precision.verify import verify_lowered
 from pipeline.precision.views import Views
 from pipeline.request import LowerOptions
@@ -121,20 +120,13 @@ def _int8(
         reasons = sorted({node.reason for node in plan.nodes}) or ["no Conv, MatMul or Gemm"]
         raise DeployError(f"precision int8: nothing qualifies ({'; '.join(reasons[:3])}); use --precision fp32")
     report: dict[str, Any] = {"plan": plan.to_json()}
-
-    def so_far() -> OnnxGraph:
-        return lower_int8(current, plan, measured, options.rest)
-
-    note("int8", f"{plan.summary()}; plain", so_far)
-    if options.smooth:
-        current, measured, smoothed = smooth(current, plan, measured)
-        report["smoothing"] = [asdict(item) for item in smoothed]
-        note("smooth", f"{sum(not item.declined for item in smoothed)} of {len(smoothed)} LayerNorms", so_far)
-    if options.bias:
-        current, corrected = correct_bias(current, plan, measured, options.rest)
-        report["bias_correction"] = [asdict(item) for item in corrected]
-        note("bias", f"{sum(not item.declined for item in corrected)} of {len(corrected)} layers", so_far)
-    lowered = so_far()
+    note("int8", plan.summary(), lambda: lower_int8(current, plan, measured, options.rest))
+    seen = list(options.photographs) or list(windows)
+    lowered, current, measured, earned = quantised(
+        current, plan, measured, () if known is not None else seen, options=options,
+        log=lambda step, text: note(step, text, None),
+    )  # fmt: skip
+    report |= earned
     if options.rest != "fp32":
         reached = widened(extremes(current, windows) if known is None else known, views.bounds)
         reached = carried_over(lowered, widened(reached, _bounds(measured)))

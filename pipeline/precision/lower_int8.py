@@ -8,6 +8,8 @@ DequantizeLinear.  Biases, and everything else, stay as they are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
@@ -16,16 +18,20 @@ from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.surgery import Editor, constant, drop_unread, output_name
 from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.plan_int8 import weight_axis
-from pipeline.precision.quantise import quantise, scale_from_amax, weight_scales
+from pipeline.precision.quantise import NEAREST, Int8, grid, quantise, weight_scales
+from pipeline.precision.sign import never_negative
 
 
-def lower_int8(graph: OnnxGraph, plan: PrecisionPlan, ranges: Ranges, stored: str = "fp32") -> OnnxGraph:
+def lower_int8(
+    graph: OnnxGraph, plan: PrecisionPlan, ranges: Ranges, stored: str = "fp32", learned: Mapping[str, Int8] = NEAREST
+) -> OnnxGraph:
     """The graph with Q/DQ at every node that `plan` says is int8.
 
     stored: the type in which `lower_float` will write the scales afterwards; they are made exact in it.
+    learned: by name, the int8 values of the weights that are not rounded to the nearest.
     """
     model = graph.model.clone()
-    writer = _Writer(model, ranges, stored)
+    writer = _Writer(model, ranges, stored, learned=learned, unsigned=plan.unsigned)
     for node in list(model.graph):
         if plan.precision(output_name(node)) == "int8":
             writer.write(node)
@@ -34,11 +40,14 @@ def lower_int8(graph: OnnxGraph, plan: PrecisionPlan, ranges: Ranges, stored: st
 
 
 class _Writer:
-    def __init__(self, model: ir.Model, ranges: Ranges, stored: str) -> None:
-        self._editor, self._ranges, self._stored = Editor(model), ranges, stored
+    def __init__(
+        self, model: ir.Model, ranges: Ranges, stored: str, learned: Mapping[str, Int8], unsigned: bool
+    ) -> None:
+        self._editor, self._ranges, self._stored, self._learned = Editor(model), ranges, stored, learned
         self._pairs: dict[ir.Value, ir.Value] = {}  # tensor -> its dequantised twin
         self._weights: dict[tuple[ir.Value, int], ir.Value] = {}
-        self._zero: ir.Value | None = None
+        self._zeros: dict[int, ir.Value] = {}
+        self._signs: dict[ir.Value, bool] | None = {} if unsigned else None
 
     def write(self, node: ir.Node) -> None:
         activation, weight = node.inputs[:2]
@@ -50,16 +59,20 @@ class _Writer:
     def _dequantised(self, value: ir.Value, reader: ir.Node) -> ir.Value:
         if value not in self._pairs:
             editor, name = self._editor, str(value.name)
-            amax = self._ranges.tensors[name].amax
-            scale = editor.initializer(scale_from_amax(amax, self._stored), f"{name}__scale")
-            if self._zero is None:
-                self._zero = editor.initializer(np.zeros((), np.int8), "int8_zero")
+            unsigned = self._signs is not None and never_negative(value, self._signs)
+            step, point = grid(self._ranges.tensors[name].amax, self._stored, unsigned)
+            scale = editor.initializer(step, f"{name}__scale")
+            if point not in self._zeros:
+                self._zeros[point] = editor.initializer(
+                    np.array(point, np.int8), "int8_least" if point else "int8_zero"
+                )
+            zero = self._zeros[point]
             quantised = editor.insert(
-                reader, "QuantizeLinear", [value, scale, self._zero], name=f"{name}__int8", shape=value.shape,
+                reader, "QuantizeLinear", [value, scale, zero], name=f"{name}__int8", shape=value.shape,
                 dtype=ir.DataType.INT8,
             )  # fmt: skip
             self._pairs[value] = editor.insert(
-                reader, "DequantizeLinear", [quantised, scale, self._zero], name=f"{name}__dq", shape=value.shape
+                reader, "DequantizeLinear", [quantised, scale, zero], name=f"{name}__dq", shape=value.shape
             )
         return self._pairs[value]
 
@@ -71,7 +84,7 @@ class _Writer:
             weight = array.astype(np.float32)
             scales = weight_scales(weight, axis, self._stored)
             inputs = [
-                editor.initializer(quantise(weight, scales, axis), f"{name}__int8"),
+                editor.initializer(self._learned.get(name, quantise(weight, scales, axis)), f"{name}__int8"),
                 editor.initializer(scales, f"{name}__scale"),
                 editor.initializer(np.zeros(scales.shape, np.int8), f"{name}__zero"),
             ]

@@ -28,10 +28,14 @@ class NodePlan:
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """target: the precision that nodes have unless there is a reason against it."""
+    """target: the precision that nodes have unless there is a reason against it.
+
+    unsigned: whether INT8 gives activations that cannot be negative all 256 levels.
+    """
 
     target: str
     nodes: tuple[NodePlan, ...]
+    unsigned: bool = False
 
     @cached_property
     def _by_output(self) -> dict[str, NodePlan]:
@@ -77,12 +81,14 @@ class PrecisionPlan:
         return f"{inside} nodes {self.target}{''.join(rest)}{tight}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"target": self.target, "nodes": [asdict(node) for node in self.nodes]}
+        return {"target": self.target, "unsigned": self.unsigned, "nodes": [asdict(node) for node in self.nodes]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PrecisionPlan:
         try:
-            return cls(str(data["target"]), tuple(NodePlan(**node) for node in data["nodes"]))
+            return cls(
+                str(data["target"]), tuple(NodePlan(**node) for node in data["nodes"]), bool(data.get("unsigned"))
+            )
         except (KeyError, TypeError) as error:
             raise DeployError(f"precision plan: {error!r} while reading it; build the bundle again") from error
 

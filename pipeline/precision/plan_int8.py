@@ -43,7 +43,7 @@ def plan_int8(
         reason = _declined(node, ranges, classifier, options)
         why = reason or f"input {_input(node)} within {ranges.tensors[_input(node)].amax:.4g}"
         plans.append(NodePlan(output_name(node), node.op_type, rest if reason else "int8", why))
-    return PrecisionPlan("int8", tuple(plans))
+    return PrecisionPlan("int8", tuple(plans), options.unsigned)
 
 
 def weight_axis(node: ir.Node) -> int:

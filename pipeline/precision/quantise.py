@@ -1,10 +1,15 @@
 """Symmetric INT8 arithmetic: q = clip(round_half_even(x / scale), -128, 127), x' = q * scale; the zero point is 0.
 
-As in ONNX QuantizeLinear and in TensorRT.  Scales are rounded *up* to the type in which they are stored, so that no
-measured value is clipped by that rounding; weights are quantised with the stored scale, so nothing else is lost.
+As in ONNX QuantizeLinear and in TensorRT.  On request, for OpenVINO, the zero point of a tensor that cannot be negative
+is -128, so that all 256 levels are used; zero itself stays exact.  Scales are rounded *up* to the type in which they
+are stored, so that no measured value is clipped by that rounding; weights are quantised with the stored scale, so
+nothing else is lost.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +18,7 @@ from pipeline.graph.types import FLOATS
 
 F32 = NDArray[np.float32]
 Int8 = NDArray[np.int8]
+NEAREST: Mapping[str, Int8] = MappingProxyType({})  # no weight is rounded otherwise
 
 
 def scale_from_amax(amax: F32 | float, stored: str = "fp32") -> F32:
@@ -27,6 +33,11 @@ def scale_from_amax(amax: F32 | float, stored: str = "fp32") -> F32:
     bits = rounded.view(np.uint16) + below.astype(np.uint16)
     result: F32 = bits.view(kind.dtype).astype(np.float32)
     return result
+
+
+def grid(amax: float, stored: str, unsigned: bool) -> tuple[F32, int]:
+    """(scale, zero point) of an activation within `amax`.  unsigned: it cannot be negative."""
+    return (scale_from_amax(amax * 127 / 255, stored), -128) if unsigned else (scale_from_amax(amax, stored), 0)
 
 
 def weight_scales(weight: F32, axis: int, stored: str = "fp32") -> F32:

@@ -175,7 +175,7 @@ def search(graph: OnnxGraph, ranges: Ranges | None, options: LowerOptions, bench
 def _quantisable(graph: OnnxGraph, ranges: Ranges, options: LowerOptions, bench: Workbench, log: Log) -> _Int8 | None:
     """What INT8 plans are made from; None, and a line in the log, where no layer qualifies."""
     try:
-        return _Int8(graph, ranges, options, bench.islands, bench.views)
+        return _Int8(graph, ranges, options=options, windows=bench.islands, views=bench.views)
     except DeployError as error:
         log("auto", f"int8 is not tried: {error}")
         return None

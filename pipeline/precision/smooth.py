@@ -3,12 +3,14 @@
 Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", ICML 2023,
 arXiv 2211.10438, eq. 3-4: X W = (X / s)(s W) with s_j = max|X_j|^a / max|W_j|^(1-a).  Exact in real arithmetic: 1/s is
 folded into LayerNorm's scale and bias, s into the input channels of *every* layer that reads the output, also through
-Transpose and Reshape.  Declined where anything else reads it.
+Transpose and Reshape.  Declined where anything else reads it and, where there is evidence, unless it lowers the sum of
+the relative errors of the INT8 layers that read it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +20,10 @@ from numpy.typing import NDArray
 from calib.ranges.ranges import Ranges, TensorRange
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.surgery import Editor, constant, drop_unread, integer, integers, output_name, shape
+from pipeline.precision.evidence import Evidence
 from pipeline.precision.plan import PrecisionPlan
+from pipeline.precision.plan_int8 import weight_axis
+from pipeline.precision.quantise import dequantise, quantise, weight_scales
 
 F64 = NDArray[np.float64]
 ALPHA = 0.5
@@ -29,12 +34,16 @@ class Smoothing:
     """One LayerNorm, named by its output.  declined: why nothing was done, or ``""``.
 
     before, after: the largest channel of the output over the median channel; 1 would be perfectly even.
+    error_before, error_after: sum of the relative squared errors of the INT8 layers that read it; None where it was not
+    measured (see `evidence`).
     """
 
     output: str
     declined: str = ""
     before: float = 0.0
     after: float = 0.0
+    error_before: float | None = None
+    error_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,9 +56,13 @@ class _Reader:
 
 
 def smooth(
-    graph: OnnxGraph, plan: PrecisionPlan, ranges: Ranges, alpha: float = ALPHA
-) -> tuple[OnnxGraph, Ranges, tuple[Smoothing, ...]]:
-    """The rescaled graph, the ranges that its tensors now have, and what was done to each LayerNorm."""
+    graph: OnnxGraph, plan: PrecisionPlan, ranges: Ranges, alpha: float = ALPHA, stored: str = "fp32",
+    evidence: Evidence | None = None,
+) -> tuple[OnnxGraph, Ranges, tuple[Smoothing, ...]]:  # fmt: skip
+    """The rescaled graph, the ranges that its tensors now have, and what was done to each LayerNorm.
+
+    evidence: of `graph`, to judge each by, with scales of the type `stored`.
+    """
     model = graph.model.clone()
     editor, report = Editor(model), []
     moved: dict[str, TensorRange] = {}
@@ -69,9 +82,15 @@ def smooth(
         if after >= before:
             report.append(Smoothing(name, "its channels are as even as they get", before, after))
             continue
+        rescaled = {name: _rescaled(ranges.tensors[name], s) for name in tensors if name in ranges.tensors}
+        errors = (None, None) if evidence is None else _errors(readers, plan, ranges, rescaled, s, stored, evidence)
+        item = Smoothing(name, "", before, after=after, error_before=errors[0], error_after=errors[1])
+        if errors[0] is not None and errors[1] is not None and errors[1] >= errors[0]:
+            report.append(replace(item, declined="it lowers no error"))
+            continue
         _fold(editor, node, readers, s)
-        moved.update({name: _rescaled(ranges.tensors[name], s) for name in tensors if name in ranges.tensors})
-        report.append(Smoothing(name, "", before, after))
+        moved.update(rescaled)
+        report.append(item)
     drop_unread(model)
     done = sum(not item.declined for item in report)
     if not done:
@@ -163,6 +182,34 @@ def _factors(readers: list[_Reader], peaks: F64, alpha: float) -> F64:
     return s
 
 
+def _errors(
+    readers: list[_Reader], plan: PrecisionPlan, ranges: Ranges, rescaled: Mapping[str, TensorRange], s: F64,
+    stored: str, evidence: Evidence,
+) -> tuple[float, float]:  # fmt: skip
+    """Summed over the INT8 readers, as they are and rescaled."""
+    before = after = 0.0
+    for reader in readers:
+        node, source = reader.node, str(reader.node.inputs[0].name)  # type: ignore[union-attr]
+        if plan.precision(output_name(node)) != "int8":
+            continue
+        weight, axis = reader.weight.astype(np.float32), weight_axis(node)
+        scaled = (weight * _along(s, reader)).astype(np.float32)
+        plain, moved = (
+            dequantise(quantise(w, scale, axis), scale, axis)
+            for w, scale in ((w, weight_scales(w, axis, stored)) for w in (weight, scaled))
+        )
+        before += evidence.error(node, ranges.tensors[source].amax, stored, plain)
+        after += evidence.error(node, rescaled[source].amax, stored, moved, factor=s)
+    return before, after
+
+
+def _along(s: F64, reader: _Reader) -> F64:
+    """`s` along the channels that the weight meets."""
+    shape = [1] * reader.weight.ndim
+    shape[reader.axis] = -1
+    return s.reshape(shape)
+
+
 def _fold(editor: Editor, norm: ir.Node, readers: list[_Reader], s: F64) -> None:
     def scale(node: ir.Node, index: int, factor: F64) -> None:
         value = node.inputs[index]
@@ -175,9 +222,7 @@ def _fold(editor: Editor, norm: ir.Node, readers: list[_Reader], s: F64) -> None
     for index in range(1, len(norm.inputs)):
         scale(norm, index, 1 / s)
     for reader in readers:
-        shape = [1] * reader.weight.ndim
-        shape[reader.axis] = -1
-        scale(reader.node, 1, s.reshape(shape))
+        scale(reader.node, 1, _along(s, reader))
 
 
 def _rescaled(old: TensorRange, s: F64) -> TensorRange:

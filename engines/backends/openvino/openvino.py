@@ -45,6 +45,7 @@ class OpenVINOSession:
 
 class OpenVINOBackend(Backend):
     name = "openvino"
+    zero_points = True
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("openvino") is None:

@@ -139,6 +139,36 @@ def test_each_switch_is_honoured(int8_bundle: Path, tmp_path: Path) -> None:
     ))) == {"int8", "fp32"}  # fmt: skip
 
 
+def test_learned_rounding_is_reported_layer_by_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _build(tmp_path / "b", "--precision", "int8", "--rounding", "learned", "--unsigned") == 0
+    assert "layers on" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]  # the state of an interrupted build is gone
+    report = json.loads((tmp_path / "b" / REPORT).read_text())
+    quantised = [node["output"] for node in report["plan"]["nodes"] if node["precision"] == "int8"]
+    assert report["plan"]["unsigned"]
+    for step in ("rounding", "bias_correction"):
+        assert [item["output"] for item in report[step]["layers"]] == quantised
+        assert report[step]["kept"] == (report[step]["after"] < report[step]["before"])
+    assert {"declined", "before", "after", "flipped"} <= set(report["rounding"]["layers"][0])
+
+
+def test_what_learned_rounding_and_unsigned_need(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, windows, _ = exported("tests.models:tiny", 64)
+    ranges_from_windows(apply_rules(graph)[-1], windows).save(tmp_path / "ranges.json")
+    learned = ("--precision", "int8", "--rounding", "learned", "--calib", str(tmp_path / "ranges.json"))
+    assert _build(tmp_path / "b", *learned, model="tests.models:tiny", side=64) == 2
+    assert "got no photographs, expected some to learn on; give --calib DATASET" in capsys.readouterr().err
+    assert _build(tmp_path / "b", "--rounding", "learned", model="tests.models:tiny", side=64) == 2
+    assert "got precision fp32, expected int8 or auto" in capsys.readouterr().err
+    unsigned = ("--precision", "int8", "--unsigned", "--calib", str(tmp_path / "ranges.json"))
+    monkeypatch.setattr(type(get_backend("openvino")), "zero_points", False)  # as TensorRT, which needs a GPU
+    assert _build(tmp_path / "b", *unsigned, model="tests.models:tiny", side=64) == 2
+    assert "openvino takes INT8 activations of zero point 0 alone" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["ranges.json"]
+
+
 def test_an_engine_of_another_format_is_refused() -> None:
     from engines.errors import DeployError
 
