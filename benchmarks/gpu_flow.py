@@ -31,7 +31,9 @@ from benchmarks.peers.models import MODELS, OPEN_GATE, ROOT, PeerModel
 from calib.data.scenes import render
 from engines.backends import BACKENDS, get_backend
 from engines.contract import PRECISIONS
-from engines.proof.agreement import GATES
+
+# Of all labels of every frame, near-ties counted: no reference says here which they are.
+MIN_LABELS = {"fp32": 0.999, "fp16": 0.998, "bf16": 0.99, "int8": 0.97}
 
 SKIP = 77
 LIMIT_S = 900  # of one command
@@ -115,7 +117,7 @@ def flow(args: argparse.Namespace) -> Result:
         result, sdk=manifest["sdk"], device=manifest["device"], build_s=built, folder_s=took, frames=len(shares) - 1,
         agreement=min(shares.values()), bench=json.loads(report.read_text()), log=tuple(log),
     )  # fmt: skip
-    wanted = GATES[args.precision].min_labels if model.trained else 0.0
+    wanted = MIN_LABELS[args.precision] if model.trained else 0.0
     if min(shares.values()) < wanted or len(shares) != args.frames + 1:
         why = f"{100 * min(shares.values()):.3f} % of labels as in fp32 PyTorch, required {100 * wanted:g} %"
         return replace(result, status="failed", why=why)
