@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,8 +33,8 @@ from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.proto import check, save
 from pipeline.precision.as_asked import Asked, as_asked
 from pipeline.precision.budget import Jury
-from pipeline.precision.leave import advice, contributions, lower_leaving
-from pipeline.precision.lower import Lowered, lower
+from pipeline.precision.leave import advice, contributions, leaving
+from pipeline.precision.lower import lower
 from pipeline.precision.search import Candidate
 from pipeline.provenance import announce, provenance
 from pipeline.request import BuildRequest, LowerOptions
@@ -91,24 +91,49 @@ def _first_that_passes(
 
     Raises GateError where none does.
     """
+
+    def attempt(plan: Candidate, options: LowerOptions) -> _Built:
+        for left in folder.iterdir():
+            left.unlink()
+        return _built(folder, request, exact, asked, plan, options, backend=backend, config=config, log=log)
+
     for plan, following in zip(asked.plans, [*asked.plans[1:], None], strict=True):
         try:
-            return _built(folder, request, exact, asked, plan, backend=backend, config=config, log=log)
+            return attempt(plan, asked.options_of(plan))
         except GateError as error:
             if following is None:
-                raise
+                return _without_the_worst(error, request, exact, asked, plan, attempt, log)
             log("auto", f"{plan.name} fails ({error}); next {following.name}")
-            for left in folder.iterdir():
-                left.unlink()
     raise AssertionError("there is always a plan")
 
 
+def _without_the_worst(
+    error: GateError, request: BuildRequest, exact: Exact, asked: Asked, plan: Candidate,
+    attempt: Callable[[Candidate, LowerOptions], _Built], log: Log,
+) -> _Built:  # fmt: skip
+    """Of an INT8 build that fails: without the layers that cost most, where there is a budget.
+
+    Raises `error`, of INT8 with the names of those layers.
+    """
+    if plan.precision != "int8" or asked.ranges is None or request.precision == "auto":
+        raise error
+    chosen = asked.options_of(plan)
+    costs = contributions(exact.graph, asked.ranges, chosen, exact.inputs[0], exact.reference[:1])
+    if not request.leave:
+        raise GateError(f"{error}; {advice(costs)}") from error
+    built, left = leaving(error, lambda options: attempt(plan, options), costs, chosen, log)
+    return replace(built, report={**built.report, "left": [asdict(each) for each in left]})
+
+
 def _built(
-    folder: Path, request: BuildRequest, exact: Exact, asked: Asked, plan: Candidate, backend: Backend,
-    config: BuildConfig, log: Log,
+    folder: Path, request: BuildRequest, exact: Exact, asked: Asked, plan: Candidate, options: LowerOptions,
+    backend: Backend, config: BuildConfig, log: Log,
 ) -> _Built:  # fmt: skip
     gate, spec, tiling = request.gate(plan.precision), exact.source.spec, request.tiling
-    lowered = _lowered(request, exact, asked, plan, gate, log)
+    lowered = lower(
+        exact.graph, plan.precision, windows=exact.inputs, reference=exact.reference, gate=gate, log=log,
+        ranges=asked.ranges, options=options, views=asked.views, threshold=spec.threshold,
+    )  # fmt: skip
     graph = _for_batches(lowered.graph, exact.inputs, request.batch, log)
     stress = exact.stress if asked.views.stress is None else asked.views.stress.logits
     golden = _golden(exact, tiling, gate, stress)
@@ -128,29 +153,6 @@ def _built(
         if plan.precision != "fp32":  # which is what the others are held against
             asked.jury.require(loss)
     return _Built(plan, graph, lowered.agreements, proof=proof, report=report)
-
-
-def _lowered(
-    request: BuildRequest, exact: Exact, asked: Asked, plan: Candidate, gate: Gate, log: Log
-) -> Lowered:  # fmt: skip
-    """Raises GateError; of INT8 it names the layers to leave out, unless the request lets the build leave them."""
-
-    def attempt(options: LowerOptions) -> Lowered:
-        return lower(
-            exact.graph, plan.precision, windows=exact.inputs, reference=exact.reference, gate=gate, log=log,
-            ranges=asked.ranges, options=options, views=asked.views, threshold=exact.source.spec.threshold,
-        )  # fmt: skip
-
-    chosen = asked.options_of(plan)
-    try:
-        return attempt(chosen)
-    except GateError as error:
-        if plan.precision != "int8" or asked.ranges is None or request.precision == "auto":
-            raise
-        costs = contributions(exact.graph, asked.ranges, chosen, exact.inputs[0], exact.reference[:1])
-        if not request.leave:
-            raise GateError(f"{error}; {advice(costs)}") from error
-        return lower_leaving(error, attempt, costs, chosen, log)
 
 
 def _golden(exact: Exact, tiling: Tiling, gate: Gate, stress: Float32 | None) -> Golden:

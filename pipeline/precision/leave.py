@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from calib.ranges.ranges import Ranges
 from engines.contract import Float32, Log
@@ -11,12 +12,14 @@ from engines.errors import DeployError, GateError
 from engines.proof.agreement import compare_logits
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.precision.blocks import Block, blocks_of
-from pipeline.precision.lower import Lowered, prepare_int8
+from pipeline.precision.lower import prepare_int8
 from pipeline.precision.lower_int8 import lower_int8
 from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.plan_int8 import plan_int8
 from pipeline.precision.smooth import smooth
 from pipeline.request import LowerOptions
+
+Made = TypeVar("Made")
 
 NAMED = 4  # blocks in a message
 TO = ".."  # between the first layer of a block and its last
@@ -48,22 +51,23 @@ def contributions(
     return sorted(found, key=lambda each: each.error, reverse=True)
 
 
-def lower_leaving(
-    failed: GateError, attempt: Callable[[LowerOptions], Lowered], ordered: Sequence[Contribution],
-    options: LowerOptions, log: Log,
-) -> Lowered:  # fmt: skip
-    """The first of INT8 lowerings without the 1, 2, 4, ... worst blocks that passes.  Raises GateError if none does."""
+def leaving(
+    failed: GateError, attempt: Callable[[LowerOptions], Made], ordered: Sequence[Contribution], options: LowerOptions,
+    log: Log,
+) -> tuple[Made, Sequence[Contribution]]:  # fmt: skip
+    """The first that passes of attempts without the 1, 2, 4, ... worst blocks, and which those are.
+
+    Raises GateError if none does.
+    """
     count = 1
     while count < len(ordered):
         left = ordered[:count]
         log("int8", f"{failed}; next without {', '.join(each.name for each in left)}")
         skip = (*options.int8.skip, *(layer for each in left for layer in each.layers))
         try:
-            lowered = attempt(replace(options, int8=replace(options.int8, skip=skip)))
+            return attempt(replace(options, int8=replace(options.int8, skip=skip))), left
         except GateError as error:
             failed, count = error, 2 * count
-        else:
-            return replace(lowered, report={**lowered.report, "left": [asdict(each) for each in left]})
     raise failed
 
 

@@ -11,7 +11,7 @@ from calib.ranges.ranges import Ranges
 from engines.errors import DeployError, GateError
 from engines.proof.agreement import GATES
 from pipeline.graph.onnx_graph import OnnxGraph
-from pipeline.precision.leave import Contribution, advice, contributions, expanded, lower_leaving
+from pipeline.precision.leave import Contribution, advice, contributions, expanded, leaving
 from pipeline.precision.lower import Lowered, lower, prepare_int8
 from pipeline.precision.plan_int8 import plan_int8
 from pipeline.request import Int8Options, LowerOptions
@@ -58,9 +58,9 @@ def test_with_a_budget_it_is_left_out() -> None:
     with pytest.raises(GateError) as failed:
         _attempt(PLAIN)
     lines: list[str] = []
-    lowered = lower_leaving(failed.value, _attempt, _costs(), PLAIN, lambda step, text: lines.append(text))
+    lowered, worst = leaving(failed.value, _attempt, _costs(), PLAIN, lambda step, text: lines.append(text))
     assert lowered.agreements[0].within(GATES["int8"])
-    left = {layer for each in lowered.report["left"] for layer in each["layers"]}
+    left = {layer for each in worst for layer in each.layers}
     assert _clipped()[2] in left
     planned = {node["output"]: node["precision"] for node in lowered.report["plan"]["nodes"]}
     assert {planned[layer] for layer in left} == {"fp32"}
@@ -73,7 +73,7 @@ def test_what_cannot_be_mended_stays_refused() -> None:
         raise GateError("still no")
 
     with pytest.raises(GateError, match="still no"):
-        lower_leaving(GateError("no"), never, _costs(), PLAIN, lambda s, t: None)
+        leaving(GateError("no"), never, _costs(), PLAIN, lambda s, t: None)
 
 
 def test_skip_takes_layers_and_stretches_of_them() -> None:
