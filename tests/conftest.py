@@ -42,12 +42,14 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT interrupts this process and those that it starts, also where the tests were started with SIGINT ignored
+    """SIGINT and SIGHUP end this process and those that it starts, also where the tests were started with them ignored
     (``nohup make test &``, cron): a process inherits that, and Python then installs no handler of its own.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hung_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGHUP, hung_up)
 
 
 @pytest.fixture(scope="module")

@@ -61,9 +61,9 @@ def as_asked(
     inputs: the windows of `image`, which the build is verified on.  config: of the engines that ``auto`` measures, but
     for their precision.
     """
-    if request.precision == "fp32":
-        return Asked((Candidate("fp32", "fp32"),), request.lowering)
     options = _checked(request, backend, request.lowering)
+    if request.precision == "fp32":
+        return Asked((Candidate("fp32", "fp32"),), options)
     half = half_of(backend) if options.rest == "auto" else options.rest
     if options.rest == "auto":
         options = replace(options, rest=rest_of(backend))

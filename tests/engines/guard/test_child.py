@@ -32,8 +32,8 @@ def work():
         (folder / "engine.bin").write_bytes(b"half")
         file.write(b"half")
         with ledger.doing("openvino 1.2 compiled the network"):
-            print("ready", other, os.getpid(), flush=True)
             try:
+                print("ready", other, os.getpid(), flush=True)
                 exec(sys.argv[1])
             except KeyboardInterrupt:
                 time.sleep(0.3)

@@ -119,7 +119,10 @@ class Placement:
         peaks = np.abs(stored.astype(np.int32)).max(
             axis=tuple(i for i in range(stored.ndim) if i != wanted % stored.ndim)
         )
-        if not ((peaks >= 126) | (peaks == 0)).all() or peaks.max() > 127:
+        # Where a half type is coarse, among its subnormals, the next smaller scale would clip the weight.
+        smaller = np.nextafter(scale, np.zeros_like(scale)).astype(np.float64)
+        coarse = peaks * scale.astype(np.float64) >= 126 * smaller
+        if not (coarse | (peaks == 0)).all() or peaks.max() > 127:
             yield f"{name}: a channel whose largest weight is {peaks.min()} of 127 steps"
 
     def _moved(self) -> Iterator[str]:

@@ -277,10 +277,10 @@ def _made_up_times(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plan_that_fails_its_gate_gives_way_to_the_next(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The user asks for more agreement than INT8 has."""
+    """The user asks for less error than INT8 has."""
     _made_up_times(monkeypatch)
     argv = ["build-engine", "demo", "-o", str(tmp_path / "b"), "--precision", "auto", "--tile", "128"]
-    assert deploy.main([*argv, "--max-drop", "100", "--min-agreement", "0.9995", "--rest", "fp32"]) == 0
+    assert deploy.main([*argv, "--max-drop", "100", "--max-error", "0.002", "--rest", "fp32"]) == 0
     assert "int8 fails (int8 diverges from" in capsys.readouterr().out
     assert open_bundle(tmp_path / "b").manifest.precision == "fp32"
 
