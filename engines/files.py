@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from engines.guard.ledger import ledger
 # What numpy and zipfile raise on a damaged .npz, found by mutating one (tests/fuzz).
 DAMAGED_NPZ = (
     OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError, SyntaxError, MemoryError, OverflowError,
-    struct.error, zlib.error, zipfile.BadZipFile,
+    struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError,
 )  # fmt: skip
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 

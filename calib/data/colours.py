@@ -137,7 +137,8 @@ def read_colours(name: str, spec: ModelSpec) -> Colours:
 
 def _entry(line: str, where: str) -> tuple[str, RGB]:
     cvat = line.split(":")  # what comes after the colour are its parts and actions
-    name, *numbers = [cvat[0], *cvat[1].split(",")] if len(cvat) > 1 else line.replace(",", " ").rsplit(maxsplit=3)
+    parts = [cvat[0], *cvat[1].split(",")] if len(cvat) > 1 else line.replace(",", " ").rsplit(maxsplit=3)
+    name, *numbers = parts or [""]  # of a line of commas nothing is left
     colour = [_byte(number.strip()) for number in numbers]
     if not name.strip() or len(colour) != 3 or None in colour:
         raise DeployError(

@@ -115,7 +115,9 @@ def _answers(segmenter: Segmenter, inputs: Sequence[Float32]) -> Iterator[Float3
 
 
 def _array(array: NDArray[Any], dtype: type, shape: tuple[int | None, ...]) -> Any:
-    """The same, of that type and shape; None is any size above 0.  Raises ValueError."""
+    """The same, of that type and shape; None is any size above 0.  Raises ValueError or TypeError."""
+    if not isinstance(array, np.ndarray):  # of a member that is no .npy, numpy gives the bytes
+        raise TypeError(f"got {type(array).__name__}, expected an array")
     fits = len(array.shape) == len(shape) and all(s in (None, g) for g, s in zip(array.shape, shape, strict=True))
     if array.dtype != dtype or not fits or 0 in array.shape:
         raise ValueError(f"got an array {array.shape} {array.dtype}, expected {shape} {np.dtype(dtype)}")

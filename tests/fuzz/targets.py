@@ -159,7 +159,7 @@ def _label_map(data: bytes, folder: Path) -> object:
 
     path = _written(data, folder, "map.json")
     found = read_label_map(str(path))
-    return found.prediction_table([key for key, _ in found.prediction or ()]), found.to_json()
+    return found.prediction_table([key for key, _ in found.prediction or ()][:255]), found.to_json()
 
 
 def _palette_seeds(folder: Path) -> list[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,20 @@ def test_a_golden_of_other_shapes_or_types_is_refused(tmp_path: Path) -> None:
         np.savez(path, **{**good, name: value})
         with pytest.raises(DeployError, match="build the bundle again"):
             Golden.load(path.read_bytes())
+
+
+def test_members_that_are_no_arrays_are_refused(tmp_path: Path) -> None:
+    """Found by the long run: of a member that is no .npy numpy hands out the bytes."""
+    path = tmp_path / "golden.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("image", "logits", "step", "labels", "reference"):
+            archive.writestr(f"{name}.npy", b"1")
+    with pytest.raises(DeployError, match="build the bundle again"):
+        Golden.load(path.read_bytes())
+
+
+@pytest.mark.parametrize("line", [",", ",,,", ":", "1 2 3"])
+def test_a_line_of_colours_that_says_nothing_is_named(line: str, tmp_path: Path) -> None:
+    """Found by the long run: of commas alone nothing was left to unpack."""
+    with pytest.raises(DeployError, match="expected a name and three numbers"):
+        TARGETS["palette"].read(line.encode(), tmp_path)
