@@ -70,6 +70,10 @@ def read_onnx(path: Path, window: tuple[int, int]) -> tuple[OnnxGraph, Ending | 
         model = load(path)
         if not len(model.graph):
             raise DeployError(f"model {path}: not an ONNX graph, or an empty one; expected a segmentation network")
+        for node in model.graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.STRING:
+                    attribute.as_string()  # TypeError where the bytes are no text, which the checker lets pass
         _fix_input(model, window, path)
         try:
             # Values of shapes are not followed: the names that onnxsim makes up would be others, and ranges know a

@@ -127,6 +127,13 @@ def test_an_onnx_whose_tensors_are_damaged_is_no_readable_file(tmp_path: Path) -
         import_onnx(tmp_path / "model.onnx", (32, 32))
 
 
+def test_an_attribute_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """Found by the long run: ONNX's checker does not look at the bytes."""
+    data = TARGETS["onnx"].seeds(tmp_path)[0]
+    with pytest.raises(DeployError, match="not a readable ONNX file"):
+        TARGETS["onnx"].read(data.replace(b"linear", b"lin\xe1ar"), tmp_path)
+
+
 def test_a_golden_of_other_shapes_or_types_is_refused(tmp_path: Path) -> None:
     good = {
         "image": np.zeros((8, 8, 3), np.uint8), "logits": np.zeros((1, 2, 8, 8), np.float32), "step": 1,
