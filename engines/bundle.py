@@ -85,8 +85,6 @@ class Manifest:
         body = dict(data)
         if body.pop("schema", None) != SCHEMA:
             raise DeployError(f"manifest: got schema {data.get('schema')!r}, expected {SCHEMA}; build the bundle again")
-        if isinstance(body.get("tensorrt"), Mapping):
-            body["tensorrt"] = TensorRTOptions.from_json(body["tensorrt"]).to_json()  # of older bundles too
         manifest = read_record(cls, body, "manifest", "build the bundle again")
         manifest._require_one_story()
         return manifest

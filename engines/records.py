@@ -50,8 +50,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
-    if is_dataclass(hint):
-        return _record(hint, value, where)
+    if is_dataclass(hint):  # a class that reads itself knows what its older files held
+        return hint.from_json(value) if hasattr(hint, "from_json") else _record(hint, value, where)
     if origin in (typing.Union, types.UnionType):
         return _one_of(arguments, value, where)
     if origin is tuple:

@@ -206,11 +206,6 @@ def _for_batches(graph: OnnxGraph, inputs: list[Float32], batch: int, log: Log) 
     return neutral
 
 
-def slide_labels(logits: Float32, tiling: Tiling, size: tuple[int, int], threshold: float | None = None) -> UInt8:
-    """The labels of `slide_decisions`."""
-    return slide_decisions(logits, tiling, size, threshold)[0]
-
-
 def slide_decisions(
     logits: Float32, tiling: Tiling, size: tuple[int, int], threshold: float | None = None
 ) -> tuple[UInt8, Float32]:

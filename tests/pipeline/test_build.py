@@ -24,7 +24,7 @@ from engines.proof.golden import Golden
 from engines.proof.rebuild import rebuild
 from engines.segmenter import open_segmenter
 from engines.tiling.placement import Tiling
-from pipeline.build import build_bundle, slide_labels
+from pipeline.build import build_bundle, slide_decisions
 from pipeline.checkpoints.sources import SourceOptions
 from pipeline.request import Budget, BuildRequest
 from tests import models
@@ -75,7 +75,9 @@ def test_models_that_answer_with_a_dict_or_a_tuple(tmp_path: Path, name: str) ->
         )
         with torch.no_grad():
             logits = models.tiny()(x[None])
-        np.testing.assert_array_equal(segmenter.segment(image).labels, slide_labels(logits.numpy(), TILING, (64, 96)))
+        np.testing.assert_array_equal(
+            segmenter.segment(image).labels, slide_decisions(logits.numpy(), TILING, (64, 96))[0]
+        )
 
 
 def test_both_backends_agree(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -266,7 +268,7 @@ def test_a_real_onnx_labels_what_onnx_runtime_labels(shared_data: Path, tmp_path
     tops, lefts = tiling.placements(*image.shape[:2])
     crops = [np.ascontiguousarray(x[:, :, t : t + 256, left : left + 256]) for t in tops for left in lefts]
     logits = np.concatenate([session.run(None, {"image": crop})[0] for crop in crops])
-    assert (labels == slide_labels(logits, tiling, image.shape[:2])).mean() > 0.9999
+    assert (labels == slide_decisions(logits, tiling, image.shape[:2])[0]).mean() > 0.9999
 
 
 def test_real_checkpoint_on_real_images(shared_data: Path, tmp_path: Path) -> None:
@@ -288,5 +290,5 @@ def test_real_checkpoint_on_real_images(shared_data: Path, tmp_path: Path) -> No
     tops, lefts = tiling.placements(*image.shape[:2])
     with torch.no_grad():
         windows = [model(x[:, :, t : t + 256, l : l + 256]).logits.numpy() for t in tops for l in lefts]  # noqa: E741
-    expected = slide_labels(np.concatenate(windows), tiling, image.shape[:2])
+    expected = slide_decisions(np.concatenate(windows), tiling, image.shape[:2])[0]
     assert (labels == expected).mean() > 0.9999

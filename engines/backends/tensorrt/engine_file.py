@@ -63,8 +63,6 @@ def unpack(blob: bytes) -> tuple[Header, memoryview]:
         body: Any = json.loads(blob[start:end])
     except (ValueError, RecursionError) as error:
         raise DeployError(f"engine: its header is of another edgeseg ({error!r}); build it again") from error
-    if isinstance(body, dict) and isinstance(body.get("options"), dict):
-        body["options"] = TensorRTOptions.from_json(body["options"]).to_json()
     header = read_record(Header, body, "engine's header")
     plan = memoryview(blob)[end:]
     if len(plan) != header.plan_bytes:
