@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     "engines/errors.py", "engines/guard", "engines/files.py", "engines/records.py", "engines/machine",
     "engines/spec.py", "engines/contract.py",
-    "engines/tiling", "engines/images", "engines/gpu", "engines/bundle.py", "engines/backends",
+    "engines/roofline", "engines/tiling", "engines/images", "engines/gpu", "engines/bundle.py", "engines/backends",
     "engines/arguments", "engines/segmenter.py", "engines/proof", "engines/folder_run.py", "engines/measure",
     "engines/doctor.py",
     "calib/data", "calib/ranges",

@@ -12,7 +12,8 @@ from typing import Any
 from engines.backends.tensorrt import engine_file
 from engines.backends.tensorrt.build import Room, build_plan
 from engines.backends.tensorrt.network import model_sha256
-from engines.backends.tensorrt.profile import measure
+from engines.backends.tensorrt.plan import compiled_plan, engine_plan
+from engines.backends.tensorrt.profile import describe, measure
 from engines.backends.tensorrt.scales import half_scales
 from engines.backends.tensorrt.sdk import Flavour, do_without, has_bf16, require, strongly_typed
 from engines.backends.tensorrt.session import TensorRTSession
@@ -22,6 +23,7 @@ from engines.errors import DeployError
 from engines.gpu.info import GpuInfo
 from engines.guard.ledger import ledger
 from engines.machine.jetson import read_jetson
+from engines.roofline.kernels import KernelPlan
 
 NO_GPU = "no GPU"  # the device of engines that were built ahead of time, for GPUs that are elsewhere
 
@@ -152,6 +154,30 @@ class TensorRTFamily(Backend, ABC):
     def layers(self, blob: bytes, config: BuildConfig, window: Float32, runs: int = 5) -> list[Layer]:
         with self._open(blob, config) as session:
             return measure(self.sdk(), session, window, runs)
+
+    def kernel_plan(self, model: Path, batch: int = 1) -> KernelPlan:
+        """What the compiler makes of the ONNX file `model` for `batch` windows at once, found by compiling it: 1-3 s.
+
+        Of a package that builds ahead of time alone, and without a GPU.  Raises DeployError where it is missing or
+        refuses the graph.
+        """
+        if not self.flavour.ahead:
+            raise DeployError(
+                f"plan: {self.flavour.title} compiles on a GPU alone; build a bundle there and inspect it"
+            )
+        try:
+            sdk = self.sdk()
+        except (ImportError, OSError) as error:
+            raise DeployError(f"plan: {_import_failure(self.flavour.title, str(error), self._install())}") from error
+        with ledger.doing(f"{self.version()} compiled the network"):
+            return compiled_plan(sdk, self.flavour, model, batch)
+
+    def engine_plan(self, blob: bytes, config: BuildConfig) -> KernelPlan:
+        """What the engine `blob`, built from config.model, launches, by its own account.  Needs its GPU."""
+        assert config.model is not None
+        with self._open(blob, config) as session:
+            layers, batch = describe(self.sdk(), session), session.input.shape[0]
+        return engine_plan(self.sdk(), self.flavour, config.model, batch, layers)
 
     @contextmanager
     def _open(self, blob: bytes, config: BuildConfig) -> Iterator[TensorRTSession]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.backends.tensorrt.messages import build_error, errors_of, logger_of, no_kernels, warnings_of
+from engines.backends.tensorrt.messages import build_error, errors_of, listening, logger_of, no_kernels, warnings_of
 from engines.backends.tensorrt.network import ParsedNetwork, keep_types
 from engines.backends.tensorrt.progress import Progress, make_monitor, run_cancellable
 from engines.backends.tensorrt.sdk import HARDWARE, Flavour, member, strongly_typed
@@ -29,16 +30,17 @@ class Room:
 
 def build_plan(
     sdk: Any, flavour: Flavour, model: Path, config: BuildConfig, room: Room | None, targets: Sequence[str],
-    cache: TimingCache | None,
+    cache: TimingCache | None, listener: Callable[[str], None] | None = None,
 ) -> bytes:  # fmt: skip
-    """room: None where there is no GPU.  targets: see Flavour.  cache: None keeps no measurements.
+    """room: None where there is no GPU.  targets: see Flavour.  cache: None keeps no measurements.  listener: is given
+    all that the builder says of this build, verbose messages too.
 
     The options have been checked.  Raises DeployError naming the node at fault, KeyboardInterrupt when cancelled.
     """
     options, title = config.tensorrt, f"{flavour.title} {sdk.__version__}"
     logger = logger_of(sdk)
     logger.messages.clear()
-    builder = _builder(sdk, title, logger)
+    builder = make_builder(sdk, title, logger)
     typed = strongly_typed(sdk)
     flagless = typed or member(sdk, "BuilderFlag", "FP16") is None
     parsed = ParsedNetwork(
@@ -59,7 +61,12 @@ def build_plan(
             raise build_error(title, logger, None)
     if cache is not None:
         cache.attach(settings)
-    plan = _run(sdk, builder, network=parsed.network, settings=settings, log=config.log)
+
+    def build() -> Any:
+        with nullcontext() if listener is None else listening(logger, listener):
+            return builder.build_serialized_network(parsed.network, settings)
+
+    plan = _run(sdk, build, settings, config.log)
     if plan is None:
         raise build_error(title, logger, workspace)
     for text in warnings_of(logger)[:_WARNINGS]:
@@ -87,7 +94,8 @@ def workspace_limit(options: TensorRTOptions, room: Room | None) -> tuple[int | 
     ), f"of {free}, the rest for weights and others"
 
 
-def _builder(sdk: Any, title: str, logger: Any) -> Any:
+def make_builder(sdk: Any, title: str, logger: Any) -> Any:
+    """Raises DeployError where the SDK does not start."""
     try:
         return sdk.Builder(logger)
     except (TypeError, RuntimeError) as error:  # pybind11's answer to a constructor that returned nothing
@@ -129,11 +137,11 @@ def _set_limits(sdk: Any, settings: Any, options: TensorRTOptions, room: Room | 
     return limit
 
 
-def _run(sdk: Any, builder: Any, network: Any, settings: Any, log: Log) -> Any:
+def _run(sdk: Any, build: Callable[[], Any], settings: Any, log: Log) -> Any:
     with Progress() as progress:
         monitor = make_monitor(sdk, progress)
         if monitor is not None:
             settings.progress_monitor = monitor
         else:
             log("build", "this TensorRT tells no progress, and Ctrl-C ends it only when it is done")
-        return run_cancellable(lambda: builder.build_serialized_network(network, settings), progress)
+        return run_cancellable(build, progress)

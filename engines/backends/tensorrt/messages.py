@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -31,14 +33,32 @@ def logger_of(sdk: Any) -> Any:
         def __init__(self) -> None:
             sdk.ILogger.__init__(self)
             self.messages: list[tuple[str, str]] = []
+            self.listeners: dict[int, Callable[[str], None]] = {}  # by thread
 
         def log(self, severity: Any, text: str) -> None:
             kind = name_of(severity)
+            listener = self.listeners.get(threading.get_ident())
+            if listener is not None:
+                listener(text)
             if kind in (*_BAD, "WARNING"):
                 self.messages.append((kind, text))
                 del self.messages[:-_KEPT]
 
     return Logger()
+
+
+@contextmanager
+def listening(logger: Any, listener: Callable[[str], None]) -> Iterator[None]:
+    """Everything that is logged from this thread, verbose messages too, goes to `listener` as well.
+
+    TensorRT tells what it made of a network from the thread that builds it, so that two builds at once do not mix.
+    """
+    thread = threading.get_ident()
+    logger.listeners[thread] = listener
+    try:
+        yield
+    finally:
+        del logger.listeners[thread]
 
 
 def errors_of(logger: Any) -> list[str]:

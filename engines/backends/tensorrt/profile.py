@@ -16,14 +16,19 @@ from engines.errors import DeployError
 
 # By how 8.6 (sentences such as "Row major linear FP16 format") and 10 on ("Half") call them; the narrowest first.
 _NAMES = (
+    ("int4", re.compile(r"\bint4\b", re.I)),
+    ("fp4", re.compile(r"\b(fp4|float4)", re.I)),
     ("int8", re.compile(r"\bint8\b", re.I)),
+    ("fp8", re.compile(r"\b(fp8|float8)", re.I)),
     ("fp16", re.compile(r"\b(half|fp16|float16)\b", re.I)),
     ("bf16", re.compile(r"\b(bf16|bfloat16)\b", re.I)),
     ("fp32", re.compile(r"\b(float|fp32|float32)\b", re.I)),
-    ("int32", re.compile(r"\bint(32|64)\b", re.I)),
+    ("int64", re.compile(r"\bint64\b", re.I)),
+    ("int32", re.compile(r"\bint32\b", re.I)),
+    ("uint8", re.compile(r"\buint8\b", re.I)),
     ("bool", re.compile(r"\bbool\b", re.I)),
 )
-_TYPE_FIELDS = ("Format/Datatype", "DataType", "Datatype", "Format", "Type")
+_TYPE_FIELDS = ("Datatype", "DataType", "Format/Datatype", "Type", "Format")  # those that name nothing else first
 
 
 def measure(sdk: Any, session: TensorRTSession, window: Float32, runs: int) -> list[Layer]:
@@ -81,8 +86,14 @@ def precision(layer: Mapping[str, Any]) -> str:
     Not what comes out: a LayerNorm that hands on INT8 was computed in the type of what it took.
     """
     taken = [*_tensors(layer, "Inputs"), *_tensors(layer, "Weights")] or _tensors(layer, "Outputs")
-    words = [str(tensor[field]) for tensor in taken for field in _TYPE_FIELDS if field in tensor]
-    return next((name for name, pattern in _NAMES if any(pattern.search(word) for word in words)), "?")
+    found = {type_of(tensor) for tensor in taken}
+    return next((name for name, _ in _NAMES if name in found), "?")
+
+
+def type_of(tensor: Mapping[str, Any]) -> str:
+    """Of one tensor of the account, by its name here; "?" where nothing says it."""
+    words = [str(tensor[field]) for field in _TYPE_FIELDS if field in tensor]
+    return next((name for word in words for name, pattern in _NAMES if pattern.search(word)), "?")
 
 
 def _tensors(layer: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
