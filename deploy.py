@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import arguments
-from engines.arguments.values import size
 from engines.bundle import is_bundle, open_bundle
 from engines.contract import Log, TensorRTOptions
 from engines.doctor import examine, require_building
@@ -140,7 +139,11 @@ def calibrate(args: argparse.Namespace) -> int:
 def inspect(args: argparse.Namespace) -> int:
     """say what a bundle or a model is, and whether a bundle is intact and fits this machine"""
     path = Path(args.target)
-    if is_bundle(path) or (path.is_dir() and not (path / "config.json").exists()):
+    if args.gpu_plan:
+        from engines.proof.gpu_plan import inspect_gpu_plan
+
+        result, text = inspect_gpu_plan(path, args.host_code)
+    elif is_bundle(path) or (path.is_dir() and not (path / "config.json").exists()):
         from engines.proof.inspect import inspect_bundle, inspect_layers
 
         result, text = inspect_bundle(open_bundle(path))
@@ -218,12 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     arguments.run_arguments(_verb(verbs, "run", run))
     arguments.evaluate_arguments(_verb(verbs, "evaluate", evaluate))
     arguments.calibrate_arguments(_verb(verbs, "calibrate", calibrate))
-    verb = _verb(verbs, "inspect", inspect)
-    verb.add_argument("target", metavar="BUNDLE|MODEL")
-    verb.add_argument("--tile", type=size, default=(1024, 1024), metavar="N|HxW", help="to look at a model at")
-    verb.add_argument("--layers", action="store_true", help="list what each layer of a bundle really runs in here")
-    arguments.loading_arguments(verb)
-    arguments.model_arguments(verb)
+    arguments.inspect_arguments(_verb(verbs, "inspect", inspect))
     _verb(verbs, "doctor", doctor)
     arguments.compare_arguments(_verb(verbs, "compare", compare))
     arguments.bench_arguments(_verb(verbs, "bench", bench))

@@ -117,6 +117,17 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
     loading_arguments(verb)
 
 
+def inspect_arguments(verb: argparse.ArgumentParser) -> None:
+    """Of `inspect`."""
+    verb.add_argument("target", metavar="BUNDLE|MODEL")
+    verb.add_argument("--tile", type=size, default=(1024, 1024), metavar="N|HxW", help="to look at a model at")
+    verb.add_argument("--layers", action="store_true", help="list what each layer of a bundle really runs in here")
+    verb.add_argument("--gpu-plan", action="store_true", help="list the kernels that NVIDIA's compiler makes of a "
+                      "bundle or an .onnx, and what they cost at least on named boards")  # fmt: skip
+    loading_arguments(verb)
+    model_arguments(verb)
+
+
 def loading_arguments(verb: argparse.ArgumentParser) -> None:
     """Of verbs that load an engine which was built before."""
     verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from engines.roofline.boards import BOARDS, Board
@@ -25,7 +25,9 @@ class Floor:
     lacks: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Times with their unit in the name."""
+        times = {f"{name}_ms": getattr(self, name) for name in ("memory", "arithmetic", "roofline")}
+        return {"board": self.board, **times, "lacks": list(self.lacks)}
 
 
 def floor_on(board: Board, plan: KernelPlan) -> Floor:

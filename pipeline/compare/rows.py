@@ -23,6 +23,8 @@ class Row:
     that they really ran in.  bytes: of the engine.  miou, pixel_accuracy, class_iou: 0..1 in the data's classes, None
     without labels.  agreement: with the reference's labels, in the model's classes.  speedup: the median frame
     time of the comparison's yardstick over this one's.  peak_bytes: of a process that does nothing else.
+    gpu_floor_ms: of a candidate, by board, what NVIDIA's compiler makes of its graph takes there at least for a window,
+    a roofline (see engines.roofline.floor).  gpu_floor_note: how it was found, or why it was not.
     windows, frame_size: of one frame, (height, width) in pixels.
     passed, reasons: whether it was built, ran and stayed within the limits, and if not, why not.
     """
@@ -48,6 +50,8 @@ class Row:
     speedup: float | None = None
     peak_bytes: int | None = None
     load_ms: float | None = None
+    gpu_floor_ms: Mapping[str, float] = field(default_factory=dict)
+    gpu_floor_note: str = ""
     verification: tuple[Mapping[str, Any], ...] = ()
     log: tuple[tuple[str, str], ...] = ()
     passed: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timezone
@@ -16,7 +17,7 @@ from calib.ranges.ranges import Ranges, is_ranges
 from calib.ranges.split import Split, photograph, split
 from calib.ranges.windows import CalibrationSet
 from engines.backends import choose_backend
-from engines.bundle import ENGINE, MANIFEST, Manifest, writing
+from engines.bundle import ENGINE, MANIFEST, MODEL, Manifest, writing
 from engines.contract import PRECISIONS, Log
 from engines.errors import DeployError
 from engines.files import file_sha256
@@ -25,6 +26,7 @@ from engines.measure.bench import settings
 from pipeline.build import build_bundle
 from pipeline.checkpoints.sources import announce_source, load_source
 from pipeline.compare.frames import Frames
+from pipeline.compare.gpu_floor import SHOWN, gpu_floors
 from pipeline.compare.judge import Limits, judge, verdict
 from pipeline.compare.measure import Measured, measure
 from pipeline.compare.report.figure import require_matplotlib
@@ -232,10 +234,14 @@ class _Steps:
 
 
 def _described(row: Row, bundle: Path, manifest: Manifest, steps: _Steps) -> Row:
+    gpu_floor_ms, note = gpu_floors(bundle / MODEL) if row.judged else ({}, "")
+    if gpu_floor_ms:
+        steps("gpu floor", f"{gpu_floor_ms.get(SHOWN, math.nan):.2f} ms a window at least on an {SHOWN}: {note}")
     return replace(
         row, folder=bundle.name, backend=manifest.backend, sdk=manifest.sdk, device=manifest.device,
         manifest_sha256=file_sha256(bundle / MANIFEST), bytes=(bundle / ENGINE).stat().st_size,
         verification=manifest.verification, log=tuple(steps.lines),
+        gpu_floor_ms=gpu_floor_ms, gpu_floor_note=note,
     )  # fmt: skip
 
 

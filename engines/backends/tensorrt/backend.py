@@ -155,29 +155,34 @@ class TensorRTFamily(Backend, ABC):
         with self._open(blob, config) as session:
             return measure(self.sdk(), session, window, runs)
 
+    def cannot_plan(self) -> str | None:
+        """None where `kernel_plan` may be called, otherwise why not."""
+        if not self.flavour.ahead:
+            return f"{self.flavour.title} compiles on a GPU alone; build a bundle there and inspect it"
+        if importlib.util.find_spec(self.flavour.module) is None:
+            return f"the {self.flavour.module} package is not installed; {self._get_package()}"
+        try:
+            self.sdk()
+        except (ImportError, OSError) as error:
+            return _import_failure(self.flavour.title, str(error), self._get_package())
+        return None
+
     def kernel_plan(self, model: Path, batch: int = 1) -> KernelPlan:
         """What the compiler makes of the ONNX file `model` for `batch` windows at once, found by compiling it: 1-3 s.
 
-        Of a package that builds ahead of time alone, and without a GPU.  Raises DeployError where it is missing or
-        refuses the graph.
+        No GPU is needed.  Raises DeployError where the package is missing or refuses the graph.
         """
-        if not self.flavour.ahead:
-            raise DeployError(
-                f"plan: {self.flavour.title} compiles on a GPU alone; build a bundle there and inspect it"
-            )
-        try:
-            sdk = self.sdk()
-        except (ImportError, OSError) as error:
-            raise DeployError(f"plan: {_import_failure(self.flavour.title, str(error), self._install())}") from error
+        reason = self.cannot_plan()
+        if reason is not None:
+            raise DeployError(f"plan: {reason}")
         with ledger.doing(f"{self.version()} compiled the network"):
-            return compiled_plan(sdk, self.flavour, model, batch)
+            return compiled_plan(self.sdk(), self.flavour, model, batch)
 
-    def engine_plan(self, blob: bytes, config: BuildConfig) -> KernelPlan:
-        """What the engine `blob`, built from config.model, launches, by its own account.  Needs its GPU."""
-        assert config.model is not None
+    def engine_plan(self, blob: bytes, config: BuildConfig, model: Path) -> KernelPlan:
+        """What the engine `blob`, built from the ONNX file `model`, launches by its own account.  Needs its GPU."""
         with self._open(blob, config) as session:
             layers, batch = describe(self.sdk(), session), session.input.shape[0]
-        return engine_plan(self.sdk(), self.flavour, config.model, batch, layers)
+        return engine_plan(self.sdk(), self.flavour, model=model, batch=batch, layers=layers)
 
     @contextmanager
     def _open(self, blob: bytes, config: BuildConfig) -> Iterator[TensorRTSession]:
@@ -222,6 +227,10 @@ class TensorRTFamily(Backend, ABC):
 
         with open_gpu() as gpu:
             return Room(gpu.free_memory(), info.integrated)
+
+    def _get_package(self) -> str:
+        """To compile alone: of TensorRT-RTX, which is for x86-64."""
+        return f"on an x86-64 machine, with a GPU or without: {self.flavour.install}"
 
     def _install(self) -> str:
         board = read_jetson()

@@ -49,6 +49,10 @@ class ParsedNetwork:
         except RuntimeError as error:  # of a shape that does not follow from the input's
             reason = (errors_of(logger) or [str(error)])[0]
             raise DeployError(f"batch: {batch} windows do not go through this graph: {reason}; {_REMEDY}") from error
+        if min(shapes[0], default=1) < 0:
+            raise DeployError(
+                f"input: got {shapes[0]}, expected a fixed size of every axis; build a bundle from it, which has one"
+            )
         if any(shape[:1] != (batch,) for shape in shapes):
             raise DeployError(
                 f"batch: got {shapes[0]} in and logits of shape {shapes[1]} out, expected {batch} windows; {_REMEDY}"

@@ -43,6 +43,7 @@ def compiled_plan(sdk: Any, flavour: Flavour, model: Path, batch: int = 1) -> Ke
             said.append(text)
 
     title = _title(sdk, flavour)
+    graph = _graph(sdk, title, model, batch)
     targets = flavour.targets(sdk, None, TensorRTOptions())
     build_plan(
         sdk,
@@ -56,7 +57,7 @@ def compiled_plan(sdk: Any, flavour: Flavour, model: Path, batch: int = 1) -> Ke
     )
     if len(said) != 1:
         raise DeployError(f"plan: {title} listed {len(said)} engines, expected the layers of one; report this")
-    return _plan(f"{title} on a CPU", True, _graph(sdk, title, model, batch), layers_in(said[0]))
+    return _plan(f"{title} on a CPU", True, graph, layers_in(said[0]))
 
 
 def engine_plan(sdk: Any, flavour: Flavour, model: Path, batch: int, layers: Iterable[Mapping[str, Any]]) -> KernelPlan:

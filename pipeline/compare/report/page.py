@@ -10,7 +10,7 @@ from engines.images.write import jpeg_bytes
 from pipeline.compare.judge import BASELINES
 from pipeline.compare.report.figure import class_panel, trade_off
 from pipeline.compare.report.style import CSS
-from pipeline.compare.report.table import cells, class_table, executed, parts_note, result, split_cells
+from pipeline.compare.report.table import cells, class_table, executed, floor_note, parts_note, result, split_cells
 from pipeline.compare.report.theme import DARK, LIGHT, colour
 from pipeline.compare.rows import Comparison, Row, drop, percent
 from pipeline.compare.worst import Picture
@@ -24,7 +24,7 @@ def page(comparison: Comparison, pictures: Mapping[str, Sequence[Picture]]) -> s
     title = f"{comparison.model}: which precision to ship"
     sections = [
         _header(comparison),
-        _section("table", "Comparison", _table(cells(comparison), comparison.rows) + _failures(comparison)),
+        _section("table", "Comparison", _comparison(comparison) + _failures(comparison)),
         _section("picture", "Accuracy and latency", _figures(comparison)),
         _section("classes", "Classes", _classes(comparison)),
         _section("worst", "Where the labels differ most", _worst(comparison, pictures)),
@@ -95,6 +95,11 @@ def _head(titles: Sequence[str]) -> str:
 
 def _badge(cell: str) -> str:
     return f' class="badge {cell.lower()}"' if cell in ("pass", "FAIL", "baseline") else ""
+
+
+def _comparison(comparison: Comparison) -> str:
+    note = floor_note(comparison)
+    return _table(cells(comparison), comparison.rows) + (f"<p>{escape(note)}</p>" if note else "")
 
 
 def _failures(comparison: Comparison) -> str:

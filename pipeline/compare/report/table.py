@@ -6,9 +6,11 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from engines.tiling.device import PARTS
+from pipeline.compare.gpu_floor import EXPLAINED, SHOWN
 from pipeline.compare.rows import Comparison, Row, class_changes, drop, percent
 
 WIDTH = 120
+FLOOR = "GPU ms >="  # the column's title
 CHANGES_SHOWN = 6
 
 
@@ -22,6 +24,8 @@ def terminal(comparison: Comparison) -> str:
     notes = [f"ms: p50/p95 of {comparison.rounds} interleaved rounds on the same frames; {_frame(comparison)}"]
     if parts_note(comparison):
         notes.append(f"engine ms:{parts_note(comparison)}")
+    if FLOOR in table[0]:
+        notes.append(f"{FLOOR}: {EXPLAINED}")
     notes += [f"{row.name}: {_changes(comparison, row)}" for row in comparison.candidates if _changes(comparison, row)]
     notes += [f"{row.name} fails: {'; '.join(row.reasons)}" for row in comparison.failed]
     wrapped = [textwrap.fill(note, WIDTH, subsequent_indent="    ", break_on_hyphens=False) for note in notes]
@@ -36,6 +40,7 @@ def markdown(comparison: Comparison) -> str:
         f"# {comparison.model}: which precision to ship",
         f"**{_sentence(comparison.verdict)}**",
         _pipes(_table(comparison, _MARKDOWN)),
+        floor_note(comparison),
         "\n".join(failures),
         "![accuracy against latency, and what each class loses](compare.png)",
         "## Where the time goes",
@@ -87,6 +92,11 @@ def parts_note(comparison: Comparison) -> str:
     return " On a GPU the parts are timed in rounds of their own, without a graph, and need not add up to the frame."
 
 
+def floor_note(comparison: Comparison) -> str:
+    """What the column of that name is; nothing where there is none."""
+    return f"{FLOOR}: {EXPLAINED}." if _has_floors(comparison) else ""
+
+
 def executed(row: Row) -> str:
     """``bf16 93 %, fp32 7 %``; the types by their share of the layers' time."""
     shares = sorted(row.executed.items(), key=lambda entry: -entry[1])
@@ -124,7 +134,7 @@ def _changes(comparison: Comparison, row: Row) -> str:
 def _fitting(comparison: Comparison) -> list[list[str]]:
     """The terminal's table without the columns that are too much for WIDTH; compare.md has them all."""
     columns = list(_TERMINAL)
-    for title in ("", "seams", "MB", "RAM", "edges", "ran in"):
+    for title in ("", "seams", "MB", "RAM", FLOOR, "edges", "ran in"):
         columns = [column for column in columns if column[0] != title or not title]
         table = _table(comparison, columns)
         if sum(max(map(len, cells)) for cells in zip(*table, strict=True)) + 2 * (len(columns) - 1) <= WIDTH:
@@ -133,10 +143,19 @@ def _fitting(comparison: Comparison) -> list[list[str]]:
 
 
 def _table(comparison: Comparison, columns: Sequence[_Column]) -> list[list[str]]:
+    shown = [column for column in columns if column[0] != FLOOR or _has_floors(comparison)]
     return [
-        [title for title, _ in columns],
-        *([text(comparison, row) for _, text in columns] for row in comparison.rows),
+        [title for title, _ in shown],
+        *([text(comparison, row) for _, text in shown] for row in comparison.rows),
     ]
+
+
+def _has_floors(comparison: Comparison) -> bool:
+    return any(SHOWN in row.gpu_floor_ms for row in comparison.rows)
+
+
+def _floor(row: Row) -> str:
+    return f"{row.gpu_floor_ms[SHOWN]:.2f}" if SHOWN in row.gpu_floor_ms else "-"
 
 
 _Column = tuple[str, Callable[[Comparison, Row], str]]
@@ -196,6 +215,7 @@ _TERMINAL: list[_Column] = [
     ("engine ms", lambda c, r: _times(r, "engine")),
     ("frame ms", lambda c, r: _times(r, "frame")),
     ("x", lambda c, r: "-" if r.speedup is None else f"{r.speedup:.1f}"),
+    (FLOOR, lambda c, r: _floor(r)),
     ("RAM", lambda c, r: "-" if r.peak_bytes is None else f"{r.peak_bytes / 1e6:.0f}"),
     ("", lambda c, r: {"baseline": "base"}.get(result(r), result(r))),
 ]
@@ -212,6 +232,7 @@ _MARKDOWN: list[_Column] = [
     ("engine ms", lambda c, r: _times(r, "engine", " / ")),
     ("frame ms", lambda c, r: _times(r, "frame", " / ")),
     ("speed-up", lambda c, r: "-" if r.speedup is None else f"{r.speedup:.2f}x"),
+    (FLOOR, lambda c, r: _floor(r)),
     ("peak MB", lambda c, r: "-" if r.peak_bytes is None else f"{r.peak_bytes / 1e6:.0f}"),
 ]
 _SPLIT: list[_Column] = [

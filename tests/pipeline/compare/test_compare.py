@@ -16,9 +16,12 @@ from sklearn.metrics import accuracy_score, jaccard_score
 
 import deploy
 from calib.data.scenes import render
-from engines.bundle import open_bundle
+from engines.backends.tensorrt.tensorrt_rtx import backend as compiler
+from engines.bundle import MODEL, open_bundle
 from engines.files import file_sha256
 from engines.images.read import read_image
+from engines.roofline.boards import BOARDS
+from engines.roofline.floor import floor_on
 from engines.segmenter import open_segmenter
 from pipeline import exact
 from pipeline.build import build_bundle
@@ -129,6 +132,22 @@ def test_rows_say_what_ran_and_why_one_did_not(finished: Path) -> None:
     assert comparison.data["images"] == 3
     assert comparison.versions["torch"]
     assert comparison.ship == "fp32 openvino"
+
+
+def test_rows_have_the_floor_of_their_graph_where_nvidias_compiler_is_installed(finished: Path) -> None:
+    base, fp32, other, int8 = read(finished / "compare.json").rows
+    assert int8.gpu_floor_ms == base.gpu_floor_ms == {}  # one was not built, the other is no candidate
+    if compiler.cannot_plan() is not None:
+        assert not any(row.gpu_floor_ms for row in (fp32, other))
+        assert fp32.gpu_floor_note == compiler.cannot_plan()
+        pytest.skip("tensorrt_rtx is not installed: no floor is found, and that is said")
+    plan = compiler.kernel_plan(finished / fp32.folder / MODEL)
+    for row in (fp32, other):
+        assert set(row.gpu_floor_ms) == {board.name for board in BOARDS}
+    for board in BOARDS:
+        assert fp32.gpu_floor_ms[board.name] == pytest.approx(floor_on(board, plan).roofline)
+    assert f"{len(plan.kernels)} kernels move" in fp32.gpu_floor_note
+    assert "GPU ms >=" in (finished / "compare.md").read_text()
 
 
 def test_the_page_shows_the_worst_images_of_the_row_that_differs(finished: Path) -> None:

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 from pipeline.compare.report.figure import class_panel, pareto, picture, trade_off
+from pipeline.compare.report.page import page
 from pipeline.compare.report.table import WIDTH, markdown, terminal
 from pipeline.compare.report.theme import DARK
 from pipeline.compare.rows import class_changes
 from tests.pipeline.compare.read_back import comparison_from_json, read
-from tests.pipeline.compare.recorded import CLASSES, comparison, rows, timing
+from tests.pipeline.compare.recorded import CLASSES, comparison, pictures, rows, timing
 
 # What scripts may rely on.
 KEYS = {"model", "precision", "backend", "executed", "bytes", "miou", "label_agreement", "engine_ms", "frame_ms",
@@ -53,6 +54,20 @@ def test_the_table_fits_the_terminal_and_names_every_row(labelled: bool) -> None
     assert "pole -3.10" in text or not labelled
     assert "fp16 openvino fails: engine diverges" in text
     assert "ship auto openvino" in " ".join(text.splitlines()[-3:])
+
+
+def test_the_floor_is_a_column_only_where_it_was_found_and_says_what_it_is() -> None:
+    plain = comparison()
+    first, *others = plain.rows
+    floors = {"AGX Orin 64GB": 6.878, "T4": 4.41}
+    planned = replace(plain, rows=(replace(first, gpu_floor_ms=floors, gpu_floor_note="142 kernels"), *others))
+    for text in (terminal(plain), markdown(plain), page(plain, pictures())):
+        assert "GPU ms" not in text
+    for text in (markdown(planned), page(planned, pictures())):
+        assert "6.88" in text
+        assert "a lower bound on one window on an AGX Orin 64GB, never a latency" in text
+    assert "GPU ms >=" in markdown(planned).split("|---")[0]
+    assert comparison_from_json(json.loads(json.dumps(planned.to_json()))) == planned
 
 
 def test_a_table_too_wide_gives_up_columns_not_the_limit() -> None:

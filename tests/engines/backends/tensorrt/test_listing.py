@@ -202,12 +202,13 @@ def test_tensorrt_itself_compiles_on_a_gpu_alone(start: Start, model: Path) -> N
         start("10.3.0").backend.kernel_plan(model)
 
 
-def test_without_the_package_the_answer_is_how_to_get_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> Any:
-        raise ModuleNotFoundError("No module named 'tensorrt_rtx'", name="tensorrt_rtx")
+@compiles
+def test_a_package_that_does_not_load_is_one_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Any:
+        raise OSError("libcudart.so.13: cannot open shared object file")
 
-    monkeypatch.setattr(backend, "sdk", missing)
-    with pytest.raises(DeployError, match=r"plan: .*TensorRT-RTX.*pip install -e '\.\[rtx\]'"):
+    monkeypatch.setattr(backend, "sdk", broken)
+    with pytest.raises(DeployError, match=r"plan: TensorRT-RTX does not load \(libcudart.*pip install -e '\.\[rtx\]'"):
         backend.kernel_plan(model)
 
 
@@ -216,7 +217,7 @@ def test_on_a_gpu_the_engine_tells_its_kernels(start: Start, model: Path) -> Non
     machine = start("10.3.0")
     blob = machine.backend.build(model, BuildConfig(batch=2))
     machine.sdk.world["described"] = layers_in(RECORDED.read_text())
-    plan = machine.backend.engine_plan(blob, BuildConfig(model=model))
+    plan = machine.backend.engine_plan(blob, BuildConfig(), model)
     assert plan.kernels == recorded()
     assert (plan.proxy, plan.source, plan.window) == (False, "TensorRT 10.3.0, the engine itself", (8, 12))
     assert plan.unaccounted == ("conv", "classifier")
