@@ -66,7 +66,7 @@ def build_engine(args: argparse.Namespace) -> int:
             lowering=LowerOptions(
                 islands=not args.no_islands, smooth=not args.no_smooth, bias=not args.no_bias_correction,
                 rest=args.rest, rounding=args.rounding,
-                int8=Int8Options(args.depthwise, args.unsigned, tuple(args.skip)),
+                int8=Int8Options("int8", args.depthwise, args.unsigned, tuple(args.skip), board=args.board),
             ),
             budget=_budget(args), leave=args.max_drop is not None, max_pixels=args.max_pixels, batch=args.batch or 1,
             tensorrt=TensorRTOptions(**arguments.tensorrt_given(args)), timing_cache=args.timing_cache,

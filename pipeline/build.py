@@ -34,8 +34,11 @@ from pipeline.graph.proto import check, save
 from pipeline.precision.as_asked import Asked, as_asked
 from pipeline.precision.budget import Jury
 from pipeline.precision.leave import advice, contributions, leaving
-from pipeline.precision.lower import lower
+from pipeline.precision.lower import draft, lower
+from pipeline.precision.placement import board_of
+from pipeline.precision.plan import EIGHT_BIT
 from pipeline.precision.search import Candidate
+from pipeline.precision.worth import against, tells
 from pipeline.provenance import announce, provenance
 from pipeline.request import BuildRequest, LowerOptions
 
@@ -115,7 +118,7 @@ def _without_the_worst(
 
     Raises `error`, of INT8 with the names of those layers.
     """
-    if plan.precision != "int8" or asked.ranges is None or request.precision == "auto":
+    if plan.precision not in EIGHT_BIT or asked.ranges is None or request.precision == "auto":
         raise error
     chosen = asked.options_of(plan)
     costs = contributions(exact.graph, asked.ranges, chosen, exact.inputs[0], exact.reference[:1])
@@ -139,13 +142,14 @@ def _built(
     golden = _golden(exact, tiling, gate, stress)
     golden.save(folder / GOLDEN)
     _save(graph, folder / MODEL)
+    worth = _worth(folder, exact, asked, plan, options, backend, log)
     config = replace(config, precision=plan.precision)
     proof = compile_engine(
         folder, backend, config=config, golden=golden, spec=spec, tiling=tiling, gate=gate, log=log
     )  # fmt: skip
     kept = _kept(gate, plan.precision, proof)
     report = {"history": [step.to_json() for step in graph.history], "gate": kept.to_json(), **asked.report}
-    report |= {**lowered.report, **reported(proof, config)}
+    report |= {**lowered.report, **worth, **reported(proof, config)}
     if asked.jury is not None:
         loss = _loss(folder, request, exact, asked.jury, backend, config)
         log("shipped", f"the engine loses {loss} on {asked.jury}")
@@ -153,6 +157,18 @@ def _built(
         if plan.precision != "fp32":  # which is what the others are held against
             asked.jury.require(loss)
     return _Built(plan, graph, lowered.agreements, proof=proof, report=report)
+
+
+def _worth(
+    folder: Path, exact: Exact, asked: Asked, plan: Candidate, options: LowerOptions, backend: Backend, log: Log
+) -> dict[str, Any]:
+    """For report.json: what 8 bits are worth by the roofline, where the compiler tells; the log says it, too."""
+    if plan.precision not in EIGHT_BIT or not tells(backend) or options.rest == "fp32":
+        return {}
+    half = draft(exact.graph, options.rest, exact.inputs, asked.ranges, options, views=asked.views).graph
+    found = against(backend, folder / MODEL, half, board_of(options.int8.board), plan.precision, options.rest)
+    log("roofline" if found.pays else "warning", f"{'' if found.pays else 'roofline: '}{found}")
+    return {"roofline": found.to_json()}
 
 
 def _golden(exact: Exact, tiling: Tiling, gate: Gate, stress: Float32 | None) -> Golden:

@@ -27,14 +27,19 @@ class IslandOptions:
 
 @dataclass(frozen=True)
 class Int8Options:
-    """depthwise: quantise depthwise convolutions too.  skip: first outputs of nodes that stay out.
+    """kind: int8 or fp8.  depthwise: quantise depthwise convolutions too.  skip: first outputs of nodes that stay out.
 
     unsigned: give activations that cannot be negative all 256 levels, with a zero point; not for TensorRT.
+    backend: what it is built for, "" for no backend in particular.  board: whose roofline decides which layers gain, ""
+    for the one that the backend's placement assumes.
     """
 
+    kind: str = "int8"
     depthwise: bool = False
     unsigned: bool = False
     skip: Collection[str] = ()
+    backend: str = ""
+    board: str = ""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--skip", action="append", default=[], metavar="LAYER", help="that int8 leaves out, or "
                       "FIRST..LAST; may be given again")  # fmt: skip
     data_arguments(verb)
+    verb.add_argument("--board", default="", metavar="NAME", help="GPU whose roofline decides which layers gain from 8 "
+                      "bits, such as 'AGX Orin 64GB' (the GPU here, or what the backend is made for)")  # fmt: skip
     verb.add_argument("--rest", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="what int8 leaves")
     verb.add_argument(
         "--depthwise", action="store_true", help="depthwise convolutions in int8 too; measure whether it pays"

@@ -23,11 +23,13 @@ from pipeline.precision.budget import Jury, labelled_jury, panels
 from pipeline.precision.calibrate import CalibrateRequest, collect_ranges, draw
 from pipeline.precision.leave import expanded
 from pipeline.precision.observe import Effort
+from pipeline.precision.placement import board_of, board_on, placement_of
+from pipeline.precision.plan import EIGHT_BIT
 from pipeline.precision.search import Candidate, Workbench, search
 from pipeline.precision.views import Views, look
 from pipeline.request import BuildRequest, LowerOptions
 
-QUANTISED = frozenset({"int8", "auto"})  # what ranges are for
+QUANTISED = frozenset({*EIGHT_BIT, "auto"})  # what ranges are for
 JUDGED_ON, LEARNED_ON = 4, 16  # windows on which SmoothQuant and bias are judged, and roundings learned
 SCENES = range(1, 9)  # seeds of what the demo model is calibrated on; scene 0 is what builds are verified on
 VIEWED = 8  # photographs' windows on which every tensor's bounds are taken; those of the layers' inputs are of all
@@ -140,6 +142,13 @@ def _seen(division: Split | None, request: BuildRequest, source: Source) -> tupl
 
 def _checked(request: BuildRequest, backend: Backend, options: LowerOptions) -> LowerOptions:
     """With a place for what is learned.  Raises DeployError on what INT8 cannot be asked for here."""
+    kind = request.precision if request.precision in EIGHT_BIT else "int8"
+    if options.int8.board:
+        board_of(options.int8.board)
+        if placement_of(backend.name).epilogues is None:
+            raise DeployError(f"--board: {backend.name} is timed, not judged by a roofline; leave it out")
+    board = board_on(backend, options.int8.board)
+    options = replace(options, int8=replace(options.int8, kind=kind, backend=backend.name, board=board))
     if options.int8.unsigned and not backend.zero_points:
         raise DeployError(f"--unsigned: {backend.name} takes INT8 activations of zero point 0 alone; leave it out")
     if options.rounding == "nearest":
@@ -179,7 +188,9 @@ def _ranges(
     if request.precision not in QUANTISED or (division is None and request.precision == "auto"):
         return None
     if division is None:
-        raise DeployError("precision int8: got no calibration, expected photographs or measured ranges; give --calib")
+        raise DeployError(
+            f"precision {request.precision}: got no calibration, expected photographs or measured ranges; give --calib"
+        )
     with temporary_folder() as folder:
         wanted = CalibrateRequest(
             request.model, (), folder / "ranges.json", request.tiling, threads=request.threads,

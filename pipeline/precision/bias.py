@@ -20,7 +20,7 @@ from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.surgery import Editor, constant, drop_unread, integer, number, only_use, output_name, shape
 from pipeline.precision.evidence import Evidence
 from pipeline.precision.plan import PrecisionPlan
-from pipeline.precision.plan_int8 import weight_axis
+from pipeline.precision.plan_int8 import scale_axis, weight_axis
 from pipeline.precision.quantise import F32, NEAREST, Int8, dequantise, quantise, weight_scales
 
 F64 = NDArray[np.float64]
@@ -50,8 +50,9 @@ def correct_bias(
     model = graph.model.clone()
     editor, report = Editor(model), []
     for node in list(model.graph):
-        if plan.precision(output_name(node)) == "int8":
-            report.append(_correct(editor, node, ranges, stored, evidence, learned))
+        if plan.eight_bit(output_name(node)):
+            weight = _quantised(node, scale_axis(node, plan), stored, learned)
+            report.append(_correct(editor, node, weight, ranges, stored, evidence))
     drop_unread(model)
     done = sum(not item.declined for item in report)
     if not done:
@@ -60,10 +61,10 @@ def correct_bias(
 
 
 def _correct(
-    editor: Editor, node: ir.Node, ranges: Ranges, stored: str, evidence: Evidence | None, learned: Mapping[str, Int8]
+    editor: Editor, node: ir.Node, weight: F32, ranges: Ranges, stored: str, evidence: Evidence | None
 ) -> Correction:
+    """weight: as `lower_int8` will leave it."""
     name, place, mean = output_name(node), _bias(node), _mean(ranges, node)
-    weight = _quantised(node, stored, learned)
     delta = None if mean is None else _mean_error(node, mean, weight)
     if isinstance(place, str) or delta is None:
         return Correction(name, place if isinstance(place, str) else "no mean per channel was measured")
@@ -113,11 +114,11 @@ def _alpha(node: ir.Node) -> float:
     return number(node, "alpha", 1.0) if node.op_type == "Gemm" else 1.0
 
 
-def _quantised(node: ir.Node, stored: str, learned: Mapping[str, Int8]) -> F32:
+def _quantised(node: ir.Node, axis: int | None, stored: str, learned: Mapping[str, Int8]) -> F32:
     """The weight that `lower_int8` will leave."""
     array = constant(node.inputs[1])
     assert array is not None, "only layers with constant weights are quantised"
-    weight, axis = array.astype(np.float32), weight_axis(node)
+    weight = array.astype(np.float32)
     scale = weight_scales(weight, axis, stored)
     values = learned.get(str(node.inputs[1].name))  # type: ignore[union-attr]
     return dequantise(quantise(weight, scale, axis) if values is None else values, scale, axis)

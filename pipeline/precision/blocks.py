@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.surgery import constant, output_name
-from pipeline.precision.plan import PrecisionPlan
+from pipeline.precision.plan import EIGHT_BIT, PrecisionPlan
 
 MOST = 16  # blocks; neighbours are joined beyond that, so that a search takes minutes and not hours
 
@@ -23,7 +23,7 @@ class Block:
 
 def blocks_of(graph: OnnxGraph, plan: PrecisionPlan, most: int = MOST) -> tuple[Block, ...]:
     """The INT8 layers of `plan`, cut at every normalisation and at every sum of two activations."""
-    quantised = {node.output for node in plan.nodes if node.precision == "int8"}
+    quantised = {node.output for node in plan.nodes if node.precision in EIGHT_BIT}
     runs: list[list[str]] = [[]]
     for node in graph.model.graph:
         if output_name(node) in quantised:

@@ -63,7 +63,7 @@ class Evidence:
 
 def gather(graph: OnnxGraph, plan: PrecisionPlan, windows: Sequence[Float32], seed: int = 0) -> Evidence:
     """Rows of every INT8 layer of `plan`; every fourth window is held back.  Computed by OpenVINO in float32."""
-    layers = [node for node in graph.model.graph if plan.precision(output_name(node)) == "int8"]
+    layers = [node for node in graph.model.graph if plan.eight_bit(output_name(node))]
     count = -(-ROWS // len(windows))
     kept: dict[str, list[Float32]] = {output_name(node): [] for node in layers}
     wanted = {str(node.inputs[0].name) for node in layers if node.inputs[0] is not None}

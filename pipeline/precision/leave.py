@@ -14,7 +14,7 @@ from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.precision.blocks import Block, blocks_of
 from pipeline.precision.lower import prepare_int8
 from pipeline.precision.lower_int8 import lower_int8
-from pipeline.precision.plan import PrecisionPlan
+from pipeline.precision.plan import EIGHT_BIT, PrecisionPlan
 from pipeline.precision.plan_int8 import plan_int8
 from pipeline.precision.smooth import smooth
 from pipeline.request import LowerOptions
@@ -39,7 +39,7 @@ def contributions(
 ) -> list[Contribution]:
     """Of every block, the largest first.  reference: fp32 logits (1, K, h, w) of `window`."""
     origin = prepare_int8(graph, "fp32")
-    whole = plan_int8(origin, ranges, "fp32", options.int8)
+    whole = plan_int8(origin, ranges, options.rest, options.int8)
     blocks = blocks_of(origin, whole)
     current, measured = smooth(origin, whole, ranges)[:2] if options.smooth else (origin, ranges)
 
@@ -82,20 +82,21 @@ def expanded(graph: OnnxGraph, ranges: Ranges, options: LowerOptions) -> tuple[s
     """First outputs of the layers that `--skip` names: each alone, or FIRST..LAST.  Raises DeployError."""
     origin = prepare_int8(graph, "fp32")
     bare = replace(options.int8, skip=())
-    layers = [node.output for node in plan_int8(origin, ranges, "fp32", bare).nodes if node.precision == "int8"]
+    plan = plan_int8(origin, ranges, options.rest, bare)
+    layers = [node.output for node in plan.nodes if node.precision in EIGHT_BIT]
     found: list[str] = []
     for name in options.int8.skip:
         first, last = (name, name) if name in layers else name.partition(TO)[::2]
         if first not in layers or last not in layers or layers.index(first) > layers.index(last):
             raise DeployError(
-                f"--skip {name}: got no layer of that name that int8 takes, expected LAYER or FIRST{TO}LAST such as "
-                f"{', '.join(layers[:3])}"
+                f"--skip {name}: got no layer of that name that {bare.kind} takes, expected LAYER or FIRST{TO}LAST "
+                f"such as {', '.join(layers[:3])}"
             )
         found += layers[layers.index(first) : layers.index(last) + 1]
     return tuple(found)
 
 
 def _only(plan: PrecisionPlan, layers: Collection[str]) -> PrecisionPlan:
-    out = {node.output for node in plan.nodes if node.precision == "int8"} - set(layers)
+    out = {node.output for node in plan.nodes if node.precision in EIGHT_BIT} - set(layers)
     nodes = (replace(node, precision="fp32") if node.output in out else node for node in plan.nodes)
     return PrecisionPlan(plan.target, tuple(nodes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from calib.ranges.ranges import Ranges
@@ -16,7 +16,7 @@ from pipeline.precision.extremes import Bounds, carried_over, extremes, widened
 from pipeline.precision.islands import plan_float
 from pipeline.precision.lower_float import lower_float, prepare
 from pipeline.precision.lower_int8 import lower_int8
-from pipeline.precision.plan import PrecisionPlan
+from pipeline.precision.plan import EIGHT_BIT, PrecisionPlan
 from pipeline.precision.plan_int8 import plan_int8
 from pipeline.precision.verify import verify_lowered
 from pipeline.precision.views import Views
@@ -86,7 +86,8 @@ def draft(
     """
     if precision == "fp32":
         return Draft(graph, graph, {})
-    if precision == "int8":
+    if precision in EIGHT_BIT:
+        options = replace(options, int8=replace(options.int8, kind=precision))
         return _int8(graph, windows, ranges=ranges, options=options, note=note, known=known, views=views)
     origin = prepare(graph, precision)
     reached = widened(widened(extremes(origin, windows), views.bounds), _bounds(ranges))
@@ -112,21 +113,27 @@ def _int8(
     graph: OnnxGraph, windows: Sequence[Float32], ranges: Ranges | None, options: LowerOptions, note: Note,
     known: Bounds | None, views: Views,
 ) -> Draft:  # fmt: skip
+    kind = options.int8.kind
     if ranges is None:
-        raise DeployError("precision int8: got no ranges, expected measured ones; give --calib RANGES.json")
+        raise DeployError(f"precision {kind}: got no ranges, expected measured ones; give --calib RANGES.json")
     current, measured = prepare_int8(graph, options.rest), ranges
     plan = plan_int8(current, measured, options.rest, options.int8)
-    if not any(node.precision == "int8" for node in plan.nodes):
+    if not any(node.precision == kind for node in plan.nodes):
         reasons = sorted({node.reason for node in plan.nodes}) or ["no Conv, MatMul or Gemm"]
-        raise DeployError(f"precision int8: nothing qualifies ({'; '.join(reasons[:3])}); use --precision fp32")
+        raise DeployError(
+            f"precision {kind}: nothing qualifies ({'; '.join(reasons[:3])}); use --precision {options.rest}"
+        )
     report: dict[str, Any] = {"plan": plan.to_json()}
-    note("int8", plan.summary(), lambda: lower_int8(current, plan, measured, options.rest))
+    note(kind, plan.summary(), lambda: lower_int8(current, plan, measured, options.rest))
     seen = list(options.photographs) or list(windows)
-    lowered, current, measured, earned = quantised(
-        current, plan, measured, () if known is not None else seen, options=options,
-        log=lambda step, text: note(step, text, None),
-    )  # fmt: skip
-    report |= earned
+    if kind == "int8":
+        lowered, current, measured, earned = quantised(
+            current, plan, measured, () if known is not None else seen, options=options,
+            log=lambda step, text: note(step, text, None),
+        )  # fmt: skip
+        report |= earned
+    else:  # a floating point: its step grows with the value, so that there is no outlier to smooth and no mean error
+        lowered = lower_int8(current, plan, measured, options.rest)
     if options.rest != "fp32":
         reached = widened(extremes(current, windows) if known is None else known, views.bounds)
         reached = carried_over(lowered, widened(reached, _bounds(measured)))

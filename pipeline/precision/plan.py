@@ -10,13 +10,16 @@ from typing import Any
 
 from engines.errors import DeployError
 
+EIGHT_BIT = ("int8", "fp8")  # of PRECISIONS, those that are written as QuantizeLinear and DequantizeLinear
+
 
 @dataclass(frozen=True)
 class NodePlan:
-    """One node, named by its first output.  precision: fp32, fp16, bf16 or int8.  reason: with its numbers.
+    """One node, named by its first output.  precision: fp32, fp16, bf16, int8 or fp8.  reason: with its numbers.
 
     headroom: the largest finite number of the type over the largest that was seen in a tensor that it reads or writes;
     None where it keeps out of the type, or nothing but 0 was seen.
+    fine: whether the 8-bit weight has one scale an output channel; otherwise it has one for all.
     """
 
     output: str
@@ -24,6 +27,7 @@ class NodePlan:
     precision: str
     reason: str = ""
     headroom: float | None = None
+    fine: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,15 @@ class PrecisionPlan:
         """Of the node that makes the tensor `output`; None for a node that the plan does not speak of."""
         node = self._by_output.get(output)
         return None if node is None else node.precision
+
+    def eight_bit(self, output: str) -> bool:
+        """Whether the node that makes the tensor `output` is quantised."""
+        return self.precision(output) in EIGHT_BIT
+
+    def fine(self, output: str) -> bool:
+        """Whether the weight of that node has one scale an output channel."""
+        node = self._by_output.get(output)
+        return node is None or node.fine
 
     @property
     def islands(self) -> tuple[NodePlan, ...]:

@@ -1,14 +1,16 @@
-"""Which convolutions and linear layers are quantised to INT8, and why each of the others is not.
+"""Which convolutions and linear layers are quantised to 8 bits, and why each of the others is not.
 
 The rules are those under which TensorRT has fast INT8 kernels (notes of NVIDIA's Model-Optimizer): inputs and weights
 of Conv and of products with a constant, no product of two activations (attention), no GEMV, no narrow layers, no
-classifier; depthwise convolutions on request only, since they are bound by memory and rarely gain.
+classifier; depthwise convolutions on request only, since they are bound by memory and rarely gain.  Of what they leave,
+the target takes the layers whose roofline it lowers (`pipeline.precision.placement`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -19,31 +21,109 @@ from engines.errors import DeployError
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.surgery import constant, integer, output_name, shape
 from pipeline.precision.islands import classifier_of
+from pipeline.precision.placement import board_of, placement_of
+from pipeline.precision.placement.cost import paying
+from pipeline.precision.placement.rules import Placement
 from pipeline.precision.plan import NodePlan, PrecisionPlan
+from pipeline.precision.quantise import decibels, weight_scales
 from pipeline.request import Int8Options
 
 NARROW = 16
+# Signal to noise of a weight below which one scale for all of it costs more than the activations' own rounding does:
+# a measured activation reaches 30 to 37 dB in INT8.  FP8 has 3 bits of mantissa, hence 31 dB at best.
+LEAST_DB = {"int8": 30.0, "fp8": 25.0}
 
 
 def plan_int8(
     graph: OnnxGraph, ranges: Ranges, rest: str = "fp32", options: Int8Options = Int8Options()
 ) -> PrecisionPlan:
-    """One entry for every Conv, MatMul and Gemm: ``int8``, or `rest` with the reason.
+    """One entry for every Conv, MatMul and Gemm: ``int8`` or ``fp8``, or `rest` with the reason.
 
     Raises DeployError when none of their inputs has a range: the ranges are those of another model.
     """
-    plans = []
+    placement, kind = placement_of(options.backend), options.kind
     classifier = classifier_of(graph)
     candidates = [node for node in graph.model.graph if node.op_type in ("Conv", "MatMul", "Gemm")]
     if candidates and not any(_input(node) in ranges.tensors for node in candidates):
         raise DeployError(
             f"ranges: got {len(ranges.tensors)} tensors, none of them is one of this model's; calibrate this model"
         )
+    reasons = {
+        node: _declined(node, ranges, classifier, options) or placement.refused(node) or _lossy(node, placement, kind)
+        for node in candidates
+    }
+    able = [node for node in candidates if not reasons[node]]
+    judged = _judged(graph, able, rest, placement, options)
+    plans = []
     for node in candidates:
-        reason = _declined(node, ranges, classifier, options)
-        why = reason or f"input {_input(node)} within {ranges.tensors[_input(node)].amax:.4g}"
-        plans.append(NodePlan(output_name(node), node.op_type, rest if reason else "int8", why))
-    return PrecisionPlan("int8", tuple(plans), options.unsigned)
+        verdict = judged.get(output_name(node))
+        reason = reasons[node] or ("" if verdict is None or verdict.pays else verdict.text)
+        why = reason or _why(node, ranges, placement, kind, verdict)
+        plans.append(
+            NodePlan(
+                output_name(node),
+                node.op_type,
+                rest if reason else kind,
+                why,
+                fine=bool(reason) or placement.fine(node),
+            )
+        )
+    return PrecisionPlan(kind, tuple(plans), options.unsigned)
+
+
+def scale_axis(node: ir.Node, plan: PrecisionPlan) -> int | None:
+    """Along which axis of its weight the scales lie, None where there is one for all."""
+    return weight_axis(node) if plan.fine(output_name(node)) else None
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    pays: bool
+    text: str
+
+
+def _judged(
+    graph: OnnxGraph, layers: Sequence[ir.Node], rest: str, placement: Placement, options: Int8Options
+) -> dict[str, _Verdict]:
+    """By first output: what 8 bits save there; {} where the target does not decide by cost."""
+    if placement.epilogues is None:
+        return {}
+    board, kind = board_of(options.board or placement.board), options.kind
+    if kind not in board.peaks:
+        raise DeployError(f"precision {kind}: {board.name} has no tensor cores for it; use --precision fp16")
+    verdicts: dict[str, _Verdict] = {}
+    for item in paying(graph.model, layers, board, kind, rest, placement.epilogues):
+        saved = f"{item.saved.bytes / 1e6:+.3g} MB and {1e3 * item.saved.ms:+.3g} us by the roofline of {board.name}"
+        together = "" if len(item.group) == 1 else f" with {len(item.group) - 1} that share its input or feed it"
+        for name in item.group:
+            pays = name in item.layers
+            text = f"{kind} saves {saved}{together}" if pays else f"{kind} would save {saved}{together}: not worth it"
+            verdicts[name] = _Verdict(pays, text)
+    return verdicts
+
+
+def _scale_noise(node: ir.Node, placement: Placement, kind: str) -> float:
+    """dB of its weight's quantisation, with the scales that `placement` gives it."""
+    weight = constant(node.inputs[1])
+    assert weight is not None, "only layers with constant weights are quantised"
+    wide, axis = weight.astype(np.float32), weight_axis(node) if placement.fine(node) else None
+    return decibels(wide, weight_scales(wide, axis, eight_bit=kind), axis, kind)
+
+
+def _lossy(node: ir.Node, placement: Placement, kind: str) -> str:
+    """Why one scale for the whole weight costs too much, where the target asks for that."""
+    if placement.fine(node) or constant(node.inputs[1]) is None:
+        return ""
+    noise = _scale_noise(node, placement, kind)
+    least = LEAST_DB[kind]
+    return f"one scale for its weight leaves {noise:.3g} dB, fewer than {least:g}" if noise < least else ""
+
+
+def _why(node: ir.Node, ranges: Ranges, placement: Placement, kind: str, verdict: _Verdict | None) -> str:
+    fine = "a scale a channel" if placement.fine(node) else "one scale"
+    noise = f"weight {_scale_noise(node, placement, kind):.3g} dB with {fine}"
+    parts = [f"input {_input(node)} within {ranges.tensors[_input(node)].amax:.4g}", noise]
+    return "; ".join(parts if verdict is None else [*parts, verdict.text])
 
 
 def weight_axis(node: ir.Node) -> int:

@@ -33,7 +33,7 @@ from pipeline.graph.surgery import constant, output_name
 from pipeline.precision.evidence import Evidence
 from pipeline.precision.layer_rows import from_matrix, matrix
 from pipeline.precision.plan import PrecisionPlan
-from pipeline.precision.plan_int8 import weight_axis
+from pipeline.precision.plan_int8 import scale_axis, weight_axis
 from pipeline.precision.quantise import Int8, dequantise, quantise, weight_scales
 
 SWEEPS = 20  # at most; two to six are usual
@@ -66,7 +66,7 @@ def learn_rounding(
 
     state: a file that is kept while this runs, from which a later call with the same arguments continues.
     """
-    layers = [node for node in graph.model.graph if plan.precision(output_name(node)) == "int8"]
+    layers = [node for node in graph.model.graph if plan.eight_bit(output_name(node))]
     done = _Done(state, _identity(graph, plan, ranges, evidence, stored), log)
     learned: dict[str, Int8] = {}
     report = []
@@ -78,8 +78,8 @@ def learn_rounding(
         values = done.get(name)
         if values is None:
             with done.kept_if_interrupted():
-                values = done.put(name, _rounded(node, evidence.fitted[name], stored))
-        item = _judged(node, values, ranges, evidence, stored)
+                values = done.put(name, _rounded(node, scale_axis(node, plan), evidence.fitted[name], stored))
+        item = _judged(node, scale_axis(node, plan), values, ranges, evidence=evidence, stored=stored)
         report.append(item)
         if not item.declined:
             learned[str(node.inputs[1].name)] = values  # type: ignore[union-attr]
@@ -87,9 +87,9 @@ def learn_rounding(
     return learned, tuple(report)
 
 
-def _judged(node: ir.Node, values: Int8, ranges: Ranges, evidence: Evidence, stored: str) -> Rounding:
+def _judged(node: ir.Node, axis: int | None, values: Int8, ranges: Ranges, evidence: Evidence, stored: str) -> Rounding:
     amax = ranges.tensors[str(node.inputs[0].name)].amax  # type: ignore[union-attr]
-    weight, axis = _weight(node), weight_axis(node)
+    weight = _weight(node)
     scales = weight_scales(weight, axis, stored)
     nearest = quantise(weight, scales, axis)
     before, after = (evidence.error(node, amax, stored, dequantise(q, scales, axis)) for q in (nearest, values))
@@ -103,14 +103,16 @@ def _weight(node: ir.Node) -> Float32:
     return weight.astype(np.float32)
 
 
-def _rounded(node: ir.Node, x: Float32, stored: str) -> Int8:
-    weight, axis = _weight(node), weight_axis(node)
+def _rounded(node: ir.Node, axis: int | None, x: Float32, stored: str) -> Int8:
+    weight = _weight(node)
     scales = weight_scales(weight, axis, stored)
     along = [1] * weight.ndim
-    along[axis % weight.ndim] = -1
+    if axis is not None:
+        along[axis % weight.ndim] = -1
     ratio = matrix(node, (weight / scales.reshape(along)).astype(np.float64))
     nearest = matrix(node, quantise(weight, scales, axis)).astype(np.float64)
-    step = scales.astype(np.float64).reshape(len(ratio), -1)
+    each = np.broadcast_to(scales, weight.shape[weight_axis(node)])  # one an output, also where it is one for all
+    step = each.astype(np.float64).reshape(len(ratio), -1)
     values = [descend(moment(x[g]), ratio[g], nearest[g], step[g]) for g in range(len(ratio))]
     result: Int8 = from_matrix(node, np.stack(values), weight.shape).astype(np.int8)
     return result

@@ -22,7 +22,7 @@ from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.surgery import Editor, constant, drop_unread, integer, integers, output_name, shape
 from pipeline.precision.evidence import Evidence
 from pipeline.precision.plan import PrecisionPlan
-from pipeline.precision.plan_int8 import weight_axis
+from pipeline.precision.plan_int8 import scale_axis
 from pipeline.precision.quantise import dequantise, quantise, weight_scales
 
 F64 = NDArray[np.float64]
@@ -158,7 +158,7 @@ def _moved_axis(node: ir.Node, channel: int) -> int | None:
 
 
 def _unsuitable(norm: ir.Node, plan: PrecisionPlan, readers: list[_Reader], measured: TensorRange | None) -> str:
-    if not any(plan.precision(output_name(reader.node)) == "int8" for reader in readers):
+    if not any(plan.eight_bit(output_name(reader.node)) for reader in readers):
         return "nothing that reads it is quantised"
     if measured is None or measured.channel_amax is None:
         return "no range per channel was measured"
@@ -190,9 +190,9 @@ def _errors(
     before = after = 0.0
     for reader in readers:
         node, source = reader.node, str(reader.node.inputs[0].name)  # type: ignore[union-attr]
-        if plan.precision(output_name(node)) != "int8":
+        if not plan.eight_bit(output_name(node)):
             continue
-        weight, axis = reader.weight.astype(np.float32), weight_axis(node)
+        weight, axis = reader.weight.astype(np.float32), scale_axis(node, plan)
         scaled = (weight * _along(s, reader)).astype(np.float32)
         plain, moved = (
             dequantise(quantise(w, scale, axis), scale, axis)

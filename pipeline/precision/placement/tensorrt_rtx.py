@@ -1,0 +1,41 @@
+"""TensorRT-RTX, by the kernels that its release 1.7 makes; tests/pipeline/precision/test_targets.py reads them.
+
+- A convolution whose weight has a scale for each channel writes its map as FP32, and a second kernel scales it.  With
+  one scale for all it writes halves, and takes bias and ReLU along.
+- A product takes one scale along.  Its bias is added by a kernel of its own, which also applies a scale a channel:
+  where there is a bias the fine scales cost nothing.
+- No 8-bit layer takes an activation function other than ReLU along, and no layer writes its output in 8 bits once a
+  bias is added; in halves both fuse.  So quantising the input of a layer that stands behind another one's activation
+  function takes that function out of the other's kernel.
+- An INT8 depthwise convolution is padded to four times its channels.
+- LayerNorm, Resize, GELU in a kernel of its own and a fused attention write INT8 as readily as halves; the heads of an
+  attention that wrote INT8 are put side by side by one more kernel.
+- Products of one tensor are one kernel, in 8 bits where each channel has its scale.
+- The sum of a residual connection fuses with a product in halves alone.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from pipeline.graph.surgery import constant, integer, shape
+from pipeline.precision.placement.cost import bias_of
+from pipeline.precision.placement.rules import Placement
+
+
+def _fine(node: ir.Node) -> bool:
+    return node.op_type != "Conv" and bias_of(node) is not None
+
+
+def _refused(node: ir.Node) -> str:
+    weight = constant(node.inputs[1])
+    if node.op_type == "Conv" and weight is not None and weight.shape[1] == 1 < integer(node, "group", 1):
+        channels = (shape(node.inputs[0]) or (0, weight.shape[0]))[1]
+        return f"depthwise over {channels} channels: TensorRT-RTX pads it to four times that"
+    return ""
+
+
+PLACEMENT = Placement(
+    "the kernels of TensorRT-RTX 1.7", fine=_fine, refused=_refused,
+    epilogues=False, board="RTX 4090",
+)  # fmt: skip
