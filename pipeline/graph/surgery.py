@@ -61,6 +61,36 @@ class Conv:
         )
 
 
+@dataclass(frozen=True)
+class Linear:
+    """x W (+ b), both constant.  node: the last of it.  x: (..., C).  weight: (C, D).  bias: (D,), None where absent."""
+
+    node: ir.Node
+    x: ir.Value
+    weight: Float64
+    bias: Float64 | None
+
+
+def linear(value: ir.Value | None) -> Linear | None:
+    """The Linear that makes `value`, if nobody else reads what it makes."""
+    return linear_at(only_producer(value))
+
+
+def linear_at(node: ir.Node | None) -> Linear | None:
+    """The Linear that ends in `node`: a product, with an Add after it that alone reads it, or without."""
+    last, bias = node, None
+    if node is not None and node.op_type == "Add":
+        sides = [(value, exact(value)) for value in node.inputs]
+        bias = next((array for _, array in sides if array is not None), None)
+        node = None if bias is None else only_producer(next((v for v, array in sides if array is None), None))
+    if node is None or last is None or node.op_type != "MatMul" or node.domain or node.inputs[0] is None:
+        return None
+    weight = exact(node.inputs[1])
+    if weight is None or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[1:]):
+        return None
+    return Linear(last, node.inputs[0], weight, bias)
+
+
 def conv(node: ir.Node | None) -> Conv | None:
     """`node` as a 2-d convolution with constant weight and bias, or None."""
     if node is None or node.op_type != "Conv" or node.domain:
@@ -255,6 +285,32 @@ class Editor:
             inputs.append(self.initializer(bias.astype(np.float32), f"{x.name}/{self.rule}/bias"))
         kernel = ir.AttrInt64s("kernel_shape", [1, 1])
         return self.node(before, "Conv", inputs, (batch, weight.shape[0], height, width), [kernel])
+
+    def reshape(self, before: ir.Node, value: ir.Value | None, size: Sequence[int]) -> ir.Value:
+        wanted = self.initializer(np.array(size, np.int64), f"{before.name}/{self.rule}/size")
+        return self.node(before, "Reshape", [value, wanted], size)
+
+    def to_map(self, before: ir.Node, tokens: ir.Value, size: Sequence[int]) -> ir.Value:
+        """tokens (1, L, C) as a map of `size` (1, C, H, W)."""
+        batch, count, channels = shape(tokens) or ()
+        turned = self.node(
+            before, "Transpose", [tokens], (batch, channels, count), [ir.AttrInt64s("perm", [0, 2, 1])]
+        )  # fmt: skip
+        return self.reshape(before, turned, size)
+
+    def to_tokens(self, before: ir.Node, value: ir.Value) -> ir.Value:
+        """A map (1, C, H, W) as tokens (1, HW, C)."""
+        batch, channels, height, width = shape(value) or ()
+        flat = self.reshape(before, value, (batch, channels, height * width))
+        return self.node(
+            before, "Transpose", [flat], (batch, height * width, channels), [ir.AttrInt64s("perm", [0, 2, 1])]
+        )  # fmt: skip
+
+    def stand_in(self, old: ir.Value, new: ir.Value) -> None:
+        """As `replace`; `new` holds the same values and takes over the name, by which measured ranges know them."""
+        if not old.is_graph_output():
+            old.name, new.name = f"{old.name}/{self.rule}/replaced", old.name
+        self.replace(old, new)
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let everything that reads `old` read `new`; a graph output keeps its name."""

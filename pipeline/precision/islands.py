@@ -19,6 +19,7 @@ from engines.errors import DeployError
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.surgery import MOVES, computed, constant, is_float, opset, output_name, shape
 from pipeline.graph.types import FLOATS, Float, main_variable_allows
+from pipeline.precision.norms import written_out
 from pipeline.precision.plan import UNDEFINED, NodePlan, PrecisionPlan
 from pipeline.request import IslandOptions
 
@@ -51,13 +52,15 @@ def plan_float(
     Raises DeployError when a range is missing: a guess would defeat the purpose.
     """
     kind = FLOATS[target]
-    classifier, version = classifier_of(graph), opset(graph.model)
+    classifier, version, norms = classifier_of(graph), opset(graph.model), written_out(graph.model)
     plans = []
     for node in graph.model.graph:
         if not any(is_float(value) for value in node.outputs):
             continue
         if main_variable_allows(node, version, kind):
             reason = _reason(node, kind, ranges, classifier, options.margin)
+            if not reason and output_name(node) in norms:
+                reason = "part of a normalisation that is written out: mean and variance in fp32"
         else:
             reason = f"{UNDEFINED} {kind.name} {node.op_type} at opset {version}"
         room = None if reason else _headroom(node, kind, ranges)

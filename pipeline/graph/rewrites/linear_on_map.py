@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.graph.surgery import Editor, Outcome, exact, integers, only_producer, shape
+from pipeline.graph.surgery import Editor, Outcome, integers, linear, only_producer, shape
 
 NAME = "linear on a map -> 1x1 convolution"
 
@@ -39,17 +39,11 @@ def _match(unflatten: ir.Node) -> tuple[ir.Value, np.ndarray, np.ndarray | None]
     back = only_producer(unflatten.inputs[0])
     if back is None or back.op_type != "Transpose" or integers(back, "perm", ()) != (0, 2, 1):
         return None
-    linear, bias = only_producer(back.inputs[0]), None
-    if linear is not None and linear.op_type == "Add":
-        constants = [exact(value) for value in linear.inputs]
-        bias = next((c for c in constants if c is not None), None)
-        source = next((v for v, c in zip(linear.inputs, constants, strict=True) if c is None), None)
-        linear = None if bias is None else only_producer(source)
-    if linear is None or linear.op_type != "MatMul":
+    found = linear(back.inputs[0])
+    to_tokens = None if found is None else only_producer(found.x)
+    if found is None or to_tokens is None or to_tokens.op_type != "Transpose":
         return None
-    weight, to_tokens = exact(linear.inputs[1]), only_producer(linear.inputs[0])
-    if weight is None or weight.ndim != 2 or to_tokens is None or to_tokens.op_type != "Transpose":
-        return None
+    weight, bias = found.weight, found.bias
     flatten = only_producer(to_tokens.inputs[0])
     if integers(to_tokens, "perm", ()) != (0, 2, 1) or flatten is None or flatten.op_type != "Reshape":
         return None
@@ -62,7 +56,5 @@ def _match(unflatten: ir.Node) -> tuple[ir.Value, np.ndarray, np.ndarray | None]
     tokens, wanted = shape(to_tokens.outputs[0]), (1, into[2] * into[3], into[1])
     if tokens != wanted:
         return f"tokens {tokens}, expected {wanted}: each pixel's channels together"
-    if bias is not None and bias.shape != (weight.shape[1],):
-        return f"a bias of shape {bias.shape}, expected one value for each of {weight.shape[1]} channels"
     assert x is not None
     return x, weight, bias

@@ -264,7 +264,7 @@ def test_linear_on_map_declines() -> None:
     net = Net(1, 3, 4, 5)
     declined(net.graph(_linear_on_map(net, (1, 6, 5, 4), None)), linear_on_map, "same height and width")
     net = Net(1, 3, 4, 5)
-    declined(net.graph(_linear_on_map(net, (1, 6, 4, 5), net.weight(20, 1))), linear_on_map, "bias of shape")
+    declined(net.graph(_linear_on_map(net, (1, 6, 4, 5), net.weight(20, 1))), linear_on_map, "looks like it")
     net = Net(1, 3, 4, 4)  # two batches of tokens, each a mix of channels
     declined(net.graph(_linear_on_map(net, (1, 6, 4, 4), None, (2, 3, 8))), linear_on_map, "tokens (2, 8, 3)")
 

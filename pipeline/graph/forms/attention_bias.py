@@ -1,0 +1,160 @@
+"""``softmax(q (k + b)^T) (v + c) W_o + b_o -> softmax(q k^T) v W_o + (c W_o + b_o)``: biases that attention cancels.
+
+The bias of the keys adds q b, the same number to every score of a row, and softmax does not see that.  The bias of the
+values comes out as it went in, because the weights of a row sum to one, and then belongs to the projection after it
+(Vaswani et al., arXiv 1706.03762, eq. 1).  Exact in real arithmetic; two kernels fewer an attention.
+
+Conditions: softmax over the keys; between it and the keys' product only what adds to the scores or scales them by a
+number; constant biases; from the values to the projection only Reshape and Transpose; nobody else reads what lies
+between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from pipeline.graph.surgery import (
+    Editor,
+    Float64,
+    Linear,
+    Outcome,
+    exact,
+    integer,
+    integers,
+    linear,
+    linear_at,
+    only_producer,
+    only_use,
+    scalar,
+    shape,
+)
+
+NAME = "biases that attention cancels"
+_Move = Callable[[Float64], Float64]
+
+
+def rewrite(model: ir.Model) -> Outcome:
+    editor, applied, declined = Editor(model, "attention_bias"), 0, []
+    for node in list(model.graph):
+        if node.op_type != "Softmax" or not _over_the_last(node):
+            continue
+        done = [step(editor, node) for step in (_keys, _values)]
+        applied += any(reason is None for reason in done)
+        declined += [f"{node.name}: {reason}" for reason in done if reason]
+    return Outcome(applied, tuple(declined))
+
+
+def _over_the_last(softmax: ir.Node) -> bool:
+    scores = shape(softmax.inputs[0])
+    return scores is not None and integer(softmax, "axis", -1) % len(scores) == len(scores) - 1
+
+
+def _keys(editor: Editor, softmax: ir.Node) -> str | None:
+    """None where the bias of the keys is gone, else why not; empty where there is none."""
+    product = _product(softmax.inputs[0])
+    if product is None or product.inputs[1] is None:
+        return ""
+    found = _biased(product.inputs[1])
+    if found is None:
+        return ""
+    source, moves = found
+    spread = _spread(source, moves)
+    if np.ptp(spread, axis=-1).any():  # over the keys
+        return "the bias differs from key to key"
+    _drop_bias(editor, source)
+    return None
+
+
+def _values(editor: Editor, softmax: ir.Node) -> str | None:
+    """None where the bias of the values went to the projection after them, else why not; empty where there is none."""
+    product = only_use(softmax.outputs[0])
+    if product is None or product.op_type != "MatMul" or product.inputs[0] is not softmax.outputs[0]:
+        return ""
+    found = _biased(product.inputs[1])
+    if found is None:
+        return ""
+    source, moves = found
+    spread = _spread(source, moves)
+    if np.ptp(spread, axis=-2).any():
+        return "the bias differs from value to value"
+    out = shape(product.outputs[0])
+    projection, after = _projection(product)
+    if out is None or projection is None or projection.bias is None:
+        return "no Linear with a constant bias after it that alone reads what attention makes"
+    carried = np.broadcast_to(spread[..., :1, :], out)
+    for move in after:
+        carried = move(carried)
+    if np.ptp(carried, axis=tuple(range(carried.ndim - 1))).any():
+        return "the bias differs from query to query"
+    bias = projection.bias + carried.reshape(-1, carried.shape[-1])[0] @ projection.weight
+    stored = editor.initializer(bias.astype(np.float32), f"{projection.node.name}/{editor.rule}/bias")
+    projection.node.replace_input_with(_constant_input(projection.node), stored)
+    _drop_bias(editor, source)
+    return None
+
+
+def _product(scores: ir.Value | None) -> ir.Node | None:
+    """The product of queries and keys, before what softmax does not see or what a number scales."""
+    node = only_producer(scores)
+    while node is not None and node.op_type != "MatMul":
+        sides = [value for value in node.inputs if value is not None and exact(value) is None]
+        scaled = node.op_type in ("Mul", "Div") and len(node.inputs) == 2 and scalar(node.inputs[1]) is not None
+        if not scaled and node.op_type != "Add":
+            return None
+        node = next((made for side in sides if (made := only_producer(side)) and made.op_type in _SCORES), None)
+    return node
+
+
+_SCORES = ("MatMul", "Mul", "Div", "Add")
+
+
+def _biased(value: ir.Value | None) -> tuple[Linear, list[_Move]] | None:
+    """The Linear with a bias from which `value` came unchanged, and the moves on the way."""
+    moves: list[_Move] = []
+    while (node := only_producer(value)) is not None and node.op_type in ("Reshape", "Transpose"):
+        moves.insert(0, _move(node))
+        value = node.inputs[0]
+    found = linear(value)
+    return None if found is None or found.bias is None or shape(value) is None else (found, moves)
+
+
+def _projection(product: ir.Node) -> tuple[Linear | None, list[_Move]]:
+    """The Linear that reads what attention makes, and the moves on the way."""
+    moves: list[_Move] = []
+    node = only_use(product.outputs[0])
+    while node is not None and node.op_type in ("Reshape", "Transpose"):
+        moves.append(_move(node))
+        node = only_use(node.outputs[0])
+    added = None if node is None else only_use(node.outputs[0])
+    return None if added is None else linear_at(added), moves
+
+
+def _move(node: ir.Node) -> _Move:
+    if node.op_type == "Transpose":
+        order = integers(node, "perm", tuple(reversed(range(len(shape(node.outputs[0]) or ())))))
+        return lambda array: array.transpose(order)
+    size = shape(node.outputs[0]) or ()
+    return lambda array: array.reshape(size)
+
+
+def _spread(source: Linear, moves: list[_Move]) -> Float64:
+    """The bias as attention reads it."""
+    assert source.bias is not None
+    array = np.broadcast_to(source.bias, shape(source.node.outputs[0]) or ())
+    for move in moves:
+        array = move(array)
+    return array
+
+
+def _drop_bias(editor: Editor, source: Linear) -> None:
+    """Let the bare product take the place, and the name, of the one with a bias."""
+    add = source.node
+    product = next(value for value in add.inputs if value is not None and exact(value) is None)
+    editor.stand_in(add.outputs[0], product)
+
+
+def _constant_input(add: ir.Node) -> int:
+    return next(index for index, value in enumerate(add.inputs) if exact(value) is not None)
