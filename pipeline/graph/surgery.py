@@ -63,7 +63,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class Linear:
-    """x W (+ b), both constant.  node: the last of it.  x: (..., C).  weight: (C, D).  bias: (D,), None where absent."""
+    """x W (+ b), constant.  node: the last of it.  x: (..., C).  weight: (C, D).  bias: (D,), None where absent."""
 
     node: ir.Node
     x: ir.Value
