@@ -31,8 +31,10 @@ from pipeline.exact import Exact, exact_graph
 from pipeline.graph.batches import for_any_batch
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.proto import check, save
-from pipeline.precision.as_asked import Asked, as_asked
+from pipeline.graph.types import FLOATS
+from pipeline.precision.as_asked import Asked, as_asked, half_of
 from pipeline.precision.budget import Jury
+from pipeline.precision.forms import formed
 from pipeline.precision.leave import advice, contributions, leaving
 from pipeline.precision.lower import draft, lower
 from pipeline.precision.placement import board_of
@@ -62,9 +64,10 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
             announce(request.photographs, log)
             exact = exact_graph(source, request, log, timer=backend if request.time_rewrites else None, config=trial)
         source = exact.source
+        exact, stages = _served(exact, request, backend, log)
         asked = as_asked(
-            request, source, backend, exact.graph, inputs=exact.inputs, config=trial, log=log, image=exact.image
-        )  # fmt: skip
+            request, source, backend, stages, inputs=exact.inputs, config=trial, log=log, image=exact.image
+        )
         tuned = replace(tuned, threads=request.threads, batch=request.batch)
         with _program(exact, backend) as program:
             config = replace(tuned, program=program)
@@ -74,6 +77,17 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
         draft = replace(draft, photographs=provenance(request, asked.report.get("calibration"), log))
         manifest = finish(folder, describe(draft, backend, built.proof), built.report)
     return manifest
+
+
+def _served(exact: Exact, request: BuildRequest, backend: Backend, log: Log) -> tuple[Exact, tuple[OnnxGraph, ...]]:
+    """In the forms that serve `backend`; and the graphs on the way there, of whose first ranges are measured."""
+    if not request.rewrites:
+        return exact, (exact.graph,)
+    activations = request.precision if request.precision in FLOATS else half_of(backend)
+    forms = formed(
+        exact.graph, backend, activations, inputs=exact.inputs, reference=exact.reference, log=log
+    )  # fmt: skip
+    return replace(exact, graph=forms.graph, steps=(*exact.steps, *forms.steps)), forms.stages
 
 
 @dataclass(frozen=True)

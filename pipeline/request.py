@@ -20,9 +20,14 @@ from pipeline.checkpoints.sources import SourceOptions
 
 @dataclass(frozen=True)
 class IslandOptions:
-    """margin: how many times larger than measured an activation may get before it leaves the type's range."""
+    """margin: how many times larger than measured an activation may get before it leaves the type's range.
+
+    logits: whether what makes the logits stays in fp32.  On a GPU that has a large map written and read in fp32, for a
+    product that is summed in fp32 there in any case; fp16 logits are then what is lost, and the gate sees them.
+    """
 
     margin: float = 4.0
+    logits: bool = True
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.precision.budget import Jury, labelled_jury, panels
 from pipeline.precision.calibrate import CalibrateRequest, collect_ranges, draw
+from pipeline.precision.forms import carried
 from pipeline.precision.leave import expanded
 from pipeline.precision.observe import Effort
 from pipeline.precision.placement import board_of, board_on, placement_of
@@ -55,25 +56,29 @@ class Asked:
 
 
 def as_asked(
-    request: BuildRequest, source: Source, backend: Backend, graph: OnnxGraph, inputs: Sequence[Float32],
+    request: BuildRequest, source: Source, backend: Backend, stages: Sequence[OnnxGraph], inputs: Sequence[Float32],
     config: BuildConfig, log: Log, image: UInt8,
 ) -> Asked:  # fmt: skip
     """The precision, decided where it was ``auto``, with the ranges that it needs.  Raises DeployError.
 
+    stages: the graph that ranges are measured of, and what forms made of it; the last one is lowered.
     inputs: the windows of `image`, which the build is verified on.  config: of the engines that ``auto`` measures, but
     for their precision.
     """
-    options = _checked(request, backend, request.lowering)
+    graph, options = stages[-1], _checked(request, backend, request.lowering)
     if request.precision == "fp32":
         return Asked((Candidate("fp32", "fp32"),), options)
     half = half_of(backend) if options.rest == "auto" else options.rest
+    if backend.on_gpu and "fp16" in (request.precision, half):  # of BF16's 8 bits logits would be too coarse
+        options = replace(options, island=replace(options.island, logits=request.precision == "bf16"))
     if options.rest == "auto":
         options = replace(options, rest=rest_of(backend))
     refused = backend.refuses_rest(options.rest) if request.precision in QUANTISED else None
     if refused:
         raise DeployError(f"--rest {options.rest}: {refused}")
     with _photographs(request) if request.precision in QUANTISED else nullcontext(request.photographs) as division:
-        ranges = _ranges(request, source, graph, division, log)
+        ranges = _ranges(request, source, stages[0], division, log)
+        ranges = None if ranges is None else carried(ranges, stages)
         options = replace(options, photographs=_seen(division, request, source))
         rounded = request.precision if request.precision not in QUANTISED else options.rest
         stress = stress_windows(image, source.spec, request.tiling)

@@ -52,7 +52,8 @@ def plan_float(
     Raises DeployError when a range is missing: a guess would defeat the purpose.
     """
     kind = FLOATS[target]
-    classifier, version, norms = classifier_of(graph), opset(graph.model), written_out(graph.model)
+    classifier = classifier_of(graph) if options.logits else frozenset()
+    version, norms = opset(graph.model), written_out(graph.model)
     plans = []
     for node in graph.model.graph:
         if not any(is_float(value) for value in node.outputs):

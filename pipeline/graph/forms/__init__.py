@@ -22,3 +22,5 @@ from pipeline.graph.forms import (
 FORMS: tuple[ModuleType, ...] = (
     linear_to_map, pointwise_on_map, linear_from_map, norm_on_map, attention_bias, split_queries,
 )  # fmt: skip
+# Those that pay on every network that was tried.  The others need a compiler that says so.
+UNASKED = frozenset(FORMS) - {split_queries}
