@@ -34,7 +34,7 @@ from pipeline.graph.proto import check, save
 from pipeline.graph.types import FLOATS
 from pipeline.precision.as_asked import Asked, as_asked, half_of
 from pipeline.precision.budget import Jury
-from pipeline.precision.forms import formed
+from pipeline.precision.forms import formed, judge_for
 from pipeline.precision.leave import advice, contributions, leaving
 from pipeline.precision.lower import draft, lower
 from pipeline.precision.placement import board_of
@@ -64,7 +64,7 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
             announce(request.photographs, log)
             exact = exact_graph(source, request, log, timer=backend if request.time_rewrites else None, config=trial)
         source = exact.source
-        exact, stages = _served(exact, request, backend, log)
+        exact, stages = _served(exact, request, backend, trial, log)
         asked = as_asked(
             request, source, backend, stages, inputs=exact.inputs, config=trial, log=log, image=exact.image
         )
@@ -79,14 +79,17 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
     return manifest
 
 
-def _served(exact: Exact, request: BuildRequest, backend: Backend, log: Log) -> tuple[Exact, tuple[OnnxGraph, ...]]:
+def _served(
+    exact: Exact, request: BuildRequest, backend: Backend, config: BuildConfig, log: Log
+) -> tuple[Exact, tuple[OnnxGraph, ...]]:
     """In the forms that serve `backend`; and the graphs on the way there, of whose first ranges are measured."""
-    if not request.rewrites:
-        return exact, (exact.graph,)
     activations = request.precision if request.precision in FLOATS else half_of(backend)
-    forms = formed(
-        exact.graph, backend, activations, inputs=exact.inputs, reference=exact.reference, log=log
+    judge = judge_for(
+        backend, activations, config, window=exact.inputs[0], clock=request.time_rewrites, log=log
     )  # fmt: skip
+    if judge is None or not request.rewrites:
+        return exact, (exact.graph,)
+    forms = formed(exact.graph, judge, inputs=exact.inputs, reference=exact.reference, log=log)
     return replace(exact, graph=forms.graph, steps=(*exact.steps, *forms.steps)), forms.stages
 
 

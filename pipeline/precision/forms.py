@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Protocol
 
 from calib.ranges.ranges import Ranges
 from engines.backends import get_backend
-from engines.contract import Backend, Float32, Log
+from engines.contract import Backend, BuildConfig, Float32, Log
 from engines.errors import DeployError
 from engines.proof.agreement import GATES, Agreement, compare_logits
 from engines.roofline.kernels import KernelPlan
@@ -22,9 +24,10 @@ from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.graph.proto import stored
 from pipeline.graph.rewrites import apply_rule
 from pipeline.graph.surgery import REORDERS, is_float
-from pipeline.graph.types import FLOATS
 from pipeline.precision.islands import plan_float
 from pipeline.precision.lower_float import lower_float, prepare
+from pipeline.request import IslandOptions
+from pipeline.side_by_side import compiled, median_ms
 
 PLANNER = "tensorrt_rtx"
 
@@ -41,35 +44,25 @@ class Formed:
         return self.stages[-1]
 
 
-def formed(
-    graph: OnnxGraph, backend: Backend, precision: str, inputs: Sequence[Float32], reference: Float32, log: Log
-) -> Formed:
-    """`graph` in the forms that serve `backend`, verified on `inputs`, whose logits are `reference`.
+class Judge(Protocol):
+    """Whether a form pays."""
 
-    precision: of the activations, fp32, fp16 or bf16, in which the compiler is asked.  Raises GateError.
-    """
-    if not backend.on_gpu or backend.from_program:
-        return Formed((graph,))
+    def __call__(self, form: ModuleType, before: OnnxGraph, after: OnnxGraph) -> tuple[bool, str]:
+        """Whether `after`, which is `before` in `form`, is better, and why."""
+
+
+def formed(
+    graph: OnnxGraph, judge: Judge, inputs: Sequence[Float32], reference: Float32, log: Log
+) -> Formed:  # fmt: skip
+    """`graph` in the forms that pay, verified on `inputs`, whose logits are `reference`.  Raises GateError."""
     stages = [graph]
-    before, unasked = _asked(graph, precision, log)
     for form in FORMS:
         trial = apply_rule(stages[-1], form)
-        if not trial.history[-1].places:
-            continue
-        if before is None:
-            if form not in UNASKED:
-                log("form", f"{form.NAME}: not taken, it does not always pay and {unasked}")
-                continue
-            text = f"taken unasked, {unasked}"
-        else:
-            after = _plan(trial, precision)
-            text = f"{_cost(before)} -> {_cost(after)}"
-            if (after.bytes, len(after.kernels)) >= (before.bytes, len(before.kernels)):
-                log("form", f"{form.NAME}: not taken, {text}")
-                continue
-            before = after
-        log("form", f"{form.NAME}: {trial.history[-1].places} place(s), {text}")
-        stages.append(trial)
+        if trial.history[-1].places:
+            better, why = judge(form, stages[-1], trial)
+            places = f"{trial.history[-1].places} place(s)" if better else "not taken"
+            log("form", f"{form.NAME}: {places}, {why}")
+            stages += [trial] if better else []
     if len(stages) == 1:
         return Formed((graph,))
     logits = run_onnx(stages[-1], list(inputs))
@@ -77,6 +70,77 @@ def formed(
     agreement.require(GATES["fp32"])
     log("form", f"all of them; {agreement}")
     return Formed(tuple(stages), (agreement,))
+
+
+def judge_for(
+    backend: Backend, precision: str, config: BuildConfig, window: Float32, clock: bool, log: Log
+) -> Judge | None:  # fmt: skip
+    """Who decides here; None where no form can pay.
+
+    precision: of the activations, fp32, fp16 or bf16.  clock: to time engines where they can be run, (1, 3, H, W)
+    `window` being what they are run on; else the compiler is asked, and without one what always paid is taken.
+    """
+    if not backend.on_gpu or backend.from_program:
+        return None
+    if clock and backend.unavailable() is None:
+        return ByClock(backend, precision, config, window)
+    if importlib.util.find_spec(PLANNER) is None:
+        return unasked(f"{PLANNER}, which could tell, is not installed")
+    return ByPlan(precision, log)
+
+
+@dataclass
+class ByPlan:
+    """Fewer bytes moved, or as many in fewer kernels."""
+
+    precision: str
+    log: Log
+    _last: tuple[OnnxGraph, KernelPlan] | None = None
+
+    def __call__(self, form: ModuleType, before: OnnxGraph, after: OnnxGraph) -> tuple[bool, str]:
+        try:
+            if self._last is None:
+                self._last = before, self._plan(before)
+                source = self._last[1].source
+                self.log("form", f"asked of {source}, a proxy for other compilers and GPUs: {_cost(self._last[1])}")
+            known = self._last[1] if self._last[0] is before else self._plan(before)
+            plan = self._plan(after)
+        except DeployError as error:
+            return unasked(str(error))(form, before, after)
+        better = (plan.bytes, len(plan.kernels)) < (known.bytes, len(known.kernels))
+        self._last = (after, plan) if better else (before, known)
+        return better, f"{_cost(known)} -> {_cost(plan)}"
+
+    def _plan(self, graph: OnnxGraph) -> KernelPlan:
+        with stored(typed(graph, self.precision).model) as path:
+            plan: KernelPlan = get_backend(PLANNER).kernel_plan(path)  # type: ignore[attr-defined]
+        return plan
+
+
+@dataclass(frozen=True)
+class ByClock:
+    """Less time on this device."""
+
+    backend: Backend
+    precision: str
+    config: BuildConfig
+    window: Float32
+
+    def __call__(self, form: ModuleType, before: OnnxGraph, after: OnnxGraph) -> tuple[bool, str]:
+        config = replace(self.config, precision=self.precision)
+        graphs = [typed(graph, self.precision) for graph in (before, after)]
+        with compiled(graphs[0], self.backend, config) as old, compiled(graphs[1], self.backend, config) as new:
+            slower, faster = median_ms([old, new], self.window)
+        return faster < slower, f"{slower:.2f} -> {faster:.2f} ms on {self.backend.device()}"
+
+
+def unasked(why: str) -> Judge:
+    def judge(form: ModuleType, before: OnnxGraph, after: OnnxGraph) -> tuple[bool, str]:
+        if form in UNASKED:
+            return True, f"taken unasked: {why}"
+        return False, f"it does not always pay: {why}"
+
+    return judge
 
 
 def carried(ranges: Ranges, stages: Sequence[OnnxGraph]) -> Ranges:
@@ -94,28 +158,14 @@ def carried(ranges: Ranges, stages: Sequence[OnnxGraph]) -> Ranges:
     return replace(ranges, tensors=found)
 
 
-def _asked(graph: OnnxGraph, precision: str, log: Log) -> tuple[KernelPlan | None, str]:
-    """What the compiler makes of `graph`; or None, and why it cannot be asked."""
-    if importlib.util.find_spec(PLANNER) is None:
-        return None, f"{PLANNER}, which could tell, is not installed"
-    try:
-        plan = _plan(graph, precision)
-    except DeployError as error:
-        return None, str(error)
-    log("form", f"asked of {plan.source}, a proxy for other compilers and GPUs: {_cost(plan)}")
-    return plan, ""
-
-
-def _plan(graph: OnnxGraph, precision: str) -> KernelPlan:
-    """Of `graph` with nothing but statistics in fp32, as ranges would have it at best; values do not matter for it."""
-    if precision in FLOATS and precision != "fp32":
-        graph = prepare(graph, precision)
-        values = (value for node in graph.model.graph for value in (*node.inputs, *node.outputs))
-        ranges = {str(value.name): (0.0, 0.0) for value in values if value is not None and is_float(value)}
-        graph = lower_float(graph, plan_float(graph, precision, ranges))
-    with stored(graph.model) as path:
-        plan: KernelPlan = get_backend(PLANNER).kernel_plan(path)  # type: ignore[attr-defined]
-    return plan
+def typed(graph: OnnxGraph, precision: str) -> OnnxGraph:
+    """`graph` with nothing but statistics in fp32, as ranges would have it at best; to be looked at, not to be used."""
+    if precision == "fp32":
+        return graph
+    graph = prepare(graph, precision)
+    values = (value for node in graph.model.graph for value in (*node.inputs, *node.outputs))
+    ranges = {str(value.name): (0.0, 0.0) for value in values if value is not None and is_float(value)}
+    return lower_float(graph, plan_float(graph, precision, ranges, IslandOptions(logits=precision != "fp16")))
 
 
 def _cost(plan: KernelPlan) -> str:

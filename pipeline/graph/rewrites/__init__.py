@@ -12,6 +12,7 @@ import onnx_ir.passes.common as passes
 from pipeline.graph.macs import macs_by_node
 from pipeline.graph.onnx_graph import OnnxGraph, Step
 from pipeline.graph.rewrites import (
+    attention_bias,
     commute_resize,
     drop_resize,
     fold_scale,
@@ -21,7 +22,9 @@ from pipeline.graph.rewrites import (
 )
 
 # The order matters: each opens the way for the next, and together they fold SegFormer's decoder.
-RULES: tuple[ModuleType, ...] = (drop_resize, fold_scale, linear_on_map, split_concat, commute_resize, merge_convs)
+RULES: tuple[ModuleType, ...] = (
+    drop_resize, fold_scale, attention_bias, linear_on_map, split_concat, commute_resize, merge_convs,
+)  # fmt: skip
 
 
 def apply_rule(graph: OnnxGraph, rule: ModuleType) -> OnnxGraph:

@@ -2,7 +2,7 @@
 
 The bias of the keys adds q b, the same number to every score of a row, and softmax does not see that.  The bias of the
 values comes out as it went in, because the weights of a row sum to one, and then belongs to the projection after it
-(Vaswani et al., arXiv 1706.03762, eq. 1).  Exact in real arithmetic; two kernels fewer an attention.
+(Vaswani et al., arXiv 1706.03762, eq. 1).  Exact in real arithmetic.
 
 Conditions: softmax over the keys; between it and the keys' product only what adds to the scores or scales them by a
 number; constant biases; from the values to the projection only Reshape and Transpose; nobody else reads what lies
@@ -150,10 +150,10 @@ def _spread(source: Linear, moves: list[_Move]) -> Float64:
 
 
 def _drop_bias(editor: Editor, source: Linear) -> None:
-    """Let the bare product take the place, and the name, of the one with a bias."""
+    """Let the bare product take the place of the one with a bias."""
     add = source.node
     product = next(value for value in add.inputs if value is not None and exact(value) is None)
-    editor.stand_in(add.outputs[0], product)
+    editor.replace(add.outputs[0], product)
 
 
 def _constant_input(add: ir.Node) -> int:
