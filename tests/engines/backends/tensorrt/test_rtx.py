@@ -191,9 +191,9 @@ def test_engines_can_be_recorded_and_say_what_their_layers_are(monkeypatch: pyte
     """REQUIRE_USER_ALLOCATION is what the notes of release 1.2 ask for; TF32, on by default, would not be FP32."""
     seen: list[Any] = []
 
-    def run(sdk: Any, builder: Any, network: Any, settings: Any, log: Any) -> Any:
+    def run(sdk: Any, build: Any, settings: Any, log: Any) -> Any:
         seen.append(settings)
-        return real(sdk, builder, network, settings, log)
+        return real(sdk, build, settings, log)
 
     real = builder_module._run
     monkeypatch.setattr(builder_module, "_run", run)
