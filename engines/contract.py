@@ -18,7 +18,7 @@ Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 Log = Callable[[str, str], None]  # (step, what happened)
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 
 @dataclass(frozen=True)

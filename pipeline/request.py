@@ -124,6 +124,6 @@ class BuildRequest:
         gate = GATES[precision]
         if precision != "fp32" and (self.scored or self.budget.dataset is not None):
             gate = gate.but(math.inf, 0.0)
-        elif precision == "int8" and self.leave:
+        elif precision in ("int8", "fp8") and self.leave:
             gate = gate.but(None, max(gate.min_labels, 1 - self.budget.max_drop / 100))
         return gate.but(self.max_error, self.min_agreement)

@@ -49,7 +49,9 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to write")
     verb.add_argument("--precision", choices=(*PRECISIONS, "auto"), default="fp32", help="auto: the fastest in budget")
-    verb.add_argument("--calib", type=Path, metavar="DATASET|RANGES.json", help="photographs, or ranges, for int8")
+    verb.add_argument(
+        "--calib", type=Path, metavar="DATASET|RANGES.json", help="photographs, or ranges, for int8 and fp8"
+    )
     verb.add_argument("--max-drop", type=number, metavar="POINTS", help="that may be lost (0.5): of mIoU on --eval, or "
                       "percent of labels; where given, an int8 build leaves layers out until it holds")  # fmt: skip
     verb.add_argument("--eval", type=Path, metavar="DATASET", help="labelled images whose mIoU decides in place "
@@ -144,8 +146,11 @@ def compare_arguments(verb: argparse.ArgumentParser) -> None:
         "--data", type=Path, required=True, metavar="DATASET", help="as for evaluate, or unlabelled images"
     )
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
-    verb.add_argument("--precisions", type=words, default=PRECISIONS, metavar="P,P", help="what to build")
-    verb.add_argument("--calib", type=Path, metavar="DATASET|RANGES.json", help="photographs, or ranges, for int8")
+    verb.add_argument("--precisions", type=words, default=PRECISIONS[:-1], metavar="P,P", help="what to build (all but "
+                      "fp8)")  # fmt: skip
+    verb.add_argument(
+        "--calib", type=Path, metavar="DATASET|RANGES.json", help="photographs, or ranges, for int8 and fp8"
+    )
     engine_arguments(verb)
     data_arguments(verb)
     verb.add_argument("--rounds", type=positive, default=20, metavar="N", help="timed frames of every engine")

@@ -86,6 +86,7 @@ GATES = {
     "fp16": Gate(3e-2, 0.9995, ties=3e-2, norm="rms", tail=3e-2),
     "bf16": Gate(1.2e-1, 0.999, ties=1.2e-1, norm="rms", tail=1.5e-1),
     "int8": Gate(3e-1, 0.99, ties=3e-1, norm="rms", tail=3.5e-1),
+    "fp8": Gate(3e-1, 0.99, ties=3e-1, norm="rms", tail=3.5e-1),
 }
 ANY = Gate(math.inf, 0.0)  # only what is not finite fails: something else decides
 SLACK = 1.5  # of what an engine was measured to lose, for the same graph compiled elsewhere

@@ -33,6 +33,7 @@ GATES = {
     "fp16": Gate(5e-3, 0.999, ties=5e-3),
     "bf16": Gate(5e-2, 0.995, ties=5e-2),
     "int8": Gate(1e-1, 0.99, ties=1e-1),
+    "fp8": Gate(1e-1, 0.99, ties=1e-1),
 }
 
 

@@ -95,8 +95,8 @@ def compare_stress(
 
 
 def on_stress(gate: Gate, precision: str) -> Gate:
-    """What `gate` becomes on stress inputs.  INT8 clips what no calibration photograph shows, and that is meant."""
-    return ANY if precision == "int8" else replace(gate, min_labels=min(gate.min_labels, MIN_LABELS))
+    """What `gate` becomes on stress inputs.  8 bits clip what no calibration photograph shows, and that is meant."""
+    return ANY if precision in ("int8", "fp8") else replace(gate, min_labels=min(gate.min_labels, MIN_LABELS))
 
 
 def grid(logits: Float32) -> Float32:

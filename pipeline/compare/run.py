@@ -38,7 +38,7 @@ from pipeline.precision.calibrate import measure as measure_ranges
 from pipeline.provenance import announce, not_seen
 from pipeline.request import BuildRequest
 
-QUANTISED = {"int8", "auto"}  # what needs ranges
+QUANTISED = {"int8", "fp8", "auto"}  # what needs ranges
 GPU_BASELINES = (("torch_cuda", "fp32"), ("torch_compile", "fp16"))  # backend, precision
 _PACKAGES = ("edgeseg", "numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt")
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from calib.ranges.ranges import Ranges
+from calib.ranges.ranges import Ranges, TensorRange
 from engines.contract import Float32, Log
 from engines.errors import DeployError
 from engines.proof.agreement import Agreement, Gate, compare_logits
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
+from pipeline.precision.attention import attention_products, range_of
 from pipeline.precision.earn import quantised
 from pipeline.precision.extremes import Bounds, carried_over, extremes, widened
 from pipeline.precision.islands import plan_float
@@ -117,6 +118,9 @@ def _int8(
     if ranges is None:
         raise DeployError(f"precision {kind}: got no ranges, expected measured ones; give --calib RANGES.json")
     current, measured = prepare_int8(graph, options.rest), ranges
+    seen = list(options.photographs) or list(windows)
+    if kind == "fp8":
+        measured = _with_attentions(current, measured, seen)
     plan = plan_int8(current, measured, options.rest, options.int8)
     if not any(node.precision == kind for node in plan.nodes):
         reasons = sorted({node.reason for node in plan.nodes}) or ["no Conv, MatMul or Gemm"]
@@ -125,7 +129,6 @@ def _int8(
         )
     report: dict[str, Any] = {"plan": plan.to_json()}
     note(kind, plan.summary(), lambda: lower_int8(current, plan, measured, options.rest))
-    seen = list(options.photographs) or list(windows)
     if kind == "int8":
         lowered, current, measured, earned = quantised(
             current, plan, measured, () if known is not None else seen, options=options,
@@ -141,6 +144,20 @@ def _int8(
         report["rest"] = rest.to_json()
         note("rest", rest.summary(), None)
     return Draft(lowered, current, report)
+
+
+def _with_attentions(graph: OnnxGraph, ranges: Ranges, windows: Sequence[Float32]) -> Ranges:
+    """With what the attentions' products read, which calibration does not: it is of the layers with weights."""
+    products = [node for pair in attention_products(graph.model) for node in pair]
+    missing = {str(v.name) for node in products for v in node.inputs if v is not None and range_of(v, ranges) is None}
+    if not missing:
+        return ranges
+    found = extremes(graph, windows)
+    seen = {
+        name: TensorRange(max(abs(low), abs(high)), low, high, rms=0.0)
+        for name, (low, high) in found.items() if name in missing and max(abs(low), abs(high)) > 0
+    }  # fmt: skip
+    return replace(ranges, tensors={**ranges.tensors, **seen})
 
 
 def prepare_int8(graph: OnnxGraph, rest: str) -> OnnxGraph:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from calib.ranges.ranges import Ranges
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.surgery import Editor, constant, drop_unread, output_name
+from pipeline.precision.attention import range_of
 from pipeline.precision.plan import PrecisionPlan
 from pipeline.precision.plan_int8 import scale_axis
 from pipeline.precision.quantise import FP8, NEAREST, Int8, grid, quantise, to_fp8, weight_scales
@@ -57,13 +58,18 @@ class _Writer:
         assert activation is not None
         assert weight is not None
         node.replace_input_with(0, self._dequantised(activation, node))
-        node.replace_input_with(1, self._weight(weight, scale_axis(node, self._plan), node))
+        if constant(weight) is None:  # of an attention
+            node.replace_input_with(1, self._dequantised(weight, node))
+        else:
+            node.replace_input_with(1, self._weight(weight, scale_axis(node, self._plan), node))
 
     def _dequantised(self, value: ir.Value, reader: ir.Node) -> ir.Value:
         if value not in self._pairs:
             editor, name = self._editor, str(value.name)
             unsigned = self._signs is not None and never_negative(value, self._signs)
-            step, point = grid(self._ranges.tensors[name].amax, self._stored, unsigned, self._kind)
+            amax = range_of(value, self._ranges)
+            assert amax is not None, "plans quantise what has a range"
+            step, point = grid(amax, self._stored, unsigned, self._kind)
             scale = editor.initializer(step, f"{name}__scale")
             if point not in self._zeros:
                 self._zeros[point] = editor.initializer(

@@ -20,6 +20,7 @@ from calib.ranges.ranges import Ranges
 from engines.errors import DeployError
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.surgery import constant, integer, output_name, shape
+from pipeline.precision.attention import attention_products, range_of
 from pipeline.precision.islands import classifier_of
 from pipeline.precision.placement import board_of, placement_of
 from pipeline.precision.placement.cost import paying
@@ -48,6 +49,7 @@ def plan_int8(
         raise DeployError(
             f"ranges: got {len(ranges.tensors)} tensors, none of them is one of this model's; calibrate this model"
         )
+    attention = _attentions(graph, ranges) if kind in placement.attention else frozenset()
     reasons = {
         node: _declined(node, ranges, classifier, options) or placement.refused(node) or _lossy(node, placement, kind)
         for node in candidates
@@ -56,6 +58,10 @@ def plan_int8(
     judged = _judged(graph, able, rest, placement, options)
     plans = []
     for node in candidates:
+        if node in attention:
+            text = f"an attention whose products and softmax fuse in {kind} by {placement.source}"
+            plans.append(NodePlan(output_name(node), node.op_type, kind, text))
+            continue
         verdict = judged.get(output_name(node))
         reason = reasons[node] or ("" if verdict is None or verdict.pays else verdict.text)
         why = reason or _why(node, ranges, placement, kind, verdict)
@@ -69,6 +75,17 @@ def plan_int8(
             )
         )
     return PrecisionPlan(kind, tuple(plans), options.unsigned)
+
+
+def _attentions(graph: OnnxGraph, ranges: Ranges) -> frozenset[ir.Node]:
+    """The products of the attentions whose inputs have all been measured."""
+    pairs = attention_products(graph.model)
+    return frozenset(
+        node
+        for pair in pairs
+        if all(range_of(value, ranges) is not None for node in pair for value in node.inputs)
+        for node in pair
+    )
 
 
 def scale_axis(node: ir.Node, plan: PrecisionPlan) -> int | None:

@@ -62,6 +62,8 @@ class OpenVINOBackend(Backend):
         return f"cpu {platform.machine()} {'+'.join(sorted(str(c) for c in capabilities))}"
 
     def supports(self, precision: str) -> str | None:
+        if precision == "fp8":
+            return "OpenVINO has no FP8 on a CPU; use --precision int8 or bf16"
         if precision != "bf16" or "BF16" in self._capabilities():
             return None
         return "this CPU has no BF16 arithmetic (AVX512_BF16, AMX or ARM BF16); use --precision fp32 or int8"

@@ -14,8 +14,8 @@ from engines.backends.tensorrt.build import Room, build_plan
 from engines.backends.tensorrt.network import model_sha256
 from engines.backends.tensorrt.plan import compiled_plan, engine_plan
 from engines.backends.tensorrt.profile import describe, measure
-from engines.backends.tensorrt.scales import half_scales
-from engines.backends.tensorrt.sdk import Flavour, do_without, has_bf16, require, strongly_typed
+from engines.backends.tensorrt.scales import half_scales, quantises_in_fp8
+from engines.backends.tensorrt.sdk import FP8_SM, Flavour, Sm, do_without, has_bf16, has_fp8, require, strongly_typed
 from engines.backends.tensorrt.session import TensorRTSession
 from engines.backends.tensorrt.timing_cache import TimingCache
 from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Layer, TensorRTOptions
@@ -80,7 +80,7 @@ class TensorRTFamily(Backend, ABC):
         return NO_GPU if info is None else str(info)
 
     def supports(self, precision: str) -> str | None:
-        lacks = self._lacks_bf16() if precision == "bf16" else None
+        lacks = {"bf16": self._lacks_bf16, "fp8": self._lacks_fp8}.get(precision, lambda: None)()
         return lacks and f"{lacks}; use --precision fp16"
 
     def refuses_rest(self, rest: str) -> str | None:
@@ -96,6 +96,16 @@ class TensorRTFamily(Backend, ABC):
         info = self._gpu()
         if info is not None and info.sm < (8, 0):
             return f"{info.name} has no BF16 arithmetic (it came with compute capability 8.0)"
+        return None
+
+    def _lacks_fp8(self) -> str | None:
+        if not has_fp8(self.sdk()) or not strongly_typed(self.sdk()):
+            return f"{self._title()} has no FP8 (it came with TensorRT 10)"
+        info = self._gpu()
+        if info is not None and info.sm < FP8_SM:
+            return (
+                f"{info.name} has no FP8 tensor cores (they came with compute capability 8.9: Ada, Hopper, Blackwell)"
+            )
         return None
 
     def remark(self, precision: str) -> str | None:
@@ -131,7 +141,7 @@ class TensorRTFamily(Backend, ABC):
                 raise DeployError(f"precision int8, the rest in {rest}: {reason}")
         sdk, info = self.sdk(), self._gpu()
         device = "" if info is None else str(info)
-        targets = self.flavour.targets(sdk, None if info is None else info.sm, config.tensorrt)
+        targets = self.flavour.targets(sdk, None if info is None else info.sm, config.tensorrt, _least(model))
         cache = None
         if config.timing_cache is not None and not self.flavour.ahead:
             cache = TimingCache(config.timing_cache, self.version(), device, config.log)
@@ -176,7 +186,7 @@ class TensorRTFamily(Backend, ABC):
         if reason is not None:
             raise DeployError(f"plan: {reason}")
         with ledger.doing(f"{self.version()} compiled the network"):
-            return compiled_plan(self.sdk(), self.flavour, model, batch)
+            return compiled_plan(self.sdk(), self.flavour, model, batch, _least(model))
 
     def engine_plan(self, blob: bytes, config: BuildConfig, model: Path) -> KernelPlan:
         """What the engine `blob`, built from the ONNX file `model`, launches by its own account.  Needs its GPU."""
@@ -259,6 +269,11 @@ def _require_hardware(info: GpuInfo, hardware: str) -> None:
             f"{flag}: TensorRT has it from compute capability {oldest[0]}.{oldest[1]} on, {info.name} is older; "
             f"{do_without(flag)}"
         )
+
+
+def _least(model: Path) -> Sm:
+    """The compute capability that the graph needs."""
+    return FP8_SM if quantises_in_fp8(model.read_bytes()) else (8, 0)
 
 
 def _import_failure(title: str, error: str, install: str) -> str:

@@ -12,7 +12,7 @@ from engines.backends.tensorrt.build import build_plan, make_builder
 from engines.backends.tensorrt.listing import HEADER, kernels_of, layers_in
 from engines.backends.tensorrt.messages import logger_of
 from engines.backends.tensorrt.network import ParsedNetwork, outputs
-from engines.backends.tensorrt.sdk import Flavour, name_of, strongly_typed
+from engines.backends.tensorrt.sdk import Flavour, Sm, name_of, strongly_typed
 from engines.contract import BuildConfig, TensorRTOptions
 from engines.errors import DeployError
 from engines.roofline.kernels import KernelPlan
@@ -31,10 +31,10 @@ class _Graph:
     attentions: int
 
 
-def compiled_plan(sdk: Any, flavour: Flavour, model: Path, batch: int = 1) -> KernelPlan:
+def compiled_plan(sdk: Any, flavour: Flavour, model: Path, batch: int, least: Sm) -> KernelPlan:
     """Compile the ONNX file `model` for `batch` windows, and throw the engine away.  Raises DeployError.
 
-    Of a package that builds ahead of time: no GPU is needed, and none is asked.
+    least: compute capability.  Of a package that builds ahead of time: no GPU is needed, and none is asked.
     """
     said: list[str] = []
 
@@ -44,7 +44,7 @@ def compiled_plan(sdk: Any, flavour: Flavour, model: Path, batch: int = 1) -> Ke
 
     title = _title(sdk, flavour)
     graph = _graph(sdk, title, model, batch)
-    targets = flavour.targets(sdk, None, TensorRTOptions())
+    targets = flavour.targets(sdk, None, TensorRTOptions(), least)
     build_plan(
         sdk,
         flavour,

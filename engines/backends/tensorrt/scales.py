@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from engines.backends.onnx_bytes import fields, inside, varint
 
 _HALVES = {10: "fp16", 16: "bf16"}  # of TensorProto.DataType
+_FP8 = 17  # FLOAT8E4M3FN
 _QUANTISERS = (b"QuantizeLinear", b"DequantizeLinear")
 _SCALE = 1  # which input
 
@@ -25,6 +26,20 @@ def half_scales(model: bytes) -> list[str]:
         return []
 
 
+def quantises_in_fp8(model: bytes) -> bool:
+    """Whether a constant of the graph is E4M3, as the zero point of an FP8 quantisation is."""
+    try:
+        (graph,) = inside(model, (0, len(model)), 7)
+        return any(_kind(model, tensor) == _FP8 for tensor in inside(model, graph, 5))
+    except (ValueError, IndexError):
+        return False
+
+
+def _kind(model: bytes, tensor: tuple[int, int]) -> int:
+    kinds = [varint(model, start)[0] for number, _, start, _ in fields(model, tensor) if number == 2]
+    return kinds[-1] if kinds else 0
+
+
 def _scales(model: bytes, graph: tuple[int, int]) -> Iterator[bytes]:
     for node in inside(model, graph, 1):
         inputs = inside(model, node, 1)
@@ -34,7 +49,7 @@ def _scales(model: bytes, graph: tuple[int, int]) -> Iterator[bytes]:
 
 def _halves(model: bytes, graph: tuple[int, int]) -> Iterator[tuple[bytes, str]]:
     for tensor in inside(model, graph, 5):
-        kinds = [varint(model, start)[0] for number, _, start, _ in fields(model, tensor) if number == 2]
-        if kinds and kinds[-1] in _HALVES:
+        kind = _kind(model, tensor)
+        if kind in _HALVES:
             for start, stop in inside(model, tensor, 8):
-                yield model[start:stop], _HALVES[kinds[-1]]
+                yield model[start:stop], _HALVES[kind]

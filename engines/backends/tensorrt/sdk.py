@@ -14,6 +14,7 @@ from engines.contract import TensorRTOptions
 from engines.errors import DeployError
 
 Sm = tuple[int, int]
+FP8_SM = (8, 9)  # Ada, the first with tensor cores for it
 HARDWARE = {"same_cc": "SAME_COMPUTE_CAPABILITY", "ampere_plus": "AMPERE_PLUS"}
 _OFF = {
     "--version-compatible": "--no-version-compatible",
@@ -36,9 +37,10 @@ class Flavour:
     install: str
     ahead: bool = False
 
-    def targets(self, sdk: Any, sm: Sm | None, options: TensorRTOptions) -> tuple[str, ...]:
+    def targets(self, sdk: Any, sm: Sm | None, options: TensorRTOptions, least: Sm = (8, 0)) -> tuple[str, ...]:
         """Names of the compute capabilities to compile for: this GPU's, or all from Ampere on where there is none or
-        `--hardware ampere_plus` asks for it.  () where the SDK builds for the GPU at hand.
+        `--hardware ampere_plus` asks for it.  () where the SDK builds for the GPU at hand.  least: what the graph
+        needs.
 
         Turing is left to a GPU of its own: NVIDIA's support matrix says that including it slows all others down.
         """
@@ -47,7 +49,7 @@ class Flavour:
         known = {name: sm_of(name) for name in dir(sdk.ComputeCapability) if name[:2] == "SM" and name[2:].isdigit()}
         if sm is not None and options.hardware != "ampere_plus":
             return tuple(name for name, capability in known.items() if capability == sm)
-        return tuple(sorted((name for name in known if known[name] >= (8, 0)), key=sm_of))
+        return tuple(sorted((name for name in known if known[name] >= least), key=sm_of))
 
     def without(self, sdk: Any, sm: Sm) -> str | None:
         """None where engines can be compiled for `sm`, otherwise why not."""
@@ -117,6 +119,10 @@ def network_flags(sdk: Any, typed: bool) -> int:
 def has_bf16(sdk: Any) -> bool:
     """BF16 came with strongly typed networks, in 9."""
     return member(sdk, "DataType", "BF16") is not None
+
+
+def has_fp8(sdk: Any) -> bool:
+    return member(sdk, "DataType", "FP8") is not None
 
 
 def require(sdk: Any, title: str, options: TensorRTOptions) -> None:

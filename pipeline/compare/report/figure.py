@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLASSES_SHOWN = 20
-_MARKS = {"fp32": "o", "fp16": "D", "bf16": "s", "int8": "^", "auto": "P"}
+_MARKS = {"fp32": "o", "fp16": "D", "bf16": "s", "int8": "^", "fp8": "v", "auto": "P"}
 
 
 def require_matplotlib() -> None:

@@ -28,8 +28,11 @@ def board_of(name: str) -> Board:
     raise DeployError(f"--board: got {name!r}, expected one of {', '.join(board.name for board in BOARDS)}")
 
 
-def board_on(backend: Backend, asked: str) -> str:
+def board_on(backend: Backend, asked: str, kind: str) -> str:
     """Whose roofline decides: the one that is asked for, the GPU here if it is known, else what the backend assumes."""
     words = set(backend.device().split()) if backend.on_gpu else set()
     here = next((board.name for board in BOARDS if set(board.name.split()) - {"SXM"} <= words), "")
-    return asked or here or placement_of(backend.name).board
+    assumed = placement_of(backend.name).board
+    if assumed and kind not in board_of(assumed).peaks:
+        assumed = next(board.name for board in BOARDS if kind in board.peaks)
+    return asked or here or assumed

@@ -163,7 +163,7 @@ class _Book:
                 torn = maker.normalised and not self._epilogues and any(map(_wide_map, quantised.intersection(readers)))
                 return self._moving(size * count + 2 * _SIZE["fp32"] * count * torn)
             # An attention multiplies for longer than it writes.  Its heads are put side by side by another kernel.
-            apart = bytewise and not self._epilogues
+            apart = bytewise and not self._epilogues and self._kind == "int8"
             return Cost(size * count) + self._moving(2 * self._byte * count * apart)
         if self._epilogues:
             return self._moving((size - self._wide) * count) if made in quantised else Cost()

@@ -20,6 +20,7 @@ class Placement:
     refused: why a layer is not quantised there whatever it saves, or "".
     epilogues: whether 8-bit kernels take bias, activation function and sum along and can write 8 bits, as those for
     halves do; None where cost decides nothing, as on a CPU, whose time is measured.
+    attention: the types in which a whole attention, softmax(QK)V, is one kernel.
     board: the one that is assumed where no GPU is at hand; "" where none is.
     """
 
@@ -27,6 +28,7 @@ class Placement:
     fine: Callable[[ir.Node], bool]
     refused: Callable[[ir.Node], str]
     epilogues: bool | None = None
+    attention: tuple[str, ...] = ()
     board: str = ""
 
 

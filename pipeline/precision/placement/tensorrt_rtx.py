@@ -11,6 +11,8 @@
 - LayerNorm, Resize, GELU in a kernel of its own and a fused attention write INT8 as readily as halves; the heads of an
   attention that wrote INT8 are put side by side by one more kernel.
 - Products of one tensor are one kernel, in 8 bits where each channel has its scale.
+- An attention whose Q, K, V and softmax are FP8 is one kernel, for heads of 32 and of 64 channels; one in INT8 is not,
+  and writes its scores.
 - The sum of a residual connection fuses with a product in halves alone.
 """
 
@@ -37,5 +39,5 @@ def _refused(node: ir.Node) -> str:
 
 PLACEMENT = Placement(
     "the kernels of TensorRT-RTX 1.7", fine=_fine, refused=_refused,
-    epilogues=False, board="RTX 4090",
+    epilogues=False, attention=("fp8",), board="RTX 4090",
 )  # fmt: skip
