@@ -47,7 +47,8 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @cache
-def _exact(model: str, height: int, width: int) -> tuple[OnnxGraph, tuple[Float32, ...], Float32]:
+def _exact(network: str) -> tuple[OnnxGraph, tuple[Float32, ...], Float32]:
+    model, (height, width) = NETWORKS[network]
     source = load_source(model, (height, width), SourceOptions())
     graph = apply_rules(simplify(source.export()[0]))[-1]
     tiling = Tiling(height, width, height, width)
@@ -56,14 +57,12 @@ def _exact(model: str, height: int, width: int) -> tuple[OnnxGraph, tuple[Float3
 
 
 @cache
-def made(network: str, precision: str, side: int | None = None) -> Made:
-    """side: of its window in pixels, in place of NETWORKS'."""
-    model, window = NETWORKS[network]
-    graph, windows, reference = _exact(model, *(window if side is None else (side, side)))
+def made(network: str, precision: str) -> Made:
+    graph, windows, reference = _exact(network)
     ranges = ranges_from_windows(graph, windows) if precision == "int8" else None
     options = LowerOptions(rest="fp16")
     lowered = lower(graph, precision, windows, reference, _ANYTHING, lambda *_: None, ranges, options)
-    path = Path(_folder().name) / f"{network}-{precision}-{side or 0}.onnx"
+    path = Path(_folder().name) / f"{network}-{precision}.onnx"
     save(lowered.graph.model, path)
     plan = lowered.report.get("rest" if precision == "int8" else "plan")
     return Made(path, lowered.graph, None if plan is None else PrecisionPlan.from_json(plan))
