@@ -75,7 +75,7 @@ def _floor_row(floor: Floor) -> list[str]:
     if floor.lacks:
         return [floor.board, f"has no {' and no '.join(floor.lacks)}", "", ""]
     times = (floor.memory, floor.arithmetic, floor.roofline)
-    return [floor.board, *(f"{time:.2f}" for time in times if time is not None)]
+    return [floor.board, *(f"{time:.2f}" if time >= 0.1 else f"{time:.4f}" for time in times if time is not None)]
 
 
 def _shares(counts: Mapping[str, int]) -> str:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnx_ir as ir
 import pytest
 
 import deploy
@@ -99,6 +101,20 @@ def test_on_its_gpu_the_engine_itself_is_asked(
     moved = sum(kernel.bytes for kernel in kernels_of(layers_in(RECORDED.read_text())))
     assert f"moved         {moved / 1e6:.1f} MB" in text
     assert machine.gpu.held == 0
+
+
+@compiles
+@pytest.mark.parametrize("axes", [(0,), (2, 3)], ids=["batch", "size"])
+def test_a_graph_of_no_fixed_size_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], axes: tuple[int, ...]
+) -> None:
+    model = ir.to_proto(one_of_each().model)
+    for axis in axes:
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"free{axis}"
+    onnx.save(model, tmp_path / "my.onnx")
+    assert _inspect(tmp_path / "my.onnx") == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "expected a fixed size of every axis; build a bundle from it, which has one" in error
 
 
 @pytest.mark.parametrize(
