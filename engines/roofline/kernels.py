@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -147,6 +147,10 @@ class KernelPlan:
         for stage, kernel in zip(self.stages, self.kernels, strict=True):
             found[stage] = found.get(stage, 0) + kernel.bytes
         return found
+
+    def then(self, *kernels: Kernel) -> KernelPlan:
+        """With kernels of our own that run after the engine's: their bytes and multiply-adds count as its do."""
+        return replace(self, kernels=(*self.kernels, *kernels))
 
     def top(self, count: int) -> list[Kernel]:
         """Those that move most, the largest first."""

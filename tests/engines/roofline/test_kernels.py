@@ -56,6 +56,17 @@ def test_sums() -> None:
     assert [each.bytes for each in found.top(2)] == [410, 216]
 
 
+def test_kernels_of_our_own_count_with_the_engines() -> None:
+    first = kernel(tensor(1, 3, 512, 768), tensor(1, 32, 16, 24), macs=70, type="fp16")
+    own = kernel(tensor(1, 32, 16, 24), tensor(1, 5, 128, 192, type="fp32"), macs=30, type="fp32")
+    last = kernel(tensor(1, 32, 16, 24), tensor(1, 32, 16, 24))
+    both = plan(first, last).then(own)
+    assert (both.macs, both.fp32_written) == (100, 4 * 5 * 128 * 192)
+    assert both.bytes == first.bytes + last.bytes + own.bytes
+    assert both.stages == ("1/1", "1/32", "1/4 up")
+    assert len(plan(first, last).kernels) == 2
+
+
 def test_stages_are_where_the_network_is_on_its_way_down_and_up() -> None:
     """A SegFormer's: the keys of a stage's attention are as coarse as the last stage, and lie in their own."""
     found = plan(
