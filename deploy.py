@@ -59,7 +59,7 @@ def build_engine(args: argparse.Namespace) -> int:
             threads=args.threads, options=SourceOptions(**arguments.model_given(args)),
             sample=None if args.sample is None else read_image(args.sample, args.max_pixels),
             sample_file=sample_file, max_error=args.max_error, min_agreement=args.min_agreement,
-            rewrites=args.rewrites, time_rewrites=args.time_rewrites,
+            rewrites=args.rewrites, time_rewrites=args.time_rewrites, tail=not args.no_tail,
             ranges=Ranges.load(args.calib) if args.calib is not None and is_ranges(args.calib) else None,
             photographs=None if args.calib is None or is_ranges(args.calib) else split(
                 [str(args.calib)], reserved=() if sample_file is None else (sample_file.sha256,)),

@@ -9,10 +9,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.contract import packed
 from engines.gpu import kernels
 from engines.gpu.kernels import Launch
+from engines.gpu.tail import tail as launch_tail
 from engines.tiling import core
 from engines.tiling.placement import Tiling
+from engines.tiling.tail import Tail, TailShape
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 CANARY = 77
@@ -134,6 +137,52 @@ class StitchCase:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class TailCase:
+    """A decoder's tail on random maps."""
+
+    shape: TailShape
+    windows: int = 1
+
+    def differences(self, machine: Machine, dtype: str) -> int:
+        """Values that are not the C core's, and values written beside the logits."""
+        tail, maps = self.tail(), self.maps(dtype)
+        canvas = np.full(
+            self.windows * self.shape.classes * self.shape.height * self.shape.width + 5, CANARY, np.float32
+        )
+        out = machine.put(canvas)
+        weights = [machine.put(array) if array.size else 256 for array in tail.weights]
+        machine.launch(launch_tail(self.shape, dtype, machine.put(maps), weights, out, self.windows))
+        machine.take(canvas, out)
+        expected = tail.logits(maps.astype(np.float32), self.windows)
+        return _unequal(canvas[:-5], expected.reshape(-1)) + int((canvas[-5:] != CANARY).sum())
+
+    def tail(self) -> Tail:
+        """With weights that keep about half of the hidden values above 0."""
+        shape, rng = self.shape, np.random.default_rng(5)
+        wanted = (shape.channels, shape.inputs), (shape.channels,), (shape.classes, shape.channels), (shape.classes,)
+        return Tail.of(shape, *(rng.normal(size=size).astype(np.float32) for size in wanted))
+
+    def maps(self, dtype: str) -> NDArray[np.generic]:
+        """Packed, with NaN where nothing may be read."""
+        sizes = [self.windows * int(np.prod(size)) for size in self.shape.outputs]
+        offsets, total = packed(sizes)
+        maps, rng = np.full(total, np.nan, dtype), np.random.default_rng(6)
+        for offset, size in zip(offsets, sizes, strict=True):
+            maps[offset : offset + size] = rng.normal(size=size)
+        return maps
+
+
+TAILS = [
+    TailCase(TailShape(32, 64, 32, 64, 19, ((16, 32), (8, 16), (4, 8)))),  # SegFormer's
+    TailCase(TailShape(9, 130, 8, 36, 9, ((5, 65), (3, 33))), 3),  # no whole ratios, no whole blocks or chunks
+    TailCase(TailShape(5, 7, 0, 4, 1, ((5, 7), (1, 1)))),  # nothing to project, a map of full size, one class alone
+    TailCase(TailShape(3, 65, 4, 100, 150, ())),  # nothing resized, many classes
+    TailCase(TailShape(4, 96, 64, 32, 80, ((2, 48), (1, 24), (4, 12), (1, 96), (3, 3)))),
+    TailCase(TailShape(6, 70, 12, 68, 41, ((3, 35),)), 2),
+    TailCase(TailShape(2, 3, 4, 4, 8, ((1, 2),))),
+    TailCase(TailShape(2, 3, 4, 4, 2, ((2, 2),))),
+]
 GATHERS = [
     GatherCase((50, 70), 0, (0, 3, 38), (48, 32)),
     GatherCase((50, 70), 2, (0, 1, 2, 3, 4, 5, 6, 7), (47, 63)),  # every place in a word; odd rows
@@ -202,6 +251,8 @@ STITCHES = [
 def check(machine: Machine) -> Iterator[tuple[str, int]]:
     """Every case in every variant: what it is, and how many values differ."""
     for dtype in ("float32", "float16"):
+        for tail in TAILS:
+            yield f"tail {dtype} {tail}", tail.differences(machine, dtype)
         for case in GATHERS:
             yield f"gather {dtype} {case}", case.differences(machine, dtype)
         for stitch in STITCHES:

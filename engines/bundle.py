@@ -6,7 +6,8 @@ model.onnx      the graph it was compiled from: enough to rebuild elsewhere, wit
 model.onnx.data its weights, where they do not fit into one protobuf file (2 GB)
 golden.npz      windows with the checkpoint's own logits, so that a rebuild is verified too
 report.json     the build log
-kernels.cubin   on a GPU: gather and stitch, compiled for it, so that running needs no compiler
+kernels.cubin   on a GPU: gather, stitch and tail, compiled for it, so that running needs no compiler
+tail.npz        of an engine that ends before its logits: the weights of what makes them (engines/tiling/tail.py)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,14 @@ from engines.guard.ledger import ledger, temporary_folder
 from engines.records import read_record
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
+from engines.tiling.tail import Tail, TailShape
 
 SCHEMA = 1
 MANIFEST, ENGINE, MODEL, GOLDEN, REPORT = "manifest.json", "engine.bin", "model.onnx", "golden.npz", "report.json"
-KERNELS, WEIGHTS = "kernels.cubin", f"{MODEL}.data"
+KERNELS, WEIGHTS, TAIL = "kernels.cubin", f"{MODEL}.data", "tail.npz"
 MAX_BATCH = 64  # windows at once
 FILES = (ENGINE, MODEL, GOLDEN, REPORT)  # of every bundle
-OPTIONAL = (KERNELS, WEIGHTS)
+OPTIONAL = (KERNELS, WEIGHTS, TAIL)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Manifest:
     proven: (sdk, device) of each place where the engine itself was held against the checkpoint; None, of earlier
     versions, is the one of the build.
     photographs: which images were calibrated on, held out and verified on, each with the sha256 of its file.
+    tail: of an engine that ends in maps, what makes logits of them, with the weights in tail.npz; None of all others.
     """
 
     spec: ModelSpec
@@ -68,6 +71,7 @@ class Manifest:
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
     proven: tuple[tuple[str, str], ...] | None = None
     photographs: Mapping[str, Any] = field(default_factory=dict)
+    tail: TailShape | None = None
 
     @property
     def proven_on(self) -> tuple[tuple[str, str], ...]:
@@ -78,6 +82,7 @@ class Manifest:
         body.update(spec=self.spec.to_json(), tiling=self.tiling.to_json(), files=dict(self.files), schema=SCHEMA)
         body["verification"] = [dict(step) for step in self.verification]
         body.update(tensorrt=self.tensorrt.to_json(), photographs=dict(self.photographs))
+        body.update(tail=None if self.tail is None else asdict(self.tail))
         return body
 
     @classmethod
@@ -97,6 +102,14 @@ class Manifest:
                 f"manifest: got a network {self.input_shape} -> {self.output_shape} for windows {window} "
                 f"and {channels} channels, expected one size; build the bundle again"
             )
+        tail = self.tail
+        if tail is not None and (tail.classes, tail.height, tail.width) != self.output_shape[1:]:
+            raise DeployError(
+                f"manifest: got a tail for {tail.classes} classes at {tail.height}x{tail.width} and logits "
+                f"{self.output_shape}, expected one size; build the bundle again"
+            )
+        if (tail is None) != (TAIL not in self.files):
+            raise DeployError(f"manifest: got a tail or {TAIL} without the other; build the bundle again")
         unknown = sorted(set(self.files) - {*FILES, *OPTIONAL})
         if unknown:
             raise DeployError(f"manifest: got the file {unknown[0]!r}, which no bundle has; build the bundle again")
@@ -132,6 +145,10 @@ class Bundle:
             with self._readable(name):
                 sha256 = file_sha256(self.folder / name)
             self._require(name, sha256)
+
+    def tail(self) -> Tail | None:
+        """What makes logits of the engine's maps; None of an engine that gives logits.  Raises DeployError."""
+        return None if self.manifest.tail is None else Tail.load(self.read(TAIL), self.manifest.tail)
 
     def config(self, threads: int = 0) -> BuildConfig:
         """How the engine was compiled.  threads: 0 lets the backend choose."""

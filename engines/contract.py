@@ -19,6 +19,7 @@ UInt8 = NDArray[np.uint8]
 Log = Callable[[str, str], None]  # (step, what happened)
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+PACK = 128  # elements: a multiple of 256 bytes in every type
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class Session(Protocol):
         """Logits of one batch of windows.
 
         windows: (N, 3, H, W) float32, normalised, C-contiguous.  Returns (N, K, h, w) float32; the array may be
-        reused by the next call.  Raises DeployError when the shape is not the one the engine was built for.
+        reused by the next call.  Of an engine of several outputs, which ends before its logits, they come as one flat
+        array (see `packed`).  Raises DeployError when the shape is not the one the engine was built for.
         """
 
 
@@ -91,8 +93,35 @@ class Tensor:
     dtype: str
 
 
+def packed(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """How an engine of several outputs shows them as one flat array: where each begins, and elements in all.
+
+    sizes: elements of each, in the order of their names.  Each begins at a multiple of `PACK` elements.
+    """
+    offsets, total = [], 0
+    for size in sizes:
+        offsets.append(total)
+        total += -(-size // PACK) * PACK
+    return offsets, total
+
+
+def pack(outputs: Sequence[NDArray[Any]]) -> Float32:
+    """An engine's outputs on the host as `packed` lays them out, in float32; of one alone, that one."""
+    if len(outputs) == 1:
+        one: Float32 = outputs[0]
+        return one
+    offsets, total = packed([output.size for output in outputs])
+    flat = np.zeros(total, np.float32)
+    for offset, output in zip(offsets, outputs, strict=True):
+        flat[offset : offset + output.size] = output.reshape(-1)
+    return flat
+
+
 class DeviceSession(Session, Protocol):
-    """An engine that reads and writes GPU memory in the process's primary context."""
+    """An engine that reads and writes GPU memory in the process's primary context.
+
+    output: of an engine of several outputs, all of one type, the flat array that `packed` makes of them.
+    """
 
     @property
     def input(self) -> Tensor: ...

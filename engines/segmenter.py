@@ -21,6 +21,7 @@ from engines.tiling.device import PARTS, Band, Device, Mask, Timings
 from engines.tiling.host import HostDevice
 from engines.tiling.not_finite import explained
 from engines.tiling.placement import Tiling
+from engines.tiling.tail import HostTail, Tail
 
 __all__ = ["Band", "Mask", "Running", "Segmenter", "Timings", "open_on_device", "open_segmenter"]
 
@@ -157,7 +158,13 @@ def open_segmenter(
     with (
         bundle.engine(backend, threads, host_code) as (blob, config),
         open_on_device(
-            backend, blob, config=config, spec=manifest.spec, tiling=manifest.tiling, kernels=kernels
+            backend,
+            blob,
+            config=config,
+            spec=manifest.spec,
+            tiling=manifest.tiling,
+            kernels=kernels,
+            tail=bundle.tail(),
         ) as segmenter,
     ):
         if kernels is not None and (backend.version(), backend.device()) not in manifest.proven_on:
@@ -189,29 +196,32 @@ def _kernels(bundle: Bundle) -> bytes:
 
 @contextmanager
 def open_on_device(
-    backend: Backend, blob: bytes, config: BuildConfig, spec: ModelSpec, tiling: Tiling, kernels: bytes | None
-) -> Iterator[Segmenter]:
+    backend: Backend, blob: bytes, config: BuildConfig, spec: ModelSpec, tiling: Tiling, kernels: bytes | None,
+    tail: Tail | None,
+) -> Iterator[Segmenter]:  # fmt: skip
     """Load an engine where its backend runs, and gather and stitch there too.
 
-    kernels: tile.cu compiled for this GPU; None on the host.
+    kernels: tile.cu compiled for this GPU; None on the host.  tail: what makes logits of the engine's maps; None of an
+    engine that gives logits.
     """
     with ExitStack() as stack:
         if not backend.on_gpu:
-            session = stack.enter_context(backend.load(blob, config))
+            engine = stack.enter_context(backend.load(blob, config))
             yield Segmenter.on_host(
-                session, spec=spec, tiling=tiling, threads=config.threads, batch=config.batch,
-                precision=config.precision,
+                engine if tail is None else HostTail(engine, tail, config.threads), spec=spec, tiling=tiling,
+                threads=config.threads, batch=config.batch, precision=config.precision,
             )  # fmt: skip
             return
         from engines.gpu.context import open_gpu
         from engines.gpu.device import CudaDevice
+        from engines.gpu.tail import GpuTail
 
         gpu = stack.enter_context(open_gpu())
-        session = stack.enter_context(backend.load(blob, config))
+        session = cast(DeviceSession, stack.enter_context(backend.load(blob, config)))
         assert kernels is not None
-        device = CudaDevice(
-            gpu, session=cast(DeviceSession, session), spec=spec, tiling=tiling, cubin=kernels, log=config.log
-        )
+        if tail is not None:
+            session = stack.enter_context(GpuTail(gpu, engine=session, tail=tail, cubin=kernels))
+        device = CudaDevice(gpu, session=session, spec=spec, tiling=tiling, cubin=kernels, log=config.log)
         yield Segmenter(stack.enter_context(device), config.precision)
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 
 from engines.backends import choose_backend
-from engines.bundle import ENGINE, GOLDEN, KERNELS, MODEL, Manifest, writing
+from engines.bundle import ENGINE, GOLDEN, KERNELS, MODEL, TAIL, Manifest, writing
 from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
 from engines.errors import GateError
 from engines.guard.ledger import temporary_folder
@@ -25,12 +26,14 @@ from engines.proof.rebuild import compile_engine, describe, finish, tuning
 from engines.segmenter import open_on_device
 from engines.tiling.core import blend_weights
 from engines.tiling.placement import Tiling
+from engines.tiling.tail import Tail, TailShape
 from pipeline.checkpoints.sources import Source, announce_source, load_source
 from pipeline.evaluation.statistics import Interval
 from pipeline.exact import Exact, exact_graph
 from pipeline.graph.batches import for_any_batch
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.proto import check, save
+from pipeline.graph.tail import Cut, cut_tail, suits
 from pipeline.graph.types import FLOATS
 from pipeline.precision.as_asked import Asked, as_asked, half_of
 from pipeline.precision.budget import Jury
@@ -74,7 +77,8 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
             built = _first_that_passes(folder, request, exact, asked, backend=backend, config=config, log=log)
         draft = _draft(request, built.plan.precision, source=source, backend=backend, graph=built.graph,
                        steps=[*exact.steps, *built.steps])  # fmt: skip
-        draft = replace(draft, photographs=provenance(request, asked.report.get("calibration"), log))
+        photographs = provenance(request, asked.report.get("calibration"), log)
+        draft = replace(draft, photographs=photographs, tail=built.tail)
         manifest = finish(folder, describe(draft, backend, built.proof), built.report)
     return manifest
 
@@ -102,6 +106,7 @@ class _Built:
     steps: tuple[Agreement, ...]
     proof: list[Agreement]
     report: dict[str, Any]
+    tail: TailShape | None = None
 
 
 def _first_that_passes(
@@ -155,25 +160,45 @@ def _built(
         ranges=asked.ranges, options=options, views=asked.views, threshold=spec.threshold,
     )  # fmt: skip
     graph = _for_batches(lowered.graph, exact.inputs, request.batch, log)
+    cut = _cut(request, exact, lowered.graph, graph, backend, gate, log)
+    tail = None if cut is None else cut.tail
     stress = exact.stress if asked.views.stress is None else asked.views.stress.logits
     golden = _golden(exact, tiling, gate, stress)
     golden.save(folder / GOLDEN)
-    _save(graph, folder / MODEL)
+    _save(graph.model, folder / MODEL)
     worth = _worth(folder, exact, asked, plan, options, backend, log)
+    if cut is not None:
+        _save(cut.model, folder / MODEL)
+        cut.tail.save(folder / TAIL)
     config = replace(config, precision=plan.precision)
     proof = compile_engine(
-        folder, backend, config=config, golden=golden, spec=spec, tiling=tiling, gate=gate, log=log
+        folder, backend, config=config, golden=golden, spec=spec, tiling=tiling, gate=gate, log=log,
+        tail=tail,
     )  # fmt: skip
     kept = _kept(gate, plan.precision, proof)
-    report = {"history": [step.to_json() for step in graph.history], "gate": kept.to_json(), **asked.report}
+    history = graph.history if cut is None else (*graph.history, cut.step)
+    report = {"history": [step.to_json() for step in history], "gate": kept.to_json(), **asked.report}
     report |= {**lowered.report, **worth, **reported(proof, config)}
     if asked.jury is not None:
-        loss = _loss(folder, request, exact, asked.jury, backend, config)
+        loss = _loss(folder, request, exact, asked.jury, backend, config=config, tail=tail)
         log("shipped", f"the engine loses {loss} on {asked.jury}")
         report["shipped"] = {"plan": plan.name, "loss": asdict(loss), **asked.jury.to_json()}
         if plan.precision != "fp32":  # which is what the others are held against
             asked.jury.require(loss)
-    return _Built(plan, graph, lowered.agreements, proof=proof, report=report)
+    steps = lowered.agreements if cut is None else (*lowered.agreements, cut.proof)
+    return _Built(plan, graph, steps, proof=proof, report=report, tail=None if tail is None else tail.shape)
+
+
+def _cut(
+    request: BuildRequest, exact: Exact, lowered: OnnxGraph, neutral: OnnxGraph, backend: Backend, gate: Gate, log: Log
+) -> Cut | None:  # fmt: skip
+    """The graph without its decoder's tail, where that is taken off."""
+    if not request.tail or not suits(backend):
+        return None
+    threshold = exact.source.spec.threshold
+    return cut_tail(
+        exact.graph, lowered, neutral, exact.inputs, exact.reference, gate=gate, threshold=threshold, log=log
+    )  # fmt: skip
 
 
 def _worth(
@@ -207,13 +232,14 @@ def _kept(gate: Gate, precision: str, proof: Sequence[Agreement]) -> Gate:
 
 
 def _loss(
-    folder: Path, request: BuildRequest, exact: Exact, jury: Jury, backend: Backend, config: BuildConfig
-) -> Interval:
+    folder: Path, request: BuildRequest, exact: Exact, jury: Jury, backend: Backend, config: BuildConfig,
+    tail: Tail | None,
+) -> Interval:  # fmt: skip
     """Of the engine that lies in `folder`."""
     kernels = (folder / KERNELS).read_bytes() if backend.on_gpu else None
     with open_on_device(
         backend, (folder / ENGINE).read_bytes(), config=replace(config, model=folder / MODEL, host_code=True),
-        spec=exact.source.spec, tiling=request.tiling, kernels=kernels,
+        spec=exact.source.spec, tiling=request.tiling, kernels=kernels, tail=tail,
     ) as segmenter:  # fmt: skip
         return jury.measure(segmenter)
 
@@ -281,6 +307,6 @@ def _draft(
     )  # fmt: skip
 
 
-def _save(graph: OnnxGraph, path: Path) -> None:
-    check(graph.model)
-    save(graph.model, path)
+def _save(model: ir.Model, path: Path) -> None:
+    check(model)
+    save(model, path)

@@ -22,15 +22,17 @@ _BYTES, _VARINT = 2, 0
 
 
 def with_batch(model: bytes, batch: int) -> bytes:
-    """An ONNX file of (1, 3, H, W) -> (1, K, h, w) that says `batch`, 1 to 127, in place of 1.
+    """An ONNX file of (1, 3, H, W) -> (1, ...), one output or several, that says `batch`, 1 to 127, in place of 1.
 
     The graph must be neutral to the number of windows (see engines.proof.batch_gate.NEUTRAL).  Raises DeployError.
     """
     changed = bytearray(model)
     try:
         (graph,) = inside(model, (0, len(model)), 7)
-        for field in (11, 12):
-            (value,) = inside(model, graph, field)
+        (image,), outputs = inside(model, graph, 11), inside(model, graph, 12)
+        if not outputs:
+            raise ValueError("no output")
+        for value in (image, *outputs):
             places = [value]
             for step in _SHAPE:
                 places = [inner for place in places for inner in inside(model, place, step)]
@@ -39,7 +41,7 @@ def with_batch(model: bytes, batch: int) -> bytes:
                 raise ValueError(f"a first dimension {model[start:stop].hex()}")
             changed[start] = batch
     except (ValueError, IndexError) as error:
-        raise DeployError(f"model.onnx: got {error}, expected one input and one output of one window") from error
+        raise DeployError(f"model.onnx: got {error}, expected one input, and outputs of one window") from error
     return bytes(changed)
 
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from engines.backends.reference import Reference
-from engines.contract import BuildConfig, Float32, Layer, Session, check_windows
+from engines.contract import BuildConfig, Float32, Layer, Session, check_windows, pack
 from engines.errors import DeployError
 from engines.guard.ledger import ledger
 from engines.machine.interpreter import pip_install, version_of
@@ -29,11 +29,11 @@ class OnnxRuntimeSession:
         (entry,) = session.get_inputs()
         self._name = entry.name
         self._shape = tuple(entry.shape)
+        self._outputs = sorted(output.name for output in session.get_outputs())
 
     def run(self, windows: Float32) -> Float32:
         check_windows(windows, self._shape)
-        logits: Float32 = self._session.run(None, {self._name: windows})[0]
-        return logits
+        return pack(self._session.run(self._outputs, {self._name: windows}))
 
 
 class OnnxRuntimeBackend(Reference):

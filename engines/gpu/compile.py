@@ -22,7 +22,15 @@ from engines.guard.ledger import temporary_folder
 SOURCE = Path(__file__).parents[1] / "tiling" / "tile.cu"
 HEADERS = tuple(
     SOURCE.with_name(name)
-    for name in ("tile.h", "tile_device.cuh", "tile_gather.cuh", "tile_interpolate.cuh", "tile_stitch.cuh")
+    for name in (
+        "tile.h",
+        "tail.h",
+        "tile_device.cuh",
+        "tile_gather.cuh",
+        "tile_interpolate.cuh",
+        "tile_stitch.cuh",
+        "tail.cuh",
+    )
 )
 TOOLKIT = Path("/usr/local/cuda")
 OLDEST = (7, 0)  # Volta: before it fp16 and threads of a warp work in other ways, and CUDA 13 knows none of them

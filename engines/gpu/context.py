@@ -196,7 +196,9 @@ class CudaGpu:
         """Start a kernel on main."""
         with self._errors(f"starting kernel {launch.kernel}"):
             function = kernels.function(launch.kernel)
-            function(launch.argument, grid=launch.grid, block=launch.block, stream=self.main)
+            function(
+                launch.argument, grid=launch.grid, block=launch.block, stream=self.main, shared=launch.shared
+            )  # fmt: skip
 
     def event(self) -> Any:
         with self._errors("making an event"):

@@ -50,12 +50,16 @@ Dim = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Launch:
-    """kernel: its extern "C" name.  argument: the one struct that it takes, a numpy record of the C layout."""
+    """kernel: its extern "C" name.  argument: the one struct that it takes, a numpy record of the C layout.
+
+    shared: bytes that the threads of a block share.
+    """
 
     kernel: str
     grid: Dim
     block: Dim
     argument: np.void
+    shared: int = 0
 
 
 def gather(

@@ -10,6 +10,7 @@ from engines.contract import table
 from engines.errors import DeployError
 from engines.proof.golden import Golden, windows_of
 from engines.spec import said_threshold
+from engines.tiling.tail import TailShape
 
 
 def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
@@ -41,6 +42,7 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
                    f"{tiling.blend} blend, {tiling.padding} padding"),
         ("engine", f"{manifest.precision}, {manifest.batch} window(s) at once, {manifest.sdk} on {manifest.device}, "
                    f"built {manifest.created}"),
+        *_tail(manifest.tail),
         *(("graph", _step(step)) for step in history),
         *_calibration(report.get("calibration")),
         *((f"  {step['step']}", _verified(step)) for step in manifest.verification),
@@ -51,6 +53,14 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
         ("runs here", "yes" if problem is None else f"no: {problem}; deploy.py build-engine {bundle.folder} -o NEW"),
     ]  # fmt: skip
     return result, "\n".join(f"{name:14}{text}" for name, text in rows)
+
+
+def _tail(tail: TailShape | None) -> list[tuple[str, str]]:
+    """Of an engine that ends in maps."""
+    if tail is None:
+        return []
+    maps = ", ".join(f"{rows}x{columns}x{channels}" for rows, columns, channels in tail.outputs)
+    return [("tail", f"the engine gives maps {maps}; a kernel makes the logits, {tail.macs / 1e9:.2f} GMAC a window")]
 
 
 def _calibration(made: Any) -> list[tuple[str, str]]:

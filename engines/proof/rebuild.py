@@ -24,6 +24,7 @@ from engines.bundle import (
     MODEL,
     OPTIONAL,
     REPORT,
+    TAIL,
     WEIGHTS,
     Manifest,
     open_bundle,
@@ -40,13 +41,17 @@ from engines.proof.golden import Golden, windows_of
 from engines.segmenter import Segmenter, open_on_device
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
+from engines.tiling.tail import Tail
 
 
 def compile_engine(
     folder: Path, backend: Backend, config: BuildConfig, golden: Golden, spec: ModelSpec, tiling: Tiling, gate: Gate,
-    log: Log,
+    log: Log, tail: Tail | None,
 ) -> list[Agreement]:  # fmt: skip
-    """Compile `folder`/model.onnx into `folder`/engine.bin and verify it.  Raises DeployError or GateError."""
+    """Compile `folder`/model.onnx into `folder`/engine.bin and verify it, with its tail if it has one.
+
+    Raises DeployError or GateError.
+    """
     if backend.only_builds() and config.batch > 1:
         raise DeployError(
             f"--batch {config.batch}: several windows at once are compared with single ones on the GPU, and there is "
@@ -67,7 +72,7 @@ def compile_engine(
         return []
 
     def opened(engine: bytes, how: BuildConfig) -> AbstractContextManager[Segmenter]:
-        return open_on_device(backend, engine, config=how, spec=spec, tiling=tiling, kernels=kernels)
+        return open_on_device(backend, engine, config=how, spec=spec, tiling=tiling, kernels=kernels, tail=tail)
 
     batch = compare_batch(opened, backend, model=folder / MODEL, blob=blob, config=config, golden=golden, log=log)
     with opened(blob, config) as segmenter:
@@ -145,13 +150,14 @@ def rebuild(
     golden, report = Golden.load(bundle.read(GOLDEN)), bundle.report()
     require_neutral(report["history"], old.batch)
     with writing(output) as folder:
-        for name in {MODEL, WEIGHTS, GOLDEN} & set(old.files):
+        for name in {MODEL, WEIGHTS, GOLDEN, TAIL} & set(old.files):
             bundle.copy(name, folder)
         config = replace(tuned, precision=old.precision, threads=threads, batch=old.batch)
         gate = gate_of(bundle).but(max_relative, min_labels)
         agreements = compile_engine(
-            folder, backend, config=config, golden=golden, spec=old.spec, tiling=old.tiling, gate=gate, log=log
-        )
+            folder, backend, config=config, golden=golden, spec=old.spec, tiling=old.tiling, gate=gate, log=log,
+            tail=bundle.tail(),
+        )  # fmt: skip
         report["gate"] = gate.to_json()
         report["rebuilt"] = [agreement.to_json() for agreement in agreements]
         report = {**{k: v for k, v in report.items() if k != STEP}, **reported(agreements, config)}

@@ -87,7 +87,7 @@ def gather(
     status = library().tile_gather(
         image.ctypes.data, image.shape[0], image.shape[1], *image.strides, top, left, *window,
         _floats(scale), _floats(bias), (ctypes.c_int32 * 3)(*order), PADDINGS.index(padding),
-        out.ctypes.data, _threads(threads),
+        out.ctypes.data, threads_of(threads),
     )  # fmt: skip
     _check("gather", status)
     return out
@@ -141,7 +141,7 @@ def stitch(
     classes, low_h, low_w = first.shape
     plan = _Plan(
         height=height, width=width, window_h=window_h, window_w=window_w, logits_h=low_h, logits_w=low_w,
-        classes=classes, windows=len(logits), row0=row0, row1=row1, threads=_threads(threads),
+        classes=classes, windows=len(logits), row0=row0, row1=row1, threads=threads_of(threads),
         cut=cut_of(threshold),
     )  # fmt: skip
     workspace = _workspace(plan, certainty is not None)
@@ -223,6 +223,7 @@ def library() -> ctypes.CDLL:
     lib.tile_stitch_workspace.restype = ctypes.c_size_t
     lib.tile_stitch.argtypes = [pointer] * 7 + [stride, pointer, stride, pointer]
     lib.tile_build_info.restype = ctypes.c_char_p
+    lib.tail_run.argtypes = [pointer, int32, pointer]
     return lib
 
 
@@ -300,7 +301,8 @@ def _describe(array: Any) -> str:
     return f"{array.shape} {array.dtype}{notes}{'' if array.flags.aligned else ', not aligned'}"
 
 
-def _threads(threads: int) -> int:
+def threads_of(threads: int) -> int:
+    """How many the library starts.  threads: 0 means all cores of this process.  Raises DeployError."""
     if threads < 0:
         raise DeployError(f"threads: got {threads}, expected 0 (all cores) or more")
     return min(threads or cores(), MAX_THREADS)

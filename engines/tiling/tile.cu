@@ -1,8 +1,10 @@
-/* gather and stitch on a GPU: the same bits as tile.c, if compiled with --fmad=false.
+/* gather, stitch and a decoder's tail on a GPU: the same bits as tile.c and tail.c, if compiled with --fmad=false.
  *
- * Every kernel takes one struct of tile.h by value.  Threads work alone: no shared memory, no barriers, no stack.
+ * Every kernel takes one struct of tile.h or tail.h by value, and no stack.  In gather and stitch threads work alone; the
+ * tail's share memory.
  * Compiled by nvcc, by NVRTC (which has no headers of its own), and as C++ by the tests.
  */
+#include "tail.cuh"
 #include "tile_gather.cuh"
 #include "tile_stitch.cuh"
 
@@ -37,3 +39,15 @@ TILE_KERNEL(tile_gather_f16, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_g
 
 TILE_STITCHES(f32, float)
 TILE_STITCHES(f16, tile_half)
+
+/* By the classes that a row of weights is padded to, see engines/tiling/tail.py. */
+#define TAIL_KERNELS(padded, threads, blocks) \
+    TILE_KERNEL(tail_##padded##_f32, tail_launch, threads, blocks, tail<float, padded * 16 / threads, threads / 64>) \
+    TILE_KERNEL(tail_##padded##_f16, tail_launch, threads, blocks, tail<tile_half, padded * 16 / threads, threads / 64>)
+
+TAIL_KERNELS(8, 128, 5)
+TAIL_KERNELS(16, 128, 5)
+TAIL_KERNELS(24, 128, 5)
+TAIL_KERNELS(48, 128, 4)
+TAIL_KERNELS(80, 128, 3)
+TAIL_KERNELS(160, 256, 1) /* in one, 80 sums a thread and what feeds them take more registers than there are */

@@ -22,7 +22,7 @@ from engines.backends.onnx_bytes import file_with_batch
 from engines.backends.openvino.account import half_unasked, layer_info
 from engines.backends.openvino.signal_stack import signal_stack_kept
 from engines.backends.openvino.types import computed_in, half_type, with_marks
-from engines.contract import Backend, BuildConfig, Float32, Layer, Session, check_windows, from_microseconds
+from engines.contract import Backend, BuildConfig, Float32, Layer, Session, check_windows, from_microseconds, pack
 from engines.errors import DeployError
 from engines.guard.ledger import ledger
 from engines.machine.interpreter import pip_install
@@ -35,12 +35,13 @@ class OpenVINOSession:
     def __init__(self, compiled: Any) -> None:
         self._request = compiled.create_infer_request()
         self._shape = tuple(int(d) for d in compiled.input(0).shape)
+        several = compiled.outputs if len(compiled.outputs) > 1 else ()
+        self._order = sorted(range(len(several)), key=lambda index: str(several[index].get_any_name())) or [0]
 
     def run(self, windows: Float32) -> Float32:
         check_windows(windows, self._shape)
         result = self._request.infer([windows], share_inputs=True, share_outputs=True)
-        logits: Float32 = result[0]
-        return logits
+        return pack([result[index] for index in self._order])
 
 
 class OpenVINOBackend(Backend):

@@ -36,16 +36,17 @@ class ParsedNetwork:
         if not self._parser.parse(self._bytes, str(model)):
             error = parse_error(title, model.name, self._parser, logger)
             raise error if batch == 1 else DeployError(f"batch: {batch} windows: {error}; {_REMEDY}")
-        if self.network.num_inputs != 1 or self.network.num_outputs != 1:
+        if self.network.num_inputs != 1 or self.network.num_outputs < 1:
             raise DeployError(
                 f"{title}: {model.name} has {self.network.num_inputs} inputs and {self.network.num_outputs} outputs, "
-                "expected one of each; build the bundle again"
+                "expected one input, and outputs; build the bundle again"
             )
         self._require(batch, logger)
 
     def _require(self, batch: int, logger: Any) -> None:
         try:
-            shapes = [tuple(tensor.shape) for tensor in (self.network.get_input(0), self.network.get_output(0))]
+            given = [self.network.get_output(index) for index in range(self.network.num_outputs)]
+            shapes = [tuple(tensor.shape) for tensor in (self.network.get_input(0), *given)]
         except RuntimeError as error:  # of a shape that does not follow from the input's
             reason = (errors_of(logger) or [str(error)])[0]
             raise DeployError(f"batch: {batch} windows do not go through this graph: {reason}; {_REMEDY}") from error
@@ -55,7 +56,8 @@ class ParsedNetwork:
             )
         if any(shape[:1] != (batch,) for shape in shapes):
             raise DeployError(
-                f"batch: got {shapes[0]} in and logits of shape {shapes[1]} out, expected {batch} windows; {_REMEDY}"
+                f"batch: got {shapes[0]} in and {' '.join(map(str, shapes[1:]))} out, expected {batch} windows; "
+                f"{_REMEDY}"
             )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from engines.backends.tensorrt.engine_file import Header
 from engines.backends.tensorrt.messages import errors_of, load_error, logger_of, no_kernels, one_line
 from engines.backends.tensorrt.network import file_for, model_sha256
 from engines.backends.tensorrt.sdk import name_of
-from engines.contract import Float32, Tensor
+from engines.contract import Float32, Tensor, packed
 from engines.errors import DeployError
 from engines.gpu.context import CudaGpu
-from engines.gpu.host_copies import HostRun
+from engines.gpu.host_copies import DTYPES, HostRun
 
 _DTYPES = {"FLOAT": "fp32", "HALF": "fp16"}
 
@@ -46,9 +47,9 @@ class TensorRTSession:
         return True if ask is None else bool(ask(self._gpu.stream))
 
     def enqueue(self, source: int, target: int, stream: int) -> None:
-        for tensor, address in ((self.input, source), (self.output, target)):
-            if not self.context.set_tensor_address(tensor.name, address):
-                raise self._refused(f"take the address of {tensor.name}")
+        for name, address in ((self.input.name, source), *((name, target + at) for name, at in self._places.items())):
+            if not self.context.set_tensor_address(name, address):
+                raise self._refused(f"take the address of {name}")
         if not self.context.execute_async_v3(stream):
             raise self._refused("run the engine")
 
@@ -84,7 +85,7 @@ class TensorRTSession:
         self.engine = self._runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise load_error(self._title, "loading the engine", self.logger)
-        self.input, self.output = self._tensors()
+        self.input, self.output, self._places = self._tensors()
         if header.options.strip_weights:
             self._refit(header, model)
         self.context = self.engine.create_execution_context()
@@ -111,16 +112,24 @@ class TensorRTSession:
         if not refitter.refit_cuda_engine():
             raise load_error(self._title, f"taking the weights of {model.name}", self.logger)
 
-    def _tensors(self) -> tuple[Tensor, Tensor]:
+    def _tensors(self) -> tuple[Tensor, Tensor, dict[str, int]]:
+        """The input, the output, and by name where each of the engine's outputs begins in that, in bytes."""
         found: dict[str, list[Tensor]] = {"INPUT": [], "OUTPUT": []}
         for index in range(self.engine.num_io_tensors):
             name = self.engine.get_tensor_name(index)
             dtype = name_of(self.engine.get_tensor_dtype(name))
             shape = tuple(int(d) for d in self.engine.get_tensor_shape(name))
             found[name_of(self.engine.get_tensor_mode(name))].append(Tensor(name, shape, _DTYPES.get(dtype, dtype)))
-        if any(len(tensors) != 1 for tensors in found.values()):
+        outputs = sorted(found["OUTPUT"], key=lambda tensor: tensor.name)
+        kinds = {tensor.dtype for tensor in outputs}
+        if len(found["INPUT"]) != 1 or len(kinds) != 1 or (len(outputs) > 1 and not kinds <= {*DTYPES}):
             raise DeployError(
-                f"{self._title}: the engine has {len(found['INPUT'])} inputs and {len(found['OUTPUT'])} outputs, "
-                "expected one of each; build it again"
+                f"{self._title}: the engine has {len(found['INPUT'])} inputs and {len(outputs)} outputs of "
+                f"{len(kinds)} types, expected one input, and outputs of one type; build it again"
             )
-        return found["INPUT"][0], found["OUTPUT"][0]
+        if len(outputs) == 1:
+            return found["INPUT"][0], outputs[0], {outputs[0].name: 0}
+        offsets, total = packed([prod(tensor.shape) for tensor in outputs])
+        bytes_each = DTYPES[outputs[0].dtype].itemsize
+        places = {tensor.name: bytes_each * at for tensor, at in zip(outputs, offsets, strict=True)}
+        return found["INPUT"][0], Tensor("maps", (total,), outputs[0].dtype), places

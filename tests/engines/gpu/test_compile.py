@@ -14,18 +14,24 @@ from engines.errors import DeployError
 from engines.gpu import compile as compiling
 from engines.gpu import kernels, nvrtc
 from engines.gpu.compile import SOURCE, compile_kernels, find_nvccs
+from engines.tiling.tail import PADDED
 
-KERNELS = [f"tile_gather_{suffix}" for suffix in kernels.SUFFIX.values()] + [
-    f"tile_stitch_{way}{kind}_{suffix}"
-    for way in ("quarter", "whole", "whole_weighted", "any", "any_weighted")
-    for kind in ("", "_confidence", "_threshold")
-    for suffix in kernels.SUFFIX.values()
-]
+KERNELS = (
+    [f"tile_gather_{suffix}" for suffix in kernels.SUFFIX.values()]
+    + [
+        f"tile_stitch_{way}{kind}_{suffix}"
+        for way in ("quarter", "whole", "whole_weighted", "any", "any_weighted")
+        for kind in ("", "_confidence", "_threshold")
+        for suffix in kernels.SUFFIX.values()
+    ]
+    + [f"tail_{padded}_{suffix}" for padded in PADDED for suffix in kernels.SUFFIX.values()]
+)
 # Registers of a thread, of which a multiprocessor has 65536: 4 blocks of 128 threads at work (5 with one row a thread),
 # 3 where confidence or weights keep more.
 REGISTERS = {
     "gather": 40, "quarter": 128, "whole": 168, "whole_confidence": 168, "whole_threshold": 168,
-    "any": 80, "any_confidence": 102, "any_threshold": 102,
+    "any": 80, "any_confidence": 102, "any_threshold": 102, "tail_8": 102, "tail_16": 102, "tail_24": 102,
+    "tail_48": 128, "tail_80": 168, "tail_160": 255,
 }  # fmt: skip
 
 
@@ -39,7 +45,7 @@ def _nvcc() -> Path:
 def _names(cubin: bytes) -> list[str]:
     """Of the kernels in an ELF file, by the sections with their code."""
     assert cubin.startswith(b"\x7fELF")
-    return sorted({name.decode() for name in re.findall(rb"\.text\.(tile_\w+)\0", cubin)})
+    return sorted({name.decode() for name in re.findall(rb"\.text\.(t[ai][il][le]_\w+)\0", cubin)})
 
 
 @pytest.mark.slow
@@ -202,7 +208,7 @@ def test_the_sources_are_part_of_the_package() -> None:
     assert {SOURCE, *compiling.HEADERS} <= packed
     included = {
         name
-        for path in SOURCE.parent.glob("tile*.cu*")
+        for path in SOURCE.parent.glob("t*.cu*")
         for name in re.findall(r'#include "(.+)"', path.read_text())
     }  # fmt: skip
     assert included == {path.name for path in compiling.HEADERS}

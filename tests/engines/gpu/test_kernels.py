@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.kernel_cases import GATHERS, MEAN, STD, STITCHES, GatherCase, StitchCase
+from benchmarks.kernel_cases import GATHERS, MEAN, STD, STITCHES, TAILS, GatherCase, StitchCase, TailCase
+from engines.contract import packed
 from engines.errors import DeployError
 from engines.gpu import kernels
+from engines.gpu.tail import THREADS, tail
 from engines.tiling import core
+from engines.tiling import tail as tails
 from engines.tiling.placement import Tiling
 from tests.engines.gpu.emulated import Emulated, build
 
@@ -44,6 +47,52 @@ def test_gather_equals_the_c_core(machine: Emulated, case: GatherCase, dtype: st
 def test_stitch_equals_the_c_core(machine: Emulated, case: StitchCase, dtype: str, bands: bool) -> None:
     for confidence in (False, True):
         assert case.differences(machine, dtype, confidence, bands) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", TAILS, ids=str)
+def test_the_tail_equals_the_c_core(machine: Emulated, case: TailCase, dtype: str) -> None:
+    assert case.shape.unfit() is None
+    assert case.differences(machine, dtype) == 0
+
+
+def test_random_tails(machine: Emulated) -> None:
+    rng = np.random.default_rng(8)
+    for seed in range(40):
+        height, width = (int(n) for n in rng.integers(1, (8, 200)))
+        maps = tuple((int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))) for _ in range(seed % 4))
+        inputs = 4 * int(rng.integers(seed % 3 == 0 or not maps, 9))
+        shape = tails.TailShape(height, width, inputs, 4 * int(rng.integers(1, 20)), int(rng.integers(1, 100)), maps)
+        if shape.unfit() is None:
+            assert TailCase(shape, 1 + seed % 3).differences(machine, DTYPES[seed % 2]) == 0, shape
+
+
+def test_a_nan_of_one_map_reaches_the_logits_that_it_is_sampled_for(machine: Emulated) -> None:
+    case = TAILS[0]
+    maps, shape = case.maps("float32"), case.shape
+    offsets, _ = packed([int(np.prod(size)) for size in shape.outputs])
+    maps[offsets[3]] = np.nan  # the first pixel of the smallest map, sampled for 12 pixels each way
+    out, weights = np.zeros((shape.classes, shape.height, shape.width), np.float32), case.tail().weights
+    at = machine.put(out)
+    machine.launch(tail(shape, "float32", machine.put(maps), [machine.put(array) for array in weights], at, 1))
+    machine.take(out, at)
+    expected = case.tail().logits(maps, 1)[0]
+    assert np.isnan(out[:, :12, :12]).all()
+    assert np.isfinite(out[:, 12:]).all()
+    assert np.isfinite(out[:, :, 12:]).all()
+    assert np.array_equal(np.isnan(expected), np.isnan(out))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"dtype": "bfloat16"}, "got maps in bfloat16"), ({"windows": 65}, "got 65 windows"), ({"maps": 264}, "aligned"),
+     ({"logits": 0}, "got addresses")],
+)  # fmt: skip
+def test_a_tail_that_cannot_be_launched_is_refused(changes: dict[str, object], message: str) -> None:
+    arguments = {"shape": TAILS[0].shape, "dtype": "float16", "maps": 256, "weights": [256] * 4, "logits": 256,
+                 "windows": 1, **changes}  # fmt: skip
+    with pytest.raises(DeployError, match=message):
+        tail(**arguments)  # type: ignore[arg-type]
 
 
 def test_random_geometries(machine: Emulated) -> None:
@@ -247,13 +296,18 @@ def test_blocks_are_those_that_registers_are_limited_for() -> None:
         threads = re.findall(rf"tile_{argument}_launch, (\d+),", source)
         assert threads
         assert {int(number) for number in threads} == {np.prod(block)}
+    tails_of = re.findall(r"^TAIL_KERNELS\((\d+), (\d+), \d\)", source, re.M)
+    assert {int(padded): int(threads) for padded, threads in tails_of} == THREADS
+    assert tuple(THREADS) == tails.PADDED
 
 
 def test_layouts_are_the_compilers(tmp_path: Path) -> None:
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
     lines, expected = [], []
-    for kind, layout in (("tile_gather_launch", kernels.GATHER), ("tile_stitch_launch", kernels.STITCH)):
+    for kind, layout in (
+        ("tile_gather_launch", kernels.GATHER), ("tile_stitch_launch", kernels.STITCH), ("tail_launch", tails.LAUNCH)
+    ):  # fmt: skip
         lines.append(f'printf("%zu\\n", sizeof({kind}));')
         expected.append(layout.itemsize)
         assert layout.fields is not None
@@ -262,8 +316,10 @@ def test_layouts_are_the_compilers(tmp_path: Path) -> None:
             expected += [field[1], field[0].itemsize]
     lines.append('printf("%d %d %d\\n", TILE_MAX_LEFTS, TILE_STATUS_NOT_FINITE, TILE_STATUS_UNCOVERED);')
     expected += [kernels.MAX_LEFTS, kernels.NOT_FINITE, kernels.UNCOVERED]
+    lines.append('printf("%d %d %d\\n", TAIL_MAPS, TAIL_PIXELS, TAIL_CHUNK);')
+    expected += [tails.MAPS, tails.PIXELS, tails.CHUNK]
     source = tmp_path / "layout.c"
-    source.write_text('#include <stdio.h>\n#include "tile.h"\nint main(void) {\n' + "\n".join(lines) + "\n}\n")
+    source.write_text('#include <stdio.h>\n#include "tail.h"\nint main(void) {\n' + "\n".join(lines) + "\n}\n")
     program = tmp_path / "layout"
     subprocess.run(
         ["gcc", "-std=c11", "-I", str(ROOT / "engines" / "tiling"), str(source), "-o", str(program)], check=True

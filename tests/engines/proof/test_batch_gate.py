@@ -266,5 +266,5 @@ def test_only_the_number_of_windows_changes_in_the_file(of_three: Path) -> None:
 def test_a_file_that_declares_something_else_is_refused(of_three: Path) -> None:
     content = (of_three / "model.onnx").read_bytes()
     for damaged in (b"", content[:-9], with_batch(content, 3), b"\xff" * 40, b"\x3a\x00"):
-        with pytest.raises(DeployError, match="expected one input and one output of one window"):
+        with pytest.raises(DeployError, match="expected one input, and outputs of one window"):
             with_batch(damaged, 3)

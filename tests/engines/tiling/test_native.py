@@ -28,7 +28,8 @@ def _run(*command: object) -> str:
 
 
 def test_strict_c_without_warnings(tmp_path: Path) -> None:
-    _run(_tool("gcc"), *FLAGS, *WARNINGS, "-c", TILING / "tile.c", "-o", tmp_path / "tile.o")
+    for name in ("tile", "tail"):
+        _run(_tool("gcc"), *FLAGS, *WARNINGS, "-c", TILING / f"{name}.c", "-o", tmp_path / f"{name}.o")
 
 
 def test_selftest_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:

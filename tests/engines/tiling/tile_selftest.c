@@ -1,8 +1,9 @@
 /* Self-test of the tiling core, without Python: for sanitizers, and for CPUs that this machine only emulates.
  *
- * Compares tile.c with plain double-precision loops written here.  Exits with the number of failed cases.
+ * Compares tile.c and tail.c with plain double-precision loops written here.  Exits with the number of failed cases.
  */
 #include "../../../engines/tiling/tile.c"
+#include "../../../engines/tiling/tail.c"
 
 #include <math.h>
 #include <stdio.h>
@@ -189,6 +190,72 @@ static int check_phases(void)
     return bad;
 }
 
+static float *floats(size_t n)
+{
+    float *made = malloc((n ? n : 1) * sizeof *made); /* exactly as much as is used */
+    for (size_t i = 0; i < n; i++)
+        made[i] = uniform();
+    return made;
+}
+
+/* A decoder's tail: `maps` pairs of sizes. */
+static int check_tail(int windows, int height, int width, int inputs, int channels, int classes, int count,
+                      const int (*maps)[2], int threads)
+{
+    size_t pixels = (size_t)(windows * height * width);
+    int32_t padded = (classes + 7) / 8 * 8;
+    float *direct = floats(pixels * (size_t)inputs), *project = floats((size_t)(inputs * channels));
+    float *bias = floats((size_t)channels), *classify = floats((size_t)(channels * padded));
+    float *class_bias = floats((size_t)padded), *logits = malloc(pixels * (size_t)classes * sizeof *logits);
+    float *resized[TAIL_MAPS] = {NULL};
+    tail_launch a = {inputs ? direct : NULL, {NULL}, project, bias, classify, class_bias, logits, {0}, {0}, count, windows,
+                     height, width, inputs, channels, classes, padded, 0};
+    for (int i = 0; i < count; i++) {
+        a.map_h[i] = maps[i][0];
+        a.map_w[i] = maps[i][1];
+        a.maps[i] = resized[i] = floats((size_t)(windows * maps[i][0] * maps[i][1] * channels));
+    }
+    float *workspace = malloc(tail_workspace(&a, threads) * sizeof *workspace);
+    int bad = tail_run(&a, threads, workspace) != TILE_OK;
+    digest_bytes(logits, pixels * (size_t)classes * sizeof *logits);
+    double *hidden = malloc((size_t)channels * sizeof *hidden), worst = 0;
+    for (int n = 0; n < windows; n++)
+        for (int y = 0; y < height; y++)
+            for (int x = 0; x < width; x++) {
+                for (int c = 0; c < channels; c++) {
+                    hidden[c] = bias[c];
+                    for (int j = 0; j < inputs; j++)
+                        hidden[c] += (double)direct[((n * height + y) * width + x) * inputs + j] * project[j * channels + c];
+                    for (int i = 0; i < count; i++) {
+                        int h = maps[i][0], w = maps[i][1];
+                        double at_y = centre(y, h, height), at_x = centre(x, w, width);
+                        int y0 = (int)at_y, x0 = (int)at_x, y1 = y0 + 1 < h ? y0 + 1 : y0, x1 = x0 + 1 < w ? x0 + 1 : x0;
+                        const float *map = resized[i] + (size_t)(n * h * w * channels + c);
+                        double fy = at_y - y0, fx = at_x - x0;
+                        hidden[c] += (map[(y0 * w + x0) * channels] * (1 - fx) + map[(y0 * w + x1) * channels] * fx) * (1 - fy) +
+                                     (map[(y1 * w + x0) * channels] * (1 - fx) + map[(y1 * w + x1) * channels] * fx) * fy;
+                    }
+                }
+                for (int k = 0; k < classes; k++) {
+                    double expected = class_bias[k];
+                    for (int c = 0; c < channels; c++)
+                        expected += hidden[c] > 0 ? hidden[c] * classify[c * padded + k] : 0;
+                    double off = fabs(logits[((n * classes + k) * height + y) * width + x] - expected);
+                    worst = off > worst ? off : worst;
+                }
+            }
+    bad |= worst > 2e-5 || worst != worst;
+    printf("tail %dx%d, %d -> %d -> %d, %d map(s): %.1e: %s\n", height, width, inputs, channels, classes, count, worst,
+           bad ? "FAILED" : "ok");
+    float *held[] = {direct, project, bias, classify, class_bias, logits, workspace};
+    for (int i = 0; i < 7; i++)
+        free(held[i]);
+    for (int i = 0; i < count; i++)
+        free(resized[i]);
+    free(hidden);
+    return bad;
+}
+
 int main(void)
 {
     int failed = check_exp() + check_phases();
@@ -217,6 +284,12 @@ int main(void)
     }
     tile_plan plan = {10, 10, 8, 8, 2, 2, 256, 1, 0, 10, 1};
     failed += tile_stitch(&plan, NULL, NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, NULL) != TILE_E_ARGUMENT;
+    const int pyramid[][2] = {{8, 32}, {4, 16}, {2, 8}}, odd[][2] = {{5, 65}, {3, 33}, {9, 130}, {1, 1}, {9, 1}};
+    failed += check_tail(1, 16, 64, 32, 64, 19, 3, pyramid, 2);
+    failed += check_tail(3, 9, 130, 8, 36, 9, 5, odd, 3);
+    failed += check_tail(1, 9, 131, 0, 4, 1, 2, odd, 1);
+    failed += check_tail(2, 5, 7, 4, 100, 150, 0, NULL, 8);
+    failed += check_tail(1, 1, 1, 4, 4, 2, 0, NULL, 8);
     printf("digest %016llx\n", (unsigned long long)digest);
     printf("%s: %d failed\n", tile_build_info(), failed);
     return failed;

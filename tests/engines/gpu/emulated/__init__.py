@@ -44,6 +44,10 @@ class Emulated:
         argument = np.asarray(launch.argument)
         three = ctypes.c_uint * 3
         status = self._launch(
-            launch.kernel.encode(), three(*launch.grid), three(*launch.block), ctypes.c_void_p(argument.ctypes.data)
+            launch.kernel.encode(),
+            three(*launch.grid),
+            three(*launch.block),
+            ctypes.c_void_p(argument.ctypes.data),
+            launch.shared,
         )
         assert status == 0, (launch.kernel, launch.grid, launch.block, status)

@@ -1,4 +1,4 @@
-/* The words of CUDA C++ that tile.cu uses, for a C++ compiler: every thread runs after the other. */
+/* The words of CUDA C++ that tile.cu uses, for a C++ compiler: every thread runs after the other, or up to a barrier. */
 #ifndef EDGESEG_EMULATED_CUDA_WORDS_H
 #define EDGESEG_EMULATED_CUDA_WORDS_H
 
@@ -10,6 +10,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __grid_constant__
+#define __shared__
 #define __launch_bounds__(...)
 
 struct dim3 {
@@ -38,6 +39,8 @@ static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shi
 {
     return (unsigned)(((uint64_t)high << 32 | low) >> (shift & 31));
 }
+
+void __syncthreads(); /* of emulated.cpp */
 
 template <typename T> static inline T __ldg(const T *p) { return *p; }
 

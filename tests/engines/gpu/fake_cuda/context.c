@@ -268,12 +268,13 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule handle, const char *
 }
 const char *fake_function_name(CUfunction function) { return ((struct function *)function)->name; }
 
-CUresult fake_run_kernel(const char *name, const uint32_t *grid, const uint32_t *block, const void *argument) {
+CUresult fake_run_kernel(const char *name, const uint32_t *grid, const uint32_t *block, const void *argument,
+                         unsigned shared) {
     if (!launcher && getenv("FAKE_CUDA_KERNELS")) {
         void *library = dlopen(getenv("FAKE_CUDA_KERNELS"), RTLD_NOW);
         if (library) launcher = (fake_launcher)dlsym(library, "emulated_launch");
     }
-    if (!launcher || launcher(name, grid, block, argument)) {
+    if (!launcher || launcher(name, grid, block, argument, shared)) {
         fake_complain("kernel %s did not run", name);
         return CUDA_ERROR_LAUNCH_FAILED;
     }

@@ -17,7 +17,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef int (*fake_launcher)(const char *kernel, const uint32_t *grid, const uint32_t *block, const void *argument);
+typedef int (*fake_launcher)(const char *kernel, const uint32_t *grid, const uint32_t *block, const void *argument,
+                             unsigned shared);
 
 struct settings {
     long long memory, integrated, lazy, fail_after, refuse_capture, devices;
@@ -35,7 +36,8 @@ void fake_run_all(void);              /* everything that any stream still has to
 void fake_spoil_capture(void);
 int fake_is_host(const void *address);                         /* page-locked: copied when the stream gets there */
 int fake_is_valid(const void *address, size_t size);           /* within live memory of the GPU, or page-locked */
-CUresult fake_run_kernel(const char *name, const uint32_t *grid, const uint32_t *block, const void *argument);
+CUresult fake_run_kernel(const char *name, const uint32_t *grid, const uint32_t *block, const void *argument,
+                         unsigned shared);
 const char *fake_function_name(CUfunction function);
 int fake_state(long *alive);
 void fake_complain(const char *format, ...);

@@ -19,7 +19,7 @@ struct op {
     const void *source;
     size_t size;
     int value;
-    uint32_t grid[3], block[3];
+    uint32_t grid[3], block[3], shared;
     const char *name;
     CUhostFn function;
     struct event *event;
@@ -78,7 +78,7 @@ static CUresult execute(const struct op *op) {
             status = check(op->target, op->size, "set");
             if (!status) memset(op->target, op->value, op->size);
             break;
-        case KERNEL: status = fake_run_kernel(op->name, op->grid, op->block, op->source); break;
+        case KERNEL: status = fake_run_kernel(op->name, op->grid, op->block, op->source, op->shared); break;
         case FUNCTION: op->function(op->target); break;
         case RECORD:
             clock_gettime(CLOCK_MONOTONIC, &now);
@@ -207,14 +207,14 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, u
                         unsigned block_y, unsigned block_z, unsigned shared, CUstream stream, void **parameters,
                         void **extra) {
     ENTER(1);
-    if (parameters || shared || extra[0] != CU_LAUNCH_PARAM_BUFFER_POINTER || extra[2] != CU_LAUNCH_PARAM_BUFFER_SIZE)
+    if (parameters || extra[0] != CU_LAUNCH_PARAM_BUFFER_POINTER || extra[2] != CU_LAUNCH_PARAM_BUFFER_SIZE)
         return CUDA_ERROR_INVALID_VALUE;
     if (!grid_x || !grid_y || !grid_z || !block_x || !block_y || !block_z || block_x * block_y * block_z > 1024 ||
-        grid_y > 65535 || grid_z > 65535)
-        return fake_complain("a grid or block out of range"), CUDA_ERROR_INVALID_VALUE;
+        grid_y > 65535 || grid_z > 65535 || shared > 48 * 1024)
+        return fake_complain("a grid, a block or its shared memory out of range"), CUDA_ERROR_INVALID_VALUE;
     return start(stream, (struct op){.type = KERNEL, .name = fake_function_name(function),
                                      .source = duplicate(extra[1], *(size_t *)extra[3]),
-                                     .grid = {grid_x, grid_y, grid_z}, .block = {block_x, block_y, block_z}});
+                                     .grid = {grid_x, grid_y, grid_z}, .block = {block_x, block_y, block_z}, .shared = shared});
 }
 CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void *data) {
     ENTER(1);
