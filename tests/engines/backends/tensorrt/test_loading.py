@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engines.backends.tensorrt.engine_file import unpack
+from engines.backends.tensorrt.engine_file import digest, pack, unpack
 from engines.contract import BuildConfig
 from engines.errors import DeployError, GpuLostError
 from tests.engines.backends.tensorrt.api.fakes import VERSIONS, called
@@ -40,6 +41,41 @@ def test_loads_runs_and_frees(start: Start, tmp_path: Path, version: str) -> Non
         "ICudaEngine.get_tensor_shape", "ICudaEngine.get_tensor_mode", "ICudaEngine.create_execution_context",
         "IExecutionContext.set_tensor_address", "IExecutionContext.execute_async_v3",
     }  # fmt: skip
+
+
+def _with_outputs(blob: bytes, outputs: list[tuple[str, str, list[int]]]) -> bytes:
+    """The engine with other outputs: name, type, shape."""
+    header, plan = unpack(blob)
+    body = json.loads(bytes(plan))
+    body["io"] = [body["io"][0], *outputs]
+    changed = json.dumps(body).encode()
+    return pack(replace(header, plan_sha256=digest(changed), plan_bytes=len(changed)), changed)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_several_outputs_are_one_flat_array_in_the_order_of_their_names(
+    start: Start, model: Path, version: str
+) -> None:
+    machine = start(version)
+    outputs = [("tail_1", "HALF", [1, 5, 40]), ("tail_0", "HALF", [1, 7, 3]), ("tail_2", "HALF", [1, 2])]
+    blob = _with_outputs(machine.backend.build(model, BuildConfig()), outputs)
+    with machine.backend.load(blob, BuildConfig()) as session:
+        assert (session.output.shape, session.output.dtype) == ((128 + 256 + 128,), "fp16")
+        flat = session.run(np.full_like(WINDOW, 0.5))
+    assert (flat[:21] == 1.0).all()  # tail_0, the second that the engine lists
+    assert (flat[128:328] == 0.5).all()
+    assert (flat[384:386] == 1.5).all()
+    assert machine.gpu.held == 0
+
+
+@pytest.mark.parametrize("kinds", [("HALF", "FLOAT"), ("BF16", "BF16")])
+def test_outputs_of_types_that_no_tail_takes_are_refused(start: Start, model: Path, kinds: tuple[str, str]) -> None:
+    machine = start(TYPED[0])
+    outputs = [(f"tail_{index}", kind, [1, 4]) for index, kind in enumerate(kinds)]
+    blob = _with_outputs(machine.backend.build(model, BuildConfig()), outputs)
+    with pytest.raises(DeployError, match="expected one input, and outputs of one type"):
+        machine.backend.load(blob, BuildConfig()).__enter__()
+    assert machine.gpu.held == 0
 
 
 @pytest.mark.parametrize("version", VERSIONS)

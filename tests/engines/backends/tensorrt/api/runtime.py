@@ -66,7 +66,12 @@ class IExecutionContext:
         if self._sdk.world.get("run_error"):
             say(self._sdk, self._engine._logger, self._sdk.world["run_error"])
             return False
-        (source, target) = (_view(self._at[name], *self._engine._io[name]) for name in self._engine._io)
+        source, *targets = (_view(self._at[name], *self._engine._io[name]) for name in self._engine._io)
+        if len(targets) > 1:  # maps, each of its number times the input's first value
+            for number, target in enumerate(targets, 1):
+                target[:] = number * source.flat[0]
+            return True
+        (target,) = targets
         target[:, 0] = source[:, 0, ::2, ::2]
         target[:, 1] = 2 * source[:, 0, ::2, ::2]
         every = {layer["name"]: LAYER_TIME for layer in self._engine._plan["layers"]}
