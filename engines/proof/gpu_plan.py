@@ -11,8 +11,9 @@ from engines.backends.tensorrt.tensorrt_rtx import backend as compiler
 from engines.bundle import MODEL, Bundle, is_bundle, open_bundle
 from engines.errors import DeployError
 from engines.roofline.floor import floors
-from engines.roofline.kernels import KernelPlan
+from engines.roofline.kernels import Kernel, KernelPlan, Operand
 from engines.roofline.text import remarks, text
+from engines.tiling.tail import TailShape
 
 
 def inspect_gpu_plan(target: Path, host_code: bool = False) -> tuple[dict[str, Any], str]:
@@ -44,11 +45,19 @@ def _of_bundle(bundle: Bundle, host_code: bool) -> tuple[KernelPlan, str, tuple[
     plan, what, why = _of_engine(bundle, host_code)
     if manifest.tail is None:
         return plan, what, why
-    half = "fp16" in {tensor.type for kernel in plan.kernels for tensor in kernel.writes}
-    moved = manifest.batch * manifest.tail.bytes(2 if half else 4)
-    return plan, what, (
-        *why, f"then comes the decoder's tail, a kernel of ours, not in these numbers: {moved / 1e6:.1f} MB and "
-        f"{manifest.batch * manifest.tail.macs / 1e9:.2f} GMAC in fp32",
+    ours = _tail(manifest.tail, manifest.batch, {tensor.type for kernel in plan.kernels for tensor in kernel.writes})
+    return plan.then(ours), what, (*why, "the last kernel, the decoder's tail, is ours, and no compiler's")
+
+
+def _tail(tail: TailShape, windows: int, types: set[str]) -> Kernel:
+    """The kernel that follows the engine, which reads maps in fp16 where that writes any."""
+    kind = "fp16" if "fp16" in types else "fp32"
+    maps = tuple(Operand(f"tail_{i}", (windows, *size), kind) for i, size in enumerate(tail.outputs))
+    weights = tail.channels * (tail.inputs + 1 + tail.padded) + tail.padded
+    logits = Operand("logits", (windows, tail.classes, tail.height, tail.width), "fp32")
+    return Kernel(
+        "tail", kind="edgeseg", reads=maps, constants=(Operand("weights", (weights,), "fp32"),), writes=(logits,),
+        macs=windows * tail.macs, computes_in="fp32",
     )  # fmt: skip
 
 
