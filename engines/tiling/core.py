@@ -214,6 +214,8 @@ def library() -> ctypes.CDLL:
         lib = ctypes.CDLL(str(found[0]))
     except OSError as error:
         raise DeployError(f"tiling core: cannot load {found[0].name}: {error}; run: pip install -e .") from error
+    if not hasattr(lib, "tail_run"):
+        raise DeployError(f"tiling core: {found[0].name} is of an older version; run: pip install -e .")
     pointer, int32, stride = ctypes.c_void_p, ctypes.c_int32, ctypes.c_ssize_t
     lib.tile_gather.argtypes = [
         pointer, int32, int32, stride, stride, stride, int32, int32, int32, int32, pointer, pointer, pointer, int32,
