@@ -23,7 +23,7 @@ from engines.proof.agreement import GATES, Agreement, Gate, decisions, spread
 from engines.proof.batch_gate import reported, require_neutral
 from engines.proof.golden import Golden
 from engines.proof.rebuild import compile_engine, describe, finish, tuning
-from engines.segmenter import open_on_device
+from engines.segmenter import Segmenter, open_on_device
 from engines.tiling.core import blend_weights
 from engines.tiling.placement import Tiling
 from engines.tiling.tail import Tail, TailShape
@@ -42,6 +42,7 @@ from pipeline.precision.leave import advice, contributions, leaving
 from pipeline.precision.lower import draft, lower
 from pipeline.precision.placement import board_of
 from pipeline.precision.plan import EIGHT_BIT
+from pipeline.precision.planned import emulated
 from pipeline.precision.search import Candidate
 from pipeline.precision.worth import against, tells
 from pipeline.provenance import announce, provenance
@@ -180,8 +181,8 @@ def _built(
     report = {"history": [step.to_json() for step in history], "gate": kept.to_json(), **asked.report}
     report |= {**lowered.report, **worth, **reported(proof, config)}
     if asked.jury is not None:
-        loss = _loss(folder, request, exact, asked.jury, backend, config=config, tail=tail)
-        log("shipped", f"the engine loses {loss} on {asked.jury}")
+        loss = _loss(folder, graph, request, exact, asked.jury, backend, config=config, tail=tail)
+        log("shipped", f"{'emulated, it' if backend.only_builds() else 'the engine'} loses {loss} on {asked.jury}")
         report["shipped"] = {"plan": plan.name, "loss": asdict(loss), **asked.jury.to_json()}
         if plan.precision != "fp32":  # which is what the others are held against
             asked.jury.require(loss)
@@ -232,10 +233,13 @@ def _kept(gate: Gate, precision: str, proof: Sequence[Agreement]) -> Gate:
 
 
 def _loss(
-    folder: Path, request: BuildRequest, exact: Exact, jury: Jury, backend: Backend, config: BuildConfig,
-    tail: Tail | None,
+    folder: Path, graph: OnnxGraph, request: BuildRequest, exact: Exact, jury: Jury, backend: Backend,
+    config: BuildConfig, tail: Tail | None,
 ) -> Interval:  # fmt: skip
-    """Of the engine that lies in `folder`."""
+    """Of the engine that lies in `folder`; of `graph`, emulated, where engines cannot run."""
+    if backend.only_builds():
+        with emulated(graph) as session:
+            return jury.measure(Segmenter.on_host(session, exact.source.spec, request.tiling))
     kernels = (folder / KERNELS).read_bytes() if backend.on_gpu else None
     with open_on_device(
         backend, (folder / ENGINE).read_bytes(), config=replace(config, model=folder / MODEL, host_code=True),

@@ -99,6 +99,7 @@ def as_asked(
     bench = Workbench(
         backend, config, windows=found.windows, panel=found.selection, max_drop=max_drop, islands=inputs,
         report=found.report, half=half, threshold=source.spec.threshold, views=views,
+        board=board_of(options.int8.board) if backend.only_builds() else None,
         segmenter=lambda session: Segmenter.on_host(session, source.spec, request.tiling),
     )  # fmt: skip
     decision = search(graph, ranges, options=options, bench=bench, log=log)

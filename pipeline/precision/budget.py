@@ -19,6 +19,7 @@ from pipeline.checkpoints.sources import Source
 from pipeline.evaluation.evaluate import areas
 from pipeline.evaluation.statistics import Counts, Interval, Statistic, equal_labels, loss_interval, miou
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
+from pipeline.precision.planned import emulated
 from pipeline.provenance import not_seen
 from pipeline.request import BuildRequest
 from pipeline.side_by_side import compiled
@@ -119,7 +120,8 @@ def labelled_jury(
         request.budget.dataset(source.spec), seen, () if division is None else division.selection, log
     )
     panel = _scored(dataset, source, request.max_pixels)
-    with compiled(graph, backend, replace(config, precision="fp32")) as session:
+    unable = backend.only_builds()
+    with emulated(graph) if unable else compiled(graph, backend, replace(config, precision="fp32")) as session:
         before = panel.count(Segmenter.on_host(session, source.spec, request.tiling))
     log("budget", f"mIoU {panel.points(before.sum(0, keepdims=True))[0]:.2f} % in fp32, on {panel.images} image(s)")
     return Jury(panel, before, request.budget.max_drop, fresh=True)

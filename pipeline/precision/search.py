@@ -19,6 +19,7 @@ import numpy as np
 from calib.ranges.ranges import Ranges
 from engines.contract import Backend, BuildConfig, Float32, Log, Session
 from engines.errors import DeployError
+from engines.roofline.boards import Board
 from engines.segmenter import Segmenter
 from engines.tiling.core import labels_of
 from pipeline.evaluation.statistics import Counts, Interval, is_faster, loss_interval
@@ -28,10 +29,11 @@ from pipeline.precision.budget import Panel
 from pipeline.precision.extremes import extremes
 from pipeline.precision.lower import draft, prepare_int8
 from pipeline.precision.plan_int8 import plan_int8
+from pipeline.precision.planned import planned, rounds_ms
 from pipeline.precision.prefix import longest, ordered
 from pipeline.precision.views import Views
 from pipeline.request import LowerOptions
-from pipeline.side_by_side import compiled, rounds_ms
+from pipeline.side_by_side import compiled
 
 NOISE = 0.01  # of the time: a smaller gain of one block may be chance
 WORTH = 0.02  # of the time: a coarser precision must gain at least this over a finer one
@@ -100,6 +102,7 @@ class Workbench:
     config: of every engine but for its precision.  segmenter: around a session.
     half: the type of the plan without INT8, fp32 for none; "" takes the one that INT8 leaves the rest in.
     threshold: `ModelSpec.threshold`.  views: what else lowering looks at.
+    board: whose roofline stands in for the clock, and emulation for engines, where these cannot run; else None.
     """
 
     backend: Backend
@@ -113,12 +116,15 @@ class Workbench:
     half: str = ""
     threshold: float | None = None
     views: Views = field(default_factory=Views)
+    board: Board | None = None
 
     def agreement(self, logits: Float32, wanted: Float32) -> float:
         """Share of equal labels, of logits (M, K, h, w) each."""
         return float((labels_of(logits, self.threshold) == labels_of(wanted, self.threshold)).mean())
 
     def compiled(self, graph: OnnxGraph, precision: str) -> AbstractContextManager[Session]:
+        if self.board is not None:
+            return planned(graph, self.backend, self.board)
         return compiled(graph, self.backend, replace(self.config, precision=precision))
 
     def count(self, session: Session) -> Counts:
@@ -127,6 +133,9 @@ class Workbench:
 
 def search(graph: OnnxGraph, ranges: Ranges | None, options: LowerOptions, bench: Workbench, log: Log) -> Decision:
     """Measure, and decide.  Without ranges INT8 is not tried.  Raises DeployError."""
+    if bench.board is not None:
+        log("auto", f"{bench.backend.only_builds()}: the roofline of {bench.board.name} stands in for times, and "
+            "emulation for engines")  # fmt: skip
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
         plans: dict[str, Candidate] = {}
@@ -148,6 +157,7 @@ def search(graph: OnnxGraph, ranges: Ranges | None, options: LowerOptions, bench
             )
             base = opened if half == options.rest else base
         report: dict[str, Any] = {"max_drop": bench.max_drop, "blocks": [], "sets": []}
+        report["board"] = None if bench.board is None else bench.board.name
         if ranges is None:
             log("auto", "int8 is not tried: no photographs or ranges were given (--calib)")
         elif (lowering := _quantisable(graph, ranges, options=options, bench=bench, log=log)) is not None:
@@ -165,7 +175,7 @@ def search(graph: OnnxGraph, ranges: Ranges | None, options: LowerOptions, bench
         ]
     chosen, trials = _choose(trials, bench.max_drop)
     for trial in trials:
-        log("auto", f"{trial.name}: {trial.ms:.1f} ms, loses {trial.loss}; {trial.verdict}")
+        log("auto", f"{trial.name}: {_ms(trial.ms)} ms, loses {trial.loss}; {trial.verdict}")
     report["trials"] = [trial.to_json() for trial in trials]
     inside = sorted((trial for trial in trials if trial.loss.high <= bench.max_drop), key=lambda trial: trial.ms)
     names = [chosen, *(trial.name for trial in inside if trial.name != chosen)]
@@ -245,14 +255,17 @@ def _sensitivity(
         whole = statistics.median(before)
         gain = statistics.median(b - a for b, a in zip(before, after, strict=True))
         pays = gain >= NOISE * whole and is_faster(after, before)
-        verdict = "gains" if pays else f"stays in higher precision: gains {gain:.1f} of {whole:.1f} ms"
+        verdict = "gains" if pays else f"stays in higher precision: gains {_ms(gain)} of {_ms(whole)} ms"
         trials.append(
             BlockTrial(
                 block.name, len(block.layers), gain_ms=gain, label_loss=lost - loss, changed=changed, error=error,
                 verdict=verdict,
             )
         )  # fmt: skip
-        log("block", f"{block.name}: {gain:+.1f} ms, {changed:.3f} % of labels change, error {error:.2g}; {verdict}")
+        log(
+            "block",
+            f"{block.name}: {_ms(gain, '+')} ms, {changed:.3f} % of labels change, error {error:.2g}; {verdict}",
+        )
     return trials
 
 
@@ -272,6 +285,11 @@ def _widest(
 
     gains = [block.gain_ms if block.verdict == "gains" else 0.0 for block in blocks]
     return longest(ordered([block.changed for block in blocks], gains), gains, holds), sets
+
+
+def _ms(value: float, sign: str = "") -> str:
+    """A floor may be a hundredth of a millisecond."""
+    return f"{value:{sign}.{'1f' if abs(value) >= 1 else '3g'}}"
 
 
 def _logits(session: Session, windows: Sequence[Float32]) -> Float32:
