@@ -22,12 +22,13 @@ from pipeline.checkpoints.sources import SourceOptions
 class IslandOptions:
     """margin: how many times larger than measured an activation may get before it leaves the type's range.
 
-    logits: whether what makes the logits stays in fp32.  On a GPU that has a large map written and read in fp32, for a
-    product that is summed in fp32 there in any case; fp16 logits are then what is lost, and the gate sees them.
+    wide_sums: whether the device sums in fp32 whatever the type, as GPUs do, and ONNX's LayerNormalization by its
+    definition (stash_type).  Then normalisations and what makes the logits are no islands: for the same sums whole maps
+    would be written and read in fp32.  That logits are rounded to the type then is the gate's to judge.
     """
 
     margin: float = 4.0
-    logits: bool = True
+    wide_sums: bool = False
 
 
 @dataclass(frozen=True)

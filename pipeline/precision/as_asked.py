@@ -69,8 +69,8 @@ def as_asked(
     if request.precision == "fp32":
         return Asked((Candidate("fp32", "fp32"),), options)
     half = half_of(backend) if options.rest == "auto" else options.rest
-    if backend.on_gpu and "fp16" in (request.precision, half):  # of BF16's 8 bits logits would be too coarse
-        options = replace(options, island=replace(options.island, logits=request.precision == "bf16"))
+    if backend.on_gpu and request.precision != "bf16" and half == "fp16":  # of BF16's 8 bits logits would be too coarse
+        options = replace(options, island=replace(options.island, wide_sums=True))
     if options.rest == "auto":
         options = replace(options, rest=rest_of(backend))
     refused = backend.refuses_rest(options.rest) if request.precision in QUANTISED else None

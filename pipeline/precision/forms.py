@@ -165,7 +165,7 @@ def typed(graph: OnnxGraph, precision: str) -> OnnxGraph:
     graph = prepare(graph, precision)
     values = (value for node in graph.model.graph for value in (*node.inputs, *node.outputs))
     ranges = {str(value.name): (0.0, 0.0) for value in values if value is not None and is_float(value)}
-    return lower_float(graph, plan_float(graph, precision, ranges, IslandOptions(logits=precision != "fp16")))
+    return lower_float(graph, plan_float(graph, precision, ranges, IslandOptions(wide_sums=precision == "fp16")))
 
 
 def _cost(plan: KernelPlan) -> str:

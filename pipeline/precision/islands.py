@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engines.errors import DeployError
 from pipeline.graph.onnx_graph import OnnxGraph
-from pipeline.graph.surgery import MOVES, computed, constant, is_float, opset, output_name, shape
+from pipeline.graph.surgery import MOVES, computed, constant, integer, is_float, opset, output_name, shape
 from pipeline.graph.types import FLOATS, Float, main_variable_allows
 from pipeline.precision.norms import written_out
 from pipeline.precision.plan import UNDEFINED, NodePlan, PrecisionPlan
@@ -52,14 +52,14 @@ def plan_float(
     Raises DeployError when a range is missing: a guess would defeat the purpose.
     """
     kind = FLOATS[target]
-    classifier = classifier_of(graph) if options.logits else frozenset()
+    classifier = frozenset() if options.wide_sums else classifier_of(graph)
     version, norms = opset(graph.model), written_out(graph.model)
     plans = []
     for node in graph.model.graph:
         if not any(is_float(value) for value in node.outputs):
             continue
         if main_variable_allows(node, version, kind):
-            reason = _reason(node, kind, ranges, classifier, options.margin)
+            reason = _reason(node, kind, ranges, classifier, options)
             if not reason and output_name(node) in norms:
                 reason = "part of a normalisation that is written out: mean and variance in fp32"
         else:
@@ -87,16 +87,25 @@ def classifier_of(graph: OnnxGraph) -> frozenset[str]:
 
 
 def _reason(
-    node: ir.Node, kind: Float, ranges: Mapping[str, tuple[float, float]], classifier: frozenset[str], margin: float
+    node: ir.Node,
+    kind: Float,
+    ranges: Mapping[str, tuple[float, float]],
+    classifier: frozenset[str],
+    options: IslandOptions,
 ) -> str:
-    beyond = _out_of_range(node, kind, ranges, margin) or _lost_constant(node, kind)
+    beyond = _out_of_range(node, kind, ranges, options.margin) or _lost_constant(node, kind)
     if beyond:
         return beyond
     if output_name(node) in classifier:
         return "makes the logits: half-precision steps there flip labels at class boundaries, and it is cheap"
-    if node.op_type in STATISTICS:
+    if node.op_type in STATISTICS and not (options.wide_sums and _sums_wide(node)):
         return _statistics(node, kind, ranges)
     return ""
+
+
+def _sums_wide(node: ir.Node) -> bool:
+    """A LayerNormalization whose statistics are fp32 by its own account."""
+    return node.op_type == "LayerNormalization" and integer(node, "stash_type", 1) == ir.DataType.FLOAT
 
 
 def _out_of_range(node: ir.Node, kind: Float, ranges: Mapping[str, tuple[float, float]], margin: float) -> str:

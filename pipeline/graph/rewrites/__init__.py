@@ -18,12 +18,13 @@ from pipeline.graph.rewrites import (
     fold_scale,
     linear_on_map,
     merge_convs,
+    single_head,
     split_concat,
 )
 
 # The order matters: each opens the way for the next, and together they fold SegFormer's decoder.
 RULES: tuple[ModuleType, ...] = (
-    drop_resize, fold_scale, attention_bias, linear_on_map, split_concat, commute_resize, merge_convs,
+    drop_resize, fold_scale, attention_bias, single_head, linear_on_map, split_concat, commute_resize, merge_convs,
 )  # fmt: skip
 
 

@@ -11,11 +11,10 @@ between.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
 
+from pipeline.graph.attention import Move, moved_linear, projection
 from pipeline.graph.surgery import (
     Editor,
     Float64,
@@ -23,9 +22,6 @@ from pipeline.graph.surgery import (
     Outcome,
     exact,
     integer,
-    integers,
-    linear,
-    linear_at,
     only_producer,
     only_use,
     scalar,
@@ -33,7 +29,6 @@ from pipeline.graph.surgery import (
 )
 
 NAME = "biases that attention cancels"
-_Move = Callable[[Float64], Float64]
 
 
 def rewrite(model: ir.Model) -> Outcome:
@@ -57,8 +52,8 @@ def _keys(editor: Editor, softmax: ir.Node) -> str | None:
     product = _product(softmax.inputs[0])
     if product is None or product.inputs[1] is None:
         return ""
-    found = _biased(product.inputs[1])
-    if found is None:
+    found = moved_linear(product.inputs[1])
+    if found is None or found[0].bias is None:
         return ""
     source, moves = found
     spread = _spread(source, moves)
@@ -73,25 +68,25 @@ def _values(editor: Editor, softmax: ir.Node) -> str | None:
     product = only_use(softmax.outputs[0])
     if product is None or product.op_type != "MatMul" or product.inputs[0] is not softmax.outputs[0]:
         return ""
-    found = _biased(product.inputs[1])
-    if found is None:
+    found = moved_linear(product.inputs[1])
+    if found is None or found[0].bias is None:
         return ""
     source, moves = found
     spread = _spread(source, moves)
     if np.ptp(spread, axis=-2).any():
         return "the bias differs from value to value"
     out = shape(product.outputs[0])
-    projection, after = _projection(product)
-    if out is None or projection is None or projection.bias is None:
+    reader, after = projection(product)
+    if out is None or reader is None or reader.bias is None:
         return "no Linear with a constant bias after it that alone reads what attention makes"
     carried = np.broadcast_to(spread[..., :1, :], out)
     for move in after:
         carried = move(carried)
     if np.ptp(carried, axis=tuple(range(carried.ndim - 1))).any():
         return "the bias differs from query to query"
-    bias = projection.bias + carried.reshape(-1, carried.shape[-1])[0] @ projection.weight
-    stored = editor.initializer(bias.astype(np.float32), f"{projection.node.name}/{editor.rule}/bias")
-    projection.node.replace_input_with(_constant_input(projection.node), stored)
+    bias = reader.bias + carried.reshape(-1, carried.shape[-1])[0] @ reader.weight
+    stored = editor.initializer(bias.astype(np.float32), f"{reader.node.name}/{editor.rule}/bias")
+    reader.node.replace_input_with(_constant_input(reader.node), stored)
     _drop_bias(editor, source)
     return None
 
@@ -111,36 +106,7 @@ def _product(scores: ir.Value | None) -> ir.Node | None:
 _SCORES = ("MatMul", "Mul", "Div", "Add")
 
 
-def _biased(value: ir.Value | None) -> tuple[Linear, list[_Move]] | None:
-    """The Linear with a bias from which `value` came unchanged, and the moves on the way."""
-    moves: list[_Move] = []
-    while (node := only_producer(value)) is not None and node.op_type in ("Reshape", "Transpose"):
-        moves.insert(0, _move(node))
-        value = node.inputs[0]
-    found = linear(value)
-    return None if found is None or found.bias is None or shape(value) is None else (found, moves)
-
-
-def _projection(product: ir.Node) -> tuple[Linear | None, list[_Move]]:
-    """The Linear that reads what attention makes, and the moves on the way."""
-    moves: list[_Move] = []
-    node = only_use(product.outputs[0])
-    while node is not None and node.op_type in ("Reshape", "Transpose"):
-        moves.append(_move(node))
-        node = only_use(node.outputs[0])
-    added = None if node is None else only_use(node.outputs[0])
-    return None if added is None else linear_at(added), moves
-
-
-def _move(node: ir.Node) -> _Move:
-    if node.op_type == "Transpose":
-        order = integers(node, "perm", tuple(reversed(range(len(shape(node.outputs[0]) or ())))))
-        return lambda array: array.transpose(order)
-    size = shape(node.outputs[0]) or ()
-    return lambda array: array.reshape(size)
-
-
-def _spread(source: Linear, moves: list[_Move]) -> Float64:
+def _spread(source: Linear, moves: list[Move]) -> Float64:
     """The bias as attention reads it."""
     assert source.bias is not None
     array = np.broadcast_to(source.bias, shape(source.node.outputs[0]) or ())

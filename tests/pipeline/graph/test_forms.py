@@ -13,7 +13,7 @@ from engines.errors import DeployError
 from pipeline.graph.export import export, simplify, trace
 from pipeline.graph.forms import FORMS, linear_from_map, linear_to_map, norm_on_map, split_queries
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
-from pipeline.graph.rewrites import apply_rule, apply_rules, attention_bias
+from pipeline.graph.rewrites import apply_rule, apply_rules, attention_bias, single_head
 from tests import models
 from tests.pipeline.graph import form_kinds
 from tests.pipeline.graph.drawn import ints, seeds
@@ -40,7 +40,7 @@ def test_values_stay(kind: Callable[[Net], Drawn]) -> None:
             graph = net.graph(net.add("Identity", out), *readers)
         except DeployError:
             continue  # no map comes out
-        final = formed(graph, attention_bias)
+        final = formed(graph, attention_bias, single_head)
         places = sum(step.places for step in final.history)
         applied, left_alone = applied + (places > 0), left_alone + (places == 0)
         before, after = in_float64(graph), in_float64(final)
@@ -108,6 +108,36 @@ def test_attention_bias_that_differs_by_key_stays() -> None:
 def test_softmax_over_the_queries_keeps_its_biases() -> None:
     net = Net(1, 3, 4, 6)
     declined(net.graph(_attention(net, axis=2)), attention_bias, "nothing in the graph looks like it")
+
+
+def _projected(net: Net, heads: int, width: int = 4) -> str:
+    """As `_attention`, with values without a bias and a projection to `width`."""
+    tokens = net.add("Transpose", net.add("Reshape", "image", net.constant(ints(1, 3, 24))), perm=[0, 2, 1])
+    q, k, v = (
+        net.add(
+            "Transpose",
+            net.add("Reshape", net.add("MatMul", tokens, net.weight(3, 4)), net.constant(ints(1, 24, heads, -1))),
+            perm=perm,
+        )
+        for perm in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
+    )
+    mixed = net.add("MatMul", net.add("Softmax", net.add("MatMul", q, k), axis=-1), v)
+    joined = net.add("Reshape", net.add("Transpose", mixed, perm=[0, 2, 1, 3]), net.constant(ints(1, 24, 4)))
+    out = net.add("Add", net.add("MatMul", joined, net.weight(4, width)), net.weight(width))
+    return net.add("Reshape", net.add("Transpose", out, perm=[0, 2, 1]), net.constant(ints(1, width, 4, 6)))
+
+
+def test_single_head() -> None:
+    net = Net(1, 3, 4, 6)
+    graph = net.graph(_projected(net, heads=1))
+    after = check(graph, single_head, places=1)
+    assert Counter(ops(graph))["MatMul"] - Counter(ops(after))["MatMul"] == 1
+
+
+@pytest.mark.parametrize(("heads", "width"), [(2, 4), (1, 5)])
+def test_single_head_leaves_several_heads_and_other_widths(heads: int, width: int) -> None:
+    net = Net(1, 3, 4, 6)
+    declined(net.graph(_projected(net, heads, width)), single_head, "looks like it")
 
 
 def test_split_queries() -> None:

@@ -1,0 +1,41 @@
+"""The Linears around an attention, and the moves between: what its rewrites read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from pipeline.graph.surgery import Float64, Linear, integers, linear, linear_at, only_producer, only_use, shape
+
+Move = Callable[[Float64], Float64]
+_MOVES = ("Reshape", "Transpose")
+
+
+def moved_linear(value: ir.Value | None) -> tuple[Linear, list[Move]] | None:
+    """The Linear from which `value` came unchanged, and the moves on the way; nobody else reads what lies between."""
+    moves: list[Move] = []
+    while (node := only_producer(value)) is not None and node.op_type in _MOVES:
+        moves.insert(0, _move(node))
+        value = node.inputs[0]
+    found = linear(value)
+    return None if found is None or shape(value) is None else (found, moves)
+
+
+def projection(product: ir.Node) -> tuple[Linear | None, list[Move]]:
+    """The Linear that alone reads what `product`, an attention's second, makes; and the moves on the way."""
+    moves: list[Move] = []
+    node = only_use(product.outputs[0])
+    while node is not None and node.op_type in _MOVES:
+        moves.append(_move(node))
+        node = only_use(node.outputs[0])
+    added = None if node is None else only_use(node.outputs[0])
+    return None if added is None else linear_at(added), moves
+
+
+def _move(node: ir.Node) -> Move:
+    if node.op_type == "Transpose":
+        order = integers(node, "perm", tuple(reversed(range(len(shape(node.outputs[0]) or ())))))
+        return lambda array: array.transpose(order)
+    size = shape(node.outputs[0]) or ()
+    return lambda array: array.reshape(size)
