@@ -90,7 +90,8 @@ def _served(
     """In the forms that serve `backend`; and the graphs on the way there, of whose first ranges are measured."""
     activations = request.precision if request.precision in FLOATS else half_of(backend)
     judge = judge_for(
-        backend, activations, config, window=exact.inputs[0], clock=request.time_rewrites, log=log
+        backend, activations, config, window=exact.inputs[0], clock=request.time_rewrites, log=log,
+        tail=request.tail and suits(backend),
     )  # fmt: skip
     if judge is None or not request.rewrites:
         return exact, (exact.graph,)

@@ -24,6 +24,8 @@ from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.graph.proto import stored
 from pipeline.graph.rewrites import apply_rule
 from pipeline.graph.surgery import REORDERS, is_float
+from pipeline.graph.tail.cut import cut
+from pipeline.graph.tail.ending import find
 from pipeline.precision.islands import plan_float
 from pipeline.precision.lower_float import lower_float, prepare
 from pipeline.request import IslandOptions
@@ -73,12 +75,13 @@ def formed(
 
 
 def judge_for(
-    backend: Backend, precision: str, config: BuildConfig, window: Float32, clock: bool, log: Log
+    backend: Backend, precision: str, config: BuildConfig, window: Float32, clock: bool, log: Log, tail: bool = False
 ) -> Judge | None:  # fmt: skip
     """Who decides here; None where no form can pay.
 
     precision: of the activations, fp32, fp16 or bf16.  clock: to time engines where they can be run, (1, 3, H, W)
     `window` being what they are run on; else the compiler is asked, and without one what always paid is taken.
+    tail: whether the engine ends before a decoder's tail, where there is one.
     """
     if not backend.on_gpu or backend.from_program:
         return None
@@ -86,7 +89,7 @@ def judge_for(
         return ByClock(backend, precision, config, window)
     if importlib.util.find_spec(PLANNER) is None:
         return unasked(f"{PLANNER}, which could tell, is not installed")
-    return ByPlan(precision, log)
+    return ByPlan(precision, log, tail)
 
 
 @dataclass
@@ -95,26 +98,22 @@ class ByPlan:
 
     precision: str
     log: Log
+    tail: bool = False
     _last: tuple[OnnxGraph, KernelPlan] | None = None
 
     def __call__(self, form: ModuleType, before: OnnxGraph, after: OnnxGraph) -> tuple[bool, str]:
         try:
             if self._last is None:
-                self._last = before, self._plan(before)
+                self._last = before, ask(before, self.precision, self.tail)
                 source = self._last[1].source
                 self.log("form", f"asked of {source}, a proxy for other compilers and GPUs: {_cost(self._last[1])}")
-            known = self._last[1] if self._last[0] is before else self._plan(before)
-            plan = self._plan(after)
+            known = self._last[1] if self._last[0] is before else ask(before, self.precision, self.tail)
+            plan = ask(after, self.precision, self.tail)
         except DeployError as error:
             return unasked(str(error))(form, before, after)
         better = (plan.bytes, len(plan.kernels)) < (known.bytes, len(known.kernels))
         self._last = (after, plan) if better else (before, known)
         return better, f"{_cost(known)} -> {_cost(plan)}"
-
-    def _plan(self, graph: OnnxGraph) -> KernelPlan:
-        with stored(typed(graph, self.precision).model) as path:
-            plan: KernelPlan = get_backend(PLANNER).kernel_plan(path)  # type: ignore[attr-defined]
-        return plan
 
 
 @dataclass(frozen=True)
@@ -156,6 +155,19 @@ def carried(ranges: Ranges, stages: Sequence[OnnxGraph]) -> Ranges:
             if source in found:
                 found.setdefault(made, found[source])
     return replace(ranges, tensors=found)
+
+
+def ask(graph: OnnxGraph, precision: str, tail: bool = False) -> KernelPlan:
+    """What TensorRT-RTX makes of an exact graph in `precision`; of its engine alone, where `tail` takes one off.
+
+    Raises DeployError where it is not installed or refuses the graph.
+    """
+    lowered = typed(graph, precision)
+    ending = find(graph) if tail else ""
+    shortened = "" if isinstance(ending, str) else cut(lowered, ending, lowered)
+    with stored(lowered.model if isinstance(shortened, str) else shortened) as path:
+        plan: KernelPlan = get_backend(PLANNER).kernel_plan(path)  # type: ignore[attr-defined]
+    return plan
 
 
 def typed(graph: OnnxGraph, precision: str) -> OnnxGraph:

@@ -46,10 +46,10 @@ class Expected:
 
 
 EXPECTED = (
-    Expected("tests.models:tiny", "fp16", 256, kernels=71, megabytes=12.24, fp32_megabytes=0.56, attentions=4),
-    Expected("tests.models:tiny", "int8", 256, kernels=74, megabytes=11.63, fp32_megabytes=0.56, attentions=4),
-    Expected("demo", "fp16", 512, kernels=116, megabytes=183.68, fp32_megabytes=2.16, attentions=8),
-    Expected("demo", "fp16", 1024, kernels=109, megabytes=680.34, fp32_megabytes=8.65, attentions=8),
+    Expected("tests.models:tiny", "fp16", 256, kernels=66, megabytes=11.67, fp32_megabytes=0.56, attentions=4),
+    Expected("tests.models:tiny", "int8", 256, kernels=71, megabytes=11.41, fp32_megabytes=0.57, attentions=4),
+    Expected("demo", "fp16", 512, kernels=109, megabytes=167.8, fp32_megabytes=0, attentions=8),
+    Expected("demo", "fp16", 1024, kernels=104, megabytes=633.7, fp32_megabytes=0, attentions=8),
 )
 
 

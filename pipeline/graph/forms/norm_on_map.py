@@ -22,10 +22,16 @@ NAME = "layer normalisation on the map that it becomes"
 
 
 def rewrite(model: ir.Model) -> Outcome:
+    """Where one node reads the map; `norm_on_shared_map` has the others."""
+    return written_out(model, shared=False)
+
+
+def written_out(model: ir.Model, shared: bool) -> Outcome:
+    """shared: of the normalisations whose map several nodes read, else of those whose map one reads."""
     editor, applied, declined = Editor(model, "norm_on_map"), 0, []
     for node in list(model.graph):
         maps = maps_of(node.outputs[0]) if node.op_type == "LayerNormalization" else []
-        if not maps:
+        if not maps or shared != (sum(len(each.uses()) for each in maps) > 1):
             continue
         reason = _reason(node, maps)
         if reason:

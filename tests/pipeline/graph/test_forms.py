@@ -11,7 +11,7 @@ import pytest
 
 from engines.errors import DeployError
 from pipeline.graph.export import export, simplify, trace
-from pipeline.graph.forms import FORMS, linear_from_map, linear_to_map, norm_on_map, split_queries
+from pipeline.graph.forms import FORMS, linear_from_map, linear_to_map, norm_on_map, norm_on_shared_map, split_queries
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.graph.rewrites import apply_rule, apply_rules, attention_bias, single_head
 from tests import models
@@ -58,7 +58,8 @@ def test_segformer_takes_every_form(name: str) -> None:
     places = {step.rule: step.places for step in after.history[len(before.history) :]}
     blocks = Counter(ops(before))["Softmax"]
     assert places[linear_to_map.NAME] == places[linear_from_map.NAME] == blocks
-    assert places[norm_on_map.NAME] == blocks + 4  # before each Mix-FFN, after each stage
+    assert places[norm_on_map.NAME] == blocks + 1  # before each Mix-FFN, after the last stage
+    assert places[norm_on_shared_map.NAME] == 3  # which the next stage and the decoder read
     window = np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype(np.float32)
     expected = run_onnx(before, [window])
     np.testing.assert_allclose(run_onnx(after, [window]), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
@@ -171,10 +172,10 @@ def test_norm_on_map(opset: int) -> None:
         for node in graph.model.graph:  # whose reductions take their axes as an attribute
             assert node.op_type != "ReduceMean" or len(node.inputs) == 1
         graph.model.opset_imports[""] = 17
-    after = check(graph, norm_on_map, places=1)
+    after = check(graph, norm_on_shared_map, places=1)
     assert "LayerNormalization" not in ops(after)
 
 
 def test_norm_that_becomes_two_maps_of_two_sizes_stays() -> None:
     net = Net(1, 3, 4, 6)
-    declined(net.graph(_norm(net, (1, 3, 4, 6), (1, 3, 6, 4))), norm_on_map, "maps of several sizes")
+    declined(net.graph(_norm(net, (1, 3, 4, 6), (1, 3, 6, 4))), norm_on_shared_map, "maps of several sizes")

@@ -50,7 +50,7 @@ def test_what_the_compiler_says_decides(graph: OnnxGraph, window: np.ndarray) ->
     judge = judge_for(get_backend("tensorrt_rtx"), "fp16", BuildConfig(), window, False, lambda step, text: None)
     assert isinstance(judge, ByPlan)
     made = formed(graph, judge, [window], run_onnx(graph, [window]), lambda step, text: said.append(text))
-    plans = [judge._plan(stage) for stage in made.stages]
+    plans = [forms.ask(stage, "fp16") for stage in made.stages]
     moved = [plan.bytes for plan in plans]
     assert len(moved) > 2
     assert moved == sorted(moved, reverse=True)
