@@ -1,6 +1,6 @@
 """What NVIDIA's compiler makes of SegFormer and SETR, step by step: kernels, bytes, what is written as fp32, the floor.
 
-    python -m benchmarks.gpu_plans [--precision fp16] [--board "AGX Orin 64GB"] [demo512 demo demo768 b2 pup mla naive ...]
+    python -m benchmarks.gpu_plans [--precision fp16] [--board "AGX Orin 64GB"] [demo b2 pup ...]
 
 Compiled by TensorRT-RTX on this CPU (`deploy.py inspect --gpu-plan` says what that is and is not): as exported and
 rewritten for any backend, in the forms for GPUs, and without the decoder's tail, which is a kernel of ours.  `demo` has
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--board", default="AGX Orin 64GB", choices=[board.name for board in BOARDS])
     args = parser.parse_args()
     board = next(board for board in BOARDS if board.name == args.board)
-    print(f"{'':44}{'kernels':>8}{'MB':>8}{'fp32 MB':>9}{'fused':>8}   floor on {board.name}, ms")
+    print(f"{'':50}{'kernels':>8}{'MB':>8}{'fp32 MB':>9}{'fused':>8}   floor on {board.name}, ms")
     for name in args.models:
         graph = exact(name)
         judge = ByPlan(args.precision, lambda step, text: None, tail=True)
@@ -55,7 +55,7 @@ def main() -> None:
         for what, each, tail in rows:
             plan = ask(each, args.precision, tail)
             floor = floor_on(board, plan)
-            print(f"{f'{name}: {what}':44}{described(plan)}   {floor.roofline or 0:.2f}")
+            print(f"{f'{name}: {what}':50}{described(plan)}   {floor.roofline or 0:.2f}")
 
 
 def described(plan: KernelPlan) -> str:
