@@ -18,7 +18,7 @@ from engines.contract import BuildConfig
 from engines.errors import DeployError
 from engines.roofline.kernels import Kernel, KernelPlan
 from pipeline.graph.batches import neutral
-from pipeline.graph.macs import count_macs
+from pipeline.graph.macs import count_macs, macs_by_node
 from tests.engines.backends.tensorrt.graphs import made
 from tests.engines.backends.tensorrt.plans import MACS, RECORDED, node, one_of_each, saved, weights
 from tests.engines.conftest import Start
@@ -160,7 +160,8 @@ def test_multiply_adds_are_those_of_the_graph(network: str, precision: str) -> N
     wanted = count_macs(graph.graph)
     assert plan.unknown == 0
     assert len(plan.unaccounted) <= (1 if precision != "fp32" else 4)
-    assert 0.98 * wanted <= plan.macs <= 1.08 * wanted
+    padded = next(iter(macs_by_node(graph.graph.model).values())) // 3  # the image gets a fourth channel
+    assert 0.98 * wanted <= plan.macs <= 1.01 * wanted + padded
     assert set(plan.macs_by_type) == {"int8": {"int8", "fp16", "fp32"}, "fp32": {"fp32"}}.get(
         precision, {precision, "fp32"}
     )
