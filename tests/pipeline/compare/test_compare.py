@@ -237,7 +237,7 @@ def test_an_earlier_comparison_is_replaced_by_a_complete_one_only(
         (["--data", "{tmp}/partly", "-o", "{tmp}/out"], "have no labels"),
         (["--data", "{tree}", "-o", "{tree}"], "not a comparison"),
         (["--data", "{tree}", "-o", "{tree}/images/a.png"], "not a comparison"),
-        (["--data", "{tree}", "-o", "{tmp}/out", "--precisions", "fp32,fp8"], "fp8"),
+        (["--data", "{tree}", "-o", "{tmp}/out", "--precisions", "fp32,fp4"], "fp4"),
         (["--data", "{tree}", "-o", "{tmp}/out", "--precisions", "fp32,fp32"], "each once"),
         (["--data", "{tree}", "-o", "{tmp}/out", "--label-map", "{tmp}/none.json"], "none.json"),
         (["--data", "{tree}", "-o", "{tmp}/out", "--precisions", "int8", "--calib", "{tmp}/empty"], "empty"),
