@@ -15,9 +15,9 @@ from pipeline.graph.onnx_graph import OnnxGraph, run_model
 from pipeline.graph.proto import infer
 from pipeline.graph.surgery import forget_shapes, shape
 
-# The same sums in another order at most, and roundings that fall the other way after it: of bf16, the coarsest type, one
-# is 2^-8 of a value, and some follow each other.  Measured: 0 on most models, 1.1e-3 of the largest logit at most (fp16).
-# A window that got another's values is off by about the largest logit.
+# The same sums in another order at most, and roundings that fall the other way after it: of bf16, the coarsest type,
+# one is 2^-8 of a value, and some follow each other.  Measured: 0 on most models, at most 1.1e-3 of the largest logit
+# (fp16).  A window that got another's values is off by about the largest logit.
 ALLOWED = 2.0**-6
 
 
