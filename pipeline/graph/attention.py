@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
-from pipeline.graph.surgery import Float64, Linear, integers, linear, linear_at, only_producer, only_use, shape
+from pipeline.graph.surgery import Float64, Linear, exact, integers, linear, linear_at, only_producer, only_use, shape
 
 Move = Callable[[Float64], Float64]
 _MOVES = ("Reshape", "Transpose")
@@ -31,6 +32,19 @@ def projection(product: ir.Node) -> tuple[Linear | None, list[Move]]:
         node = only_use(node.outputs[0])
     added = None if node is None else only_use(node.outputs[0])
     return None if added is None else linear_at(added), moves
+
+
+def moved(array: Float64, size: Sequence[int] | None, moves: Sequence[Move]) -> Float64:
+    """`array`, repeated to `size`, as it lies after `moves`."""
+    result: Float64 = np.broadcast_to(array, size or ())
+    for move in moves:
+        result = move(result)
+    return result
+
+
+def without_bias(linear: Linear) -> ir.Value:
+    """The product inside a Linear with a bias."""
+    return next(value for value in linear.node.inputs if value is not None and exact(value) is None)
 
 
 def _move(node: ir.Node) -> Move:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.graph.attention import Move, moved_linear
-from pipeline.graph.surgery import Editor, Float64, Linear, Outcome, exact, integer, only_producer, shape
+from pipeline.graph.attention import Move, moved, moved_linear, without_bias
+from pipeline.graph.surgery import Editor, Float64, Linear, Outcome, integer, only_producer, shape
 
 NAME = "bias of the queries as a number for each key"
 
@@ -51,9 +51,7 @@ def _match(softmax: ir.Node) -> tuple[ir.Node, Linear, Linear, Float64] | None:
     column = _moved(np.arange(keys[0].weight.shape[1], dtype=np.float64), keys, k_shape)  # (1, heads, d, M)
     if bias is None or column is None or np.ptp(bias, axis=2).any() or np.ptp(column, axis=3).any():
         return None
-    token = np.broadcast_to(np.arange(source[1], dtype=np.float64)[:, None], shape(keys[0].node.outputs[0]) or ())
-    for move in keys[1]:
-        token = move(token)
+    token = moved(np.arange(source[1], dtype=np.float64)[:, None], shape(keys[0].node.outputs[0]), keys[1])
     if (token != np.arange(source[1])).any():  # key j is not token j
         return None
     weight = keys[0].weight[:, column[0, :, :, 0].astype(int)]  # (C, heads, d)
@@ -62,9 +60,7 @@ def _match(softmax: ir.Node) -> tuple[ir.Node, Linear, Linear, Float64] | None:
 
 def _moved(vector: Float64, found: tuple[Linear, list[Move]], size: tuple[int, ...]) -> Float64 | None:
     """`vector`, the same for every token, as attention reads it."""
-    array = np.broadcast_to(vector, shape(found[0].node.outputs[0]) or ())
-    for move in found[1]:
-        array = move(array)
+    array = moved(vector, shape(found[0].node.outputs[0]), found[1])
     return array if array.shape == size else None
 
 
@@ -72,8 +68,7 @@ def _move_bias(
     editor: Editor, softmax: ir.Node, product: ir.Node, queries: Linear, keys: Linear, worth: Float64
 ) -> None:
     _, heads, rows, count = shape(softmax.inputs[0]) or ()
-    bare = next(value for value in queries.node.inputs if value is not None and exact(value) is None)
-    editor.replace(queries.node.outputs[0], bare)
+    editor.replace(queries.node.outputs[0], without_bias(queries))
     weight = editor.initializer(worth.astype(np.float32), f"{queries.node.name}/query_bias/weight")
     each = editor.node(softmax, "MatMul", [keys.x, weight], (1, count, heads))
     turned = editor.node(softmax, "Transpose", [each], (1, heads, count), [ir.AttrInt64s("perm", [0, 2, 1])])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.graph.attention import Move, moved_linear, projection
+from pipeline.graph.attention import moved, moved_linear, projection, without_bias
 from pipeline.graph.surgery import (
     Editor,
     Float64,
@@ -52,11 +52,10 @@ def _keys(editor: Editor, softmax: ir.Node) -> str | None:
     product = _product(softmax.inputs[0])
     if product is None or product.inputs[1] is None:
         return ""
-    found = moved_linear(product.inputs[1])
-    if found is None or found[0].bias is None:
+    found = _biased(product.inputs[1])
+    if found is None:
         return ""
-    source, moves = found
-    spread = _spread(source, moves)
+    source, spread = found
     if np.ptp(spread, axis=-1).any():  # over the keys
         return "the bias differs from key to key"
     _drop_bias(editor, source)
@@ -68,20 +67,17 @@ def _values(editor: Editor, softmax: ir.Node) -> str | None:
     product = only_use(softmax.outputs[0])
     if product is None or product.op_type != "MatMul" or product.inputs[0] is not softmax.outputs[0]:
         return ""
-    found = moved_linear(product.inputs[1])
-    if found is None or found[0].bias is None:
+    found = _biased(product.inputs[1])
+    if found is None:
         return ""
-    source, moves = found
-    spread = _spread(source, moves)
+    source, spread = found
     if np.ptp(spread, axis=-2).any():
         return "the bias differs from value to value"
     out = shape(product.outputs[0])
     reader, after = projection(product)
     if out is None or reader is None or reader.bias is None:
         return "no Linear with a constant bias after it that alone reads what attention makes"
-    carried = np.broadcast_to(spread[..., :1, :], out)
-    for move in after:
-        carried = move(carried)
+    carried = moved(spread[..., :1, :], out, after)
     if np.ptp(carried, axis=tuple(range(carried.ndim - 1))).any():
         return "the bias differs from query to query"
     bias = reader.bias + carried.reshape(-1, carried.shape[-1])[0] @ reader.weight
@@ -106,20 +102,20 @@ def _product(scores: ir.Value | None) -> ir.Node | None:
 _SCORES = ("MatMul", "Mul", "Div", "Add")
 
 
-def _spread(source: Linear, moves: list[Move]) -> Float64:
-    """The bias as attention reads it."""
-    assert source.bias is not None
-    array = np.broadcast_to(source.bias, shape(source.node.outputs[0]) or ())
-    for move in moves:
-        array = move(array)
-    return array
+def _biased(value: ir.Value | None) -> tuple[Linear, Float64] | None:
+    """The Linear with a bias from which `value` came unchanged, and the bias as attention reads it."""
+    found = moved_linear(value)
+    if found is None:
+        return None
+    source, moves = found
+    if source.bias is None:
+        return None
+    return source, moved(source.bias, shape(source.node.outputs[0]), moves)
 
 
 def _drop_bias(editor: Editor, source: Linear) -> None:
     """Let the bare product take the place of the one with a bias."""
-    add = source.node
-    product = next(value for value in add.inputs if value is not None and exact(value) is None)
-    editor.replace(add.outputs[0], product)
+    editor.replace(source.node.outputs[0], without_bias(source))
 
 
 def _constant_input(add: ir.Node) -> int:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.graph.attention import moved_linear, projection
-from pipeline.graph.surgery import Editor, Linear, Outcome, exact, only_producer, shape
+from pipeline.graph.attention import moved, moved_linear, projection, without_bias
+from pipeline.graph.surgery import Editor, Linear, Outcome, only_producer, shape
 
 NAME = "projection of a single head into its values"
 
@@ -46,15 +46,9 @@ def _match(product: ir.Node) -> tuple[Linear, Linear] | None:
     if came is None or went is None or came[-1] != width or went[-1] != width:
         return None
     # Rows of one value: where every row arrives whole, at both ends, the last axis was never touched.
-    rows = np.broadcast_to(np.arange(width, dtype=np.float64), shape(source.node.outputs[0]) or ())
-    for move in before:
-        rows = move(rows)
-    if (rows != np.arange(width)).any():
-        return None
-    rows = np.broadcast_to(np.arange(width, dtype=np.float64), out)
-    for move in after:
-        rows = move(rows)
-    return (source, reader) if (rows == np.arange(width)).all() else None
+    row = np.arange(width, dtype=np.float64)
+    ends = (moved(row, shape(source.node.outputs[0]), before), moved(row, out, after))
+    return (source, reader) if all((rows == row).all() for rows in ends) else None
 
 
 def _fold(editor: Editor, source: Linear, reader: Linear) -> None:
@@ -62,6 +56,4 @@ def _fold(editor: Editor, source: Linear, reader: Linear) -> None:
         (source.weight @ reader.weight).astype(np.float32), f"{source.node.name}/{editor.rule}/weight"
     )
     source.node.replace_input_with(1, folded)
-    product = next(value for value in reader.node.inputs if exact(value) is None)
-    assert product is not None
-    editor.replace(product, reader.x)
+    editor.replace(without_bias(reader), reader.x)
