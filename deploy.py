@@ -15,22 +15,18 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engines import arguments
+from engines.arguments import groups
 from engines.bundle import is_bundle, open_bundle
-from engines.contract import Log, TensorRTOptions
+from engines.contract import Log
 from engines.doctor import examine, require_building
 from engines.errors import DeployError, GateError, GpuLostError
 from engines.guard.child import guarded, interrupt
 from engines.images.read import read_image
 from engines.proof.first_run import prover
 from engines.segmenter import open_segmenter
-
-if TYPE_CHECKING:
-    from calib.data.datasets import LabelOptions
-    from calib.data.label_map import LabelMap
-    from pipeline.request import Budget
 
 
 def build_engine(args: argparse.Namespace) -> int:
@@ -43,35 +39,14 @@ def build_engine(args: argparse.Namespace) -> int:
         manifest = rebuild(
             Path(args.model), args.output, backend_name=args.backend, threads=args.threads,
             max_relative=args.max_error, min_labels=args.min_agreement, log=log,
-            batch=args.batch, tensorrt=arguments.tensorrt_given(args), timing_cache=args.timing_cache,
+            batch=args.batch, tensorrt=groups.tensorrt_given(args), timing_cache=args.timing_cache,
         )  # fmt: skip
     else:
         require_building()
-        from calib.ranges.ranges import Ranges, is_ranges
-        from calib.ranges.split import photograph, split
+        from pipeline.asked import build_request
         from pipeline.build import build_bundle
-        from pipeline.checkpoints.sources import SourceOptions
-        from pipeline.request import BuildRequest, Int8Options, LowerOptions
 
-        sample_file = None if args.sample is None else photograph(args.sample)
-        request = BuildRequest(
-            args.model, args.output, arguments.tiling(args), precision=args.precision, backend=args.backend,
-            threads=args.threads, options=SourceOptions(**arguments.model_given(args)),
-            sample=None if args.sample is None else read_image(args.sample, args.max_pixels),
-            sample_file=sample_file, max_error=args.max_error, min_agreement=args.min_agreement,
-            rewrites=args.rewrites, time_rewrites=args.time_rewrites, tail=not args.no_tail,
-            ranges=Ranges.load(args.calib) if args.calib is not None and is_ranges(args.calib) else None,
-            photographs=None if args.calib is None or is_ranges(args.calib) else split(
-                [str(args.calib)], reserved=() if sample_file is None else (sample_file.sha256,)),
-            lowering=LowerOptions(
-                islands=not args.no_islands, smooth=not args.no_smooth, bias=not args.no_bias_correction,
-                rest=args.rest, rounding=args.rounding,
-                int8=Int8Options("int8", args.depthwise, args.unsigned, tuple(args.skip), board=args.board),
-            ),
-            budget=_budget(args), leave=args.max_drop is not None, max_pixels=args.max_pixels, batch=args.batch or 1,
-            tensorrt=TensorRTOptions(**arguments.tensorrt_given(args)), timing_cache=args.timing_cache,
-        )  # fmt: skip
-        manifest = build_bundle(request, log)
+        manifest = build_bundle(build_request(args), log)
     written = sum(path.stat().st_size for path in args.output.iterdir())
     log("bundle", f"{args.output}, {written / 1e6:.1f} MB; next: deploy.py run {args.output} IMAGES -o DIR")
     if args.json:
@@ -98,12 +73,13 @@ def evaluate(args: argparse.Namespace) -> int:
     """score a bundle on a data set: mIoU, IoU by class, pixel and mean accuracy as mmsegmentation computes them"""
     from calib.data.datasets import open_dataset
     from engines.files import make_folder, write_json
+    from pipeline.asked import label_map, label_options
     from pipeline.evaluation import evaluate as scoring
 
-    label_map = _label_map(args)
+    mapping = label_map(args)
     with open_segmenter(args.bundle, *_loading(args)) as (segmenter, manifest):
         dataset = open_dataset(
-            args.dataset, manifest.spec, label_map=label_map, split=args.split, options=_labels(args)
+            args.dataset, manifest.spec, label_map=mapping, split=args.split, options=label_options(args)
         ).limited(args.limit)
         _logger(args.json)("data set", str(dataset))
         if args.output is not None:
@@ -119,16 +95,10 @@ def evaluate(args: argparse.Namespace) -> int:
 def calibrate(args: argparse.Namespace) -> int:
     """measure the ranges of a model's activations on photographs, for lowering it to INT8"""
     require_building()
-    from pipeline.checkpoints.sources import SourceOptions
+    from pipeline.asked import calibrate_request
     from pipeline.precision import calibrate as calibration
 
-    request = calibration.CalibrateRequest(
-        args.model, args.dataset, args.output, arguments.tiling(args), windows=args.windows, seed=args.seed,
-        rewrites=args.rewrites, threads=args.threads, options=SourceOptions(**arguments.model_given(args)),
-        max_pixels=args.max_pixels,
-        **{name: getattr(args, name) for name in ("method", "percentile") if getattr(args, name) is not None},
-    )  # fmt: skip
-    ranges, effort = calibration.calibrate(request, _logger(args.json))
+    ranges, effort = calibration.calibrate(calibrate_request(args), _logger(args.json))
     if args.json:
         report = {key: value for key, value in ranges.to_json().items() if key != "tensors"}
         report |= {"output": str(args.output), "tensors": len(ranges.tensors), "effort": asdict(effort)}
@@ -151,10 +121,10 @@ def inspect(args: argparse.Namespace) -> int:
             result["layers"], text = inspect_layers(open_bundle(path), args.threads, args.host_code)
     else:
         require_building()
-        from pipeline.checkpoints.sources import SourceOptions
+        from pipeline.asked import source_options
         from pipeline.inspect_model import inspect_model
 
-        result, text = inspect_model(args.target, args.tile, SourceOptions(**arguments.model_given(args)))
+        result, text = inspect_model(args.target, args.tile, source_options(args))
     print(json.dumps(result, indent=1) if args.json else text)
     return 0
 
@@ -162,25 +132,12 @@ def inspect(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> int:
     """build MODEL in several precisions, measure them side by side on a data set, and say which one to ship"""
     require_building()
-    from pipeline.checkpoints.sources import SourceOptions
-    from pipeline.compare.judge import Limits
+    from pipeline.asked import compare_request
     from pipeline.compare.report.table import terminal
-    from pipeline.compare.run import CompareRequest
     from pipeline.compare.run import compare as compare_precisions
-    from pipeline.request import Budget, BuildRequest
 
-    build = BuildRequest(
-        args.model, args.output, arguments.tiling(args), backend=args.backend, threads=args.threads,
-        options=SourceOptions(**arguments.model_given(args)), budget=Budget(args.max_drop), max_pixels=args.max_pixels,
-    )  # fmt: skip
-    limits = Limits(args.max_drop, args.min_agreement, args.fail_under or None)
-    request = CompareRequest(
-        build, data=args.data, precisions=args.precisions, calib=args.calib, limits=limits, rounds=args.rounds,
-        limit=args.limit, label_map=_label_map(args), label_options=_labels(args), split=args.split,
-        max_pixels=args.max_pixels,
-    )  # fmt: skip
     log = _logger(args.json)
-    comparison = compare_precisions(request, log)
+    comparison = compare_precisions(compare_request(args), log)
     print(json.dumps(comparison.to_json(), indent=1) if args.json else f"\n{terminal(comparison)}")
     log("written", f"{args.output}/compare.html, .json, .md, .png, .svg; bundles beside them")
     return 0 if comparison.passed or args.fail_under is None else GateError.exit_code
@@ -259,35 +216,6 @@ def _refuse_fixed(args: argparse.Namespace) -> None:
 
 def _loading(args: argparse.Namespace) -> tuple[Any, ...]:
     return args.threads, args.host_code, prover(_logger(True)), args.threshold
-
-
-def _budget(args: argparse.Namespace) -> Budget:
-    """What may be lost, and on which data set."""
-    from calib.data.datasets import open_dataset
-    from pipeline.request import Budget
-
-    max_drop = Budget.max_drop if args.max_drop is None else args.max_drop
-    if args.eval is None:
-        return Budget(max_drop)
-    label_map = _label_map(args)
-    return Budget(
-        max_drop,
-        lambda spec: open_dataset(
-            args.eval, spec, label_map=label_map, split=args.split, options=_labels(args)
-        ).limited(args.limit),
-    )
-
-
-def _label_map(args: argparse.Namespace) -> LabelMap | None:
-    from calib.data.label_map import read_label_map
-
-    return None if args.label_map is None else read_label_map(args.label_map)
-
-
-def _labels(args: argparse.Namespace) -> LabelOptions:
-    from calib.data.datasets import LabelOptions
-
-    return LabelOptions(tuple(args.ignore_label), args.reduce_zero_label, args.label_colors)
 
 
 def _logger(quiet: bool) -> Log:

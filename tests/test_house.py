@@ -24,7 +24,7 @@ FLOORS = (
     "pipeline/models", "pipeline/graph", "pipeline/checkpoints", "pipeline/request.py", "pipeline/provenance.py",
     "pipeline/evaluation",
     "pipeline/side_by_side.py", "pipeline/precision", "pipeline/exact.py", "pipeline/build.py", "pipeline/compare",
-    "pipeline/inspect_model.py", "pipeline/demo",
+    "pipeline/inspect_model.py", "pipeline/demo", "pipeline/asked.py",
     "deploy.py",
 )  # fmt: skip
 HOUSES = ("engines", "calib", "pipeline")
@@ -45,7 +45,7 @@ ON_A_DEVICE = ("engines", "calib")  # torch and onnx are no part of a device
 TORCH_THERE = ("engines/backends/torch_cpu.py", "engines/backends/torch_gpu.py")
 FILES = [path for house in HOUSES for path in sorted((ROOT / house).rglob("*.py"))] + [ROOT / "deploy.py"]
 LINE_BUDGET = 330
-IN_THE_OPEN = {"engines": 11, "calib": 1, "pipeline": 7}  # Python files outside of a folder, `__init__` counted
+IN_THE_OPEN = {"engines": 11, "calib": 1, "pipeline": 8}  # Python files outside of a folder, `__init__` counted
 
 
 def _name(path: Path) -> str:

@@ -6,30 +6,32 @@ Needs argparse and this package alone: `run` on a device parses without torch.
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
+from engines.arguments.groups import (
+    batch,
+    data_arguments,
+    engine_arguments,
+    loading_arguments,
+    model_arguments,
+    preprocessing_arguments,
+    rewrite_argument,
+    tensorrt_arguments,
+    threshold_argument,
+    window_arguments,
+)
 from engines.arguments.values import (
     count,
-    inside,
-    label,
-    mebibytes,
     number,
     percent,
     positive,
     share,
     size,
-    triple,
-    up_to,
     width_height,
     words,
 )
-from engines.backends import BACKENDS
-from engines.bundle import MAX_BATCH
-from engines.contract import PRECISIONS, TensorRTOptions
+from engines.contract import PRECISIONS
 from engines.images.read import MAX_PIXELS
-from engines.tiling.placement import BLENDS, PADDINGS, Tiling
 
 # What a bundle's graph was made for, and a rebuild of it cannot change.
 FIXED_IN_A_BUNDLE = (
@@ -85,10 +87,6 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(fixed={name: verb.get_default(name) for name in FIXED_IN_A_BUNDLE})
 
 
-def rewrite_argument(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--no-rewrites", dest="rewrites", action="store_false", help="leave the graph as exported")
-
-
 def calibrate_arguments(verb: argparse.ArgumentParser) -> None:
     """Of `calibrate`."""
     verb.set_defaults(blend="uniform")  # ranges do not depend on it
@@ -131,13 +129,6 @@ def inspect_arguments(verb: argparse.ArgumentParser) -> None:
                       "bundle or an .onnx, and what they cost at least on named boards")  # fmt: skip
     loading_arguments(verb)
     model_arguments(verb)
-
-
-def loading_arguments(verb: argparse.ArgumentParser) -> None:
-    """Of verbs that load an engine which was built before."""
-    verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
-    verb.add_argument("--allow-host-code", dest="host_code", action="store_true", help="load an engine that was built "
-                      "with --version-compatible: it runs native code of its own, so know whence it comes")  # fmt: skip
 
 
 def compare_arguments(verb: argparse.ArgumentParser) -> None:
@@ -186,104 +177,6 @@ def evaluate_arguments(verb: argparse.ArgumentParser) -> None:
     threshold_argument(verb, "the bundle's")
     verb.add_argument("--fail-under", type=percent, metavar="MIOU", help="exit with 3 if lower: 0.7, or 70")
     loading_arguments(verb)
-
-
-def engine_arguments(verb: argparse.ArgumentParser) -> None:
-    """The engine, its windows, and the model."""
-    verb.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
-    window_arguments(verb)
-    verb.add_argument("--blend", choices=BLENDS, default="uniform", help="weights of overlapping windows")
-    threshold_argument(verb, "the model's, or 0.5")
-    verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
-    model_arguments(verb)
-    preprocessing_arguments(verb)
-
-
-def threshold_argument(verb: argparse.ArgumentParser, default: str) -> None:
-    verb.add_argument("--threshold", type=inside, metavar="T", help="of a network with one channel: the probability "
-                      f"above which it is its class, not background ({default})")  # fmt: skip
-
-
-def tensorrt_arguments(verb: argparse.ArgumentParser) -> None:
-    """What TensorRT's builder is asked for.  Absent from the result unless given: a rebuild then keeps what it was."""
-    group = verb.add_argument_group("TensorRT", argument_default=argparse.SUPPRESS)
-    group.add_argument("--timing-cache", type=Path, metavar="FILE", default=None,
-                       help="measurements kept between builds (beside BUNDLE)")  # fmt: skip
-    boolean = argparse.BooleanOptionalAction
-    group.add_argument("--workspace", type=mebibytes, metavar="MB", help="that kernels may use while they run; else "
-                       "what leaves room for others")  # fmt: skip
-    group.add_argument("--opt-level", dest="level", type=int, choices=range(6), help="5 builds longest")
-    group.add_argument("--aux-streams", type=count, metavar="N", help="0 takes the least memory")
-    group.add_argument("--version-compatible", action=boolean, help="the engine loads in later TensorRT too")
-    group.add_argument("--hardware", choices=("exact", "same_cc", "ampere_plus"), help="GPUs that it loads on: this "
-                       "model, this compute capability, or all from Ampere on")  # fmt: skip
-    group.add_argument("--strip-weights", action=boolean, help="take them from model.onnx when it is loaded")
-
-
-def window_arguments(verb: argparse.ArgumentParser) -> None:
-    """Where windows lie."""
-    verb.add_argument("--tile", type=size, default=(1024, 1024), metavar="N|HxW", help="window (1024)")
-    verb.add_argument("--stride", type=size, metavar="N|HxW", help="step between windows (3/4 of the window)")
-    verb.add_argument("--padding", choices=PADDINGS, default="zero", help="outside of an image smaller than the window")
-
-
-def preprocessing_arguments(verb: argparse.ArgumentParser) -> None:
-    """What the network expects of its input."""
-    verb.add_argument("--mean", type=triple, metavar="R,G,B", help="on the 0..255 scale")
-    verb.add_argument("--std", type=triple, metavar="R,G,B", help="on the 0..255 scale")
-    verb.add_argument("--bgr", action="store_true", help="the network expects BGR; mean and std are then B,G,R")
-
-
-def model_arguments(verb: argparse.ArgumentParser) -> None:
-    """What a checkpoint may not say of itself."""
-    verb.add_argument("--weights", type=Path, metavar="FILE", help="state dict for package.module:function")
-    verb.add_argument("--classes", metavar="NAME|FILE", help="a data set's classes, or a file with one name a line")
-
-
-def data_arguments(verb: argparse.ArgumentParser) -> None:
-    """How a data set is read."""
-    verb.add_argument("--split", default="val", help="part of a data set that has parts")
-    verb.add_argument(
-        "--label-map", metavar="FILE.json", help="score in other classes; calib/data/label_map.py describes it"
-    )
-    verb.add_argument(
-        "--ignore-label",
-        type=label,
-        action="append",
-        default=[],
-        metavar="N",
-        help="a number in the label files that is not scored, besides 255; may be given again",
-    )
-    verb.add_argument(
-        "--reduce-zero-label",
-        action=argparse.BooleanOptionalAction,
-        help="in the label files 0 is ignore and classes count from 1; else as the data set or the model says",
-    )
-    verb.add_argument("--label-colors", metavar="bundle|NAME|FILE", help="colours of label files stand for classes: "
-                      "of the model's palette, a data set's, or a file of lines 'name R G B' (CVAT's too)")  # fmt: skip
-    verb.add_argument("--limit", type=positive, metavar="N", help="score N images, spread evenly over the set")
-    verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
-
-
-def model_given(args: argparse.Namespace) -> dict[str, Any]:
-    """What the command line says of the model, by the names of `pipeline.checkpoints.sources.SourceOptions`."""
-    names = ("weights", "classes", "mean", "std", "bgr", "threshold")
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
-
-
-def tiling(args: argparse.Namespace) -> Tiling:
-    height, width = args.tile
-    stride_h, stride_w = args.stride or (max(1, 3 * height // 4), max(1, 3 * width // 4))
-    return Tiling(height, window_w=width, stride_h=stride_h, stride_w=stride_w, blend=args.blend, padding=args.padding)
-
-
-def tensorrt_given(args: argparse.Namespace) -> dict[str, Any]:
-    """Of TensorRTOptions, those that the command line sets."""
-    return {field.name: getattr(args, field.name) for field in fields(TensorRTOptions) if hasattr(args, field.name)}
-
-
-def batch(text: str) -> int:
-    return up_to(MAX_BATCH, text)
 
 
 class Version(argparse.Action):

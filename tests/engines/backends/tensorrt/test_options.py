@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 import deploy
-from engines import arguments
+from engines.arguments import groups
 from engines.bundle import MANIFEST, open_bundle, seal
 from engines.contract import TensorRTOptions
 
 
 def _given(*words: str) -> dict[str, object]:
-    return arguments.tensorrt_given(deploy._parser().parse_args(["build-engine", "demo", "-o", "out", *words]))
+    return groups.tensorrt_given(deploy._parser().parse_args(["build-engine", "demo", "-o", "out", *words]))
 
 
 def test_only_what_the_command_line_says_is_set() -> None:

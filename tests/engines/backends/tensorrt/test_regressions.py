@@ -13,7 +13,7 @@ import pytest
 import deploy
 from calib.data.scenes import render_folder
 from calib.ranges.split import split
-from engines import arguments
+from engines.arguments import groups, values
 from engines.backends import get_backend
 from engines.backends.tensorrt.scales import half_scales
 from engines.contract import BuildConfig, TensorRTOptions
@@ -159,8 +159,8 @@ def test_numbers_that_no_sdk_takes_are_refused(
 
 
 def test_the_largest_numbers_fit_what_bindings_take() -> None:
-    assert arguments.count("2147483647") < 2**31
-    assert arguments.mebibytes("17592186044415") < 2**64
+    assert values.count("2147483647") < 2**31
+    assert values.mebibytes("17592186044415") < 2**64
 
 
 def test_rtx_engines_without_weights_are_for_one_compute_capability(start: Start, model: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_refused_option_of_the_bundle_has_a_way_out(
     """A rebuild takes options from the bundle, where there is nothing to leave out."""
     with pytest.raises(DeployError, match=f"leave it out, or {way_out} where it is the bundle's"):
         start(version, info).backend.require(TensorRTOptions(**options))
-    words = arguments.tensorrt_given(deploy._parser().parse_args(["build-engine", "b", "-o", "c", *way_out.split()]))
+    words = groups.tensorrt_given(deploy._parser().parse_args(["build-engine", "b", "-o", "c", *way_out.split()]))
     start(version, info).backend.require(replace(TensorRTOptions(**options), **words))
 
 

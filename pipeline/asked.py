@@ -1,0 +1,105 @@
+"""What the command line asked for, as the requests that the verbs of build time take."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from calib.data.datasets import LabelOptions, open_dataset
+from calib.data.label_map import LabelMap, read_label_map
+from calib.ranges.ranges import Ranges, is_ranges
+from calib.ranges.split import Split, photograph, split
+from engines.arguments import groups
+from engines.contract import TensorRTOptions
+from engines.images.read import read_image
+from pipeline.checkpoints.sources import SourceOptions
+from pipeline.request import Budget, BuildRequest, Int8Options, LowerOptions
+
+if TYPE_CHECKING:
+    from pipeline.compare.run import CompareRequest
+    from pipeline.precision.calibrate import CalibrateRequest
+
+
+def build_request(args: argparse.Namespace) -> BuildRequest:
+    """Of `build-engine`.  Reads the photograph of --sample and the ranges of --calib."""
+    sample_file = None if args.sample is None else photograph(args.sample)
+    ranges, photographs = _calibration(args, () if sample_file is None else (sample_file.sha256,))
+    return BuildRequest(
+        args.model, args.output, groups.tiling(args), precision=args.precision, backend=args.backend,
+        threads=args.threads, options=source_options(args),
+        sample=None if args.sample is None else read_image(args.sample, args.max_pixels), sample_file=sample_file,
+        max_error=args.max_error, min_agreement=args.min_agreement, rewrites=args.rewrites,
+        time_rewrites=args.time_rewrites, tail=not args.no_tail, ranges=ranges, photographs=photographs,
+        lowering=LowerOptions(
+            islands=not args.no_islands, smooth=not args.no_smooth, bias=not args.no_bias_correction,
+            rest=args.rest, rounding=args.rounding,
+            int8=Int8Options("int8", args.depthwise, args.unsigned, tuple(args.skip), board=args.board),
+        ),
+        budget=_budget(args), leave=args.max_drop is not None, max_pixels=args.max_pixels, batch=args.batch or 1,
+        tensorrt=TensorRTOptions(**groups.tensorrt_given(args)), timing_cache=args.timing_cache,
+    )  # fmt: skip
+
+
+def compare_request(args: argparse.Namespace) -> CompareRequest:
+    """Of `compare`."""
+    from pipeline.compare.judge import Limits
+    from pipeline.compare.run import CompareRequest
+
+    build = BuildRequest(
+        args.model, args.output, groups.tiling(args), backend=args.backend, threads=args.threads,
+        options=source_options(args), budget=Budget(args.max_drop), max_pixels=args.max_pixels,
+    )  # fmt: skip
+    return CompareRequest(
+        build, data=args.data, precisions=args.precisions, calib=args.calib,
+        limits=Limits(args.max_drop, args.min_agreement, args.fail_under or None), rounds=args.rounds,
+        limit=args.limit, label_map=label_map(args), label_options=label_options(args), split=args.split,
+        max_pixels=args.max_pixels,
+    )  # fmt: skip
+
+
+def calibrate_request(args: argparse.Namespace) -> CalibrateRequest:
+    """Of `calibrate`."""
+    from pipeline.precision.calibrate import CalibrateRequest
+
+    return CalibrateRequest(
+        args.model, args.dataset, args.output, groups.tiling(args), windows=args.windows, seed=args.seed,
+        rewrites=args.rewrites, threads=args.threads, options=source_options(args), max_pixels=args.max_pixels,
+        **{name: getattr(args, name) for name in ("method", "percentile") if getattr(args, name) is not None},
+    )  # fmt: skip
+
+
+def source_options(args: argparse.Namespace) -> SourceOptions:
+    return SourceOptions(**groups.model_given(args))
+
+
+def label_map(args: argparse.Namespace) -> LabelMap | None:
+    return None if args.label_map is None else read_label_map(args.label_map)
+
+
+def label_options(args: argparse.Namespace) -> LabelOptions:
+    return LabelOptions(tuple(args.ignore_label), args.reduce_zero_label, args.label_colors)
+
+
+def _calibration(args: argparse.Namespace, reserved: tuple[str, ...]) -> tuple[Ranges | None, Split | None]:
+    """Ranges measured before, or photographs to measure on; never those `reserved`, by their sha256."""
+    if args.calib is None:
+        return None, None
+    return (
+        (Ranges.load(args.calib), None)
+        if is_ranges(args.calib)
+        else (None, split([str(args.calib)], reserved=reserved))
+    )
+
+
+def _budget(args: argparse.Namespace) -> Budget:
+    """What may be lost, and on which data set."""
+    max_drop = Budget.max_drop if args.max_drop is None else args.max_drop
+    if args.eval is None:
+        return Budget(max_drop)
+    mapping = label_map(args)
+    return Budget(
+        max_drop,
+        lambda spec: open_dataset(
+            args.eval, spec, label_map=mapping, split=args.split, options=label_options(args)
+        ).limited(args.limit),
+    )
