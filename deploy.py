@@ -143,6 +143,20 @@ def compare(args: argparse.Namespace) -> int:
     return 0 if comparison.passed or args.fail_under is None else GateError.exit_code
 
 
+def receptive_field(args: argparse.Namespace) -> int:
+    """show how far the units of MODEL see: effective fields by gradient as a picture, theoretical ones by its graph"""
+    require_building()
+    from pipeline.asked import field_request
+    from pipeline.receptive.study import JSON, PICTURE
+    from pipeline.receptive.study import receptive_field as study_fields
+
+    log = _logger(args.json)
+    study = study_fields(field_request(args), args.output, log)
+    print(json.dumps(study.to_json(), indent=1) if args.json else f"\n{study}")
+    log("written", f"{args.output / PICTURE}, {JSON} beside it")
+    return 0
+
+
 def bench(args: argparse.Namespace) -> int:
     """time a bundle: the engine, whole frames and their parts, frames in flight; with energy and peak memory"""
     from engines.files import write_json
@@ -182,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     _verb(verbs, "doctor", doctor)
     arguments.compare_arguments(_verb(verbs, "compare", compare))
     arguments.bench_arguments(_verb(verbs, "bench", bench))
+    arguments.receptive_arguments(_verb(verbs, "receptive-field", receptive_field))
     return parser
 
 

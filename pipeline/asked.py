@@ -18,6 +18,7 @@ from pipeline.request import Budget, BuildRequest, Int8Options, LowerOptions
 if TYPE_CHECKING:
     from pipeline.compare.run import CompareRequest
     from pipeline.precision.calibrate import CalibrateRequest
+    from pipeline.receptive.study import FieldRequest
 
 
 def build_request(args: argparse.Namespace) -> BuildRequest:
@@ -65,6 +66,16 @@ def calibrate_request(args: argparse.Namespace) -> CalibrateRequest:
         args.model, args.dataset, args.output, groups.tiling(args), windows=args.windows, seed=args.seed,
         rewrites=args.rewrites, threads=args.threads, options=source_options(args), max_pixels=args.max_pixels,
         **{name: getattr(args, name) for name in ("method", "percentile") if getattr(args, name) is not None},
+    )  # fmt: skip
+
+
+def field_request(args: argparse.Namespace) -> FieldRequest:
+    """Of `receptive-field`."""
+    from pipeline.receptive.study import FieldRequest
+
+    return FieldRequest(
+        args.model, groups.tiling(args), data=args.data, windows=args.windows, seed=args.seed, threads=args.threads,
+        options=source_options(args), max_pixels=args.max_pixels,
     )  # fmt: skip
 
 

@@ -17,13 +17,15 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     "engines/errors.py", "engines/guard", "engines/files.py", "engines/records.py", "engines/machine",
     "engines/spec.py", "engines/contract.py",
-    "engines/roofline", "engines/tiling", "engines/images", "engines/gpu", "engines/bundle.py", "engines/backends",
+    "engines/roofline", "engines/tiling", "engines/plan", "engines/images", "engines/gpu", "engines/bundle.py",
+    "engines/backends",
     "engines/arguments", "engines/segmenter.py", "engines/proof", "engines/folder_run.py", "engines/measure",
     "engines/doctor.py",
     "calib/data", "calib/ranges",
     "pipeline/models", "pipeline/graph", "pipeline/checkpoints", "pipeline/request.py", "pipeline/provenance.py",
     "pipeline/evaluation",
-    "pipeline/side_by_side.py", "pipeline/precision", "pipeline/exact.py", "pipeline/build.py", "pipeline/compare",
+    "pipeline/side_by_side.py", "pipeline/precision", "pipeline/exact.py", "pipeline/build.py", "pipeline/figures",
+    "pipeline/receptive", "pipeline/compare",
     "pipeline/inspect_model.py", "pipeline/demo", "pipeline/asked.py",
     "deploy.py",
 )  # fmt: skip
@@ -39,7 +41,7 @@ SDK_OWNER = {
     "PIL": "engines/images/read.py engines/images/write.py engines/images/shared_pixels.py",
     "onnx": "pipeline/graph/export.py pipeline/graph/proto.py pipeline/graph/types.py pipeline/graph/batches/walk.py",
     "onnxsim": "pipeline/graph/export.py",
-    "matplotlib": "pipeline/compare/report/figure.py",
+    "matplotlib": "pipeline/figures/canvas.py pipeline/compare/report/figure.py pipeline/receptive/figure.py",
 }
 ON_A_DEVICE = ("engines", "calib")  # torch and onnx are no part of a device
 TORCH_THERE = ("engines/backends/torch_cpu.py", "engines/backends/torch_gpu.py")

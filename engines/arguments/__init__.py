@@ -131,6 +131,21 @@ def inspect_arguments(verb: argparse.ArgumentParser) -> None:
     model_arguments(verb)
 
 
+def receptive_arguments(verb: argparse.ArgumentParser) -> None:
+    """Of `receptive-field`."""
+    verb.set_defaults(stride=None, blend="uniform", padding="zero")  # one window at a time
+    verb.add_argument("model", metavar="MODEL", help="as build-engine takes it, but not an .onnx")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    verb.add_argument("--data", type=Path, metavar="DATASET", help="photographs to average over (rendered scenes)")
+    verb.add_argument("--tile", type=size, default=(1024, 1024), metavar="N|HxW", help="window (1024)")
+    verb.add_argument("--windows", type=positive, default=8, metavar="N", help="at most so many, over all images")
+    verb.add_argument("--seed", type=count, default=0, help="which windows are drawn")
+    verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
+    verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
+    model_arguments(verb)
+    preprocessing_arguments(verb)
+
+
 def compare_arguments(verb: argparse.ArgumentParser) -> None:
     """Of `compare`."""
     verb.add_argument("model", metavar="MODEL", help="as build-engine takes it")

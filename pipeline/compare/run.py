@@ -29,10 +29,10 @@ from pipeline.compare.frames import Frames
 from pipeline.compare.gpu_floor import SHOWN, gpu_floors
 from pipeline.compare.judge import Limits, judge, verdict
 from pipeline.compare.measure import Measured, measure
-from pipeline.compare.report.figure import require_matplotlib
 from pipeline.compare.report.write import FILES, JSON, RANGES, write
 from pipeline.compare.rows import Comparison, Row, yardstick
 from pipeline.exact import Exact, exact_graph
+from pipeline.figures.canvas import require_matplotlib
 from pipeline.precision.calibrate import CalibrateRequest, draw
 from pipeline.precision.calibrate import measure as measure_ranges
 from pipeline.provenance import announce, not_seen

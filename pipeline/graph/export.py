@@ -44,10 +44,16 @@ def trace(module: nn.Module, window: tuple[int, int]) -> torch.export.ExportedPr
 
 def export(program: torch.export.ExportedProgram) -> OnnxGraph:
     """Translate a captured program to ONNX: input ``image``, output ``logits``, LayerNormalization as one node."""
+    model = translate(program, ["logits"])
+    return from_model(model, (Step(f"torch.onnx opset {OPSET}", len(model.graph)),))
+
+
+def translate(program: torch.export.ExportedProgram, outputs: list[str]) -> ir.Model:
+    """The same of a program of several outputs, which get those names."""
     try:
         with _quiet():
             result = torch.onnx.export(
-                program, (), opset_version=OPSET, input_names=["image"], output_names=["logits"], dynamo=True,
+                program, (), opset_version=OPSET, input_names=["image"], output_names=outputs, dynamo=True,
                 verbose=False,
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
@@ -56,7 +62,7 @@ def export(program: torch.export.ExportedProgram) -> OnnxGraph:
         raise DeployError("export: torch.onnx returned nothing; expected an ONNX program")
     # The exporter's stack traces: megabytes of paths of the machine that built the bundle.
     passes.ClearMetadataAndDocStringPass()(result.model)
-    return from_model(result.model, (Step(f"torch.onnx opset {OPSET}", len(result.model.graph)),))
+    return result.model
 
 
 def import_onnx(path: Path, window: tuple[int, int]) -> OnnxGraph:

@@ -17,7 +17,7 @@ from engines.machine import interpreter
 from engines.machine.finding import Finding
 from engines.machine.gpu import examine_gpu
 from engines.machine.interpreter import Interpreter
-from pipeline.compare.report.figure import require_matplotlib
+from pipeline.figures.canvas import require_matplotlib
 
 ROOT = Path(__file__).parents[2]
 TREES = Path(__file__).parent / "machine" / "trees"

@@ -1,58 +1,45 @@
-"""The picture of a comparison: accuracy against latency with the Pareto front, and what each class loses.
-
-The only file that imports matplotlib.
-"""
+"""The picture of a comparison: accuracy against latency with the Pareto front, and what each class loses."""
 
 from __future__ import annotations
 
-import importlib.util
-import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from engines.errors import DeployError
-from engines.machine.interpreter import pip_install
-from pipeline.compare.report.theme import LIGHT, Theme, colour
 from pipeline.compare.rows import Comparison, Row, class_changes
+from pipeline.figures.canvas import encoded, new_figure, style, title
+from pipeline.figures.theme import LIGHT, Theme, colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 CLASSES_SHOWN = 20
 _MARKS = {"fp32": "o", "fp16": "D", "bf16": "s", "int8": "^", "fp8": "v", "auto": "P"}
 
 
-def require_matplotlib() -> None:
-    """Raise DeployError, naming the command that gets it, where matplotlib is missing."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise DeployError(f"picture: matplotlib is not installed; {pip_install('report')}")
-
-
 def picture(comparison: Comparison, kind: str, theme: Theme = LIGHT) -> bytes:
     """Both panels side by side as a file of `kind` (png or svg)."""
-    with _style(theme):
-        figure = _figure(13, 5.6)
+    with style(theme):
+        figure = new_figure(13, 5.6)
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1.15, 1)})
         _trade(left, comparison, theme)
         _classes(right, comparison, theme)
-        return _bytes(figure, kind)
+        return encoded(figure, kind)
 
 
 def trade_off(comparison: Comparison, theme: Theme) -> bytes:
     """The left panel alone, as PNG."""
-    with _style(theme):
-        figure = _figure(6.4, 4.5)
+    with style(theme):
+        figure = new_figure(6.4, 4.5)
         _trade(figure.subplots(), comparison, theme)
-        return _bytes(figure, "png")
+        return encoded(figure, "png")
 
 
 def class_panel(comparison: Comparison, theme: Theme) -> bytes:
     """The right panel alone, as PNG, as high as its classes need."""
     shown = min(CLASSES_SHOWN, max(len(class_changes(comparison, row)) for row in comparison.rows))
-    with _style(theme):
-        figure = _figure(6.4, max(3.2, 1.6 + 0.3 * shown))
+    with style(theme):
+        figure = new_figure(6.4, max(3.2, 1.6 + 0.3 * shown))
         _classes(figure.subplots(), comparison, theme)
-        return _bytes(figure, "png")
+        return encoded(figure, "png")
 
 
 def pareto(rows: list[Row], accuracy: dict[str, float]) -> list[Row]:
@@ -67,7 +54,7 @@ def pareto(rows: list[Row], accuracy: dict[str, float]) -> list[Row]:
 def _trade(axes: Axes, comparison: Comparison, theme: Theme) -> None:
     rows = [row for row in comparison.rows if row.measured]
     accuracy = {row.name: _accuracy(comparison, row) for row in rows}
-    _title(axes, theme, "Accuracy against latency", "p50 of a frame, line to p95; up and left is better")
+    title(axes, theme, "Accuracy against latency", "p50 of a frame, line to p95; up and left is better")
     low, high = _y_range(list(accuracy.values()), comparison)
     axes.set_ylim(low, high)
     _x_axis(axes, [_ms(row) for row in rows] + [row.timing.frame.p95 for row in rows if row.timing], theme)
@@ -101,7 +88,7 @@ def _classes(axes: Axes, comparison: Comparison, theme: Theme) -> None:
     names = sorted(worst, key=lambda name: -worst[name])[:CLASSES_SHOWN]
     what = "points of IoU against the reference" if comparison.labelled else "points of IoU with the reference's masks"
     hidden = len(worst) - len(names)
-    _title(
+    title(
         axes,
         theme,
         "What each class gains or loses",
@@ -202,41 +189,6 @@ _SPOTS = [
     (-12, 24, "right", "bottom"), (-12, -25, "right", "top"), (12, 40, "left", "bottom"), (12, -41, "left", "top"),
     (-12, -41, "right", "top"), (-12, 40, "right", "bottom"), (12, -57, "left", "top"), (-12, -57, "right", "top"),
 ]  # fmt: skip
-
-
-def _title(axes: Axes, theme: Theme, title: str, subtitle: str) -> None:
-    axes.set_title(title, loc="left", fontsize=13, weight="bold", color=theme.ink, pad=26)
-    axes.annotate(subtitle, (0, 1), xycoords="axes fraction", xytext=(0, 9), textcoords="offset points",
-                  color=theme.muted, fontsize=9.5)  # fmt: skip
-
-
-def _style(theme: Theme) -> Any:
-    import matplotlib as mpl
-
-    return mpl.rc_context({
-        "font.family": "DejaVu Sans", "font.size": 10, "text.color": theme.ink, "svg.fonttype": "none",
-        "svg.hashsalt": "edgeseg", "figure.facecolor": theme.paper, "axes.facecolor": theme.paper,
-        "axes.edgecolor": theme.line, "axes.labelcolor": theme.muted, "xtick.color": theme.muted,
-        "ytick.color": theme.muted, "xtick.labelcolor": theme.ink, "ytick.labelcolor": theme.ink,
-        "axes.spines.top": False, "axes.spines.right": False, "legend.labelcolor": theme.ink,
-    })  # fmt: skip
-
-
-def _figure(width: float, height: float) -> Figure:
-    """Inches.  Not through pyplot, which would choose a window system and keep the figure alive."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure((width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _bytes(figure: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {}
-    figure.savefig(buffer, format=kind, dpi=170, metadata=metadata)
-    return buffer.getvalue()
 
 
 def _ms(row: Row) -> float:

@@ -11,9 +11,9 @@ from pipeline.compare.judge import BASELINES
 from pipeline.compare.report.figure import class_panel, trade_off
 from pipeline.compare.report.style import CSS
 from pipeline.compare.report.table import cells, class_table, executed, floor_note, parts_note, result, split_cells
-from pipeline.compare.report.theme import DARK, LIGHT, colour
 from pipeline.compare.rows import Comparison, Row, drop, percent
 from pipeline.compare.worst import Picture
+from pipeline.figures.theme import DARK, LIGHT, colour
 
 # Nothing may be fetched or run, whatever names and paths say.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

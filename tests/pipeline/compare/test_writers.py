@@ -16,8 +16,8 @@ from PIL import Image
 from pipeline.compare.report.figure import class_panel, pareto, picture, trade_off
 from pipeline.compare.report.page import page
 from pipeline.compare.report.table import WIDTH, markdown, terminal
-from pipeline.compare.report.theme import DARK
 from pipeline.compare.rows import class_changes
+from pipeline.figures.theme import DARK
 from tests.pipeline.compare.read_back import comparison_from_json, read
 from tests.pipeline.compare.recorded import CLASSES, comparison, pictures, rows, timing
 
