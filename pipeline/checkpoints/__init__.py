@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from engines.errors import DeployError
 from engines.spec import ModelSpec
 from pipeline.checkpoints import huggingface
 from pipeline.checkpoints.common import LoadedModel, Parsed
-from pipeline.checkpoints.files import files_sha256, read_state
-from pipeline.checkpoints.registry import layout_of, meta_fields
+from pipeline.checkpoints.files import files_sha256, read_weights
+from pipeline.checkpoints.registry import is_known, layout_of, meta_fields
+from pipeline.checkpoints.training_config import read_config
 from pipeline.checkpoints.user import load_factory
 
 __all__ = ["LoadedModel", "load_model"]
@@ -22,13 +24,16 @@ ADE20K_CLASSES = 150
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
-def load_model(source: str, *, weights: Path | None = None, window: tuple[int, int] = (1024, 1024)) -> LoadedModel:
+def load_model(
+    source: str, *, weights: Path | None = None, window: tuple[int, int] = (1024, 1024), named: bool = False
+) -> LoadedModel:
     """Load a trained network from `source`; no code in it is run, except for a factory.
 
     source: a Hugging Face folder; a .pth, .pt, .bin or .safetensors with a state dict of a layout in `registry`; a
     Python factory ``package.module:function``; or ``demo``.
     weights: a state dict for the factory's module; allowed with a factory only.
     window: (H, W) in pixels that the network will be run at; SETR's position embedding is made for it.
+    named: the user names the classes: what the source says of them is not read.
 
     Raises DeployError, in one line: what was got, what was expected, what to do.
     """
@@ -41,25 +46,30 @@ def load_model(source: str, *, weights: Path | None = None, window: tuple[int, i
     if source == "demo":
         return _load_folder(DEMO)
     if path.is_dir():
-        return _load_folder(path)
+        return _load_folder(path, named)
     if not path.exists():
         raise DeployError(
             f"{source}: got no such file, expected a Hugging Face folder, a checkpoint file, "
             "a factory package.module:function, or demo; check the path"
         )
-    return _load_file(path, window)
+    return _load_file(path, window, named)
 
 
-def _load_folder(folder: Path) -> LoadedModel:
-    parsed, fields, files = huggingface.load_folder(folder)
+def _load_folder(folder: Path, named: bool = False) -> LoadedModel:
+    parsed, fields, files = huggingface.load_folder(folder, named)
     return _loaded(parsed, fields, huggingface.NAME, files)
 
 
-def _load_file(path: Path, window: tuple[int, int]) -> LoadedModel:
-    state, meta = read_state(path)
-    layout = layout_of(frozenset(state), path)
-    parsed = layout.load(state, window)
-    return _loaded(parsed, meta_fields(meta, parsed.classes, path, layout.NAME), layout.NAME, [path])
+def _load_file(path: Path, window: tuple[int, int], named: bool) -> LoadedModel:
+    weights = read_weights(path).within(is_known)
+    layout = layout_of(frozenset(weights.state), path)
+    config = read_config(weights.meta)
+    try:
+        parsed = layout.load(dict(weights.state), window, config)
+    except DeployError as error:
+        raise DeployError(f"{path}, read as {layout.NAME}: {str(error).removeprefix('checkpoint: ')}") from error
+    fields = meta_fields(weights.meta, config, parsed.classes, path, layout.NAME, named)
+    return _loaded(replace(parsed, remarks=(*weights.remarks, *config.remarks())), fields, layout.NAME, [path])
 
 
 def _loaded(parsed: Parsed, fields: Mapping[str, Any], source: str, files: list[Path]) -> LoadedModel:
@@ -72,16 +82,16 @@ def _loaded(parsed: Parsed, fields: Mapping[str, Any], source: str, files: list[
     known: dict[str, Any] = {
         "mean": parsed.mean,
         "std": parsed.std,
+        "channel_order": parsed.channel_order,
         "palette": palette_for(names),
         "reduce_zero_label": ade20k,
     }
     spec = ModelSpec(
         architecture=parsed.architecture,
         variant=parsed.variant,
-        channel_order=parsed.channel_order,
         logits_stride=parsed.logits_stride,
         source=source,
         source_sha256=files_sha256(files),
         **(known | dict(fields) | {"classes": names}),
     )
-    return LoadedModel(parsed.module, spec)
+    return LoadedModel(parsed.module, spec, remarks=parsed.remarks)

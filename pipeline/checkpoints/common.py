@@ -1,7 +1,7 @@
 """What every checkpoint layout shares: what a reader returns, and the strict transfer of its tensors.
 
-A layout is a module with ``NAME: str``, ``matches(keys: frozenset[str]) -> bool`` and
-``load(state: State, window: tuple[int, int]) -> Parsed``; `registry` lists them.
+A layout is a module with ``NAME: str``, ``SIGNS: tuple[str, ...]``, ``matches(keys: frozenset[str]) -> bool`` and
+``load(state: State, window: tuple[int, int], config: TrainingConfig) -> Parsed``; `registry` lists them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from engines.errors import DeployError
 from engines.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
+from pipeline.checkpoints.training_config import TrainingConfig
 from pipeline.graph.endings import Ending
 
 State = dict[str, Tensor]
@@ -32,6 +33,7 @@ class Parsed:
 
     module: (N, 3, H, W) float32, normalised -> logits (N, K, H/logits_stride, W/logits_stride).
     mean, std, channel_order: as in `ModelSpec`; the defaults are those of NVlabs, mmsegmentation and fudan-zvg.
+    remarks: what was taken for granted, and what of the file was left out.
     """
 
     module: nn.Module
@@ -41,6 +43,7 @@ class Parsed:
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
     channel_order: str = "RGB"
+    remarks: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -53,24 +56,32 @@ class LoadedModel:
     """A network ready to export, and its contract.
 
     module: (N, 3, H, W) float32, normalised -> logits (N, K, h, w); eval mode, float32, no gradients.
-    ending: what it did with them and no longer does, or None.
+    ending: what it did with them and no longer does, or None.  remarks: how the file was read, for the user.
     """
 
     module: nn.Module
     spec: ModelSpec
     ending: Ending | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class Layout(Protocol):
-    """A checkpoint layout: one Python module each."""
+    """A checkpoint layout: one Python module each.
+
+    SIGNS: how the names of tensors begin that every checkpoint of it has, each below a part of the network of its own.
+    """
 
     NAME: str
+    SIGNS: tuple[str, ...]
 
     def matches(self, keys: frozenset[str], /) -> bool:
         """Whether a state dict with these keys has this layout; exactly one layout may say so."""
 
-    def load(self, state: State, window: tuple[int, int], /) -> Parsed:
-        """The network in `state`, made for (H, W) windows.  May change `state`.  Raises DeployError."""
+    def load(self, state: State, window: tuple[int, int], config: TrainingConfig, /) -> Parsed:
+        """The network in `state`, made for (H, W) windows.  May change `state`.  Raises DeployError.
+
+        config: what the file says of its training; asked for every constant that leaves no trace in the weights.
+        """
 
 
 def transfer(
@@ -91,14 +102,18 @@ def transfer(
     source_of = rename.__getitem__ if isinstance(rename, Mapping) else rename
     sources = {ours: source_of(ours) for ours in target if not ours.endswith(_COUNTER)}
     missing = sorted(set(sources.values()) - state.keys())
-    if missing:
-        raise DeployError(f"checkpoint: got no tensor for {_some(missing)}; expected a complete one, download it again")
     ignored = tuple(unused)
     spare = state.keys() - set(sources.values())
     left_over = sorted(key for key in spare if not key.endswith(_COUNTER) and not key.startswith(ignored))
+    if missing:
+        beside = f", and left over {some(left_over)}" if left_over else ""
+        raise DeployError(
+            f"checkpoint: got no tensor for {some(missing)}{beside}; expected a complete one of this layout, "
+            "download it again, or load a modified one through a Python factory"
+        )
     if left_over:
         raise DeployError(
-            f"checkpoint: got {_some(left_over)}, which this model has no place for; "
+            f"checkpoint: got {some(left_over)}, which this model has no place for; "
             "expected the published architecture (load a modified one through a Python factory)"
         )
     tensors = {ours: _fitted(state[theirs], theirs, target[ours].shape) for ours, theirs in sources.items()}
@@ -153,6 +168,7 @@ def _same_matrix(a: torch.Size, b: torch.Size) -> bool:
     return {len(a), len(b)} == {2, 4} and a[:2] == b[:2] and (a[2:] or b[2:]) == (1, 1)
 
 
-def _some(keys: list[str]) -> str:
+def some(keys: list[str]) -> str:
+    """The first of many names, and how many more there are."""
     shown = ", ".join(keys[:3])
     return shown if len(keys) <= 3 else f"{shown} and {len(keys) - 3} more"

@@ -1,7 +1,7 @@
 """Weights on disk -> tensors.  Nothing that a file says is ever executed.
 
 Pickles go through PyTorch's restricted unpickler (``weights_only=True``), which builds tensors and plain containers
-and refuses everything else; safetensors hold nothing but tensors.
+and refuses everything else, but for the few names that `inert` stands in for; safetensors hold nothing but tensors.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from torch import Tensor
 from engines.errors import DeployError
 from engines.files import file_sha256
 from pipeline.checkpoints.common import State
+from pipeline.checkpoints.inert import STAND_INS
+from pipeline.checkpoints.unwrap import Weights, unwrap
 
 # What torch.load raises on damaged files, found by truncating and flipping bytes of both of its formats.
 _DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError, struct.error)
 _WRAPPER = "module."  # prefix left by DataParallel
 
 
-def read_state(path: Path) -> tuple[State, dict[str, Any]]:
-    """The state dict in a .safetensors or torch.save file, and the ``meta`` beside it ({} if there is none).
+def read_weights(path: Path) -> Weights:
+    """The state dict in a .safetensors or torch.save file, taken out of what the training saved around it.
 
-    Unwraps {"state_dict": ..., "meta": ...} and removes the prefix ``module.`` if every key has it.
+    Removes the prefix ``module.`` if every key has it; `Weights.within` finds others.
     Raises DeployError if the file is missing, damaged, holds code, or is not a state dict.
     """
     if not path.is_file():
@@ -42,10 +44,8 @@ def read_state(path: Path) -> tuple[State, dict[str, Any]]:
     if path.stat().st_size == 0:
         raise DeployError(f"{path}: got an empty file, expected weights; download it again")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    meta: Any = None
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content, meta = content["state_dict"], content.get("meta")
-    return _state(path, content), dict(meta) if isinstance(meta, Mapping) else {}
+    content, meta, remarks = unwrap(content)
+    return Weights(_state(path, content), dict(meta), remarks)
 
 
 def read_shards(index: Path) -> tuple[State, list[Path]]:
@@ -60,7 +60,7 @@ def read_shards(index: Path) -> tuple[State, list[Path]]:
         if Path(name).name != name:
             raise DeployError(f"{index}: got the shard {name!r}, expected a file name without folders")
         files.append(index.parent / name)
-        shard, _ = read_state(files[-1])
+        shard = read_weights(files[-1]).state
         listed = {key for key, file in names.items() if file == name}
         if shard.keys() != listed:
             key = min(shard.keys() ^ listed)
@@ -99,7 +99,7 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
             # It warns of pickle protocols and archives that it may not manage, and then raises if it does not.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -123,7 +123,7 @@ def _refused(path: Path, reason: str) -> DeployError:
     if names:
         return DeployError(
             f"{path}: got a pickle that would run {names}, expected tensors and plain containers only; if you trust "
-            'it, load it where it came from and save torch.save({"state_dict": ckpt["state_dict"]}, ...)'
+            'it, load it where it came from and save torch.save({k: ckpt[k] for k in ("state_dict", "meta")}, ...)'
         )
     if "Unsupported operand" in reason and zipfile.is_zipfile(path):
         return DeployError(f"{path}: got a newer pickle protocol, expected torch.save's own; leave out pickle_protocol")

@@ -15,15 +15,19 @@ from typing import Any
 import torch
 
 from engines.errors import DeployError
-from pipeline.checkpoints.common import Parsed, State, require, transfer
-from pipeline.checkpoints.files import read_json, read_shards, read_state
-from pipeline.checkpoints.huggingface_config import config_from_json, label_fields, preprocessing_fields
+from pipeline.checkpoints.common import Parsed, require, some, transfer
+from pipeline.checkpoints.files import read_json
+from pipeline.checkpoints.folder import existing, read_folder
+from pipeline.checkpoints.huggingface_config import (
+    NAMING,
+    config_from_json,
+    label_fields,
+    preprocessing_fields,
+)
 from pipeline.models.segformer import VARIANTS, SegFormer, SegFormerConfig
 
 NAME = "Hugging Face SegFormer"
 ARCHITECTURE = "SegformerForSemanticSegmentation"
-
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -84,51 +88,34 @@ def is_huggingface(keys: frozenset[str]) -> bool:
     return any(key.startswith("segformer.") for key in keys)
 
 
-def load_folder(folder: Path) -> tuple[Parsed, dict[str, Any], list[Path]]:
+def load_folder(folder: Path, named: bool = False) -> tuple[Parsed, dict[str, Any], list[Path]]:
     """The network in a folder, the `ModelSpec` fields that only the folder knows, and its weight files.
 
+    named: whether the user names the classes, and the folder's names do not matter.
     Raises DeployError for a missing or damaged file, another architecture, an encoder without a decoder, a config
     that this SegFormer cannot reproduce, and weights that do not fit the config.
     """
-    config = read_json(_existing(folder, "config.json"))
+    config = read_json(existing(folder, "config.json"))
     if config.get("model_type") != "segformer":
         raise DeployError(
             f"{folder}: got model_type {config.get('model_type')!r}, expected 'segformer'; "
             "load another architecture through a Python factory"
         )
-    state, files = _read_weights(folder)
+    state, files = read_folder(folder)
     if not any(key.startswith("decode_head.") for key in state):
         raise DeployError(
-            f"{folder}: got {_architecture(config)} without a decode_head, expected {ARCHITECTURE}; "
-            "use a checkpoint that was fine-tuned for segmentation"
+            f"{folder}: got the weights of an encoder without a decode_head ({some(sorted(state))}), expected those of "
+            f"{ARCHITECTURE}; use a checkpoint that was fine-tuned for segmentation"
         )
     classes = require(state, "decode_head.classifier.weight", 4).shape[0]
-    spec = label_fields(config, classes) | preprocessing_fields(folder)
+    labels, remarks = label_fields({**config, **(dict.fromkeys(NAMING) if named else {})}, classes)
+    spec = labels | preprocessing_fields(folder)
     shape = config_from_json(config, classes)
     keys = _MEMORY if any(key.startswith("segformer.stages.") for key in state) else _HUB
     with torch.device("meta"):
         model = SegFormer(shape)
     transfer(model, state, _renamer(keys))
-    return Parsed(model, "segformer", _variant(shape), logits_stride=shape.strides[0]), spec, files
-
-
-def _read_weights(folder: Path) -> tuple[State, list[Path]]:
-    for name in _WEIGHTS:
-        path = folder / name
-        if path.is_file():
-            return read_shards(path) if path.suffix == ".json" else (read_state(path)[0], [path])
-    raise DeployError(f"{folder}: got a config.json without weights, expected {', '.join(_WEIGHTS[:3])}")
-
-
-def _existing(folder: Path, name: str) -> Path:
-    if not (folder / name).is_file():
-        raise DeployError(f"{folder}: got a folder without {name}, expected a Hugging Face model or a weights file")
-    return folder / name
-
-
-def _architecture(config: Mapping[str, Any]) -> str:
-    names = config.get("architectures")
-    return ", ".join(map(str, names)) if isinstance(names, list) and names else "a SegFormer"
+    return Parsed(model, "segformer", _variant(shape), shape.strides[0], remarks=remarks), spec, files
 
 
 def _variant(shape: SegFormerConfig) -> str:

@@ -14,6 +14,8 @@ from engines.spec import IGNORE_LABEL, RGB
 from pipeline.checkpoints.files import read_json
 from pipeline.models.segformer import SegFormerConfig
 
+NAMING = ("id2label", "palette")  # the fields that name and paint classes
+
 _EPS = 1e-5
 _GELU = {
     "gelu": "none",
@@ -78,20 +80,37 @@ def config_from_json(config: Mapping[str, Any], classes: int) -> SegFormerConfig
     )
 
 
-def label_fields(config: Mapping[str, Any], classes: int) -> dict[str, Any]:
-    """``classes`` (if named), ``palette`` (if given) and ``ignore_index`` of a `ModelSpec`.  Raises DeployError."""
-    fields: dict[str, Any] = {"ignore_index": _integer(config, "semantic_loss_ignore_index", IGNORE_LABEL, 0)}
+def label_fields(config: Mapping[str, Any], classes: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """``classes`` (if named), ``palette`` (if given) and ``ignore_index`` of a `ModelSpec`; remarks.
+
+    A channel that id2label skips is called ``class N``.  Raises DeployError.
+    """
+    fields: dict[str, Any] = {"ignore_index": _ignore_index(config)}
+    remarks: tuple[str, ...] = ()
     names = config.get("id2label")
     if names is not None:
-        fields["classes"] = _class_names(names)
-        if len(fields["classes"]) != classes:
+        by_index = _class_names(names)
+        nameless = [index for index in range(classes) if index not in by_index]
+        last = max(by_index, default=0)
+        if last >= classes or (nameless and last != classes - 1):
             raise DeployError(
-                f"config.json: id2label: got {len(fields['classes'])} classes, expected {classes}, "
-                "the rows of decode_head.classifier; the weights belong to another config"
+                f"config.json: id2label: got {len(by_index)} classes up to {last}, expected {classes}, "
+                "the rows of the classifier; the weights belong to another config, name them with --classes"
             )
+        fields["classes"] = tuple(by_index.get(index, f"class {index}") for index in range(classes))
+        if nameless:
+            remarks = (f"id2label skips {', '.join(map(str, nameless))}: called class {nameless[0]}, ...",)
     if config.get("palette") is not None:
         fields["palette"] = _palette(config["palette"])
-    return fields
+    return fields, remarks
+
+
+def _ignore_index(config: Mapping[str, Any]) -> int:
+    """Of labels on disk, which are bytes: a negative one, as PyTorch's own -100, stands in none, and 255 is left."""
+    value = config.get("semantic_loss_ignore_index", IGNORE_LABEL)
+    if isinstance(value, int) and -(2**31) <= value < 0:
+        return IGNORE_LABEL
+    return _integer(config, "semantic_loss_ignore_index", IGNORE_LABEL, 0)
 
 
 def preprocessing_fields(folder: Path) -> dict[str, Any]:
@@ -141,15 +160,17 @@ def _is_count(value: Any, lowest: int = 1) -> bool:
     )
 
 
-def _class_names(names: Any) -> tuple[str, ...]:
+def _class_names(names: Any) -> dict[int, str]:
     if not isinstance(names, dict) or not all(
         isinstance(key, str) and key.isascii() and key.isdigit() for key in names
     ):
         raise DeployError("config.json: id2label: got something else, expected an object from '0', '1', ... to names")
     by_index = {int(key): str(name) for key, name in names.items()}
-    if len(by_index) != len(names) or sorted(by_index) != list(range(len(names))):
-        raise DeployError(f"config.json: id2label: got {len(names)} ids, expected 0 to {len(names) - 1} without a gap")
-    return tuple(by_index[index] for index in range(len(names)))
+    if len(by_index) != len(names):
+        raise DeployError(
+            f"config.json: id2label: got {len(names)} keys for {len(by_index)} ids, expected one for each"
+        )
+    return by_index
 
 
 def _palette(colours: Any) -> tuple[RGB, ...]:

@@ -6,16 +6,22 @@ Against NVlabs: Q, K and V are packed in ``in_proj``, the Mix-FFN consists of co
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from pipeline.checkpoints.common import Parsed, State, require, split_rows, transfer
-from pipeline.checkpoints.nvlabs import count_blocks, variant_of
+from pipeline.checkpoints.nvlabs import MiTNames, encoder_shape, heads_of, stride_of, variant_of
+from pipeline.checkpoints.training_config import TrainingConfig
 from pipeline.models.segformer import SegFormer, SegFormerConfig
 
 NAME = "mmsegmentation SegFormer"
+SIGNS: tuple[str, ...] = ("backbone.layers.0.0.projection.", "backbone.layers.0.1.0.attn.attn.", "decode_head.convs.0.",
+         "decode_head.fusion_conv.", "decode_head.conv_seg.")  # fmt: skip
 
 _UNUSED = ("auxiliary_head.",)
 _EPS = 1e-6
+_MODES = ("bilinear", "bicubic", "nearest")
 _BLOCK = {
     "norm1": "norm1",
     "norm2": "norm2",
@@ -36,30 +42,53 @@ def matches(keys: frozenset[str]) -> bool:
     )
 
 
-def load(state: State, window: tuple[int, int]) -> Parsed:
-    """A SegFormer; `window` is not needed, since it has no position embedding.  Raises DeployError."""
-    dims = tuple(require(state, f"backbone.layers.{i}.0.projection.weight", 4).shape[0] for i in range(4))
-    depths = tuple(count_blocks(state, f"backbone.layers.{i}.1.") for i in range(4))
-    variant = variant_of(dims, depths)
-    config = SegFormerConfig(
+def load(state: State, window: tuple[int, int], config: TrainingConfig | None = None) -> Parsed:
+    """A SegFormer; `window` matters where its logits are resized with aligned corners.  Raises DeployError."""
+    config = config or TrainingConfig()
+    shape = _constants(encoder_shape(state, NAMES), config)
+    aligned = config.constant("decode_head.align_corners", False, False)
+    shape = replace(
+        shape,
         classes=require(state, "decode_head.conv_seg.weight", 4).shape[0],
-        dims=dims,
-        depths=depths,
         decoder_dim=require(state, "decode_head.fusion_conv.conv.weight", 4).shape[0],
         head="conv",
-        eps_embed=_EPS,
-        eps_reduce=_EPS,
-        eps_block=_EPS,
-        eps_stage=_EPS,
+        align_corners=aligned,
+        full_size=window if aligned else None,
     )
-    for stage, depth in enumerate(depths):
+    for stage, depth in enumerate(shape.depths):
         for block in range(depth):
             for leaf in ("weight", "bias"):
                 split_rows(state, f"backbone.layers.{stage}.1.{block}.attn.attn.in_proj_{leaf}", 3)
     with torch.device("meta"):
-        model = SegFormer(config)
+        model = SegFormer(shape)
     transfer(model, state, _rename, _UNUSED)
-    return Parsed(model, "segformer", variant, logits_stride=4)
+    return Parsed(model, "segformer", variant_of(shape.dims, shape.depths), stride_of(shape))
+
+
+NAMES = MiTNames(
+    0, "backbone.layers.{i}.0.projection.weight", "backbone.layers.{i}.1.",
+    "backbone.layers.{i}.1.0.ffn.layers.0.weight",
+)  # fmt: skip
+
+
+def _constants(shape: SegFormerConfig, config: TrainingConfig) -> SegFormerConfig:
+    """With what only the training config says.  Raises DeployError for what this SegFormer cannot do."""
+    config.require("backbone.out_indices", (0, 1, 2, 3))
+    config.require("decode_head.in_index", (0, 1, 2, 3))
+    config.require("decode_head.interpolate_mode", *_MODES)
+    for part, act in (("backbone", "GELU"), ("decode_head", "ReLU")):
+        config.require(f"{part}.act_cfg.type", act)
+    eps = config.constant(
+        "backbone.norm_cfg.eps", _EPS if config.lookup("model.backbone.norm_cfg") is None else 1e-5, _EPS
+    )
+    return replace(
+        shape,
+        heads=heads_of(shape, config, tuple(dim // shape.dims[0] for dim in shape.dims)),
+        strides=config.constant("backbone.strides", SegFormerConfig.strides, SegFormerConfig.strides),
+        interpolate=config.constant("decode_head.interpolate_mode", "bilinear", "bilinear"),
+        eps_embed=eps, eps_reduce=eps, eps_block=eps, eps_stage=eps,
+        eps_bn=config.constant("decode_head.norm_cfg.eps", 1e-5, 1e-5),
+    )  # fmt: skip
 
 
 def _rename(ours: str) -> str:

@@ -2,12 +2,16 @@
 
 They differ from the paper's code: Naive and MLA upsample x4 inside the head, before the classifier, and the frame
 resizes x4 again; MLA's upsampling has half-pixel centres, a 1x1 classifier, and lists its levels deepest first.
-What the weights do not say is taken from the published configs: one convolution upsamples x4, each of four x2;
-LayerNorm eps is 1e-6; the encoder has no final norm (a checkpoint with one, `backbone.ln1`, is refused as unknown).
+What the weights do not say is taken from the file's training config, or where there is none from the published ones:
+one convolution upsamples x4, each of four x2; LayerNorm eps is 1e-6; the encoder has no final norm (a checkpoint with
+one, `backbone.ln1`, is refused as unknown).  Position embeddings are kept as they are where their count fits the
+window, whatever the shapes of the two grids.
 Since 1.0 the patch embedding has no bias (`patch_bias=False`); until then it had.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 
@@ -15,15 +19,21 @@ from engines.errors import DeployError
 from pipeline.checkpoints.common import Parsed, State, require
 from pipeline.checkpoints.setr_fudan import (
     EncoderNames,
+    checked_taps,
+    chosen,
     encoder_config,
     finish,
+    head_dim_of,
     prepare_encoder,
 )
+from pipeline.checkpoints.training_config import TrainingConfig
 from pipeline.models.setr import MLA_LEVELS, SETRConfig
-from pipeline.models.vit import ViTConfig
+from pipeline.models.vit import PATCH, ViTConfig
 
 NAME = "mmsegmentation SETR"
-UPSAMPLE = {1: 4, 4: 1}  # stages: in-graph factor at the classifier; PUP's last x2 is left to the runtime
+SIGNS: tuple[str, ...] = ("backbone.patch_embed.projection.", "backbone.layers.0.attn.attn.", "backbone.pos_embed",
+         "decode_head.up_convs.0.", "decode_head.conv_seg.")  # fmt: skip
+UP_SCALE = {1: 4, 4: 2}  # of the published heads, by their convolutions
 
 ENCODER = EncoderNames(
     embed="backbone.patch_embed.projection",
@@ -43,21 +53,64 @@ def matches(keys: frozenset[str]) -> bool:
     return {"backbone.layers.0.attn.attn.in_proj_weight", "decode_head.up_convs.0.0.conv.weight"} <= keys
 
 
-def load(state: State, window: tuple[int, int]) -> Parsed:
+def load(state: State, window: tuple[int, int], config: TrainingConfig | None = None) -> Parsed:
     """A SETR in eval mode for windows of (height, width) pixels.
 
     Raises DeployError on missing, unknown, misshapen or non-finite tensors, on a window of broken patches, and on
-    a number of convolutions that no published config has.
+    constants of the training config that this SETR does not have.
     """
-    decoder = _decoder(state)
+    config = config or TrainingConfig()
+    decoder = _decoder(state, config)
     _complete_bias(state)
     # MLA drops the class token before the first block.
     unused = ("auxiliary_head.", "backbone.cls_token") if decoder == "mla" else ("auxiliary_head.",)
-    config = _config(state, encoder_config(state, ENCODER, window, decoder), decoder)
-    prepare_encoder(state, ENCODER, config.vit)
+    vit = _encoder(encoder_config(state, ENCODER, window, decoder), config, decoder)
+    unused = unused if vit.class_token else ("auxiliary_head.", "backbone.cls_token")
+    shape = _config(state, vit, config, decoder)
+    trained, mode = _position(state, vit, config)
+    prepare_encoder(state, ENCODER, shape.vit, trained, mode)
     if decoder == "mla":
-        _reverse_levels(state, config.head_channels)
-    return finish(config, state, ENCODER, _mla_prefixes() if decoder == "mla" else _up_prefixes(config.stages), unused)
+        _reverse_levels(state, shape.head_channels)
+    names = _mla_prefixes() if decoder == "mla" else _up_prefixes(shape.stages)
+    return finish(shape, state, ENCODER, names, unused)
+
+
+def _encoder(vit: ViTConfig, config: TrainingConfig, decoder: str) -> ViTConfig:
+    """With what only the training config says.  Raises DeployError for what this ViT cannot do."""
+    for flag in ("final_norm", "pre_norm", "patch_norm", "output_cls_token"):
+        config.require(f"backbone.{flag}", False)
+    config.require("backbone.act_cfg.type", "GELU")
+    token = config.constant("backbone.with_cls_token", True, decoder != "mla")
+    taps = vit.taps
+    if decoder != "mla":
+        taps = (chosen(config, vit.depth),)
+    else:
+        config.require("decode_head.in_index", (0, 1, 2, 3))
+        taps = checked_taps(config.lookup("model.backbone.out_indices", vit.taps), vit, "backbone.out_indices")
+    eps = config.constant("backbone.norm_cfg.eps", 1e-5, 1e-6)
+    return replace(vit, class_token=token, taps=taps, eps=eps, head_dim=head_dim_of(vit, config))
+
+
+def _position(state: State, vit: ViTConfig, config: TrainingConfig) -> tuple[tuple[int, int] | None, str]:
+    """The grid that the position embeddings were trained on, None for a square one; and how they are resized."""
+    count = require(state, "backbone.pos_embed", 3).shape[1] - 1
+    if count == vit.grid[0] * vit.grid[1]:
+        return vit.grid, "bilinear"
+    if not config.found:
+        config.assumed.append("a square grid of position embeddings")
+    mode = config.constant("backbone.interpolate_mode", "bicubic", "bilinear")
+    config.require("backbone.interpolate_mode", "bicubic", "bilinear")
+    size = config.lookup("model.backbone.img_size")
+    sides = (
+        [size, size]
+        if isinstance(size, int)
+        else list(size) * (3 - len(size))
+        if isinstance(size, list | tuple)
+        else []
+    )
+    if len(sides) == 2 and all(isinstance(side, int) for side in sides):
+        return (sides[0] // PATCH, sides[1] // PATCH), mode
+    return None, mode
 
 
 def _complete_bias(state: State) -> None:
@@ -73,11 +126,11 @@ def _stages(state: State) -> int:
     return count
 
 
-def _decoder(state: State) -> str:
+def _decoder(state: State, config: TrainingConfig) -> str:
     if "neck.mla.channel_proj.0.conv.weight" in state:
         return "mla"
     stages = _stages(state)
-    if stages not in UPSAMPLE:
+    if stages not in UP_SCALE and not config.found:
         raise DeployError(
             f"checkpoint: got {stages} convolutions in decode_head.up_convs, expected 1 (Naive) or 4 (PUP); "
             "the weights do not say by how much others upsample"
@@ -85,28 +138,38 @@ def _decoder(state: State) -> str:
     return "naive" if stages == 1 else "pup"
 
 
-def _config(state: State, vit: ViTConfig, decoder: str) -> SETRConfig:
+def _config(state: State, vit: ViTConfig, config: TrainingConfig, decoder: str) -> SETRConfig:
     first, classes = "decode_head.up_convs.0.0.conv.weight", require(state, "decode_head.conv_seg.weight", 4).shape[0]
-    if decoder == "mla":
-        return SETRConfig(
-            vit,
-            decoder,
-            classes,
-            channels=require(state, first, 4).shape[1],
-            head_channels=require(state, first, 4).shape[0],
-            upsample=4,
-        )
-    stages = _stages(state)
-    return SETRConfig(
+    config.require("decode_head.act_cfg.type", "ReLU")
+    aligned = config.constant("decode_head.align_corners", False, False)
+    stages = 1 if decoder == "mla" else _stages(state)
+    scale = config.constant("decode_head.up_scale", 4, UP_SCALE.get(stages, 0))
+    whole = scale**stages == PATCH  # the frame's own resize then has nothing left to do
+    shape = SETRConfig(
         vit,
         decoder,
         classes,
-        channels=require(state, first, 4).shape[0],
+        channels=require(state, first, 4).shape[1 if decoder == "mla" else 0],
+        head_channels=require(state, first, 4).shape[0],
         stages=stages,
+        between=scale,
         kernel=require(state, first, 4).shape[2],
         conv_bias=False,
-        upsample=UPSAMPLE[stages],
+        upsample=1 if whole and not aligned else scale,  # the last resize is left to the runtime where it can be
+        align_corners=aligned,
+        full_size=vit.window if aligned and not whole else None,
+        eps_norm=_eps(config, "neck" if decoder == "mla" else "decode_head"),
+        eps_bn=config.constant("decode_head.norm_cfg.eps", 1e-5, 1e-5),
     )
+    if decoder == "mla" and config.lookup("model.neck.norm_cfg.eps", 1e-5) != shape.eps_bn:
+        raise DeployError("training config: neck.norm_cfg.eps: got another than the decode_head's, expected the same")
+    return shape
+
+
+def _eps(config: TrainingConfig, part: str) -> float:
+    """Of the LayerNorm before the decoder: 1e-6 by default, PyTorch's where the config describes it without one."""
+    default = 1e-6 if config.lookup(f"model.{part}.norm_layer") is None else 1e-5
+    return config.constant(f"{part}.norm_layer.eps", default, 1e-6)
 
 
 def _up_prefixes(stages: int) -> dict[str, str]:

@@ -129,8 +129,9 @@ def load_source(model: str, window: tuple[int, int], options: SourceOptions) -> 
             threshold=None if ending is None else ending.threshold,
         )  # fmt: skip
         return OnnxSource(graph, _override(spec, options), ending=ending, whole=whole)
-    loaded = load_model(model, weights=options.weights, window=window)
-    return TorchSource(loaded.module, _override(loaded.spec, options), window, remarks=_remarks(loaded.ending))
+    loaded = load_model(model, weights=options.weights, window=window, named=options.classes is not None)
+    remarks = (*loaded.remarks, *_remarks(loaded.ending))
+    return TorchSource(loaded.module, _override(loaded.spec, options), window, remarks=remarks)
 
 
 def _remarks(ending: Ending | None) -> tuple[str, ...]:

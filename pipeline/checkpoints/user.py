@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from engines.errors import DeployError
 from engines.spec import MAX_CLASSES, THRESHOLD, ModelSpec
 from pipeline.checkpoints.common import LoadedModel, State, check_finite
-from pipeline.checkpoints.files import files_sha256, read_state
+from pipeline.checkpoints.files import files_sha256, read_weights
 from pipeline.checkpoints.torch_endings import cut_module
 
 _OUTPUTS = ("logits", "out")  # of Hugging Face and torchvision
@@ -47,9 +47,12 @@ def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> 
         raise DeployError(f"factory {source}: got {_describe(made)}, expected an nn.Module or (nn.Module, ModelSpec)")
     module = LogitsOnly(module.float()).eval().requires_grad_(False)
     digest = ""
+    remarks: tuple[str, ...] = ()
     if weights is not None:
-        state, _ = read_state(weights)
-        _fill(module.inner, state, weights)
+        expected = frozenset(module.inner.state_dict())
+        read = read_weights(weights).within(lambda keys: keys >= expected)
+        _fill(module.inner, read.state, weights)
+        remarks = read.remarks
         digest = files_sha256([weights])
     output = _try(module, window, source)
     cut, ending = cut_module(module, window, output)
@@ -69,7 +72,7 @@ def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> 
             f"{channels} at 1/{stride}, as the module computes them"
         )
     spec = replace(spec, source=f"factory {source}", source_sha256=digest or spec.source_sha256)
-    return LoadedModel(cut, spec, ending)
+    return LoadedModel(cut, spec, ending, remarks)
 
 
 def pick_logits(output: Any) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.models.resize import aligned
+
 
 @dataclass(frozen=True)
 class SegFormerConfig:
@@ -19,6 +21,9 @@ class SegFormerConfig:
 
     head: ``mlp`` is the paper's decoder (NVlabs, Hugging Face), ``conv`` is mmsegmentation's SegformerHead.
     gelu: ``none`` (exact, erf) or ``tanh``.
+    align_corners, interpolate: of the resizes inside the decoder; only mmsegmentation's has a choice.
+    full_size: (H, W) that the logits are resized to at last with aligned corners; None leaves that resize, with
+        half-pixel centres, to the runtime.
     eps_*: LayerNorm epsilon of the patch embeddings, of the reduced keys, of the blocks, and after each stage.
     """
 
@@ -33,6 +38,9 @@ class SegFormerConfig:
     decoder_dim: int = 256
     head: str = "mlp"
     gelu: str = "none"
+    align_corners: bool = False
+    interpolate: str = "bilinear"
+    full_size: tuple[int, int] | None = None
     eps_embed: float = 1e-5
     eps_reduce: float = 1e-5
     eps_block: float = 1e-6
@@ -172,13 +180,17 @@ class ConvHead(nn.Module):
     def __init__(self, config: SegFormerConfig) -> None:
         super().__init__()
         dim = config.decoder_dim
+        self.interpolate, self.align_corners = config.interpolate, config.align_corners
         self.project = nn.ModuleList(_conv_bn_relu(c, dim, config.eps_bn) for c in config.dims)
         self.fuse = _conv_bn_relu(dim * len(config.dims), dim, config.eps_bn)
         self.classify = nn.Conv2d(dim, config.classes, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         size = features[0].shape[2:]
-        maps = [_resize(project(x), size) for project, x in zip(self.project, features, strict=True)]
+        maps = [
+            _resize(project(x), size, self.interpolate, self.align_corners)
+            for project, x in zip(self.project, features, strict=True)
+        ]
         logits: Tensor = self.classify(self.fuse(torch.cat(maps, 1)))
         return logits
 
@@ -198,13 +210,13 @@ class SegFormer(nn.Module):
             x = stage(x)
             features.append(x)
         logits: Tensor = self.head(features)
-        return logits
+        return logits if self.config.full_size is None else aligned(logits, self.config.full_size)
 
 
-def _resize(x: Tensor, size: torch.Size) -> Tensor:
+def _resize(x: Tensor, size: torch.Size, mode: str = "bilinear", align_corners: bool = False) -> Tensor:
     if x.shape[2:] == size:
         return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(x, size=size, mode=mode, align_corners=None if mode == "nearest" else align_corners)
 
 
 def _conv_bn_relu(channels: int, dim: int, eps: float) -> nn.Sequential:

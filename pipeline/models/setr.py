@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.errors import DeployError
+from pipeline.models.resize import aligned
 from pipeline.models.vit import PATCH, VARIANTS, ViT, ViTConfig
 
 __all__ = ["DECODERS", "SETR", "VARIANTS", "SETRConfig", "mla_taps"]
@@ -33,11 +34,13 @@ class SETRConfig:
 
     decoder: ``naive`` or ``pup`` (both read the last tap), ``mla`` (reads four taps).
     channels: width of the Naive and PUP stages, and of MLA's top-down path; head_channels: of MLA's branches.
-    stages: convolutions of Naive (1) and PUP (4); a bilinear x2 stands between two of them.
+    stages: convolutions of Naive (1) and PUP (4); a bilinear resize by `between` stands between two of them.
     kernel: of those convolutions; conv_bias: whether they have a bias (fudan) or leave it to BatchNorm (mmseg).
     classify_kernel: of the last convolution; 1, but 3 in fudan's MLA.
     upsample: bilinear factor inside the graph beside the classifier: 1 where the published decoder resizes once.
-    align_corners: of that upsampling; True only in fudan's MLA.
+    align_corners: of the upsampling inside the graph; as published True only in fudan's MLA.
+    full_size: (H, W) that the logits are resized to at last with aligned corners; None leaves that resize, with
+        half-pixel centres, to the runtime.
     eps_norm, eps_bn: of the decoder's LayerNorm and BatchNorm.
     """
 
@@ -47,11 +50,13 @@ class SETRConfig:
     channels: int = 256
     head_channels: int = 128
     stages: int = 1
+    between: int = 2
     kernel: int = 1
     conv_bias: bool = True
     classify_kernel: int = 1
     upsample: int = 1
     align_corners: bool = False
+    full_size: tuple[int, int] | None = None
     eps_norm: float = 1e-6
     eps_bn: float = 1e-5
 
@@ -62,12 +67,18 @@ class SETRConfig:
                 f"SETR decoder: got {self.decoder!r} with {len(self.vit.taps)} encoder outputs, "
                 f"expected one of {', '.join(DECODERS)} with {expected}"
             )
+        factor = self.upsample * (1 if self.decoder == "mla" else self.between ** (self.stages - 1))
+        if factor < 1 or PATCH % factor:
+            raise DeployError(
+                f"SETR decoder: got upsampling by {factor} in all, expected a divisor of {PATCH}; "
+                "load this model through a Python factory"
+            )
 
     @property
     def logits_stride(self) -> int:
         """Input pixels per logit along each axis."""
-        between = 1 if self.decoder == "mla" else 2 ** (self.stages - 1)
-        return PATCH // (between * self.upsample)
+        between = 1 if self.decoder == "mla" else self.between ** (self.stages - 1)
+        return 1 if self.full_size else PATCH // (between * self.upsample)
 
     @property
     def variant(self) -> str:
@@ -92,10 +103,10 @@ class UpHead(nn.Module):
         x = _to_grid(self.norm(taps[-1]), self.config.vit.grid)
         for index, stage in enumerate(self.stages):
             if index:
-                x = _upsample(x, 2, False)
+                x = _upsample(x, self.config.between, self.config.align_corners)
             x = stage(x)
         # The classifier first: K channels are cheaper to upsample than C, and the result is the same.
-        return _upsample(self.classify(x), self.config.upsample, False)
+        return _upsample(self.classify(x), self.config.upsample, self.config.align_corners)
 
 
 class MLAHead(nn.Module):
@@ -148,7 +159,7 @@ class SETR(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.encoder(x))
-        return logits
+        return logits if self.config.full_size is None else aligned(logits, self.config.full_size)
 
 
 def mla_taps(depth: int) -> tuple[int, ...]:

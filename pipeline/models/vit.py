@@ -32,6 +32,7 @@ class ViTConfig:
     class_token: whether a class token takes part in attention; it is never returned.  SETR MLA drops it before
         the first block, Naive and PUP after the last.
     eps: LayerNorm epsilon of the blocks.
+    head_dim: width of a head; None is the published 64, and then only widths are taken for which that is known to hold.
     """
 
     window: tuple[int, int] = (768, 768)
@@ -41,13 +42,14 @@ class ViTConfig:
     taps: tuple[int, ...] = (23,)
     class_token: bool = True
     eps: float = 1e-6
+    head_dim: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.window) < PATCH or any(side % PATCH for side in self.window):
             raise DeployError(
                 f"window: got {self.window[0]}x{self.window[1]}, expected multiples of {PATCH}; pick another --tile"
             )
-        if self.dim % HEAD_DIM or not HEAD_DIM <= self.dim <= MAX_DIM:
+        if self.head_dim is None and (self.dim % HEAD_DIM or not HEAD_DIM <= self.dim <= MAX_DIM):
             raise DeployError(
                 f"ViT width: got {self.dim}, expected a multiple of {HEAD_DIM} up to {MAX_DIM}; "
                 "the number of attention heads is not stored and cannot be told for other widths"
@@ -55,7 +57,7 @@ class ViTConfig:
 
     @property
     def heads(self) -> int:
-        return self.dim // HEAD_DIM
+        return self.dim // (self.head_dim or HEAD_DIM)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -132,24 +134,27 @@ class ViT(nn.Module):
         return taps
 
 
-def resize_position(position: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position embeddings for another window: bilinear over the patch grid, half-pixel centres.
+def resize_position(
+    position: Tensor, grid: tuple[int, int], trained: tuple[int, int] | None = None, mode: str = "bilinear"
+) -> Tensor:
+    """Position embeddings for another window: interpolated over the patch grid, half-pixel centres.
 
     position: (1, 1 + T, D), the class token's row first.  Returns (1, 1 + h*w, D); the first row is unchanged.
-    The trained grid is taken to be square, as both published code bases train; a T that is no square is accepted
-    only if it already is h*w.  Raises DeployError otherwise.
+    trained: the grid that they were trained on; None takes it to be square, and a T that is no square is then accepted
+    only if it already is h*w.  mode: ``bilinear`` or ``bicubic``.  Raises DeployError otherwise.
     """
     count = position.shape[1] - 1
     side = math.isqrt(max(count, 0))
-    if side * side != count or count < 1:
+    rows, columns = trained or (side, side)
+    if rows * columns != count or count < 1:
         if count == grid[0] * grid[1]:
             return position
         raise DeployError(
-            f"position embedding: got {count} patches, expected a square number or {grid[0]}x{grid[1]}; "
-            "use the window the model was trained with"
+            f"position embedding: got {count} patches, expected {'a square number' if trained is None else trained} or "
+            f"{grid[0]}x{grid[1]}; use the window the model was trained with"
         )
-    if (side, side) == grid:
+    if (rows, columns) == grid:
         return position
-    patches = position[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
-    patches = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
+    patches = position[:, 1:].transpose(1, 2).reshape(1, -1, rows, columns)
+    patches = F.interpolate(patches, size=grid, mode=mode, align_corners=False)
     return torch.cat((position[:, :1], patches.flatten(2).transpose(1, 2)), 1)

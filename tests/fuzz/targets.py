@@ -198,9 +198,9 @@ def _checkpoint_seeds(folder: Path) -> list[bytes]:
 
 
 def _checkpoint(data: bytes, folder: Path) -> object:
-    from pipeline.checkpoints.files import read_state
+    from pipeline.checkpoints.files import read_weights
 
-    return read_state(_written(data, folder, "weights.pth"))
+    return read_weights(_written(data, folder, "weights.pth"))
 
 
 def _pickle_seeds(folder: Path) -> list[bytes]:
@@ -227,9 +227,9 @@ def _safetensors_seeds(folder: Path) -> list[bytes]:
 
 
 def _safetensors(data: bytes, folder: Path) -> object:
-    from pipeline.checkpoints.files import read_state
+    from pipeline.checkpoints.files import read_weights
 
-    return read_state(_written(data, folder, "weights.safetensors"))
+    return read_weights(_written(data, folder, "weights.safetensors"))
 
 
 def _config_seeds(folder: Path) -> list[bytes]:
@@ -251,7 +251,7 @@ def _config(data: bytes, folder: Path) -> object:
     from pipeline.checkpoints.huggingface_config import config_from_json, label_fields, preprocessing_fields
 
     config = read_json(_written(data, folder, "preprocessor_config.json"))
-    fields = {"classes": ("a", "b"), "palette": ((0, 0, 0),) * 2, **label_fields(config, 2)}
+    fields = {"classes": ("a", "b"), "palette": ((0, 0, 0),) * 2, **label_fields(config, 2)[0]}
     spec = ModelSpec("segformer", "b0", **fields, **preprocessing_fields(folder))
     return spec.to_json(), config_from_json(config, 2)
 

@@ -65,7 +65,7 @@ def test_bare_pickle_is_never_run(tmp_path: Path) -> None:
 def test_foreign_classes_in_meta_are_named(tmp_path: Path) -> None:
     message = refusal(lambda: load_model(save(tmp_path / "a.pth", {"backbone.a": torch.zeros(2)}, {"hook": Foreign()})))
     assert "tests.pipeline.checkpoints.test_files.Foreign" in message
-    assert 'torch.save({"state_dict": ckpt["state_dict"]}, ...)' in message
+    assert 'torch.save({k: ckpt[k] for k in ("state_dict", "meta")}, ...)' in message
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -115,7 +115,7 @@ def test_files_that_are_no_checkpoint(name: str, content: bytes, message: str, t
         ([torch.zeros(1)], "got a list, expected a state dict"),
         (torch.zeros(1), "got a Tensor, expected a state dict"),
         ({"epoch": 3}, "got int at 'epoch', expected tensors by name"),
-        ({"model": {"a": torch.zeros(1)}}, "got dict at 'model'"),
+        ({"models": {"a": torch.zeros(1)}}, "got dict at 'models'"),
         ({3: torch.zeros(1)}, "got Tensor at 3"),
     ],
 )

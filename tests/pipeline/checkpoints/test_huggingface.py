@@ -79,8 +79,8 @@ def test_huggingface_weights_alone_are_told(folder: Path) -> None:
         ({"strides": [4, 2, 2, 0.5]}, "strides: got"),
         ({"num_attention_heads": [3, 2, 5, 4]}, "expected divisors of hidden_sizes"),
         ({"hidden_sizes": [16, 32, 40, 80]}, "expected (80, 40, 3, 3)"),
-        ({"id2label": {"0": "a", "1": "b"}}, "id2label: got 2 classes, expected 7"),
-        ({"id2label": {str(i): "x" for i in (0, 1, 2, 3, 4, 5, 8)}}, "expected 0 to 6 without a gap"),
+        ({"id2label": {"0": "a", "1": "b"}}, "id2label: got 2 classes up to 1, expected 7"),
+        ({"id2label": {str(i): "x" for i in (0, 1, 2, 3, 4, 5, 8)}}, "got 7 classes up to 8, expected 7"),
         ({"id2label": ["a"] * 7}, "id2label: got something else"),
         ({"palette": [[0, 0, 256]] * 7}, "outside 0..255"),
         ({"palette": [[0, 0, 0]] * 6}, "got 6 colours for 7 classes"),
@@ -133,7 +133,7 @@ def test_encoder_only_folder_is_told(tmp_path: Path) -> None:
     config = library.SegformerConfig(depths=[1, 1, 1, 1], **TINY)
     library.SegformerForImageClassification(config).save_pretrained(tmp_path)
     message = refusal(lambda: load_model(str(tmp_path)))
-    assert "got SegformerForImageClassification without a decode_head" in message
+    assert "got the weights of an encoder without a decode_head" in message
 
 
 def test_incomplete_folders_are_told(folder: Path) -> None:
