@@ -1,33 +1,46 @@
 """What NVIDIA's compiler makes of SegFormer and SETR, step by step: kernels, bytes, what is written as fp32, the floor.
 
-    python -m benchmarks.gpu_plans [--precision fp16] [--board "AGX Orin 64GB"] [demo b2 pup ...]
+    python -m benchmarks.gpu_plans [--precision fp16] [--eight int8 fp8] [--board "AGX Orin 64GB"] [demo ...]
 
 Compiled by TensorRT-RTX on this CPU (`deploy.py inspect --gpu-plan` says what that is and is not): as exported and
-rewritten for any backend, in the forms for GPUs, and without the decoder's tail, which is a kernel of ours.  `demo` has
-trained weights, the others random ones: a plan does not depend on them.  Nothing here has run on a GPU.
+rewritten for any backend, in the forms for GPUs, and without the decoder's tail, which is a kernel of ours; then the
+same in 8 bits, with the ranges of one rendered scene, as a build for TensorRT-RTX and `--board` places them.  `demo`
+has trained weights, the others random ones: which layers 8 bits suit is then chance.  Nothing here has run on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 
+import numpy as np
 import torch
 from torch import nn
 
+from calib.data.scenes import render
+from calib.ranges.ranges import Ranges, TensorRange
+from engines.backends import get_backend
+from engines.contract import Float32
 from engines.roofline.boards import BOARDS
 from engines.roofline.floor import floor_on
 from engines.roofline.kernels import KernelPlan
+from engines.spec import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.checkpoints.sources import SourceOptions, load_source
 from pipeline.graph.export import export, simplify, trace
+from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.forms import FORMS
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.rewrites import apply_rule, apply_rules
-from pipeline.graph.tail.ending import find
+from pipeline.graph.tail import before_tail, ending_for
 from pipeline.models.segformer import VARIANTS, SegFormer, SegFormerConfig
 from pipeline.models.setr import SETR, SETRConfig
 from pipeline.models.vit import ViTConfig
-from pipeline.precision.forms import ByPlan, ask
+from pipeline.precision.extremes import extremes
+from pipeline.precision.forms import PLANNER, ByPlan, ask
+from pipeline.precision.lower import draft
+from pipeline.precision.worth import kernel_plan
+from pipeline.request import Int8Options, IslandOptions, LowerOptions
 
+MEAN, STD = (np.array(v, np.float32) for v in (IMAGENET_MEAN, IMAGENET_STD))
 SIDES = {"demo512": 512, "demo768": 768, "demo": 1024, "b2": 1024, "naive": 768, "pup": 768, "mla": 768}
 TAPS = {"naive": (11,), "pup": (11,), "mla": (2, 5, 8, 11)}
 STAGES = {"naive": 1, "pup": 4, "mla": 1}
@@ -38,6 +51,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=list(SIDES), metavar="MODEL", help=", ".join(SIDES))
     parser.add_argument("--precision", default="fp16", choices=("fp32", "fp16", "bf16"))
     parser.add_argument("--board", default="AGX Orin 64GB", choices=[board.name for board in BOARDS])
+    parser.add_argument("--eight", nargs="*", default=("int8",), choices=("int8", "fp8"), help="8 bits to add")
     args = parser.parse_args()
     board = next(board for board in BOARDS if board.name == args.board)
     print(f"{'':50}{'kernels':>8}{'MB':>8}{'fp32 MB':>9}{'fused':>8}   floor on {board.name}, ms")
@@ -49,13 +63,34 @@ def main() -> None:
             trial = apply_rule(formed, form)
             if trial.history[-1].places and judge(form, formed, trial)[0]:
                 formed = trial
-        rows = [("rewritten", graph, False), ("in its forms", formed, False)]
-        if not isinstance(find(formed), str):
-            rows.append(("in its forms, the engine before the tail", formed, True))
-        for what, each, tail in rows:
-            plan = ask(each, args.precision, tail)
-            floor = floor_on(board, plan)
-            print(f"{f'{name}: {what}':50}{described(plan)}   {floor.roofline or 0:.2f}")
+        ending = ending_for(get_backend(PLANNER), formed)
+        plans = {"rewritten": ask(graph, args.precision), "in its forms": ask(formed, args.precision)}
+        if ending is not None:
+            plans["in its forms, the engine before the tail"] = ask(formed, args.precision, tail=True)
+        half = floor_on(board, list(plans.values())[-1]).roofline
+        for what, plan in plans.items():
+            print(f"{f'{name}: {what}':50}{described(plan)}   {floor_on(board, plan).roofline or 0:.2f}", flush=True)
+        for kind in args.eight if half else ():
+            plan = kernel_plan(get_backend(PLANNER), before_tail(in_eight_bits(formed, kind, args), ending))
+            eight = floor_on(board, plan).roofline or 0
+            what = f"{name}: {kind}{'' if ending is None else ', the engine before the tail'}"
+            print(f"{what:50}{described(plan)}   {eight:.2f}, {eight / half:.2f} of {args.precision}", flush=True)
+
+
+def in_eight_bits(graph: OnnxGraph, kind: str, args: argparse.Namespace) -> OnnxGraph:
+    height, width = graph.input_shape[2:]
+    picture = (render(0, height, width).image - MEAN) / STD
+    windows = [np.ascontiguousarray(picture.transpose(2, 0, 1)[None])]
+    int8 = Int8Options(kind, backend=PLANNER, board=args.board)
+    options = LowerOptions(rest=args.precision, island=IslandOptions(wide_sums=args.precision == "fp16"), int8=int8)
+    return draft(graph, kind, windows, ranges_of(graph, windows), options).graph
+
+
+def ranges_of(graph: OnnxGraph, windows: list[Float32]) -> Ranges:
+    """By maximum."""
+    found = {name: (low, high) for name, (low, high) in extremes(graph, windows).items() if max(-low, high) > 0}
+    tensors = {name: TensorRange(max(-low, high), low, high, rms=0.0) for name, (low, high) in found.items()}
+    return Ranges(tensors, "max", len(windows), len(windows), 0, "", graph_sha256(graph.model))
 
 
 def described(plan: KernelPlan) -> str:

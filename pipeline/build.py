@@ -33,7 +33,7 @@ from pipeline.exact import Exact, exact_graph
 from pipeline.graph.batches import for_any_batch
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.proto import check, save
-from pipeline.graph.tail import Cut, cut_tail, suits
+from pipeline.graph.tail import Cut, before_tail, cut_tail, ending_for, suits
 from pipeline.graph.types import FLOATS
 from pipeline.precision.as_asked import Asked, as_asked, half_of
 from pipeline.precision.budget import Jury
@@ -167,11 +167,10 @@ def _built(
     stress = exact.stress if asked.views.stress is None else asked.views.stress.logits
     golden = _golden(exact, tiling, gate, stress)
     golden.save(folder / GOLDEN)
-    _save(graph.model, folder / MODEL)
-    worth = _worth(folder, exact, asked, plan, options, backend, log)
+    _save(graph.model if cut is None else cut.model, folder / MODEL)
     if cut is not None:
-        _save(cut.model, folder / MODEL)
         cut.tail.save(folder / TAIL)
+    worth = _worth(folder, exact, asked, plan, options, backend, cut is not None, log)
     config = replace(config, precision=plan.precision)
     proof = compile_engine(
         folder, backend, config=config, golden=golden, spec=spec, tiling=tiling, gate=gate, log=log,
@@ -204,12 +203,19 @@ def _cut(
 
 
 def _worth(
-    folder: Path, exact: Exact, asked: Asked, plan: Candidate, options: LowerOptions, backend: Backend, log: Log
-) -> dict[str, Any]:
-    """For report.json: what 8 bits are worth by the roofline, where the compiler tells; the log says it, too."""
+    folder: Path, exact: Exact, asked: Asked, plan: Candidate, options: LowerOptions, backend: Backend, tail: bool,
+    log: Log,
+) -> dict[str, Any]:  # fmt: skip
+    """For report.json: what 8 bits are worth by the roofline, where the compiler tells; the log says it, too.
+
+    tail: whether it was cut off the engine.
+    """
     if plan.precision not in EIGHT_BIT or not tells(backend) or options.rest == "fp32":
         return {}
-    half = draft(exact.graph, options.rest, exact.inputs, asked.ranges, options, views=asked.views).graph
+    half = before_tail(
+        draft(exact.graph, options.rest, exact.inputs, asked.ranges, options, views=asked.views).graph,
+        ending_for(backend, exact.graph, tail),
+    )  # fmt: skip
     found = against(backend, folder / MODEL, half, board_of(options.int8.board), plan.precision, options.rest)
     log("roofline" if found.pays else "warning", f"{'' if found.pays else 'roofline: '}{found}")
     return {"roofline": found.to_json()}

@@ -19,6 +19,7 @@ from engines.segmenter import Segmenter
 from pipeline.checkpoints.sources import Source
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.tail import ending_for
 from pipeline.precision.budget import Jury, labelled_jury, panels
 from pipeline.precision.calibrate import CalibrateRequest, collect_ranges, draw
 from pipeline.precision.forms import carried
@@ -100,6 +101,7 @@ def as_asked(
         backend, config, windows=found.windows, panel=found.selection, max_drop=max_drop, islands=inputs,
         report=found.report, half=half, threshold=source.spec.threshold, views=views,
         board=board_of(options.int8.board) if backend.only_builds() else None,
+        ending=ending_for(backend, graph, request.tail),
         segmenter=lambda session: Segmenter.on_host(session, source.spec, request.tiling),
     )  # fmt: skip
     decision = search(graph, ranges, options=options, bench=bench, log=log)

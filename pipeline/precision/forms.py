@@ -21,13 +21,12 @@ from engines.proof.agreement import GATES, Agreement, compare_logits
 from engines.roofline.kernels import KernelPlan
 from pipeline.graph.forms import FORMS, UNASKED
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
-from pipeline.graph.proto import stored
 from pipeline.graph.rewrites import apply_rule
 from pipeline.graph.surgery import REORDERS, is_float
-from pipeline.graph.tail.cut import cut
-from pipeline.graph.tail.ending import find
+from pipeline.graph.tail import before_tail, ending_for
 from pipeline.precision.islands import plan_float
 from pipeline.precision.lower_float import lower_float, prepare
+from pipeline.precision.worth import kernel_plan
 from pipeline.request import IslandOptions
 from pipeline.side_by_side import compiled, median_ms
 
@@ -162,12 +161,8 @@ def ask(graph: OnnxGraph, precision: str, tail: bool = False) -> KernelPlan:
 
     Raises DeployError where it is not installed or refuses the graph.
     """
-    lowered = typed(graph, precision)
-    ending = find(graph) if tail else ""
-    shortened = "" if isinstance(ending, str) else cut(lowered, ending, lowered)
-    with stored(lowered.model if isinstance(shortened, str) else shortened) as path:
-        plan: KernelPlan = get_backend(PLANNER).kernel_plan(path)  # type: ignore[attr-defined]
-    return plan
+    planner = get_backend(PLANNER)
+    return kernel_plan(planner, before_tail(typed(graph, precision), ending_for(planner, graph, tail)))
 
 
 def typed(graph: OnnxGraph, precision: str) -> OnnxGraph:

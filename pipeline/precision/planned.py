@@ -13,6 +13,8 @@ from engines.contract import Backend, Float32, Session
 from engines.roofline.boards import Board
 from pipeline.graph.emulate import emulate
 from pipeline.graph.onnx_graph import OnnxGraph, open_onnx
+from pipeline.graph.tail import before_tail
+from pipeline.graph.tail.ending import DecoderTail
 from pipeline.precision.worth import floor_ms, kernel_plan
 from pipeline.side_by_side import rounds_ms as timed_rounds
 
@@ -36,9 +38,11 @@ def emulated(graph: OnnxGraph) -> Iterator[Session]:
 
 
 @contextmanager
-def planned(graph: OnnxGraph, backend: Backend, board: Board) -> Iterator[Session]:
-    """Raises DeployError where the compiler refuses the graph or the board lacks a type of it."""
-    floor = floor_ms(kernel_plan(backend, graph), board)
+def planned(graph: OnnxGraph, backend: Backend, board: Board, ending: DecoderTail | None) -> Iterator[Session]:
+    """ending: where the engine would end.  Raises DeployError where the compiler refuses the graph or the board lacks a
+    type of it.
+    """
+    floor = floor_ms(kernel_plan(backend, before_tail(graph, ending)), board)
     yield Planned(open_onnx(emulate(graph).model), floor)
 
 

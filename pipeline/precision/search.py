@@ -24,6 +24,7 @@ from engines.segmenter import Segmenter
 from engines.tiling.core import labels_of
 from pipeline.evaluation.statistics import Counts, Interval, is_faster, loss_interval
 from pipeline.graph.onnx_graph import OnnxGraph
+from pipeline.graph.tail.ending import DecoderTail
 from pipeline.precision.blocks import Block, blocks_of
 from pipeline.precision.budget import Panel
 from pipeline.precision.extremes import extremes
@@ -103,6 +104,7 @@ class Workbench:
     half: the type of the plan without INT8, fp32 for none; "" takes the one that INT8 leaves the rest in.
     threshold: `ModelSpec.threshold`.  views: what else lowering looks at.
     board: whose roofline stands in for the clock, and emulation for engines, where these cannot run; else None.
+    ending: where engines end, None at the logits.
     """
 
     backend: Backend
@@ -117,6 +119,7 @@ class Workbench:
     threshold: float | None = None
     views: Views = field(default_factory=Views)
     board: Board | None = None
+    ending: DecoderTail | None = None
 
     def agreement(self, logits: Float32, wanted: Float32) -> float:
         """Share of equal labels, of logits (M, K, h, w) each."""
@@ -124,7 +127,7 @@ class Workbench:
 
     def compiled(self, graph: OnnxGraph, precision: str) -> AbstractContextManager[Session]:
         if self.board is not None:
-            return planned(graph, self.backend, self.board)
+            return planned(graph, self.backend, self.board, self.ending)
         return compiled(graph, self.backend, replace(self.config, precision=precision))
 
     def count(self, session: Session) -> Counts:

@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from engines.backends.tensorrt.backend import TensorRTFamily
 from engines.contract import Backend
 from engines.errors import DeployError
 from engines.roofline.boards import Board
 from engines.roofline.floor import floor_on
 from engines.roofline.kernels import KernelPlan
-from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.proto import stored
 
 
@@ -50,10 +51,10 @@ def tells(backend: Backend) -> bool:
     return isinstance(backend, TensorRTFamily) and backend.flavour.ahead
 
 
-def kernel_plan(backend: Backend, graph: OnnxGraph) -> KernelPlan:
+def kernel_plan(backend: Backend, model: ir.Model) -> KernelPlan:
     """Of a backend that `tells`.  Raises DeployError."""
     assert isinstance(backend, TensorRTFamily)
-    with stored(graph.model) as path:
+    with stored(model) as path:
         return backend.kernel_plan(path)
 
 
@@ -66,9 +67,9 @@ def floor_ms(plan: KernelPlan, board: Board) -> float:
 
 
 def against(
-    backend: Backend, model: Path, half: OnnxGraph, board: Board, precision: str, half_type: str
+    backend: Backend, model: Path, half: ir.Model, board: Board, precision: str, half_type: str
 ) -> Worth:  # fmt: skip
-    """The ONNX file `model`, in 8 bits, beside the same network in a half type.  Raises DeployError."""
+    """The ONNX file `model`, in 8 bits, beside `half`, the same network in a half type.  Raises DeployError."""
     assert isinstance(backend, TensorRTFamily)
     eight, sixteen = backend.kernel_plan(model), kernel_plan(backend, half)
     return Worth(

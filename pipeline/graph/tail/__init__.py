@@ -34,6 +34,18 @@ def suits(backend: Backend) -> bool:
     return backend.on_gpu and not backend.from_program
 
 
+def ending_for(backend: Backend, exact: OnnxGraph, wanted: bool = True) -> DecoderTail | None:
+    """Where engines for `backend` end, of graphs lowered from `exact`; None at the logits."""
+    found = find(exact) if wanted and suits(backend) else ""
+    return None if isinstance(found, str) else found
+
+
+def before_tail(lowered: OnnxGraph, ending: DecoderTail | None) -> ir.Model:
+    """What an engine is compiled from; all of it where the tail cannot be cut off in these types."""
+    made = "" if ending is None else cut(lowered, ending, lowered)
+    return lowered.model if isinstance(made, str) else made
+
+
 def cut_tail(
     exact: OnnxGraph, lowered: OnnxGraph, neutral: OnnxGraph, windows: Sequence[Float32], reference: Float32,
     gate: Gate, threshold: float | None, log: Log,
