@@ -17,11 +17,15 @@ from pipeline.build import build_bundle
 from pipeline.graph.emulate import emulate
 from pipeline.graph.onnx_graph import run_onnx
 from pipeline.graph.proto import stored
+from pipeline.graph.rewrites import apply_rules
+from pipeline.graph.tail import before_tail, ending_for
+from pipeline.precision.forms import typed
 from pipeline.precision.placement import board_of
 from pipeline.precision.planned import Planned, planned, rounds_ms
-from pipeline.precision.worth import Worth, against, kernel_plan
+from pipeline.precision.worth import Worth, against, floor_ms, kernel_plan
 from pipeline.request import BuildRequest, LowerOptions
 from tests.pipeline.precision.blocks import mix_ffn
+from tests.pipeline.precision.lowering import exported
 from tests.pipeline.precision.test_targets import ORIN, RTX, compiled, lowered, windows
 
 pytestmark = compiled
@@ -33,11 +37,24 @@ needs_none = pytest.mark.skipif(
 def test_a_planned_session_is_the_emulated_graph_at_its_floor() -> None:
     graph, board = lowered(mix_ffn(), "int8"), board_of(ORIN)
     image: Float32 = windows()[0]
-    with planned(graph, get_backend(RTX), board) as session:
+    with planned(graph, get_backend(RTX), board, None) as session:
         np.testing.assert_array_equal(session.run(image), run_onnx(emulate(graph), [image]))
         assert isinstance(session, Planned)
-        assert session.floor == floor_on(board, kernel_plan(get_backend(RTX), graph)).roofline
+        assert session.floor == floor_on(board, kernel_plan(get_backend(RTX), graph.model)).roofline
         assert rounds_ms([session], image, 3) == [[session.floor] * 3]
+
+
+def test_what_is_planned_ends_where_the_engine_does() -> None:
+    """The decoder's tail is a kernel of ours in every precision: compilers are asked of what is left to them."""
+    graph = apply_rules(exported("demo", 128)[0])[-1]
+    backend, board, lowered_graph = get_backend(RTX), board_of(ORIN), typed(graph, "fp16")
+    ending = ending_for(backend, graph)
+    assert ending is not None
+    assert ending_for(backend, graph, wanted=False) is ending_for(get_backend("openvino"), graph) is None
+    with planned(lowered_graph, backend, board, ending) as cut, planned(lowered_graph, backend, board, None) as whole:
+        assert isinstance(cut, Planned)
+        assert isinstance(whole, Planned)
+        assert cut.floor == floor_ms(kernel_plan(backend, before_tail(lowered_graph, ending)), board) < whole.floor
 
 
 @pytest.mark.parametrize(("placed_for", "pays"), [(RTX, True), ("tensorrt", False)])
@@ -46,7 +63,7 @@ def test_eight_bits_that_do_not_pay_say_so(placed_for: str, pays: bool) -> None:
     graph = mix_ffn()
     eight, half = lowered(graph, "int8", placed_for), lowered(graph, "fp16")
     with stored(eight.model) as path:
-        found = against(get_backend(RTX), path, half, board_of(ORIN), "int8", "fp16")
+        found = against(get_backend(RTX), path, half.model, board_of(ORIN), "int8", "fp16")
     assert found.pays is pays
     assert ("use --precision fp16" in str(found)) is not pays
     assert (found.bytes < found.half_bytes) is pays
