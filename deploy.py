@@ -230,7 +230,7 @@ def _refuse_fixed(args: argparse.Namespace) -> None:
 
 
 def _loading(args: argparse.Namespace) -> tuple[Any, ...]:
-    return args.threads, args.host_code, prover(_logger(True)), args.threshold
+    return args.threads, args.host_code, prover(_logger(True)), args.threshold, groups.views_given(args)
 
 
 def _logger(quiet: bool) -> Log:

@@ -35,6 +35,7 @@ class ImageReport:
     """One image: its size in pixels, and milliseconds by part.
 
     total_ms: from opening it to the last write; on a GPU, the work on other images in between included.
+    views: where it was not run as it is: size, windows and times of each view.
     """
 
     input: str
@@ -49,6 +50,7 @@ class ImageReport:
     stitch_ms: float
     write_ms: float
     total_ms: float
+    views: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -163,7 +165,7 @@ def _finish(segmenter: Segmenter, job: _Job, options: RunOptions) -> ImageReport
         str(job.path), mask=str(target), width=width, height=height, windows=times.windows,
         classes=_shares(mask.labels, segmenter.spec.classes),
         read_ms=job.read_ms, gather_ms=1e3 * times.gather, engine_ms=1e3 * times.engine, stitch_ms=1e3 * times.stitch,
-        write_ms=write, total_ms=job.clock.total(),
+        write_ms=write, total_ms=job.clock.total(), views=[view.to_json() for view in job.running.views],
     )  # fmt: skip
 
 

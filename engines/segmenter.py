@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,11 @@ from engines.spec import ModelSpec
 from engines.tiling.device import PARTS, Band, Device, Mask, Timings
 from engines.tiling.host import HostDevice
 from engines.tiling.not_finite import explained
-from engines.tiling.placement import Tiling
+from engines.tiling.placement import Tiling, WindowRow
 from engines.tiling.tail import HostTail, Tail
+from engines.views.device import ViewsDevice, ViewsFrame
+from engines.views.views import ImageViews
+from engines.views.work import ViewTimes
 
 __all__ = ["Band", "Mask", "Running", "Segmenter", "Timings", "open_on_device", "open_segmenter"]
 
@@ -40,6 +43,10 @@ class Segmenter:
     ) -> Segmenter:  # fmt: skip
         """Gather and stitch in the C core.  threads: 0 means all cores.  batch: windows per run of the engine."""
         return cls(HostDevice(session, spec=spec, tiling=tiling, threads=threads, batch=batch), precision)
+
+    def on_views(self, views: ImageViews, threads: int = 0) -> Segmenter:
+        """The same engine on `views` of each image, which are merged on the host by `threads`; 0 means all cores."""
+        return Segmenter(ViewsDevice(self.device, views, threads), self.precision)
 
     @property
     def session(self) -> Session:
@@ -88,7 +95,7 @@ class Segmenter:
                 band = strips.band(step.index)
             except NotFiniteError as error:
                 rows = [strips.steps[index] for index in step.held]
-                raise explained(self.device, image, rows, self.precision) from error
+                raise explained(self.device, _windows(self.device, image, rows), self.precision) from error
             yield band
 
     def start(self, image: UInt8, confidence: bool = False) -> Running:
@@ -118,6 +125,11 @@ class Running:
         with self._counted():
             return self._frame.mask()
 
+    @property
+    def views(self) -> tuple[ViewTimes, ...]:
+        """What each view took, where there are several or one of another size."""
+        return self._frame.times if isinstance(self._frame, ViewsFrame) else ()
+
     @contextmanager
     def _counted(self) -> Iterator[None]:
         before = replace(self._device.timings)
@@ -125,7 +137,7 @@ class Running:
             yield
         except NotFiniteError as error:
             rows = self._device.tiling.window_rows(*self._image.shape[:2])
-            raise explained(self._device, self._image, rows, self._precision) from error
+            raise explained(self._device, _windows(self._device, self._image, rows), self._precision) from error
         after = self._device.timings
         for part in (*PARTS, "windows"):
             own = getattr(self.timings, part) + getattr(after, part) - getattr(before, part)
@@ -136,7 +148,7 @@ class Running:
 def open_segmenter(
     folder: Path, threads: int = 0, host_code: bool = False,
     prove: Callable[[Bundle, Backend, Segmenter, bytes], Manifest] | None = None,
-    threshold: float | None = None,
+    threshold: float | None = None, views: Callable[[Manifest], ImageViews] | None = None,
 ) -> Iterator[tuple[Segmenter, Manifest]]:  # fmt: skip
     """Load a bundle that was built on this device.  Raises DeployError, naming the command that rebuilds it.
 
@@ -144,6 +156,7 @@ def open_segmenter(
     prove: verifies an engine that was not, here, and says so in the manifest (engines.proof.first_run.prover); without
     it such an engine is refused.
     threshold: of a network with one channel, in place of what the bundle says; also in the manifest that is returned.
+    views: how images are run, given the manifest; None runs them as they are.
     """
     bundle = open_bundle(folder)
     manifest = replace(bundle.manifest, spec=bundle.manifest.spec.at_threshold(threshold))
@@ -172,7 +185,8 @@ def open_segmenter(
                 how = "deploy.py run does that, without --threshold"
                 raise DeployError(f"bundle {folder}: not yet verified on {backend.device()}; {how}")
             manifest = prove(bundle, backend, segmenter, kernels)
-        yield segmenter, manifest
+        wanted = ImageViews() if views is None else views(manifest)
+        yield segmenter if wanted.plain else segmenter.on_views(wanted, threads), manifest
 
 
 def _kernels(bundle: Bundle) -> bytes:
@@ -223,6 +237,11 @@ def open_on_device(
             session = stack.enter_context(GpuTail(gpu, engine=session, tail=tail, cubin=kernels))
         device = CudaDevice(gpu, session=session, spec=spec, tiling=tiling, cubin=kernels, log=config.log)
         yield Segmenter(stack.enter_context(device), config.precision)
+
+
+def _windows(device: Device, image: UInt8, rows: Sequence[WindowRow]) -> Sequence[tuple[UInt8, Sequence[WindowRow]]]:
+    """What the engine was run on: the rows of windows of an image, or those of each of its views."""
+    return device.placed(image) if isinstance(device, ViewsDevice) else [(image, rows)]
 
 
 def _check_image(image: UInt8) -> None:

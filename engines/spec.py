@@ -20,6 +20,9 @@ THRESHOLD = 0.5  # of its probability
 
 RGB = tuple[int, int, int]
 
+OPENCV = "opencv-bilinear"  # of the two nearest pixels along each axis: mmsegmentation's
+FILTERS = (OPENCV, *(f"pillow-{name}" for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")))
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -33,6 +36,10 @@ class ModelSpec:
     channel_order: ``RGB`` or ``BGR``, the order in which the network expects the channels.
     logits_stride: input pixels per logit along each axis (4 for SegFormer, 16 for SETR Naive, 1 for full resolution).
     ignore_index, reduce_zero_label: how labels on disk map to channels, as in mmsegmentation.
+    resize: what the checkpoint's own processor does to an image first, as ``--resize`` takes it; "" if it does not say.
+    resample: the filter that images are resized with, one of `FILTERS`.
+    direct: whether, of an image that was resized to one window, logits go straight to the image's own size, as
+        transformers has it, and not by way of the window's, as mmsegmentation has it.
     source, source_sha256: the checkpoint layout that was read, and the digest of the weights file.
     """
 
@@ -49,6 +56,9 @@ class ModelSpec:
     source: str = ""
     source_sha256: str = ""
     threshold: float | None = None
+    resize: str = ""
+    resample: str = OPENCV
+    direct: bool = False
 
     def __post_init__(self) -> None:
         if len(self.classes) == 1:
@@ -67,6 +77,8 @@ class ModelSpec:
             )
         if self.channel_order not in ("RGB", "BGR"):
             raise DeployError(f"channel order: got {self.channel_order!r}, expected RGB or BGR")
+        if self.resample not in FILTERS:
+            raise DeployError(f"resample: got {self.resample!r}, expected one of {', '.join(FILTERS)}")
         if self.logits_stride < 1:
             raise DeployError(f"logits stride: got {self.logits_stride}, expected 1 or more")
         if self.threshold is not None and not (0 < self.threshold < 1 and count == 2):

@@ -18,6 +18,7 @@ from engines.arguments.groups import (
     rewrite_argument,
     tensorrt_arguments,
     threshold_argument,
+    views_arguments,
     window_arguments,
 )
 from engines.arguments.values import (
@@ -115,6 +116,7 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--recursive", action="store_true", help="folders within folders too; DIR then mirrors them")
     verb.add_argument("--overlay", action="store_true", help="also write NAME.overlay.jpg")
     verb.add_argument("--confidence", action="store_true", help="also write NAME.confidence.png, 255 = certain")
+    views_arguments(verb)
     threshold_argument(verb, "the bundle's")
     verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
     loading_arguments(verb)
@@ -189,6 +191,7 @@ def evaluate_arguments(verb: argparse.ArgumentParser) -> None:
                       "Cityscapes, ADE20K, PASCAL Context, COCO-Stuff or CamVid tree")  # fmt: skip
     verb.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write DIR/evaluate.json")
     data_arguments(verb)
+    views_arguments(verb)
     threshold_argument(verb, "the bundle's")
     verb.add_argument("--fail-under", type=percent, metavar="MIOU", help="exit with 3 if lower: 0.7, or 70")
     loading_arguments(verb)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ from engines.arguments.values import (
     inside,
     label,
     mebibytes,
+    numbers,
     positive,
     size,
     triple,
     up_to,
 )
 from engines.backends import BACKENDS
-from engines.bundle import MAX_BATCH
+from engines.bundle import MAX_BATCH, Manifest
 from engines.contract import TensorRTOptions
 from engines.images.read import MAX_PIXELS
+from engines.tiling.merge import MERGES
 from engines.tiling.placement import BLENDS, PADDINGS, Tiling
+from engines.views.views import ImageViews, asked_views
 
 
 def engine_arguments(verb: argparse.ArgumentParser) -> None:
@@ -116,6 +120,28 @@ def tiling(args: argparse.Namespace) -> Tiling:
 def tensorrt_given(args: argparse.Namespace) -> dict[str, Any]:
     """Of TensorRTOptions, those that the command line sets."""
     return {field.name: getattr(args, field.name) for field in fields(TensorRTOptions) if hasattr(args, field.name)}
+
+
+def views_arguments(verb: argparse.ArgumentParser) -> None:
+    """Which sizes of an image are run."""
+    resize_argument(verb, "what the bundle was built with")
+    verb.add_argument("--tta", action="store_true", help="merge several scales of each image, and their mirror images")
+    verb.add_argument("--scales", type=numbers, metavar="S,S", help="of --tta (0.5,0.75,1,1.25,1.5,1.75)")
+    verb.add_argument("--no-flip", dest="flip", action="store_false", help="--tta without mirror images")
+    verb.add_argument("--tta-merge", choices=MERGES, help="of the probabilities of --tta (mean)")
+
+
+def resize_argument(verb: argparse.ArgumentParser, default: str) -> None:
+    verb.add_argument("--resize", metavar="none|WxH|short=N|long=N|checkpoint", help="size that images are brought to "
+                      f"before they are run; checkpoint: as its own processor does ({default})")  # fmt: skip
+
+
+def views_given(args: argparse.Namespace) -> Callable[[Manifest], ImageViews]:
+    """What the command line says of the views, for `engines.segmenter.open_segmenter`."""
+    return lambda manifest: asked_views(
+        manifest.spec, manifest.resize if args.resize is None else args.resize, tta=args.tta, scales=args.scales,
+        flip=args.flip, merge=args.tta_merge,
+    )  # fmt: skip
 
 
 def batch(text: str) -> int:

@@ -78,6 +78,11 @@ def size(text: str) -> tuple[int, int]:
     return parts[0], parts[-1]
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """``0.75,1,1.25``"""
+    return tuple(float(part) for part in text.split(","))
+
+
 def words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 

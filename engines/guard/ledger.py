@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import shutil
 import tempfile
 import threading
@@ -78,3 +79,9 @@ def temporary_folder(prefix: str = "edgeseg-") -> Iterator[Path]:
     """A folder that only this user may enter, gone after the block, also when the process crashes inside."""
     with tempfile.TemporaryDirectory(prefix=prefix) as folder, ledger.temporary(Path(folder)):
         yield Path(folder)
+
+
+def nameless_file() -> int:
+    """The descriptor of a file without a name: gone once it is closed, however the process ends.  Raises OSError."""
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -96,20 +96,6 @@ def read_label_colours(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
     return np.asarray(image.convert("RGBA").convert("RGB"))
 
 
-def resize_image(image: UInt8, size: tuple[int, int]) -> UInt8:
-    """(H, W, 3) uint8 -> (*size, 3): Pillow's BILINEAR, half-pixel centres, averaging where it shrinks."""
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-
-
-def resize_labels(labels: UInt8, size: tuple[int, int]) -> UInt8:
-    """(H, W) uint8 -> size, each pixel the label under its centre (Pillow's NEAREST); the same array if it fits."""
-    if labels.shape == size:
-        return labels
-    rows, columns = (((2 * np.arange(to) + 1) * of) // (2 * to) for of, to in zip(labels.shape, size, strict=True))
-    resized: UInt8 = labels[rows[:, None], columns]
-    return resized
-
-
 def _decode(path: Path, max_pixels: int, *, upright: bool) -> Image.Image:
     """The first frame, decoded, `upright` if asked; every way in which a file can be bad becomes a DeployError."""
     try:

@@ -89,7 +89,7 @@ def gather(
         _floats(scale), _floats(bias), (ctypes.c_int32 * 3)(*order), PADDINGS.index(padding),
         out.ctypes.data, threads_of(threads),
     )  # fmt: skip
-    _check("gather", status)
+    check("gather", status)
     return out
 
 
@@ -130,7 +130,7 @@ def stitch(
     if not 0 <= row0 < row1 <= height:
         raise DeployError(f"stitch: got rows {row0}..{row1} of an image {image_size}, expected a part of it")
     if weights is not None:
-        _check_weights(weights, (window_h, window_w))
+        check_weights(weights, (window_h, window_w))
     shape = (row1 - row0, width)
     labels = _output(labels, shape, np.uint8, "labels")
     certainty: Float32 | None = None
@@ -144,7 +144,7 @@ def stitch(
         classes=classes, windows=len(logits), row0=row0, row1=row1, threads=threads_of(threads),
         cut=cut_of(threshold),
     )  # fmt: skip
-    workspace = _workspace(plan, certainty is not None)
+    workspace = aligned(library().tile_stitch_workspace(ctypes.byref(plan), certainty is not None))
     status = library().tile_stitch(
         ctypes.byref(plan), (ctypes.c_void_p * len(logits))(*(array.ctypes.data for array in logits)),
         (ctypes.c_int32 * len(logits))(*tops), (ctypes.c_int32 * len(logits))(*lefts),
@@ -153,7 +153,7 @@ def stitch(
         None if certainty is None else certainty.ctypes.data, 0 if certainty is None else certainty.strides[0] // 4,
         workspace.ctypes.data,
     )  # fmt: skip
-    _check("stitch", status)
+    check("stitch", status)
     return labels, certainty
 
 
@@ -166,9 +166,8 @@ def labels_of(logits: Float32, threshold: float | None) -> UInt8:
     return labels.astype(np.uint8)
 
 
-def _workspace(plan: _Plan, confidence: bool) -> UInt8:
-    """What the library needs, starting at a cache line."""
-    size = library().tile_stitch_workspace(ctypes.byref(plan), confidence)
+def aligned(size: int) -> UInt8:
+    """Workspace of `size` bytes, starting at a cache line."""
     raw = np.empty(size + 64, np.uint8)
     return raw[-raw.ctypes.data % 64 :]
 
@@ -214,7 +213,7 @@ def library() -> ctypes.CDLL:
         lib = ctypes.CDLL(str(found[0]))
     except OSError as error:
         raise DeployError(f"tiling core: cannot load {found[0].name}: {error}; run: pip install -e .") from error
-    if not hasattr(lib, "tail_run"):
+    if not hasattr(lib, "views_merge"):
         raise DeployError(f"tiling core: {found[0].name} is of an older version; run: pip install -e .")
     pointer, int32, stride = ctypes.c_void_p, ctypes.c_int32, ctypes.c_ssize_t
     lib.tile_gather.argtypes = [
@@ -250,7 +249,8 @@ def _check_logits(logits: Sequence[Float32], tops: Sequence[int], lefts: Sequenc
     return first
 
 
-def _check_weights(weights: Weights, window: tuple[int, int]) -> None:
+def check_weights(weights: Weights, window: tuple[int, int]) -> None:
+    """Raise DeployError unless they are weights of a window's rows and columns."""
     for values, size in zip(weights, window, strict=True):
         shaped = isinstance(values, np.ndarray) and values.shape == (size,) and values.dtype == np.float32
         if not shaped or not values.flags.c_contiguous or not MIN_WEIGHT <= values.min() <= values.max() < np.inf:
@@ -314,7 +314,8 @@ def _floats(values: Float32) -> Any:
     return (ctypes.c_float * len(values))(*values.tolist())
 
 
-def _check(what: Literal["gather", "stitch"], status: int) -> None:
+def check(what: Literal["gather", "stitch", "merge", "resize"], status: int) -> None:
+    """Raise DeployError where the library returned anything but success."""
     if status:
         kind = NotFiniteError if status == NOT_FINITE else DeployError
         raise kind(f"{what}: {MESSAGES.get(status, f'unknown status {status}')}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -13,14 +13,17 @@ from engines.tiling.device import Device
 from engines.tiling.placement import WindowRow
 
 
-def explained(device: Device, image: UInt8, rows: Sequence[WindowRow], precision: str) -> NotFiniteError:
-    """The error to raise where windows of `rows` gave such logits.  Runs them again, one by one, up to the first.
+def explained(
+    device: Device, windows: Iterable[tuple[UInt8, Sequence[WindowRow]]], precision: str
+) -> NotFiniteError:  # fmt: skip
+    """The error to raise where `windows` gave such logits.  Runs them again, one by one, up to the first.
 
-    image: (H, W, 3) uint8 RGB, whole.  precision: of the engine.  Raises GpuLostError.
+    windows: whole images, (H, W, 3) uint8 RGB, and rows of windows on each.  precision: of the engine.
+    Raises GpuLostError.
     """
     where = "of a window that is finite when it is run again"
     try:
-        where = _first(device, image, rows) or where
+        where = next(filter(None, (_first(device, image, rows) for image, rows in windows)), where)
     except GpuLostError:
         raise
     except DeployError as error:

@@ -3,27 +3,10 @@
  * C11 and pthreads.  The caller allocates everything, also the workspace; functions return a tile_status; there are no
  * globals.  Shapes are given as (rows, columns); strides are in bytes for images and in elements for outputs.
  */
-#include "tile.h"
-#include "tile_threads.h"
+#include "tile_windows.h"
 
 #include <math.h>
 #include <string.h>
-
-/* Function multiversioning: one binary, the widest vectors of the CPU it runs on. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(TILE_NO_CLONES)
-#define TILE_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#define TILE_ISA "x86-64, avx2 and avx512f where present"
-#elif defined(__aarch64__)
-#define TILE_CLONES
-#define TILE_ISA "arm64, neon"
-#else
-#define TILE_CLONES
-#define TILE_ISA "portable"
-#endif
-
-#define TILE_CHUNK 1024   /* columns worked on at once: one class's accumulators and v stay in a first-level cache */
-#define TILE_EDGE 16      /* room beside v, which keeps v aligned to cache lines */
-#define TILE_MAX_RATIO 32 /* divides TILE_CHUNK */
 
 typedef struct {
     int32_t height, width;         /* image */
@@ -111,134 +94,31 @@ int tile_gather(const uint8_t *image, int32_t height, int32_t width, ptrdiff_t s
 
 /* ---- stitch --------------------------------------------------------------------------------------------------- */
 
-/* Accumulators of a chunk are stored by phase: column x of the chunk at [x % ratio * stride + x / ratio].  Then every
- * phase of every window adds up contiguous floats with constant weights: no gather, no shuffle, on any CPU. */
 typedef struct {
     tile_plan p;
-    const float *const *logits; /* windows x (K, logits_h, logits_w) */
-    const int32_t *tops, *lefts;
-    const float *weight_y; /* (window_h), or NULL for uniform */
-    const float *weight_x; /* (window_w) by phase: column u at [u % ratio * (window_w / ratio) + u / ratio]; or NULL */
+    tile_windows w;
     uint8_t *labels;
     ptrdiff_t labels_stride;
     float *confidence; /* or NULL */
     ptrdiff_t confidence_stride;
     unsigned char *workspace;
     size_t per_thread;
-    int32_t ratio;                  /* window_w / logits_w where that is a power of two up to TILE_MAX_RATIO, else 1 */
-    int32_t ratio_log2;
-    int32_t phase_shift[TILE_MAX_RATIO]; /* of each phase, see tile_phase_source */
-    float phase_lambda[TILE_MAX_RATIO];
-    int32_t table;                  /* 1 where it is not: columns come from the table below */
-    const int32_t *index0, *index1; /* (window_w): horizontal source columns of each window column */
-    const float *lambda;            /* (window_w) */
 } tile_stitch_args;
 
-/* A window's part in one chunk of one row. */
-typedef struct {
-    const float *row0, *row1; /* class 0 of the two source rows */
-    float a, b;               /* their weights, window weight included */
-    int32_t x0, x1;           /* columns of the chunk that the window covers, relative to the chunk */
-    int32_t u0;               /* window column at x0 */
-    int32_t j0, j1;           /* source columns needed: j0 <= j < j1 */
-} tile_part;
-
-static size_t tile_align(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-static size_t tile_columns_bytes(const tile_plan *p)
-{
-    return tile_align((size_t)p->window_w * (2 * sizeof(int32_t) + 2 * sizeof(float)));
-}
-
-static size_t tile_parts_bytes(const tile_plan *p) { return tile_align((size_t)p->windows * sizeof(tile_part)); }
+static size_t tile_parts_bytes(int32_t windows) { return tile_align((size_t)windows * sizeof(tile_part)); }
 
 /* One thread's workspace: parts of the windows; best, weight, sum, label; the accumulators; v with its two edges. */
 static size_t tile_thread_bytes(const tile_plan *p, int confidence)
 {
     size_t planes = 4 + (confidence ? (size_t)p->classes : 1);
     size_t floats = planes * TILE_CHUNK + (size_t)p->logits_w + 2 * TILE_EDGE;
-    return tile_parts_bytes(p) + tile_align(floats * sizeof(float));
+    return tile_parts_bytes(p->windows) + tile_align(floats * sizeof(float));
 }
 
 /* Bytes of workspace that tile_stitch needs. */
 size_t tile_stitch_workspace(const tile_plan *p, int32_t confidence)
 {
-    return tile_columns_bytes(p) + (size_t)p->threads * tile_thread_bytes(p, confidence);
-}
-
-/* Vertical interpolation of one class into v[j0..j1), and the edge beside it.  Returns 1 if not finite. */
-TILE_FN uint32_t tile_vertical(const tile_part *part, size_t offset, int32_t logits_w, float *v)
-{
-    uint32_t bad = tile_row_vertical(part->row0 + offset, part->row1 + offset, part->a, part->b, part->j0, part->j1, v);
-    if (part->j0 == 0)
-        v[-1] = v[0];
-    if (part->j1 == logits_w)
-        v[logits_w] = v[logits_w - 1];
-    return bad;
-}
-
-/* acc += one window's part in one class: the horizontal interpolation of v. */
-TILE_FN void tile_accumulate(const tile_stitch_args *s, const tile_part *part, const float *v, int32_t stride,
-                             float *acc)
-{
-    if (s->table) {
-        tile_row_table(v, s->index0 + part->u0, s->index1 + part->u0, s->lambda + part->u0,
-                       s->weight_x ? s->weight_x + part->u0 : NULL, part->x1 - part->x0, acc + part->x0);
-        return;
-    }
-    int32_t ratio = s->ratio, shift = s->ratio_log2, u1 = part->u0 + part->x1 - part->x0;
-    for (int32_t phase = 0; phase < ratio; phase++) {
-        int32_t begin = (part->u0 - phase + ratio - 1) >> shift, end = (u1 - phase + ratio - 1) >> shift;
-        int32_t x = (begin << shift) + phase - part->u0 + part->x0;
-        const float *w = s->weight_x ? s->weight_x + phase * (s->p.window_w >> shift) + begin : NULL;
-        tile_row_phase(v + begin + s->phase_shift[phase], s->phase_lambda[phase], w, end - begin,
-                       acc + (x & (ratio - 1)) * stride + (x >> shift));
-    }
-}
-
-/* The windows that touch columns c0..c0+n of row y.  Returns their number. */
-static int32_t tile_parts(const tile_stitch_args *s, int32_t y, int32_t c0, int32_t n, tile_part *parts)
-{
-    const tile_plan *p = &s->p;
-    int32_t count = 0;
-    for (int32_t i = 0; i < p->windows; i++) {
-        int32_t v = y - s->tops[i], left = s->lefts[i];
-        if (v < 0 || v >= p->window_h || left >= c0 + n || left + p->window_w <= c0)
-            continue;
-        tile_part *part = &parts[count++];
-        int32_t y0, y1;
-        float lambda = tile_source(v, p->logits_h, p->window_h, &y0, &y1);
-        float weight = s->weight_y ? s->weight_y[v] : 1.0f;
-        part->row0 = s->logits[i] + (size_t)y0 * (size_t)p->logits_w;
-        part->row1 = s->logits[i] + (size_t)y1 * (size_t)p->logits_w;
-        part->a = (1.0f - lambda) * weight;
-        part->b = lambda * weight;
-        part->x0 = left > c0 ? left - c0 : 0;
-        part->x1 = left + p->window_w < c0 + n ? left + p->window_w - c0 : n;
-        part->u0 = c0 + part->x0 - left;
-        part->j0 = s->index0[part->u0];
-        part->j1 = s->index1[part->u0 + part->x1 - part->x0 - 1] + 1;
-    }
-    return count;
-}
-
-/* Total weight of each column: what the windows would add up to if all their logits were one.  0 when one has none. */
-TILE_FN int tile_weights(const tile_stitch_args *s, const tile_part *parts, int32_t count, int32_t n, int32_t stride,
-                         float *v, float *weight)
-{
-    int32_t ratio = s->ratio, all = stride * ratio, covered = 1;
-    for (int32_t x = 0; x < all; x++)
-        weight[x] = 0.0f;
-    for (int32_t i = 0; i < count; i++) {
-        for (int32_t j = parts[i].j0 - 1; j <= parts[i].j1; j++)
-            v[j] = parts[i].a + parts[i].b;
-        tile_accumulate(s, &parts[i], v, stride, weight);
-    }
-    for (int32_t x = n; x < all; x++) /* beyond the image, where the last phases are shorter */
-        weight[x % ratio * stride + x / ratio] = 1.0f;
-    for (int32_t x = 0; x < all; x++)
-        covered &= weight[x] > 0.0f;
-    return covered;
+    return tile_columns_bytes(p->window_w) + (size_t)p->threads * tile_thread_bytes(p, confidence);
 }
 
 /* Writes labels and confidence of n columns in their order.  from, certainty: by phase. */
@@ -261,14 +141,14 @@ static int tile_stitch_chunk(const tile_stitch_args *s, int32_t y, int32_t c0, i
 {
     const tile_plan *p = &s->p;
     tile_part *parts = (tile_part *)(void *)workspace;
-    float *best = (float *)(void *)(workspace + tile_parts_bytes(p)), *weight = best + TILE_CHUNK;
+    float *best = (float *)(void *)(workspace + tile_parts_bytes(p->windows)), *weight = best + TILE_CHUNK;
     float *sum = weight + TILE_CHUNK;
     int32_t *label = (int32_t *)(void *)(sum + TILE_CHUNK);
     float *acc = sum + 2 * TILE_CHUNK, *v = acc + (s->confidence ? p->classes : 1) * TILE_CHUNK + TILE_EDGE;
-    int32_t count = tile_parts(s, y, c0, n, parts), stride = (n + s->ratio - 1) / s->ratio, all = stride * s->ratio;
-    if (!tile_weights(s, parts, count, n, stride, v, weight))
+    const tile_windows *w = &s->w;
+    int32_t count = tile_parts(w, y, c0, n, parts), stride = (n + w->ratio - 1) / w->ratio, all = stride * w->ratio;
+    if (!tile_weights(w, parts, count, n, stride, v, weight))
         return TILE_E_UNCOVERED;
-    size_t plane = (size_t)p->logits_h * (size_t)p->logits_w;
     uint32_t found = 0;
     for (int32_t x = 0; x < all; x++) {
         best[x] = -INFINITY;
@@ -276,12 +156,7 @@ static int tile_stitch_chunk(const tile_stitch_args *s, int32_t y, int32_t c0, i
     }
     for (int32_t k = 0; k < p->classes; k++) {
         float *row = s->confidence ? acc + k * TILE_CHUNK : acc;
-        for (int32_t x = 0; x < all; x++)
-            row[x] = 0.0f;
-        for (int32_t i = 0; i < count; i++) {
-            found |= tile_vertical(&parts[i], (size_t)k * plane, p->logits_w, v);
-            tile_accumulate(s, &parts[i], v, stride, row);
-        }
+        found |= tile_sum(w, parts, count, k, stride, v, row);
         tile_row_argmax(row, k, all, best, label);
     }
     for (int32_t x = 0; x < all; x++)
@@ -298,7 +173,7 @@ static int tile_stitch_chunk(const tile_stitch_args *s, int32_t y, int32_t c0, i
         else
             tile_row_confidence(acc, TILE_CHUNK, p->classes, all, best, weight, sum);
     }
-    tile_write(label, best, s->ratio, stride, n, labels, confidence);
+    tile_write(label, best, w->ratio, stride, n, labels, confidence);
     return TILE_OK;
 }
 
@@ -339,24 +214,12 @@ int tile_stitch(const tile_plan *plan, const float *const *logits, const int32_t
     for (int32_t i = 0; i < p.windows; i++)
         if (tops[i] < 0 || lefts[i] < 0 || tops[i] > INT32_MAX - p.window_h || lefts[i] > INT32_MAX - p.window_w)
             return TILE_E_ARGUMENT;
-    int32_t ratio = p.window_w / p.logits_w;
-    int32_t table = p.window_w % p.logits_w != 0 || ratio > TILE_MAX_RATIO || (ratio & (ratio - 1)) != 0;
-    if (table)
-        ratio = 1;
-    int32_t *index0 = (int32_t *)(void *)workspace, *index1 = index0 + p.window_w;
-    float *lambda = (float *)(void *)(index1 + p.window_w), *by_phase = lambda + p.window_w;
-    for (int32_t x = 0; x < p.window_w; x++) {
-        lambda[x] = tile_source(x, p.logits_w, p.window_w, &index0[x], &index1[x]);
-        if (weight_x)
-            by_phase[x % ratio * (p.window_w / ratio) + x / ratio] = weight_x[x];
-    }
-    tile_stitch_args s = {p, logits, tops, lefts, weight_y, weight_x ? by_phase : NULL, labels, labels_stride,
-                          confidence, confidence_stride, workspace + tile_columns_bytes(&p),
-                          tile_thread_bytes(&p, confidence != NULL), ratio, 0, {0}, {0}, table, index0, index1, lambda};
-    while (1 << s.ratio_log2 < ratio)
-        s.ratio_log2++;
-    for (int32_t phase = 0; phase < ratio; phase++)
-        s.phase_lambda[phase] = tile_phase_source(phase, ratio, &s.phase_shift[phase]);
+    tile_windows w = {.window_h = p.window_h, .window_w = p.window_w, .logits_h = p.logits_h, .logits_w = p.logits_w,
+                      .windows = p.windows, .logits = logits, .class_stride = (ptrdiff_t)p.logits_h * p.logits_w,
+                      .row_stride = p.logits_w, .tops = tops, .lefts = lefts, .weight_y = weight_y};
+    tile_windows_open(&w, weight_x, workspace);
+    tile_stitch_args s = {p, w, labels, labels_stride, confidence, confidence_stride,
+                          workspace + tile_columns_bytes(p.window_w), tile_thread_bytes(&p, confidence != NULL)};
     return tile_parallel(tile_stitch_rows, &s, p.row0, p.row1, p.threads);
 }
 

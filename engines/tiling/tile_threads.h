@@ -7,6 +7,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Function multiversioning: one binary, the widest vectors of the CPU it runs on. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(TILE_NO_CLONES)
+#define TILE_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#define TILE_ISA "x86-64, avx2 and avx512f where present"
+#elif defined(__aarch64__)
+#define TILE_CLONES
+#define TILE_ISA "arm64, neon"
+#else
+#define TILE_CLONES
+#define TILE_ISA "portable"
+#endif
+
 #define TILE_MAX_THREADS 64
 #define TILE_MAX_BLOCK 32 /* rows a thread takes at once */
 

@@ -10,7 +10,8 @@ from calib.data.datasets import Dataset
 from calib.data.label_map import LabelMap
 from engines.contract import UInt8
 from engines.errors import DeployError
-from engines.images.read import MAX_PIXELS, read_image, resize_image, resize_labels
+from engines.images.read import MAX_PIXELS, read_image
+from engines.images.resize import resize_image, resize_labels
 from engines.spec import ModelSpec
 
 

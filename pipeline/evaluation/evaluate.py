@@ -22,7 +22,8 @@ from engines.bundle import MANIFEST, Manifest
 from engines.contract import UInt8
 from engines.errors import GateError
 from engines.files import file_sha256
-from engines.images.read import MAX_PIXELS, read_image, resize_image, resize_labels
+from engines.images.read import MAX_PIXELS, read_image
+from engines.images.resize import resize_image, resize_labels
 from engines.measure.bench import Stats, Timing
 from engines.measure.worker import FrameTimes
 from engines.segmenter import Segmenter

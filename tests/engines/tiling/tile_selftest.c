@@ -1,8 +1,10 @@
 /* Self-test of the tiling core, without Python: for sanitizers, and for CPUs that this machine only emulates.
  *
- * Compares tile.c and tail.c with plain double-precision loops written here.  Exits with the number of failed cases.
+ * Compares tile.c, views.c, resize.c and tail.c with plain double-precision loops written here.  Exits with the number of failed cases.
  */
 #include "../../../engines/tiling/tile.c"
+#include "../../../engines/tiling/views.c"
+#include "../../../engines/tiling/resize.c"
 #include "../../../engines/tiling/tail.c"
 
 #include <math.h>
@@ -198,6 +200,117 @@ static float *floats(size_t n)
     return made;
 }
 
+/* Mean score of class k of a view at a place between its pixels. */
+static double score_between(const tile_plan *p, float **logits, const int32_t *tops, const int32_t *lefts, const float *wy,
+                            int k, double y, double x)
+{
+    int y0 = (int)y, x0 = (int)x, y1 = y0 + 1 < p->height ? y0 + 1 : y0, x1 = x0 + 1 < p->width ? x0 + 1 : x0;
+    double fy = y - y0, fx = x - x0, weight;
+    return (score(p, logits, tops, lefts, wy, wy, k, y0, x0, &weight) * (1 - fx) +
+            score(p, logits, tops, lefts, wy, wy, k, y0, x1, &weight) * fx) * (1 - fy) +
+           (score(p, logits, tops, lefts, wy, wy, k, y1, x0, &weight) * (1 - fx) +
+            score(p, logits, tops, lefts, wy, wy, k, y1, x1, &weight) * fx) * fy;
+}
+
+/* `count` views of an image of height x width, each of its own size, every second one mirrored. */
+static int check_views(int height, int width, int count, const int (*sizes)[2], int window, int stride, int low, int classes,
+                       int weighted, int merge, int threads)
+{
+    static int32_t tops[4][4096], lefts[4][4096];
+    static float *logits[4][4096];
+    float *wy = weighted ? floats((size_t)window) : NULL;
+    for (int i = 0; wy && i < window; i++)
+        wy[i] = 1.2f + 0.5f * wy[i];
+    tile_plan plans[4];
+    views_view views[4];
+    for (int v = 0; v < count; v++) {
+        int32_t rows[512], columns[512];
+        int ny = starts(sizes[v][0], window, stride, rows), nx = starts(sizes[v][1], window, stride, columns), n = 0;
+        for (int i = 0; i < ny; i++)
+            for (int j = 0; j < nx; j++, n++) {
+                tops[v][n] = rows[i], lefts[v][n] = columns[j];
+                logits[v][n] = floats((size_t)(classes * low * low));
+                for (int k = 0; k < classes * low * low; k++)
+                    logits[v][n][k] *= 4;
+            }
+        plans[v] = (tile_plan){sizes[v][0], sizes[v][1], window, window, low, low, classes, n, 0, sizes[v][0], 1, 0};
+        views[v] = (views_view){sizes[v][0], sizes[v][1], v % 2, 1.0f / (float)count, window, window, low, low, n,
+                                (const float *const *)logits[v], NULL, tops[v], lefts[v], wy, wy, low * low, low};
+    }
+    float threshold = 1 / (1 + expf(-CUT));
+    views_plan plan = {height, width, classes, count, 0, height, threads, merge, CUT, threshold};
+    size_t size = views_workspace(&plan, views);
+    unsigned char *workspace = aligned_alloc(64, (size + 63) / 64 * 64);
+    uint8_t *labels = malloc((size_t)(height * width));
+    float *confidence = malloc(sizeof(float) * (size_t)(height * width));
+    int bad = views_merge(&plan, views, labels, width, confidence, width, workspace) != TILE_OK;
+    digest_bytes(labels, (size_t)(height * width));
+    digest_bytes(confidence, sizeof(float) * (size_t)(height * width));
+    for (int y = 0; y < height && !bad; y++)
+        for (int x = 0; x < width && !bad; x++) {
+            double merged[256] = {0}, best = -1, second = -1;
+            for (int v = 0; v < count; v++) {
+                double p[256], sum = 0;
+                for (int k = 0; k < classes; k++) {
+                    p[k] = exp(score_between(&plans[v], logits[v], tops[v], lefts[v], wy, k, centre(y, sizes[v][0], height),
+                                             centre(v % 2 ? width - 1 - x : x, sizes[v][1], width)));
+                    sum += p[k];
+                }
+                sum += classes == 1 ? 1 : 0;
+                for (int k = 0; k < classes; k++)
+                    merged[k] = merge == VIEWS_MAX ? fmax(merged[k], p[k] / sum) : merged[k] + p[k] / sum / count;
+            }
+            int winner = 0;
+            for (int k = 0; k < classes; k++)
+                if (merged[k] > best)
+                    second = best, best = merged[k], winner = k;
+                else if (merged[k] > second)
+                    second = merged[k];
+            if (classes == 1) {
+                winner = best > threshold;
+                second = best - fabs(best - threshold), best = winner ? best : 1 - best;
+            }
+            int got = labels[y * width + x];
+            bad = (got != winner && fabs(merged[classes == 1 ? 0 : winner] - second) > 1e-4) ||
+                  fabs(confidence[y * width + x] - best) > 2e-5;
+            if (bad)
+                printf("pixel %d %d: label %d, expected %d; confidence %g, expected %g\n", y, x, got, winner,
+                       confidence[y * width + x], best);
+        }
+    for (int v = 0; v < count; v++)
+        for (int i = 0; i < plans[v].windows; i++)
+            free(logits[v][i]);
+    free(wy), free(workspace), free(labels), free(confidence);
+    printf("views %dx%d, %d of them, window %d stride %d logits %d classes %d%s%s threads %d: %s\n", height, width, count,
+           window, stride, low, classes, weighted ? " weighted" : "", merge == VIEWS_MAX ? " max" : "", threads,
+           bad ? "FAILED" : "ok");
+    return bad;
+}
+
+static int check_resize(int height, int width, int out_h, int out_w, int step, int threads)
+{
+    uint8_t *image = malloc((size_t)(step * height * width)), *out = malloc((size_t)(3 * out_h * out_w));
+    for (int i = 0; i < step * height * width; i++)
+        image[i] = (uint8_t)(128 + 127 * uniform());
+    float *workspace = malloc(sizeof(float) * (size_t)(3 * (threads * width + out_w)));
+    int bad = resize_bilinear(image, height, width, step * width, step, 1, out, out_h, out_w, workspace, threads) != TILE_OK;
+    digest_bytes(out, (size_t)(3 * out_h * out_w));
+    for (int y = 0; y < out_h; y++)
+        for (int x = 0; x < out_w; x++)
+            for (int c = 0; c < 3; c++) {
+                double at_y = centre(y, height, out_h), at_x = centre(x, width, out_w);
+                int y0 = (int)at_y, x0 = (int)at_x, y1 = y0 + 1 < height ? y0 + 1 : y0, x1 = x0 + 1 < width ? x0 + 1 : x0;
+                double fy = at_y - y0, fx = at_x - x0, expected;
+                const uint8_t *p = image + c;
+                expected = (p[step * (y0 * width + x0)] * (1 - fx) + p[step * (y0 * width + x1)] * fx) * (1 - fy) +
+                           (p[step * (y1 * width + x0)] * (1 - fx) + p[step * (y1 * width + x1)] * fx) * fy;
+                bad |= fabs(out[3 * (y * out_w + x) + c] - expected) > 0.501;
+            }
+    free(image), free(out), free(workspace);
+    printf("resize %dx%d to %dx%d: %s\n", height, width, out_h, out_w, bad ? "FAILED" : "ok");
+    return bad;
+}
+
 /* A decoder's tail: `maps` pairs of sizes. */
 static int check_tail(int windows, int height, int width, int inputs, int channels, int classes, int count,
                       const int (*maps)[2], int threads)
@@ -284,6 +397,21 @@ int main(void)
     }
     tile_plan plan = {10, 10, 8, 8, 2, 2, 256, 1, 0, 10, 1};
     failed += tile_stitch(&plan, NULL, NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, NULL) != TILE_E_ARGUMENT;
+    const int several[][2] = {{32, 48}, {64, 48}, {90, 110}, {70, 33}}, one[][2] = {{37, 61}}, huge[][2] = {{40, 1300}};
+    failed += check_views(50, 70, 4, several, 32, 24, 8, 19, 0, VIEWS_MEAN, 3);
+    failed += check_views(50, 70, 3, several, 32, 24, 8, 5, 1, VIEWS_MAX, 2);
+    failed += check_views(50, 70, 2, several, 29, 20, 7, 150, 1, VIEWS_MEAN, 2); /* no whole ratio */
+    failed += check_views(50, 70, 4, several, 32, 11, 1, 1, 0, VIEWS_MEAN, 2);
+    failed += check_views(9, 300, 1, one, 32, 24, 8, 7, 0, VIEWS_MEAN, 2);
+    failed += check_views(150, 31, 1, one, 32, 24, 8, 1, 1, VIEWS_MEAN, 2);
+    failed += check_views(1, 1, 4, several, 32, 24, 8, 3, 0, VIEWS_MEAN, 8);
+    failed += check_views(3, 2, 1, huge, 40, 30, 10, 3, 0, VIEWS_MEAN, 1); /* a view far larger than the image */
+    failed += check_resize(20, 30, 35, 45, 3, 2);
+    failed += check_resize(20, 30, 7, 9, 4, 3);
+    failed += check_resize(1, 1, 5, 3, 3, 1);
+    views_plan empty = {10, 10, 256, 1, 0, 10, 1, 0, 0, 0};
+    failed += views_merge(&empty, NULL, NULL, 0, NULL, 0, NULL) != TILE_E_ARGUMENT;
+    failed += resize_bilinear(NULL, 1, 1, 0, 0, 0, NULL, 0, 1, NULL, 1) != TILE_E_ARGUMENT;
     const int pyramid[][2] = {{8, 32}, {4, 16}, {2, 8}}, odd[][2] = {{5, 65}, {3, 33}, {9, 130}, {1, 1}, {9, 1}};
     failed += check_tail(1, 16, 64, 32, 64, 19, 3, pyramid, 2);
     failed += check_tail(3, 9, 130, 8, 36, 9, 5, odd, 3);

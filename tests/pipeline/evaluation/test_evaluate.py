@@ -19,7 +19,8 @@ from calib.data.label_map import LabelMap, read_label_map
 from engines.bundle import open_bundle
 from engines.errors import DeployError, GateError
 from engines.files import file_sha256, write_json
-from engines.images.read import read_image, resize_labels
+from engines.images.read import read_image
+from engines.images.resize import resize_labels
 from engines.segmenter import Segmenter, open_segmenter
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling

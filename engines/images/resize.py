@@ -1,0 +1,107 @@
+"""Images and label maps brought to another size, with the filter that a model was trained with."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from engines.contract import UInt8
+from engines.errors import DeployError
+from engines.images.read import MAX_PIXELS
+from engines.spec import FILTERS, OPENCV
+from engines.tiling import core
+
+_FORMS = "none, WxH such as 512x512, short=N or long=N"
+_MOST = 1 << 20  # pixels of a side
+
+
+@dataclass(frozen=True)
+class Resize:
+    """The size that an image is brought to.
+
+    kind: ``exact`` (height x width), or ``short`` or ``long``: that side becomes `height` pixels and the other follows,
+    rounded to the nearest pixel, as mmcv's `rescale_size` does it.
+    """
+
+    kind: str
+    height: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> Resize | None:
+        """``none`` is None.  Raises DeployError."""
+        if text == "none":
+            return None
+        if found := re.fullmatch(r"(\d+)x(\d+)", text):
+            size = cls("exact", int(found[2]), int(found[1]))
+        elif found := re.fullmatch(r"(short|long)=(\d+)", text):
+            size = cls(found[1], int(found[2]), int(found[2]))
+        else:
+            raise DeployError(f"resize: got {text!r}, expected {_FORMS}")
+        if not 1 <= min(size.height, size.width) <= max(size.height, size.width) <= _MOST:
+            raise DeployError(f"resize: got {text}, expected sides of 1 to {_MOST} pixels")
+        return size
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}" if self.kind == "exact" else f"{self.kind}={self.height}"
+
+    def of(self, height: int, width: int) -> tuple[float, float]:
+        """(height, width) of what an image of this size becomes, before it is rounded to pixels."""
+        if self.kind == "exact":
+            return float(self.height), float(self.width)
+        factor = self.height / (min if self.kind == "short" else max)(height, width)
+        return height * factor, width * factor
+
+
+def pixels(size: tuple[float, float]) -> tuple[int, int]:
+    """A size in whole pixels: the nearest, at least one.  Raises DeployError for more than images may have."""
+    height, width = (max(1, int(side + 0.5)) for side in size)
+    if height * width > MAX_PIXELS or max(height, width) > _MOST:
+        raise DeployError(
+            f"resize: got an image that becomes {width}x{height}, expected {MAX_PIXELS} pixels at most and sides of "
+            f"{_MOST} at most; give another size"
+        )
+    return height, width
+
+
+def resample(image: UInt8, size: tuple[int, int], name: str, threads: int = 0) -> UInt8:
+    """(H, W, 3) uint8 -> (*size, 3) by the filter `name`, one of `engines.spec.FILTERS`; the same array if it fits.
+
+    ``opencv-bilinear`` takes the two nearest pixels along each axis (half-pixel centres); Pillow's average where they
+    shrink.  threads: of the former; 0 means all cores of this process.  Raises DeployError.
+    """
+    if image.shape[:2] == size:
+        return image
+    if name != OPENCV:
+        if name not in FILTERS:
+            raise DeployError(f"resize: got the filter {name!r}, expected one of {', '.join(FILTERS)}")
+        method = Image.Resampling[name.removeprefix("pillow-").upper()]
+        return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((size[1], size[0]), method))
+    out, count = np.empty((*size, 3), np.uint8), core.threads_of(threads)
+    workspace = np.empty(3 * (count * image.shape[1] + size[1]), np.float32)
+    pointer, stride, integer = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int32
+    status = core.library().resize_bilinear(
+        pointer(image.ctypes.data), integer(image.shape[0]), integer(image.shape[1]),
+        *(stride(step) for step in image.strides), pointer(out.ctypes.data), integer(size[0]), integer(size[1]),
+        pointer(workspace.ctypes.data), integer(count),
+    )  # fmt: skip
+    core.check("resize", status)
+    return out
+
+
+def resize_image(image: UInt8, size: tuple[int, int]) -> UInt8:
+    """(H, W, 3) uint8 -> (*size, 3): Pillow's BILINEAR, half-pixel centres, averaging where it shrinks."""
+    return resample(image, size, "pillow-bilinear")
+
+
+def resize_labels(labels: UInt8, size: tuple[int, int]) -> UInt8:
+    """(H, W) uint8 -> size, each pixel the label under its centre (Pillow's NEAREST); the same array if it fits."""
+    if labels.shape == size:
+        return labels
+    rows, columns = (((2 * np.arange(to) + 1) * of) // (2 * to) for of, to in zip(labels.shape, size, strict=True))
+    resized: UInt8 = labels[rows[:, None], columns]
+    return resized

@@ -1,0 +1,1 @@
+"""An image seen at other sizes, and mirrored: which views there are, their logits, and what they agree on."""
