@@ -28,6 +28,14 @@ DAMAGED_NPZ = (
     struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError,
 )  # fmt: skip
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+_POINTER = b"version https://git-lfs.github.com/spec/"  # how the text that Git LFS leaves for a file begins
+
+
+def refuse_pointer(path: Path, what: str) -> None:
+    """Raises DeployError where `path` holds Git LFS's pointer to a file, not the file; OSError where it is not read."""
+    with open(path, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise DeployError(f"{what} {path}: is a Git LFS pointer, not the file; fetch it with: git lfs pull")
 
 
 @contextmanager

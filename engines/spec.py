@@ -13,6 +13,7 @@ from engines.records import read_record
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, on the 0..255 scale
 IMAGENET_STD = (58.395, 57.12, 57.375)
 IGNORE_LABEL = 255
+MAX_BANDS = 64  # of an image
 MAX_CLASSES = 255  # labels are uint8 and 255 means "ignore"
 
 BACKGROUND, BLACK = "background", (0, 0, 0)  # what a network of one channel leaves unsaid

@@ -35,6 +35,7 @@ from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.proto import check, save
 from pipeline.graph.tail import Cut, before_tail, cut_tail, ending_for, suits
 from pipeline.graph.types import FLOATS
+from pipeline.precision.already import as_it_is
 from pipeline.precision.as_asked import Asked, as_asked, half_of
 from pipeline.precision.budget import Jury
 from pipeline.precision.forms import formed, judge_for
@@ -65,6 +66,8 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
         if exact is None:
             source = load_source(request.model, (tiling.window_h, tiling.window_w), request.options)
             announce_source(source, log)
+            if source.quantised:
+                request = as_it_is(request, source.quantised, source.export()[0].model, backend)
             announce(request.photographs, log)
             exact = exact_graph(source, request, log, timer=backend if request.time_rewrites else None, config=trial)
         source = exact.source
@@ -210,7 +213,7 @@ def _worth(
 
     tail: whether it was cut off the engine.
     """
-    if plan.precision not in EIGHT_BIT or not tells(backend) or options.rest == "fp32":
+    if plan.precision not in EIGHT_BIT or options.kept or not tells(backend) or options.rest == "fp32":
         return {}
     half = before_tail(
         draft(exact.graph, options.rest, exact.inputs, asked.ranges, options, views=asked.views).graph,

@@ -56,7 +56,7 @@ def exact_graph(
     image = sample_image(_photograph(request), tiling)
     inputs = windows_of(image, source.spec, tiling)
     reference = source.logits(inputs)
-    gate = request.gate("fp32") if request.precision == "fp32" else GATES["fp32"]
+    gate = request.gate("fp32") if request.precision == "fp32" else GATES["int8" if source.quantised else "fp32"]
     count = len(inputs)
     if _known(
         compare_logits("sample", reference, source.reference, reference, gate, source.spec.threshold), request, log

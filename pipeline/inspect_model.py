@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.checkpoints.sources import OnnxSource, SourceOptions, TorchSource, load_source, summary
+from pipeline.checkpoints.onnx_source import OnnxSource
+from pipeline.checkpoints.sources import SourceOptions, TorchSource, load_source, summary
 
 
 def inspect_model(model: str, window: tuple[int, int], options: SourceOptions) -> tuple[dict[str, Any], str]:

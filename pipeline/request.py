@@ -55,7 +55,8 @@ class LowerOptions:
     rest: what an INT8 graph computes everything else in: fp32, fp16 or bf16; builds replace ``auto`` by what is native.
     rounding: of INT8 weights, ``nearest`` or ``learned``.  state: a file in which an interrupted build keeps what was
     learned; None keeps nothing.  photographs: windows (1, 3, h, w) of the calibration set, on which INT8 judges what it
-    does to each layer; where there are none, those that the build is verified on serve.
+    does to each layer; where there are none, those that the build is verified on serve.  kept: the graph is INT8 as it
+    was given, and stays as it is.
     """
 
     islands: bool = True
@@ -63,6 +64,7 @@ class LowerOptions:
     bias: bool = True
     rest: str = "auto"
     rounding: str = "nearest"
+    kept: bool = False
     state: Path | None = None
     photographs: tuple[Float32, ...] = field(default=(), compare=False, repr=False)
     island: IslandOptions = field(default_factory=IslandOptions)

@@ -24,9 +24,9 @@ def inspect_gpu_plan(target: Path, host_code: bool = False) -> tuple[dict[str, A
     """
     if is_bundle(target):
         plan, what, why = _of_bundle(open_bundle(target), host_code)
-    elif target.is_file() and target.suffix == ".onnx":
+    elif target.is_file() and target.suffix.lower() == ".onnx":
         plan, what, why = compiler.kernel_plan(target), f"{target}, as it is, 1 window", ()
-    elif target.suffix == ".onnx":
+    elif target.suffix.lower() == ".onnx":
         raise DeployError(f"--gpu-plan: got {target}, where there is no file; give a bundle or an .onnx")
     else:
         raise DeployError(

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch import nn
 
 from engines.contract import Float32, Log
 from engines.errors import DeployError
-from engines.files import file_sha256
-from engines.images.palettes import DATASETS, default_classes, palette_for
+from engines.images.palettes import DATASETS, palette_for
 from engines.spec import ModelSpec, said_threshold
 from pipeline.checkpoints import load_model
-from pipeline.graph.endings import Ending, require_same_labels
-from pipeline.graph.export import export, read_onnx, trace
-from pipeline.graph.onnx_graph import OnnxGraph, Step, run_each, run_onnx
+from pipeline.checkpoints.onnx_source import load_onnx
+from pipeline.graph.endings import Ending
+from pipeline.graph.export import export, trace
+from pipeline.graph.given import is_onnx
+from pipeline.graph.onnx_graph import OnnxGraph, Step
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SourceOptions:
     """What the user says about the model; None keeps what the checkpoint says (or ImageNet's mean and std).
 
     classes: a data set's name or a text file with one class a line.  mean, std: on the 0..255 scale.
-    threshold: of a network with one channel, see `ModelSpec`.
+    threshold: of a network with one channel, see `ModelSpec`.  output_name: of an .onnx with several.
     """
 
     weights: Path | None = None
@@ -37,12 +37,14 @@ class SourceOptions:
     std: tuple[float, float, float] | None = None
     bgr: bool = False
     threshold: float | None = None
+    output_name: str | None = None
 
 
 class Source(Protocol):
     """A model to build from; `reference` says in words what `logits` computes with.
 
     remarks: what a user should know of how the model was read.
+    quantised: how it is INT8 already, "" where its activations are floats.
     """
 
     @property
@@ -53,6 +55,9 @@ class Source(Protocol):
 
     @property
     def remarks(self) -> tuple[str, ...]: ...
+
+    @property
+    def quantised(self) -> str: ...
 
     def logits(self, windows: Sequence[Float32]) -> Float32:
         """The model's own logits (M, K, h, w) for M inputs (1, 3, H, W): what every later step must reproduce."""
@@ -68,6 +73,7 @@ class TorchSource:
     window: tuple[int, int]
     reference: str = "the checkpoint in PyTorch"
     remarks: tuple[str, ...] = ()
+    quantised: str = ""
 
     def logits(self, windows: Sequence[Float32]) -> Float32:
         """Raises DeployError where the module cannot take its window, as SegFormer one smaller than its strides."""
@@ -87,48 +93,20 @@ class TorchSource:
         return replace(graph, history=(*steps, *graph.history)), program
 
 
-@dataclass(frozen=True)
-class OnnxSource:
-    """ending: what the file did with its logits, or None.  whole: the file's graph with it."""
-
-    graph: OnnxGraph
-    spec: ModelSpec
-    reference: str = "the given .onnx in ONNX Runtime"
-    ending: Ending | None = None
-    whole: ir.Model | None = None
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        return _remarks(self.ending)
-
-    def logits(self, windows: Sequence[Float32]) -> Float32:
-        """Raises GateError where they do not lead to the labels of the file as it was given."""
-        logits = run_onnx(self.graph, list(windows))
-        if self.ending is not None and self.whole is not None:
-            for one, end in zip(logits, run_each(self.whole, windows), strict=True):
-                require_same_labels(self.ending, one[None], end)
-        return logits
-
-    def export(self) -> tuple[OnnxGraph, torch.export.ExportedProgram | None]:
-        return self.graph, None
-
-
 def load_source(model: str, window: tuple[int, int], options: SourceOptions) -> Source:
     """Read `model` as `deploy.py build-engine` accepts it.  Raises DeployError."""
-    if model.endswith(".onnx"):
+    if is_onnx(model):
         if options.weights is not None:
             raise DeployError(f"--weights {options.weights}: an .onnx carries its own weights; leave the option out")
-        path = Path(model)
-        graph, ending, whole = read_onnx(path, window)
-        _, count, height, width = graph.output_shape
-        stride = _stride((height, width), window)
-        names = default_classes(count)
-        digest = file_sha256(path)
-        spec = ModelSpec(
-            "onnx", path.stem, names, palette_for(names), logits_stride=stride, source="onnx", source_sha256=digest,
-            threshold=None if ending is None else ending.threshold,
-        )  # fmt: skip
-        return OnnxSource(graph, _override(spec, options), ending=ending, whole=whole)
+        read = load_onnx(Path(model), window, options.output_name)
+        said = options.mean is not None or options.std is not None
+        if read.given.original.face.integer and said:
+            raise DeployError(
+                f"--mean, --std: {model} takes pixels as bytes and normalises them; leave the options out"
+            )
+        return replace(read, spec=_override(read.spec, options), normalised=not said)
+    if options.output_name is not None:
+        raise DeployError(f"--output-name {options.output_name}: got {model}, expected an .onnx; leave the option out")
     loaded = load_model(model, weights=options.weights, window=window, named=options.classes is not None)
     remarks = (*loaded.remarks, *_remarks(loaded.ending))
     return TorchSource(loaded.module, _override(loaded.spec, options), window, remarks=remarks)
@@ -190,10 +168,6 @@ def _classes(name: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ..
         known = ", ".join(DATASETS)
         raise DeployError(f"--classes {name}: neither a text file nor one of {known}") from error
     return names, palette_for(names)
-
-
-def _stride(logits: tuple[int, int], window: tuple[int, int]) -> int:
-    return max(1, round(window[0] / logits[0]))
 
 
 def _triple(values: tuple[float, float, float]) -> str:

@@ -33,6 +33,8 @@ from pipeline.compare.report.write import FILES, JSON, RANGES, write
 from pipeline.compare.rows import Comparison, Row, yardstick
 from pipeline.exact import Exact, exact_graph
 from pipeline.figures.canvas import require_matplotlib
+from pipeline.graph.given import is_onnx
+from pipeline.precision.already import refuse
 from pipeline.precision.calibrate import CalibrateRequest, draw
 from pipeline.precision.calibrate import measure as measure_ranges
 from pipeline.provenance import announce, not_seen
@@ -83,6 +85,7 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
     build = request.build
     with writing(build.output, check_folder) as folder:
         source = load_source(build.model, (build.tiling.window_h, build.tiling.window_w), build.options)
+        refuse(source.quantised, "auto")
         spec, steps = source.spec, _Steps("model", log)
         announce_source(source, steps)
         dataset = open_dataset(
@@ -168,7 +171,7 @@ def _calibration(
 
 def _reference(request: CompareRequest, exact: Exact, folder: Path, log: Log) -> Row:
     """The model as it comes, in PyTorch, or for an .onnx, which has no module, in ONNX Runtime.  Raises DeployError."""
-    backend = "onnxruntime" if request.build.model.endswith(".onnx") else "torch"
+    backend = "onnxruntime" if is_onnx(request.build.model) else "torch"
     steps = _Steps(backend, log)
     build = replace(request.build, output=folder / backend, precision="fp32", backend=backend)
     manifest = build_bundle(build, steps, exact)
@@ -181,7 +184,7 @@ def _baselines(request: CompareRequest, exact: Exact, folder: Path, log: Log) ->
 
     One that is compared itself, or that cannot run, is not left out unsaid: it is a candidate, or a row with a reason.
     """
-    if request.build.model.endswith(".onnx") or not _on_gpu(request):
+    if is_onnx(request.build.model) or not _on_gpu(request):
         return {}
     rows = {}
     for backend, precision in GPU_BASELINES:

@@ -172,7 +172,10 @@ def _channel(output: ir.Value, links: Sequence[ir.Node]) -> int | None:
         if link.op_type == "Transpose":
             axis = integers(link, "perm", tuple(reversed(range(len(before)))))[axis]
         elif before[: axis + 1] != after[: axis + 1]:
-            return None
+            behind = len(after) - axis  # counted from the end, where a Reshape keeps the last axes
+            if before[-behind:] != after[-behind:]:
+                return None
+            axis = len(before) - behind
     return axis
 
 

@@ -1,4 +1,4 @@
-"""torch.nn.Module or .onnx file -> OnnxGraph, at one static window shape."""
+"""torch.nn.Module -> OnnxGraph, at one static window shape, and what simplifies any graph."""
 
 from __future__ import annotations
 
@@ -7,29 +7,23 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxsim
 import torch
-from google.protobuf.message import DecodeError
 from torch import nn
 
 from engines.errors import DeployError
-from pipeline.graph.endings import Ending, cut_ending
 from pipeline.graph.onnx_graph import OnnxGraph, Step, from_model
-from pipeline.graph.proto import LARGEST, infer, load, settle, with_weights, without_weights
+from pipeline.graph.proto import LARGEST, settle, with_weights, without_weights
 
 OPSET = 18  # the first with today's Resize; LayerNormalization has been one node since 17
 
 # Each turns MatMul+Add into Reshape+Gemm+Reshape or merges projections: no gain in any engine, and later passes
 # (precision lowering, attention fusion in TensorRT and OpenVINO) match the plain form.
 _SKIPPED_OPTIMIZERS = ["fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched", "fuse_qkv"]
-
-# What onnx and onnx_ir raise on damaged files, found by mutating them (tests/fuzz).
-_DAMAGED = (DecodeError, OSError, ir.serde.SerdeError, ValueError, RuntimeError, TypeError, LookupError, AttributeError)
 
 
 def trace(module: nn.Module, window: tuple[int, int]) -> torch.export.ExportedProgram:
@@ -65,45 +59,14 @@ def translate(program: torch.export.ExportedProgram, outputs: list[str]) -> ir.M
     return result.model
 
 
-def import_onnx(path: Path, window: tuple[int, int]) -> OnnxGraph:
-    """Read a user's .onnx and fix its input at (1, 3, *window).  Sizes that the file fixes must agree with that."""
-    return read_onnx(path, window)[0]
-
-
-def read_onnx(path: Path, window: tuple[int, int]) -> tuple[OnnxGraph, Ending | None, ir.Model]:
-    """What `import_onnx` does, the ending that the graph had after its logits, and the graph with it."""
-    with _readable(path):
-        model = load(path)
-        if not len(model.graph):
-            raise DeployError(f"model {path}: not an ONNX graph, or an empty one; expected a segmentation network")
-        for node in model.graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.STRING:
-                    attribute.as_string()  # TypeError where the bytes are no text, which the checker lets pass
-        _fix_input(model, window, path)
-        try:
-            # Values of shapes are not followed: the names that onnxsim makes up would be others, and ranges know a
-            # graph by its names.
-            infer(model, data_prop=False)
-        except onnx.shape_inference.InferenceError as error:
-            raise DeployError(f"model {path}: shapes do not fit together at {window}: {_first_line(error)}") from error
-    # Shape subgraphs of dynamic exports only become constants by folding, so the import ends with it.
-    folded, left_out = _simplify(model)
-    settle(folded)
-    whole = folded.clone()
-    ending = cut_ending(folded)
-    steps = () if ending is None else (Step(f"ending: {ending.what}", len(folded.graph), places=1),)
-    return from_model(folded, (*steps, Step("imported .onnx", len(folded.graph), left_out))), ending, whole
-
-
 def simplify(graph: OnnxGraph) -> OnnxGraph:
     """Constant folding, BatchNorm folding and dead-node removal by onnxsim; the interface stays."""
-    model, left_out = _simplify(graph.model)
+    model, left_out = fold(graph.model)
     settle(model)
     return graph.then(model, f"onnxsim {onnxsim.__version__}", declined=left_out)
 
 
-def _simplify(model: ir.Model) -> tuple[ir.Model, str]:
+def fold(model: ir.Model) -> tuple[ir.Model, str]:
     """The model after onnxsim, and which weights it did not see: it takes a graph as one ModelProto."""
     proto, weights = without_weights(model, _limit(model))
     try:
@@ -126,35 +89,6 @@ def _limit(model: ir.Model) -> int:
         limit = sizes[-1] - 1  # all of one size go together
         total -= sizes.pop()
     return limit
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """What damaged files raise, some of them only when a tensor is looked at, as a DeployError."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise DeployError(f"model {path}: no such file (or its external data is missing)") from error
-    except _DAMAGED as error:
-        raise DeployError(f"model {path}: not a readable ONNX file ({_first_line(error)})") from error
-
-
-def _fix_input(model: ir.Model, window: tuple[int, int], path: Path) -> None:
-    inputs = model.graph.inputs
-    if len(inputs) != 1:
-        raise DeployError(f"model {path}: got inputs {[v.name for v in inputs]}, expected one image")
-    dims = list(inputs[0].shape or ())
-    wanted = (1, 3, *window)
-    if len(dims) != 4:
-        raise DeployError(f"model {path}: got an input of rank {len(dims)}, expected (N, 3, H, W)")
-    for axis, (dim, size) in enumerate(zip(dims, wanted, strict=True)):
-        if isinstance(dim, int) and dim != size:
-            got = [d if isinstance(d, int) else d.value or "?" for d in dims]
-            advice = "give the matching --tile" if axis > 1 else "export it for one RGB image, channels first"
-            raise DeployError(f"model {path}: input is {got}, expected {list(wanted)}; {advice}")
-    inputs[0].shape = ir.Shape(wanted)
-    for output in model.graph.outputs:
-        output.shape = None  # symbolic or stale; inference fills it in
 
 
 @contextmanager

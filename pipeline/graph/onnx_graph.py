@@ -111,22 +111,24 @@ def run_each(model: ir.Model, batches: Iterable[Float32]) -> Iterator[Any]:
     """The one output, of any type, for each input.  Raises DeployError."""
     session = open_onnx(model)
     name = session.get_inputs()[0].name
-    with _refusals():
+    with refusals():
         for batch in batches:
             yield session.run(None, {name: batch})[0]
 
 
-def open_onnx(model: ir.Model) -> Any:
+def open_onnx(model: ir.Model, optimised: bool = False) -> Any:
     """An ONNX Runtime session on the CPU.  Raises DeployError when it refuses the graph.
 
-    Optimisations are off so that what is verified is the graph as written, not a graph that ORT rewrote.
+    Optimisations are off so that what is verified is the graph as written, not a graph that ORT rewrote.  optimised:
+    as users of ONNX Runtime have it.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # its errors arrive as exceptions
-    with _refusals():
+    with refusals():
         if weight_bytes(model) <= LARGEST:
             data = ir.to_proto(model).SerializeToString()
             return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
@@ -135,7 +137,8 @@ def open_onnx(model: ir.Model) -> Any:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def refusals() -> Iterator[None]:
+    """What ONNX Runtime raises, as a DeployError."""
     import onnxruntime as ort
 
     kinds = ort.capi.onnxruntime_pybind11_state

@@ -67,8 +67,8 @@ def as_asked(
     for their precision.
     """
     graph, options = stages[-1], _checked(request, backend, request.lowering)
-    if request.precision == "fp32":
-        return Asked((Candidate("fp32", "fp32"),), options)
+    if request.precision == "fp32" or options.kept:
+        return Asked((Candidate(request.precision, request.precision),), options)
     half = half_of(backend) if options.rest == "auto" else options.rest
     if backend.on_gpu and request.precision != "bf16" and half == "fp16":  # of BF16's 8 bits logits would be too coarse
         options = replace(options, island=replace(options.island, wide_sums=True))

@@ -21,6 +21,7 @@ from pipeline.graph.export import simplify
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.rewrites import apply_rules
+from pipeline.precision.already import refuse
 from pipeline.precision.observe import Effort, collect, quantizable_tensors
 
 # On SegFormer-B0 and CamVid (24 windows; 16 held out), only the inputs of Linear and Conv rounded to int8: label
@@ -60,6 +61,7 @@ def calibrate(request: CalibrateRequest, log: Log) -> tuple[Ranges, Effort]:
     _check(request)
     chosen = draw(request, log)
     source = load_source(request.model, (request.tiling.window_h, request.tiling.window_w), request.options)
+    refuse(source.quantised, "int8", ranges=True)
     announce_source(source, log)
     return measure(graph_of(source, request.rewrites), chosen, source.spec, request, log)
 

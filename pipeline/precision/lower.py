@@ -57,7 +57,7 @@ def lower(
 
     Raises GateError naming the first tensor that diverges, DeployError when INT8 is asked for without ranges.
     """
-    if precision == "fp32":
+    if precision == "fp32" or options.kept:
         return Lowered(graph, (), {})
 
     def note(step: str, text: str, so_far: Callable[[], OnnxGraph] | None) -> None:

@@ -282,7 +282,7 @@ def _onnx_seeds(folder: Path) -> list[bytes]:
 
 
 def _onnx(data: bytes, folder: Path) -> object:
-    from pipeline.graph.export import import_onnx
+    from pipeline.graph.given import import_onnx
 
     return import_onnx(_written(data, folder, "model.onnx"), WINDOW)
 

@@ -16,7 +16,7 @@ from engines.bundle import Manifest
 from engines.errors import DeployError
 from engines.proof.golden import Golden
 from pipeline.checkpoints.huggingface_config import config_from_json, label_fields, preprocessing_fields
-from pipeline.graph.export import import_onnx
+from pipeline.graph.given import import_onnx
 from tests.fuzz.mutate import as_json, as_png
 from tests.fuzz.targets import TARGETS, Target, _manifest_body
 

@@ -25,7 +25,8 @@ from pipeline.graph.batches import for_any_batch, neutral, proof
 from pipeline.graph.batches.proof import with_batch
 from pipeline.graph.batches.walk import Declined
 from pipeline.graph.emulate import emulate
-from pipeline.graph.export import export, import_onnx, simplify, trace
+from pipeline.graph.export import export, simplify, trace
+from pipeline.graph.given import import_onnx
 from pipeline.graph.onnx_graph import OnnxGraph, open_onnx, run_onnx
 from pipeline.graph.proto import stored
 from pipeline.graph.rewrites import apply_rules

@@ -14,7 +14,8 @@ from scipy.special import expit, softmax
 
 from engines.errors import DeployError, GateError
 from engines.tiling.core import labels_of
-from pipeline.checkpoints.sources import OnnxSource, SourceOptions, load_source
+from pipeline.checkpoints.onnx_source import OnnxSource
+from pipeline.checkpoints.sources import SourceOptions, load_source
 from pipeline.graph.endings import Ending, require_same_labels
 from pipeline.graph.onnx_graph import run_onnx
 

@@ -12,7 +12,8 @@ import torch
 from onnx import TensorProto, helper
 
 from engines.errors import DeployError
-from pipeline.graph.export import OPSET, export, import_onnx, simplify, trace
+from pipeline.graph.export import OPSET, export, simplify, trace
+from pipeline.graph.given import import_onnx
 from pipeline.graph.onnx_graph import run_onnx
 from tests import models
 
@@ -92,11 +93,14 @@ def test_free_dimensions_are_filled_in(tmp_path: Path) -> None:
         ([_value("x", [1, 3, 32, 32])], [_value("y", [1, 4, 32, 32])], "give the matching --tile"),
         ([_value("x", [1, 3, 64, 96]), _value("z", [1])], [_value("y", [1, 4, 64, 96])], "expected one image"),
         ([_value("x", [3, 64])], [_value("y", [4, 64])], "rank 2"),
-        ([_value("x", [4, 3, 64, 96])], [_value("y", [4, 4, 64, 96])], r"expected \[1, 3, 64, 96\]"),
+        ([_value("x", [4, 3, 64, 96])], [_value("y", [4, 4, 64, 96])], r"expected \[1, 3, 64, 96\]; export it for one"),
     ],
 )
 def test_foreign_interfaces_are_refused(tmp_path: Path, inputs: list, outputs: list, message: str) -> None:
-    onnx.save(_conv(inputs, outputs), tmp_path / "m.onnx")
+    model = _conv(inputs, outputs)
+    if len(inputs) > 1:  # one that is read
+        model.graph.node[0].input.append("z")
+    onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(DeployError, match=message):
         import_onnx(tmp_path / "m.onnx", WINDOW)
 
@@ -105,7 +109,7 @@ def test_two_outputs_are_refused(tmp_path: Path) -> None:
     model = _conv([_value("x", [1, 3, *WINDOW])], [_value("y", [1, 4, *WINDOW]), _value("z", [1, 4, *WINDOW])])
     model.graph.node.append(helper.make_node("Relu", ["y"], ["z"]))
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(DeployError, match="one image and one logits map"):
+    with pytest.raises(DeployError, match=r"outputs: y \(1, 4, 64, 96\), z \(1, 4, 64, 96\); give --output-name"):
         import_onnx(tmp_path / "m.onnx", WINDOW)
 
 

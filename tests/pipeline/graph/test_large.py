@@ -14,8 +14,9 @@ import pipeline.graph.onnx_graph
 import pipeline.graph.proto
 from engines.proof.agreement import Agreement, Gate
 from pipeline.graph.emulate import emulate
-from pipeline.graph.export import import_onnx, simplify
+from pipeline.graph.export import simplify
 from pipeline.graph.fingerprint import graph_sha256
+from pipeline.graph.given import import_onnx
 from pipeline.graph.onnx_graph import OnnxGraph, from_model, run_onnx
 from pipeline.graph.proto import check, load, save, weight_bytes
 from pipeline.graph.rewrites import apply_rules

@@ -15,7 +15,8 @@ from onnx import helper, numpy_helper
 from calib.data.scenes import render
 from engines.contract import Float32
 from engines.proof.agreement import Gate
-from pipeline.graph.export import import_onnx, simplify
+from pipeline.graph.export import simplify
+from pipeline.graph.given import import_onnx
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.graph.rewrites import apply_rules
 from pipeline.graph.surgery import constant

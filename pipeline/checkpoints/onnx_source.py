@@ -1,0 +1,85 @@
+"""A ready .onnx as something to build from, judged against ONNX Runtime on the file as it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from engines.contract import Float32
+from engines.files import file_sha256
+from engines.images.palettes import default_classes, palette_for
+from engines.proof.agreement import GATES, compare_logits
+from engines.spec import ModelSpec
+from pipeline.graph.endings import require_same_labels
+from pipeline.graph.given import Given, read_onnx
+from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
+
+
+@dataclass(frozen=True)
+class OnnxSource:
+    """given: what was read.  normalised: whether the network's own normalisation decided the spec's mean and std."""
+
+    given: Given
+    spec: ModelSpec
+    reference: str = "the given .onnx in ONNX Runtime"
+    normalised: bool = True
+
+    @property
+    def graph(self) -> OnnxGraph:
+        return self.given.graph
+
+    @property
+    def quantised(self) -> str:
+        return self.given.quantised
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        said = self.given.remarks
+        if self.given.pixels is not None and self.normalised:
+            said = (*said, f"it normalises pixels of 0..{self.given.pixels:g} itself: none is done before")
+        ending = self.given.ending
+        return said if ending is None else (*said, f"ending: {ending.what}")
+
+    def logits(self, windows: Sequence[Float32]) -> Float32:
+        """Raises GateError where they are not what the file as it was given computes, or do not lead to its labels."""
+        logits = run_onnx(self.graph, list(windows))
+        for one, end in zip(logits, self.given.original.run(windows), strict=True):
+            self._require_same(one[None], end)
+        return logits
+
+    def _require_same(self, logits: Float32, end: Any) -> None:
+        """logits (1, K, h, w) of the graph, and `end`, whatever the file outputs for the same window."""
+        ending, size = self.given.ending, logits.shape
+        if self.given.turned and (ending is None or not ending.labels):
+            end = np.moveaxis(end.reshape(1, -1, size[1]), 2, 1)
+        if ending is not None:
+            require_same_labels(ending, logits, end)
+            return
+        gate = GATES["int8" if self.quantised else "fp16" if self.given.halves else "fp32"]
+        read = compare_logits(
+            "reading", logits, "the file", end.astype(np.float32).reshape(size), gate, self.spec.threshold
+        )
+        read.require(gate)
+
+    def export(self) -> tuple[OnnxGraph, torch.export.ExportedProgram | None]:
+        return self.graph, None
+
+
+def load_onnx(path: Path, window: tuple[int, int], output: str | None = None) -> OnnxSource:
+    """Read `path` for windows of that size.  output: which one, where there are several.  Raises DeployError."""
+    given = read_onnx(path, window, output)
+    _, count, height, _ = given.graph.output_shape
+    names = default_classes(count)
+    spec = ModelSpec(
+        "onnx", path.stem, names, palette_for(names), logits_stride=max(1, round(window[0] / height)), source="onnx",
+        source_sha256=file_sha256(path), threshold=None if given.ending is None else given.ending.threshold,
+    )  # fmt: skip
+    if given.pixels is not None:
+        scale = 255.0 / given.pixels
+        spec = replace(spec, mean=(0.0, 0.0, 0.0), std=(scale, scale, scale))
+    return OnnxSource(given, spec)
