@@ -173,3 +173,8 @@ def _check_interface(source: Source, graph: OnnxGraph) -> None:
             f"model: got {width}x{height} logits for a {window_w}x{window_h} window, expected the same proportions; "
             "choose a --tile that the model divides evenly"
         )
+    if window_h / 2 < height < window_h:
+        raise DeployError(
+            f"model: got {width}x{height} logits for a {window_w}x{window_h} window, expected one a pixel, or one for "
+            "several: its convolutions are not padded, so that its borders have no labels; export it padded"
+        )

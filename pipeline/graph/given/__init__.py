@@ -17,7 +17,7 @@ from engines.errors import DeployError
 from pipeline.graph.endings import Ending, cut_ending
 from pipeline.graph.export import fold
 from pipeline.graph.given.file import is_onnx, read_file, readable
-from pipeline.graph.given.halves import as_float32
+from pipeline.graph.given.halves import as_float32, as_stored
 from pipeline.graph.given.integers import quantised, to_qdq
 from pipeline.graph.given.interface import as_map, choose_output, face_of, set_image, with_channel
 from pipeline.graph.given.normalisation import pixels_taken
@@ -69,9 +69,11 @@ def read_onnx(path: Path, window: tuple[int, int], output: str | None = None) ->
         to_qdq(model)
         pixels = 255.0 if face.integer else pixels_taken(model)
         set_image(model, face)
-        if model.graph.outputs[0].shape is None:
+        asked = model.graph.outputs[0]
+        if asked.shape is None or asked.type is None:  # the exporter left it out, or it is a value inside
             seen = next(original.run([np.zeros((1, face.channels, *window), np.float32)]))
-            model.graph.outputs[0].shape = ir.Shape(seen.shape)
+            asked.shape = ir.Shape([None] * seen.ndim)
+            asked.type = asked.type or ir.TensorType(as_stored(ir.DataType.from_numpy(seen.dtype)))
     folded, left_out = _folded(model, path)
     turned = as_map(folded, window, face)
     if turned:

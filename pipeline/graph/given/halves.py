@@ -35,6 +35,11 @@ def as_float32(model: ir.Model) -> str:
     return ", ".join(sorted(_OTHERS[kind] for kind in found if kind in _OTHERS))
 
 
+def as_stored(kind: ir.DataType) -> ir.DataType:
+    """What a value of that type in the file is here."""
+    return ir.DataType.FLOAT if kind in _OTHERS else kind
+
+
 def _retype(value: ir.Value) -> None:
     if value.const_value is not None and value.const_value.dtype in _OTHERS:
         array = value.const_value.numpy().astype(np.float32)
