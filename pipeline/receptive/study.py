@@ -21,7 +21,8 @@ from engines.images.read import MAX_PIXELS, read_image
 from engines.machine.limits import cores
 from engines.tiling import core
 from engines.tiling.placement import Tiling
-from pipeline.checkpoints.sources import OnnxSource, SourceOptions, TorchSource, announce_source, load_source, summary
+from pipeline.checkpoints.onnx_source import OnnxSource
+from pipeline.checkpoints.sources import SourceOptions, TorchSource, announce_source, load_source, summary
 from pipeline.figures.canvas import require_matplotlib
 from pipeline.receptive.field import SHARES, Field
 from pipeline.receptive.figure import picture
