@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,12 @@ def build_engine(args: argparse.Namespace) -> int:
         )  # fmt: skip
     else:
         require_building()
-        from pipeline.asked import build_request
+        from pipeline.asked import auto_stride, build_request
         from pipeline.build import build_bundle
+        from pipeline.receptive.auto import build_at_best
 
-        manifest = build_bundle(build_request(args), log)
+        auto, request = auto_stride(args), build_request(args)
+        manifest = build_bundle(request, log) if auto is None else build_at_best(request, auto, log)
     written = sum(path.stat().st_size for path in args.output.iterdir())
     log("bundle", f"{args.output}, {written / 1e6:.1f} MB; next: deploy.py run {args.output} IMAGES -o DIR")
     if args.json:
@@ -132,12 +134,15 @@ def inspect(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> int:
     """build MODEL in several precisions, measure them side by side on a data set, and say which one to ship"""
     require_building()
-    from pipeline.asked import compare_request
+    from pipeline.asked import auto_stride, compare_request
     from pipeline.compare.report.table import terminal
     from pipeline.compare.run import compare as compare_precisions
+    from pipeline.receptive.auto import at_best
 
-    log = _logger(args.json)
-    comparison = compare_precisions(compare_request(args), log)
+    log, request, auto = _logger(args.json), compare_request(args), auto_stride(args)
+    if auto is not None:
+        request = replace(request, build=at_best(request.build, auto, log))
+    comparison = compare_precisions(request, log)
     print(json.dumps(comparison.to_json(), indent=1) if args.json else f"\n{terminal(comparison)}")
     log("written", f"{args.output}/compare.html, .json, .md, .png, .svg; bundles beside them")
     return 0 if comparison.passed or args.fail_under is None else GateError.exit_code
@@ -170,6 +175,19 @@ def bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def plan(args: argparse.Namespace) -> int:
+    """predict windows, share of the receptive field, memory and time of a bundle on images of a size"""
+    from engines.plan.plan import plan_bundle
+    from engines.plan.strides import SHARE
+
+    found = plan_bundle(
+        args.bundle, args.size, _logger(args.json), threads=args.threads, host_code=args.host_code, again=args.measure,
+        field=args.field, budget_ms=args.budget_ms, share=args.share or SHARE,
+    )  # fmt: skip
+    print(json.dumps(found.to_json(), indent=1) if args.json else found)
+    return 0
+
+
 def doctor(args: argparse.Namespace) -> int:
     """say what this machine can run, what is missing, and how to get it"""
     findings = examine()
@@ -196,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     _verb(verbs, "doctor", doctor)
     arguments.compare_arguments(_verb(verbs, "compare", compare))
     arguments.bench_arguments(_verb(verbs, "bench", bench))
+    arguments.plan_arguments(_verb(verbs, "plan", plan))
     arguments.receptive_arguments(_verb(verbs, "receptive-field", receptive_field))
     return parser
 

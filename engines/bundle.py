@@ -55,6 +55,7 @@ class Manifest:
     photographs: which images were calibrated on, held out and verified on, each with the sha256 of its file.
     tail: of an engine that ends in maps, what makes logits of them, with the weights in tail.npz; None of all others.
     resize: what images are brought to before they are run, unless `run` is told otherwise, in its words.
+    costs: what its windows take on the machine where that was last measured (engines.plan.predict.Costs), or {}.
     """
 
     spec: ModelSpec
@@ -74,6 +75,7 @@ class Manifest:
     photographs: Mapping[str, Any] = field(default_factory=dict)
     tail: TailShape | None = None
     resize: str = "none"
+    costs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def proven_on(self) -> tuple[tuple[str, str], ...]:
@@ -83,7 +85,7 @@ class Manifest:
         body = dict(vars(self))
         body.update(spec=self.spec.to_json(), tiling=self.tiling.to_json(), files=dict(self.files), schema=SCHEMA)
         body["verification"] = [dict(step) for step in self.verification]
-        body.update(tensorrt=self.tensorrt.to_json(), photographs=dict(self.photographs))
+        body.update(tensorrt=self.tensorrt.to_json(), photographs=dict(self.photographs), costs=dict(self.costs))
         body.update(tail=None if self.tail is None else asdict(self.tail))
         return body
 

@@ -10,7 +10,9 @@ from calib.data.label_map import LabelMap, read_label_map
 from calib.ranges.ranges import Ranges, is_ranges
 from calib.ranges.split import Split, photograph, split
 from engines.arguments import groups
+from engines.arguments.values import AUTO
 from engines.contract import TensorRTOptions
+from engines.errors import DeployError
 from engines.images.read import read_image
 from pipeline.checkpoints.sources import SourceOptions
 from pipeline.request import Budget, BuildRequest, Int8Options, LowerOptions
@@ -18,6 +20,7 @@ from pipeline.request import Budget, BuildRequest, Int8Options, LowerOptions
 if TYPE_CHECKING:
     from pipeline.compare.run import CompareRequest
     from pipeline.precision.calibrate import CalibrateRequest
+    from pipeline.receptive.auto import AutoStride
     from pipeline.receptive.study import FieldRequest
 
 
@@ -67,6 +70,22 @@ def calibrate_request(args: argparse.Namespace) -> CalibrateRequest:
         rewrites=args.rewrites, threads=args.threads, options=source_options(args), max_pixels=args.max_pixels,
         **{name: getattr(args, name) for name in ("method", "percentile") if getattr(args, name) is not None},
     )  # fmt: skip
+
+
+def auto_stride(args: argparse.Namespace) -> AutoStride | None:
+    """Of `build-engine` and `compare`: how the stride is chosen, where it is left open.  Raises DeployError."""
+    from engines.plan.strides import SHARE
+    from pipeline.receptive.auto import AutoStride
+
+    share, size, budget = (getattr(args, name, None) for name in ("share", "size", "budget_ms"))
+    if args.stride != AUTO:
+        for option, value in (("--share", share), ("--size", size), ("--budget-ms", budget)):
+            if value is not None:
+                raise DeployError(f"{option}: got it with a stride that is given, expected --stride auto")
+        return None
+    folder = args.calib if args.calib is not None and not is_ranges(args.calib) else getattr(args, "sample", None)
+    data = folder or getattr(args, "data", None)
+    return AutoStride(SHARE if share is None else share, size=size, budget_ms=budget, data=data)
 
 
 def field_request(args: argparse.Namespace) -> FieldRequest:

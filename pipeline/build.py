@@ -183,6 +183,8 @@ def _built(
     history = graph.history if cut is None else (*graph.history, cut.step)
     report = {"history": [step.to_json() for step in history], "gate": kept.to_json(), **asked.report}
     report |= {**lowered.report, **worth, **reported(proof, config)}
+    if request.strides:
+        report["strides"] = [each.to_json() for each in request.strides]
     if asked.jury is not None:
         loss = _loss(folder, graph, request, exact, asked.jury, backend, config=config, tail=tail)
         log("shipped", f"{'emulated, it' if backend.only_builds() else 'the engine'} loses {loss} on {asked.jury}")

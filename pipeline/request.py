@@ -12,6 +12,7 @@ from calib.ranges.ranges import Ranges
 from calib.ranges.split import Photograph, Split
 from engines.contract import Float32, TensorRTOptions, UInt8
 from engines.images.read import MAX_PIXELS
+from engines.plan.strides import StrideShare
 from engines.proof.agreement import GATES, Gate
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
@@ -95,6 +96,7 @@ class BuildRequest:
     for any precision where its data set has labels, which then decide.
     leave: whether an INT8 build that fails its gate leaves out the layers that cost most, until it passes.
     scored: whether what is built is scored on labels afterwards, so that logits are reported and do not decide.
+    strides: what each stride keeps of the model's receptive field, for the report; () where nobody asked.
     batch: windows that the engine takes at once.  timing_cache: None keeps it beside `output`.
     """
 
@@ -120,6 +122,7 @@ class BuildRequest:
     leave: bool = False
     scored: bool = False
     max_pixels: int = MAX_PIXELS
+    strides: tuple[StrideShare, ...] = ()
     batch: int = 1
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
     timing_cache: Path | None = None

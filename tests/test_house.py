@@ -17,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     "engines/errors.py", "engines/guard", "engines/files.py", "engines/records.py", "engines/machine",
     "engines/spec.py", "engines/contract.py",
-    "engines/roofline", "engines/tiling", "engines/plan", "engines/images", "engines/views", "engines/gpu",
+    "engines/roofline", "engines/tiling", "engines/images", "engines/views", "engines/gpu",
     "engines/bundle.py", "engines/backends", "engines/arguments", "engines/segmenter.py", "engines/proof",
-    "engines/folder_run.py", "engines/measure", "engines/doctor.py",
+    "engines/folder_run.py", "engines/measure", "engines/plan", "engines/doctor.py",
     "calib/data", "calib/ranges",
     "pipeline/models", "pipeline/graph", "pipeline/checkpoints", "pipeline/request.py", "pipeline/provenance.py",
     "pipeline/evaluation",

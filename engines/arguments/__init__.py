@@ -10,6 +10,7 @@ from pathlib import Path
 
 from engines.arguments.groups import (
     batch,
+    budget_arguments,
     data_arguments,
     engine_arguments,
     loading_arguments,
@@ -38,7 +39,8 @@ from engines.images.read import MAX_PIXELS
 FIXED_IN_A_BUNDLE = (
     "precision", "tile", "stride", "blend", "padding", "weights", "output_name", "classes", "mean", "std", "bgr",
     "sample", "rewrites", "no_tail", "time_rewrites", "threshold", "calib", "rest", "no_islands", "no_smooth",
-    "no_bias_correction", "rounding", "depthwise", "unsigned", "eval", "max_drop", "skip",
+    "no_bias_correction", "rounding", "depthwise", "unsigned", "eval", "max_drop", "skip", "share",
+    "budget_ms", "size",
 )  # fmt: skip
 
 
@@ -76,6 +78,9 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--rounding", choices=("nearest", "learned"), default="nearest", help="of int8 weights; learned: "
                       "on the photographs of --calib, kept where it lowers the error")  # fmt: skip
     engine_arguments(verb)
+    budget_arguments(verb)
+    verb.add_argument("--size", type=width_height, metavar="WxH", help="with --stride auto: of the images that time is "
+                      "predicted for, on two windows")  # fmt: skip
     verb.add_argument("--batch", type=batch, metavar="N", help="windows that the engine takes at once, after it was "
                       "seen to answer them as one by one (1; a rebuild keeps the bundle's)")  # fmt: skip
     tensorrt_arguments(verb)
@@ -181,6 +186,17 @@ def bench_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--rounds", type=positive, default=20, metavar="N")
     verb.add_argument("--warmup", type=positive, default=2, metavar="N", help="rounds before the clock runs")
     verb.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the result there, as JSON")
+    loading_arguments(verb)
+
+
+def plan_arguments(verb: argparse.ArgumentParser) -> None:
+    """Of `plan`."""
+    verb.add_argument("bundle", type=Path, metavar="BUNDLE")
+    verb.add_argument("--size", type=width_height, required=True, metavar="WxH", help="of the images")
+    verb.add_argument("--field", type=Path, metavar="FILE", help="receptive-field.json, where the bundle was not built "
+                      "with --stride auto")  # fmt: skip
+    budget_arguments(verb)
+    verb.add_argument("--measure", action="store_true", help="time the windows again, though the bundle knows them")
     loading_arguments(verb)
 
 

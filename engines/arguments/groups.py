@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from engines.arguments.values import (
+    AUTO,
     count,
     inside,
     label,
     mebibytes,
+    number,
     numbers,
     positive,
     size,
+    size_or_auto,
     triple,
     up_to,
 )
@@ -31,7 +34,7 @@ from engines.views.views import ImageViews, asked_views
 def engine_arguments(verb: argparse.ArgumentParser) -> None:
     """The engine, its windows, and the model."""
     verb.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
-    window_arguments(verb)
+    window_arguments(verb, auto=True)
     verb.add_argument("--blend", choices=BLENDS, default="uniform", help="weights of overlapping windows")
     threshold_argument(verb, "the model's, or 0.5")
     verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
@@ -60,11 +63,23 @@ def tensorrt_arguments(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--strip-weights", action=boolean, help="take them from model.onnx when it is loaded")
 
 
-def window_arguments(verb: argparse.ArgumentParser) -> None:
-    """Where windows lie."""
+_AUTO = "; auto: the largest at which some window of every pixel holds enough of its receptive field"
+
+
+def window_arguments(verb: argparse.ArgumentParser, auto: bool = False) -> None:
+    """Where windows lie.  auto: whether the stride may be left to what the model sees."""
     verb.add_argument("--tile", type=size, default=(1024, 1024), metavar="N|HxW", help="window (1024)")
-    verb.add_argument("--stride", type=size, metavar="N|HxW", help="step between windows (3/4 of the window)")
+    verb.add_argument("--stride", type=size_or_auto if auto else size, metavar="N|HxW|auto" if auto else "N|HxW",
+                      help=f"step between windows (3/4 of the window){_AUTO if auto else ''}")  # fmt: skip
     verb.add_argument("--padding", choices=PADDINGS, default="zero", help="outside of an image smaller than the window")
+
+
+def budget_arguments(verb: argparse.ArgumentParser) -> None:
+    """How a stride is chosen."""
+    verb.add_argument("--share", type=inside, metavar="P", help="of the receptive field's energy that some window of "
+                      "every pixel has to hold (0.95)")  # fmt: skip
+    verb.add_argument("--budget-ms", type=number, metavar="MS", help="that a frame may take; else the best share inside"
+                      " of it")  # fmt: skip
 
 
 def preprocessing_arguments(verb: argparse.ArgumentParser) -> None:
@@ -114,7 +129,8 @@ def model_given(args: argparse.Namespace) -> dict[str, Any]:
 
 def tiling(args: argparse.Namespace) -> Tiling:
     height, width = args.tile
-    stride_h, stride_w = args.stride or (max(1, 3 * height // 4), max(1, 3 * width // 4))
+    given = None if args.stride == AUTO else args.stride  # which is settled once the model was looked at
+    stride_h, stride_w = given or (max(1, 3 * height // 4), max(1, 3 * width // 4))
     return Tiling(height, window_w=width, stride_h=stride_h, stride_w=stride_w, blend=args.blend, padding=args.padding)
 
 

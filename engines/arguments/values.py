@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+AUTO = "auto"
 MAX_COUNT = 2**31 - 1  # of the int32 that SDKs take
 MAX_MEBIBYTES = 2**44 - 1  # whose bytes fit size_t
 
@@ -81,6 +82,10 @@ def size(text: str) -> tuple[int, int]:
 def numbers(text: str) -> tuple[float, ...]:
     """``0.75,1,1.25``"""
     return tuple(float(part) for part in text.split(","))
+
+
+def size_or_auto(text: str) -> tuple[int, int] | str:
+    return AUTO if text == AUTO else size(text)
 
 
 def words(text: str) -> tuple[str, ...]:

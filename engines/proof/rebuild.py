@@ -176,5 +176,6 @@ def describe(manifest: Manifest, backend: Backend, agreements: Sequence[Agreemen
         device=backend.device(),
         verification=(*kept, *(agreement.to_json() for agreement in agreements)),
         proven=() if backend.only_builds() else (here,),
+        costs={},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
