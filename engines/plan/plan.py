@@ -11,16 +11,18 @@ from typing import Any
 from engines.bundle import Bundle, open_bundle
 from engines.contract import Log
 from engines.errors import DeployError
+from engines.images.resize import pixels
 from engines.plan.measure import machine_of, measure_costs
 from engines.plan.predict import Costs, Prediction, predict
 from engines.plan.strides import SHARE, StrideShare, choose, read_shares, shares_of
 from engines.proof.record import record
+from engines.views.views import resize_of
 
 NAMED = (0.5, 0.75, 0.875)  # of the window: 512, 768 and 896 of 1024
 
 
 @dataclass(frozen=True)
-class Row:
+class StridePlan:
     """One stride.  share: None where the bundle's field is not known."""
 
     prediction: Prediction
@@ -31,29 +33,34 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """own: of the stride that the bundle was built with.  rows: of that and of others.
+class FramePlan:
+    """image: (height, width) of the file; a bundle that resizes runs it at the size of the predictions.
+
+    own: of the stride that the bundle was built with.  rows: of that and of others.
 
     chosen: for the share and the budget, where shares are known.  costs: what all is predicted from.
     """
 
     bundle: str
-    own: Row
-    rows: tuple[Row, ...]
+    image: tuple[int, int]
+    own: StridePlan
+    rows: tuple[StridePlan, ...]
     costs: Costs
     chosen: StrideShare | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "bundle": self.bundle, **self.own.to_json(), "strides": [row.to_json() for row in self.rows],
+            "bundle": self.bundle, "image": list(self.image), **self.own.to_json(),
+            "strides": [row.to_json() for row in self.rows],
             "chosen": None if self.chosen is None else self.chosen.to_json(), "costs": self.costs.to_json(),
         }  # fmt: skip
 
     def __str__(self) -> str:
-        own, (height, width) = self.own.prediction, self.own.prediction.size
+        own, (height, width) = self.own.prediction, self.image
+        resized = "" if own.size == self.image else f", resized to {own.size[1]}x{own.size[0]}"
         parts = ", ".join(f"{part} {getattr(own, f'{part}_ms'):.0f}" for part in ("gather", "engine", "stitch"))
         lines = [
-            f"{'frame':12}{width}x{height}, {own.windows} window(s): {own.rows} row(s) of {own.columns}",
+            f"{'frame':12}{width}x{height}{resized}, {own.windows} window(s): {own.rows} row(s) of {own.columns}",
             f"{'share':12}{_said(self.own.share)}",
             f"{'memory':12}{own.peak_bytes / 1e6:.0f} MB at most, the process as a whole",
             f"{'time':12}{own.frame_ms:.0f} ms: {parts}",
@@ -66,7 +73,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[StridePlan]) -> str:
     """Strides side by side."""
     lines = [f"{'stride':>12}{'windows':>9}{'share %':>9}{'ms':>9}{'MB':>7}"]
     for row in rows:
@@ -80,7 +87,7 @@ def table(rows: Sequence[Row]) -> str:
 def plan_bundle(
     folder: Path, size: tuple[int, int], log: Log, threads: int = 0, host_code: bool = False, again: bool = False,
     field: Path | None = None, budget_ms: float | None = None, share: float = SHARE,
-) -> Plan:  # fmt: skip
+) -> FramePlan:  # fmt: skip
     """What `folder` will take on an image of `size` (height, width).  Raises DeployError.
 
     The costs of its windows are those that it holds for this machine; where it holds none, or for `again`, they are
@@ -96,14 +103,20 @@ def plan_bundle(
 def planned(
     bundle: Bundle, costs: Costs, shares: Sequence[StrideShare], size: tuple[int, int],
     budget_ms: float | None = None, share: float = SHARE,
-) -> Plan:  # fmt: skip
+) -> FramePlan:  # fmt: skip
     """From costs and shares that are at hand.  Raises DeployError where no stride is inside the budget."""
     manifest = bundle.manifest
     own = manifest.tiling
 
+    resize = resize_of(manifest.resize, manifest.spec)
+    brought_to = size if resize is None else pixels(resize.of(*size))
+
     def at(stride: tuple[int, int]) -> Prediction:
         tiling = replace(own, stride_h=stride[0], stride_w=stride[1])
-        return predict(costs, tiling, manifest.output_shape, size)
+        found = predict(costs, tiling, manifest.output_shape, brought_to)
+        # The image itself and its mask are there too.
+        beside = 0 if resize is None else 5 * size[0] * size[1]
+        return replace(found, peak_bytes=found.peak_bytes + beside)
 
     if budget_ms is not None and not shares:
         raise DeployError(
@@ -117,8 +130,10 @@ def planned(
     named = {(max(1, int(own.window_h * part)), max(1, int(own.window_w * part))) for part in NAMED}
     mine = (own.stride_h, own.stride_w)
     strides = sorted({*named, mine, *([chosen.stride] if chosen else [])})
-    rows = tuple(Row(at(stride), _share(shares, stride)) for stride in strides)
-    return Plan(str(bundle.folder), Row(at(mine), _share(shares, mine)), rows=rows, costs=costs, chosen=chosen)
+    rows = tuple(StridePlan(at(stride), _share(shares, stride)) for stride in strides)
+    return FramePlan(
+        str(bundle.folder), size, StridePlan(at(mine), _share(shares, mine)), rows=rows, costs=costs, chosen=chosen
+    )
 
 
 def own_shares(bundle: Bundle) -> tuple[StrideShare, ...]:

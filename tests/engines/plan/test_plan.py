@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from engines.bundle import open_bundle
 from engines.measure.worker import Worker
 from engines.plan import plan as planning
 from engines.plan.strides import StrideShare
+from engines.proof.record import record
 
 
 def _run(*argv: object) -> int:
@@ -84,6 +86,14 @@ def test_a_field_chooses_the_stride(bundle: Path, field: Path, capsys: pytest.Ca
     budget = 1.01 * next(row["frame_ms"] for row in body["strides"] if row["stride"] == [48, 64])
     assert _run(bundle, "--size", "1000x500", "--field", field, "--share", "0.99", "--budget-ms", budget, "--json") == 0
     assert json.loads(capsys.readouterr().out)["chosen"]["stride_h"] == 48
+
+
+def test_a_bundle_that_resizes_is_planned_at_that_size(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = open_bundle(bundle).manifest
+    assert record(bundle, manifest, replace(manifest, resize="short=128")) is None
+    assert _run(bundle, "--size", "2000x1000", "--json") == 0
+    body = json.loads(capsys.readouterr().out)
+    assert (body["image"], body["size"], body["rows"]) == ([1000, 2000], [128, 256], 3)
 
 
 def test_bad_input_is_one_line(bundle: Path, field: Path, capsys: pytest.CaptureFixture[str]) -> None:
