@@ -75,8 +75,8 @@ def evaluate(args: argparse.Namespace) -> int:
     """score a bundle on a data set: mIoU, IoU by class, pixel and mean accuracy as mmsegmentation computes them"""
     from calib.data.datasets import open_dataset
     from engines.files import make_folder, write_json
-    from pipeline.asked import label_map, label_options
     from pipeline.evaluation import evaluate as scoring
+    from pipeline.evaluation.asked import label_map, label_options
 
     mapping = label_map(args)
     with open_segmenter(args.bundle, *_loading(args)) as (segmenter, manifest):

@@ -54,7 +54,6 @@ class Manifest:
     versions, is the one of the build.
     photographs: which images were calibrated on, held out and verified on, each with the sha256 of its file.
     tail: of an engine that ends in maps, what makes logits of them, with the weights in tail.npz; None of all others.
-    resize: what images are brought to before they are run, unless `run` is told otherwise, in its words.
     costs: what its windows take on the machine where that was last measured (engines.plan.predict.Costs), or {}.
     """
 
@@ -74,7 +73,6 @@ class Manifest:
     proven: tuple[tuple[str, str], ...] | None = None
     photographs: Mapping[str, Any] = field(default_factory=dict)
     tail: TailShape | None = None
-    resize: str = "none"
     costs: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -21,6 +21,7 @@ from engines.tiling.device import PARTS, Band, Device, Mask, Timings
 from engines.tiling.host import HostDevice
 from engines.tiling.not_finite import explained
 from engines.tiling.placement import Tiling, WindowRow
+from engines.tiling.sizes import Resize
 from engines.tiling.tail import HostTail, Tail
 from engines.views.device import ViewsDevice, ViewsFrame
 from engines.views.views import ImageViews
@@ -44,9 +45,19 @@ class Segmenter:
         """Gather and stitch in the C core.  threads: 0 means all cores.  batch: windows per run of the engine."""
         return cls(HostDevice(session, spec=spec, tiling=tiling, threads=threads, batch=batch), precision)
 
+    def as_built(self) -> Segmenter:
+        """The same engine on images that are brought first to the size that its bundle is for."""
+        resize = Resize.parse(self.tiling.resize)
+        return self if resize is None else self.on_views(ImageViews(resize))
+
     def on_views(self, views: ImageViews, threads: int = 0) -> Segmenter:
         """The same engine on `views` of each image, which are merged on the host by `threads`; 0 means all cores."""
         return Segmenter(ViewsDevice(self.device, views, threads), self.precision)
+
+    @property
+    def views(self) -> ImageViews:
+        """How images are run."""
+        return self.device.views if isinstance(self.device, ViewsDevice) else ImageViews()
 
     @property
     def session(self) -> Session:
@@ -156,7 +167,7 @@ def open_segmenter(
     prove: verifies an engine that was not, here, and says so in the manifest (engines.proof.first_run.prover); without
     it such an engine is refused.
     threshold: of a network with one channel, in place of what the bundle says; also in the manifest that is returned.
-    views: how images are run, given the manifest; None runs them as they are.
+    views: how images are run, given the manifest; None brings them to the size that the bundle is for.
     """
     bundle = open_bundle(folder)
     manifest = replace(bundle.manifest, spec=bundle.manifest.spec.at_threshold(threshold))
@@ -185,8 +196,11 @@ def open_segmenter(
                 how = "deploy.py run does that, without --threshold"
                 raise DeployError(f"bundle {folder}: not yet verified on {backend.device()}; {how}")
             manifest = prove(bundle, backend, segmenter, kernels)
-        wanted = ImageViews() if views is None else views(manifest)
-        yield segmenter if wanted.plain else segmenter.on_views(wanted, threads), manifest
+        if views is None:
+            yield segmenter.as_built(), manifest
+        else:
+            wanted = views(manifest)
+            yield segmenter if wanted.plain else segmenter.on_views(wanted, threads), manifest
 
 
 def _kernels(bundle: Bundle) -> bytes:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from calib.data.datasets import LabelOptions, open_dataset
-from calib.data.label_map import LabelMap, read_label_map
+from calib.data.datasets import open_dataset
 from calib.ranges.ranges import Ranges, is_ranges
 from calib.ranges.split import Split, photograph, split
 from engines.arguments import groups
@@ -14,7 +13,10 @@ from engines.arguments.values import AUTO
 from engines.contract import TensorRTOptions
 from engines.errors import DeployError
 from engines.images.read import read_image
+from engines.tiling.placement import Tiling
+from pipeline.checkpoints.processor import asked_resize
 from pipeline.checkpoints.sources import SourceOptions
+from pipeline.evaluation.asked import label_map, label_options
 from pipeline.request import Budget, BuildRequest, Int8Options, LowerOptions
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def build_request(args: argparse.Namespace) -> BuildRequest:
     sample_file = None if args.sample is None else photograph(args.sample)
     ranges, photographs = _calibration(args, () if sample_file is None else (sample_file.sha256,))
     return BuildRequest(
-        args.model, args.output, groups.tiling(args), precision=args.precision, backend=args.backend,
+        args.model, args.output, _tiling(args), precision=args.precision, backend=args.backend,
         threads=args.threads, options=source_options(args),
         sample=None if args.sample is None else read_image(args.sample, args.max_pixels), sample_file=sample_file,
         max_error=args.max_error, min_agreement=args.min_agreement, rewrites=args.rewrites,
@@ -50,7 +52,7 @@ def compare_request(args: argparse.Namespace) -> CompareRequest:
     from pipeline.compare.run import CompareRequest
 
     build = BuildRequest(
-        args.model, args.output, groups.tiling(args), backend=args.backend, threads=args.threads,
+        args.model, args.output, _tiling(args), backend=args.backend, threads=args.threads,
         options=source_options(args), budget=Budget(args.max_drop), max_pixels=args.max_pixels,
     )  # fmt: skip
     return CompareRequest(
@@ -66,7 +68,7 @@ def calibrate_request(args: argparse.Namespace) -> CalibrateRequest:
     from pipeline.precision.calibrate import CalibrateRequest
 
     return CalibrateRequest(
-        args.model, args.dataset, args.output, groups.tiling(args), windows=args.windows, seed=args.seed,
+        args.model, args.dataset, args.output, _tiling(args), windows=args.windows, seed=args.seed,
         rewrites=args.rewrites, threads=args.threads, options=source_options(args), max_pixels=args.max_pixels,
         **{name: getattr(args, name) for name in ("method", "percentile") if getattr(args, name) is not None},
     )  # fmt: skip
@@ -93,21 +95,18 @@ def field_request(args: argparse.Namespace) -> FieldRequest:
     from pipeline.receptive.study import FieldRequest
 
     return FieldRequest(
-        args.model, groups.tiling(args), data=args.data, windows=args.windows, seed=args.seed, threads=args.threads,
+        args.model, _tiling(args), data=args.data, windows=args.windows, seed=args.seed, threads=args.threads,
         options=source_options(args), max_pixels=args.max_pixels,
     )  # fmt: skip
 
 
+def _tiling(args: argparse.Namespace) -> Tiling:
+    """The windows, of images of the size that --resize says."""
+    return groups.tiling(args, asked_resize(args.model, args.resize or "none"))
+
+
 def source_options(args: argparse.Namespace) -> SourceOptions:
     return SourceOptions(**groups.model_given(args))
-
-
-def label_map(args: argparse.Namespace) -> LabelMap | None:
-    return None if args.label_map is None else read_label_map(args.label_map)
-
-
-def label_options(args: argparse.Namespace) -> LabelOptions:
-    return LabelOptions(tuple(args.ignore_label), args.reduce_zero_label, args.label_colors)
 
 
 def _calibration(args: argparse.Namespace, reserved: tuple[str, ...]) -> tuple[Ranges | None, Split | None]:

@@ -27,6 +27,7 @@ from engines.segmenter import Segmenter, open_on_device
 from engines.tiling.core import blend_weights
 from engines.tiling.placement import Tiling
 from engines.tiling.tail import Tail, TailShape
+from pipeline.checkpoints.processor import announce_resize
 from pipeline.checkpoints.sources import Source, announce_source, load_source
 from pipeline.evaluation.statistics import Interval
 from pipeline.exact import Exact, exact_graph
@@ -66,6 +67,7 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
         if exact is None:
             source = load_source(request.model, (tiling.window_h, tiling.window_w), request.options)
             announce_source(source, log)
+            announce_resize(source.spec, tiling, log)
             if source.quantised:
                 request = as_it_is(request, source.quantised, source.export()[0].model, backend)
             announce(request.photographs, log)

@@ -11,6 +11,7 @@ from calib.data.scenes import render
 from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
 from engines.errors import DeployError
 from engines.images.read import read_image
+from engines.images.resize import sized
 from engines.proof.agreement import GATES, ONE_LABEL, UNSURE, Agreement, Gate, compare_logits
 from engines.proof.golden import windows_of
 from engines.proof.stress import grid, stress_windows
@@ -53,7 +54,8 @@ def exact_graph(
     timer: the backend to measure each rewrite's gain with, or None.  config: of the engines that it is measured on.
     """
     tiling = request.tiling
-    image = sample_image(_photograph(request), tiling)
+    photograph = _photograph(request)
+    image = sample_image(None if photograph is None else sized(photograph, source.spec, tiling), tiling)
     inputs = windows_of(image, source.spec, tiling)
     reference = source.logits(inputs)
     gate = request.gate("fp32") if request.precision == "fp32" else GATES["int8" if source.quantised else "fp32"]

@@ -13,6 +13,7 @@ from calib.ranges.split import Photograph, photographs, set_sha256
 from engines.contract import Float32, UInt8
 from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS, read_image
+from engines.images.resize import size_of, sized
 from engines.spec import ModelSpec
 from engines.tiling import core
 from engines.tiling.placement import Tiling
@@ -66,7 +67,7 @@ class CalibrationSet:
         for place in self.places[start:]:
             path, image = held
             if image is None or path != place.image:
-                image = read_image(place.image, self.max_pixels)
+                image = sized(read_image(place.image, self.max_pixels), spec, tiling)
                 held = (place.image, image)
             window = core.gather(
                 image, place.top, place.left, size, spec.mean, spec.std, order=spec.order, padding=tiling.padding
@@ -131,6 +132,6 @@ def draw_from(
 
 def _grid(image: UInt8, tiling: Tiling, rng: np.random.Generator) -> list[tuple[int, int]]:
     """The places of the runtime's windows on an image, shuffled."""
-    tops, lefts = tiling.placements(*image.shape[:2])
+    tops, lefts = tiling.placements(*size_of(image, tiling))
     places = [(top, left) for top in tops for left in lefts]
     return [places[index] for index in rng.permutation(len(places))]

@@ -28,6 +28,7 @@ from engines.contract import TensorRTOptions
 from engines.images.read import MAX_PIXELS
 from engines.tiling.merge import MERGES
 from engines.tiling.placement import BLENDS, PADDINGS, Tiling
+from engines.tiling.sizes import Resize
 from engines.views.views import ImageViews, asked_views
 
 
@@ -68,7 +69,8 @@ _AUTO = "; auto: the largest at which some window of every pixel holds enough of
 
 def window_arguments(verb: argparse.ArgumentParser, auto: bool = False) -> None:
     """Where windows lie.  auto: whether the stride may be left to what the model sees."""
-    verb.add_argument("--tile", type=size, default=(1024, 1024), metavar="N|HxW", help="window (1024)")
+    resize_argument(verb, "none")
+    verb.add_argument("--tile", type=size, metavar="N|HxW", help="window (1024, or WxH of --resize)")
     verb.add_argument("--stride", type=size_or_auto if auto else size, metavar="N|HxW|auto" if auto else "N|HxW",
                       help=f"step between windows (3/4 of the window){_AUTO if auto else ''}")  # fmt: skip
     verb.add_argument("--padding", choices=PADDINGS, default="zero", help="outside of an image smaller than the window")
@@ -127,11 +129,17 @@ def model_given(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
-def tiling(args: argparse.Namespace) -> Tiling:
-    height, width = args.tile
+def tiling(args: argparse.Namespace, resize: str = "none") -> Tiling:
+    """resize: as `Tiling` has it; the window is that size where it is exact and no other was asked for."""
+    exact = Resize.parse(resize)
+    fitting = (exact.height, exact.width) if exact is not None and exact.kind == "exact" else (1024, 1024)
+    height, width = args.tile or fitting
     given = None if args.stride == AUTO else args.stride  # which is settled once the model was looked at
     stride_h, stride_w = given or (max(1, 3 * height // 4), max(1, 3 * width // 4))
-    return Tiling(height, window_w=width, stride_h=stride_h, stride_w=stride_w, blend=args.blend, padding=args.padding)
+    return Tiling(
+        height, window_w=width, stride_h=stride_h, stride_w=stride_w, blend=args.blend, padding=args.padding,
+        resize=resize,
+    )  # fmt: skip
 
 
 def tensorrt_given(args: argparse.Namespace) -> dict[str, Any]:
@@ -156,7 +164,7 @@ def resize_argument(verb: argparse.ArgumentParser, default: str) -> None:
 def views_given(args: argparse.Namespace) -> Callable[[Manifest], ImageViews]:
     """What the command line says of the views, for `engines.segmenter.open_segmenter`."""
     return lambda manifest: asked_views(
-        manifest.spec, manifest.resize if args.resize is None else args.resize, tta=args.tta, scales=args.scales,
+        manifest.spec, manifest.tiling.resize if args.resize is None else args.resize, tta=args.tta, scales=args.scales,
         flip=args.flip, merge=args.tta_merge,
     )  # fmt: skip
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import re
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -12,60 +10,32 @@ from PIL import Image
 from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS
-from engines.spec import FILTERS, OPENCV
+from engines.spec import FILTERS, OPENCV, ModelSpec
 from engines.tiling import core
-
-_FORMS = "none, WxH such as 512x512, short=N or long=N"
-_MOST = 1 << 20  # pixels of a side
-
-
-@dataclass(frozen=True)
-class Resize:
-    """The size that an image is brought to.
-
-    kind: ``exact`` (height x width), or ``short`` or ``long``: that side becomes `height` pixels and the other follows,
-    rounded to the nearest pixel, as mmcv's `rescale_size` does it.
-    """
-
-    kind: str
-    height: int
-    width: int
-
-    @classmethod
-    def parse(cls, text: str) -> Resize | None:
-        """``none`` is None.  Raises DeployError."""
-        if text == "none":
-            return None
-        if found := re.fullmatch(r"(\d+)x(\d+)", text):
-            size = cls("exact", int(found[2]), int(found[1]))
-        elif found := re.fullmatch(r"(short|long)=(\d+)", text):
-            size = cls(found[1], int(found[2]), int(found[2]))
-        else:
-            raise DeployError(f"resize: got {text!r}, expected {_FORMS}")
-        if not 1 <= min(size.height, size.width) <= max(size.height, size.width) <= _MOST:
-            raise DeployError(f"resize: got {text}, expected sides of 1 to {_MOST} pixels")
-        return size
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}" if self.kind == "exact" else f"{self.kind}={self.height}"
-
-    def of(self, height: int, width: int) -> tuple[float, float]:
-        """(height, width) of what an image of this size becomes, before it is rounded to pixels."""
-        if self.kind == "exact":
-            return float(self.height), float(self.width)
-        factor = self.height / (min if self.kind == "short" else max)(height, width)
-        return height * factor, width * factor
+from engines.tiling.placement import Tiling
+from engines.tiling.sizes import MOST, Resize
 
 
 def pixels(size: tuple[float, float]) -> tuple[int, int]:
     """A size in whole pixels: the nearest, at least one.  Raises DeployError for more than images may have."""
     height, width = (max(1, int(side + 0.5)) for side in size)
-    if height * width > MAX_PIXELS or max(height, width) > _MOST:
+    if height * width > MAX_PIXELS or max(height, width) > MOST:
         raise DeployError(
             f"resize: got an image that becomes {width}x{height}, expected {MAX_PIXELS} pixels at most and sides of "
-            f"{_MOST} at most; give another size"
+            f"{MOST} at most; give another size"
         )
     return height, width
+
+
+def size_of(image: UInt8, tiling: Tiling) -> tuple[int, int]:
+    """(height, width) of an image when its windows are cut.  Raises DeployError."""
+    resize = Resize.parse(tiling.resize)
+    return (image.shape[0], image.shape[1]) if resize is None else pixels(resize.of(image.shape[0], image.shape[1]))
+
+
+def sized(image: UInt8, spec: ModelSpec, tiling: Tiling) -> UInt8:
+    """The image as its windows are cut: the same array where `tiling` has it left as it is.  Raises DeployError."""
+    return resample(image, size_of(image, tiling), spec.resample)
 
 
 def resample(image: UInt8, size: tuple[int, int], name: str, threads: int = 0) -> UInt8:

@@ -16,7 +16,7 @@ from engines.plan.measure import machine_of, measure_costs
 from engines.plan.predict import Costs, Prediction, predict
 from engines.plan.strides import SHARE, StrideShare, choose, read_shares, shares_of
 from engines.proof.record import record
-from engines.views.views import resize_of
+from engines.tiling.sizes import Resize
 
 NAMED = (0.5, 0.75, 0.875)  # of the window: 512, 768 and 896 of 1024
 
@@ -108,7 +108,7 @@ def planned(
     manifest = bundle.manifest
     own = manifest.tiling
 
-    resize = resize_of(manifest.resize, manifest.spec)
+    resize = Resize.parse(manifest.tiling.resize)
     brought_to = size if resize is None else pixels(resize.of(*size))
 
     def at(stride: tuple[int, int]) -> Prediction:

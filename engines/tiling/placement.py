@@ -8,6 +8,7 @@ from typing import Any
 
 from engines.errors import DeployError
 from engines.records import read_record
+from engines.tiling.sizes import Resize
 
 BLENDS = ("uniform", "gaussian", "hann")
 PADDINGS = ("zero", "edge", "reflect")
@@ -35,6 +36,7 @@ class Tiling:
 
     blend: weights of a window's pixels where windows overlap; ``uniform`` is mmsegmentation's plain mean.
     padding: what lies beyond an image smaller than the window; ``zero`` is zero after normalisation (the mean colour).
+    resize: what images are brought to before windows are cut, in the words of ``--resize``; windows are placed on that.
     """
 
     window_h: int
@@ -43,6 +45,7 @@ class Tiling:
     stride_w: int
     blend: str = "uniform"
     padding: str = "zero"
+    resize: str = "none"
 
     def __post_init__(self) -> None:
         for name in ("window_h", "window_w", "stride_h", "stride_w"):
@@ -61,6 +64,7 @@ class Tiling:
             raise DeployError(f"tiling: got blend {self.blend!r}, expected one of {', '.join(BLENDS)}")
         if self.padding not in PADDINGS:
             raise DeployError(f"tiling: got padding {self.padding!r}, expected one of {', '.join(PADDINGS)}")
+        Resize.parse(self.resize)
 
     def placements(self, height: int, width: int) -> tuple[list[int], list[int]]:
         """First rows of the window rows and first columns of the window columns; their product is all windows.

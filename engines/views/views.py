@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines.errors import DeployError
-from engines.images.resize import Resize, pixels
+from engines.images.resize import pixels
 from engines.spec import ModelSpec
 from engines.tiling.merge import MERGES
+from engines.tiling.sizes import Resize
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # mmsegmentation's
 LEAST, MOST, COUNT = 0.05, 16.0, 32  # of a scale, and how many there may be

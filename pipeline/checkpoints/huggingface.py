@@ -22,8 +22,8 @@ from pipeline.checkpoints.huggingface_config import (
     NAMING,
     config_from_json,
     label_fields,
-    preprocessing_fields,
 )
+from pipeline.checkpoints.processor import processor_fields
 from pipeline.models.segformer import VARIANTS, SegFormer, SegFormerConfig
 
 NAME = "Hugging Face SegFormer"
@@ -109,7 +109,7 @@ def load_folder(folder: Path, named: bool = False) -> tuple[Parsed, dict[str, An
         )
     classes = require(state, "decode_head.classifier.weight", 4).shape[0]
     labels, remarks = label_fields({**config, **(dict.fromkeys(NAMING) if named else {})}, classes)
-    spec = labels | preprocessing_fields(folder)
+    spec = labels | processor_fields(folder)
     shape = config_from_json(config, classes)
     keys = _MEMORY if any(key.startswith("segformer.stages.") for key in state) else _HUB
     with torch.device("meta"):

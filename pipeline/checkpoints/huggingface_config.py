@@ -6,12 +6,10 @@ transformers builds every LayerNorm with PyTorch's eps of 1e-5 and never reads `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError
 from engines.spec import IGNORE_LABEL, RGB
-from pipeline.checkpoints.files import read_json
 from pipeline.models.segformer import SegFormerConfig
 
 NAMING = ("id2label", "palette")  # the fields that name and paint classes
@@ -113,32 +111,6 @@ def _ignore_index(config: Mapping[str, Any]) -> int:
     return _integer(config, "semantic_loss_ignore_index", IGNORE_LABEL, 0)
 
 
-def preprocessing_fields(folder: Path) -> dict[str, Any]:
-    """``mean``, ``std`` and ``reduce_zero_label`` of a `ModelSpec`; {} without a preprocessor_config.json.
-
-    transformers computes ``(pixel * rescale_factor - mean) / std``; dividing mean and std by the factor moves them to
-    the 0..255 scale.  Raises DeployError.
-    """
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return {}
-    config = read_json(path)
-    normalize = config.get("do_normalize", True)
-    try:
-        scale = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
-        mean = _triple(config.get("image_mean", (0.485, 0.456, 0.406)) if normalize else 0.0)
-        std = _triple(config.get("image_std", (0.229, 0.224, 0.225)) if normalize else 1.0)
-        reduce = config.get("do_reduce_labels", config.get("reduce_labels", False))
-        # Ten decimals turn 123.67500000000001 into 123.675 and lie far below float32.
-        return {
-            "mean": tuple(round(value / scale, 10) for value in mean),
-            "std": tuple(round(value / scale, 10) for value in std),
-            "reduce_zero_label": bool(reduce),
-        }
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise DeployError(f"{path}: got unusable numbers ({error}), expected image_mean, image_std of 3") from error
-
-
 def _integers(config: Mapping[str, Any], name: str) -> tuple[int, ...]:
     values = config.get(name, _DEFAULTS[name])
     if not isinstance(values, list) or not all(_is_count(value) for value in values):
@@ -181,8 +153,3 @@ def _palette(colours: Any) -> tuple[RGB, ...]:
     if any(not 0 <= value <= 255 for colour in palette for value in colour):
         raise DeployError("config.json: palette: got a value outside 0..255, expected [red, green, blue] of bytes")
     return palette
-
-
-def _triple(value: Any) -> tuple[float, float, float]:
-    a, b, c = (value, value, value) if isinstance(value, (int, float)) else value
-    return float(a), float(b), float(c)

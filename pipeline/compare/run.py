@@ -24,6 +24,7 @@ from engines.files import file_sha256
 from engines.images.read import MAX_PIXELS
 from engines.measure.bench import settings
 from pipeline.build import build_bundle
+from pipeline.checkpoints.processor import announce_resize
 from pipeline.checkpoints.sources import announce_source, load_source
 from pipeline.compare.frames import Frames
 from pipeline.compare.gpu_floor import SHOWN, gpu_floors
@@ -88,6 +89,7 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         refuse(source.quantised, "auto")
         spec, steps = source.spec, _Steps("model", log)
         announce_source(source, steps)
+        announce_resize(spec, build.tiling, steps)
         dataset = open_dataset(
             request.data, spec, label_map=request.label_map, split=request.split, options=request.label_options
         )

@@ -50,6 +50,8 @@ class Tally:
 
     def _seam_band(self, labels: UInt8) -> NDArray[np.bool_]:
         height, width = labels.shape
+        if self._tiling.resize != "none":  # windows' edges lie elsewhere
+            return np.zeros(labels.shape, np.bool_)
         return seam_band(self._tiling, height, width, SEAM_PX)
 
     def result(self) -> MapAgreement:

@@ -28,6 +28,7 @@ from engines.measure.bench import Stats, Timing
 from engines.measure.worker import FrameTimes
 from engines.segmenter import Segmenter
 from engines.tiling.device import PARTS
+from engines.views.views import ImageViews
 from pipeline.evaluation.metrics import Confusion, Scores
 
 EVALUATE_JSON = "evaluate.json"
@@ -40,6 +41,7 @@ class Evaluation:
 
     timing: of every image; one window is run before the first, so that what an engine does once is not in it.
     windows: of all images.
+    views: how images were run, see `ImageViews`.
     bundle, dataset, versions: descriptions with sha256 digests, as they go into evaluate.json.  dataset says how many
     of its images the bundle was calibrated on, too.
     """
@@ -47,13 +49,19 @@ class Evaluation:
     scores: Scores
     timing: Timing
     windows: int
+    views: ImageViews
     bundle: Mapping[str, Any]
     dataset: Mapping[str, Any]
     versions: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Scores (shares, 0..1) at the top: ``miou``, ``aacc``, ``macc``, ``classes``."""
-        rest = {"bundle": dict(self.bundle), "dataset": dict(self.dataset), "versions": dict(self.versions)}
+        rest = {
+            "views": self.views.to_json(),
+            "bundle": dict(self.bundle),
+            "dataset": dict(self.dataset),
+            "versions": dict(self.versions),
+        }
         timing = {"images": self.timing.frame.count, "windows": self.windows}
         spread = {f"{name}_ms": {"p50": stats.p50, "p95": stats.p95} for name, stats in self._parts()}
         return {**self.scores.to_json(), "timing": {**timing, **spread}, **rest}
@@ -63,7 +71,8 @@ class Evaluation:
         counted = f"{self.windows} window(s) in {self.timing.frame.count} image(s)"
         seen = self.dataset.get("calibrated_on")
         note = f"\n{seen} of the images were calibrated on: not a score on unseen data" if seen else ""
-        return f"{self.scores.table()}\nms an image, p50 (p95): {parts}; {counted}{note}"
+        how = "" if self.views.plain else f"\nimages {self.views}"
+        return f"{self.scores.table()}\nms an image, p50 (p95): {parts}; {counted}{how}{note}"
 
     def _parts(self) -> list[tuple[str, Stats]]:
         return [(name, getattr(self.timing, name)) for name in SHOWN]
@@ -135,7 +144,7 @@ def evaluate(
     scores = score(timed, dataset, manifest.spec.classes, max_pixels)
     return Evaluation(
         scores, timing=Timing.of(frames, frames), windows=sum(each.windows for each in frames),
-        bundle=_bundle(manifest, folder), versions=_versions(manifest),
+        views=segmenter.views, bundle=_bundle(manifest, folder), versions=_versions(manifest),
         dataset={**dataset.to_json(), "calibrated_on": _calibrated_on(manifest, dataset)},
     )  # fmt: skip
 

@@ -170,6 +170,6 @@ def _scored(dataset: Dataset, source: Source, max_pixels: int) -> Panel:
     """mIoU against the labels of a data set."""
 
     def count(segmenter: Segmenter) -> Counts:
-        return areas(lambda image: segmenter.segment(image).labels, dataset, source.spec.classes, max_pixels)
+        return areas(lambda image: segmenter.as_built().segment(image).labels, dataset, source.spec.classes, max_pixels)
 
     return Panel(len(dataset.samples), count, miou)

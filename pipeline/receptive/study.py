@@ -18,7 +18,9 @@ from engines.bundle import writing
 from engines.contract import Float32, Log, UInt8
 from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS, read_image
+from engines.images.resize import sized
 from engines.machine.limits import cores
+from engines.spec import ModelSpec
 from engines.tiling import core
 from engines.tiling.placement import Tiling
 from pipeline.checkpoints.onnx_source import OnnxSource
@@ -111,7 +113,7 @@ def measured(request: FieldRequest, log: Log, stages: bool = True) -> Study:
     torch.set_num_threads(request.threads or cores())
     taps: tuple[Tap, ...] = taps_of(module, window) if stages else ()
     found = Gradients(module, window, taps, request.seed)
-    images = list(_images(request, log))
+    images = list(_images(request, source.spec, log))
     for image in tqdm(images, unit="window", disable=None, leave=False):
         found.add(_input(image, source, request.tiling))
     fields = found.fields()
@@ -130,7 +132,7 @@ def _input(image: UInt8, source: TorchSource, tiling: Tiling) -> Float32:
     return core.gather(image, 0, 0, size, spec.mean, spec.std, order=spec.order, padding=tiling.padding)[None]
 
 
-def _images(request: FieldRequest, log: Log) -> Iterator[UInt8]:
+def _images(request: FieldRequest, spec: ModelSpec, log: Log) -> Iterator[UInt8]:
     """Pieces (H, W, 3) of one window's size.  Raises DeployError where no photograph is as large as that."""
     height, width = request.tiling.window_h, request.tiling.window_w
     if request.data is None:
@@ -145,7 +147,7 @@ def _images(request: FieldRequest, log: Log) -> Iterator[UInt8]:
     small: tuple[int, int] | None = None
     taken = 0
     for place in chosen.places:
-        image = read_image(place.image, request.max_pixels)
+        image = sized(read_image(place.image, request.max_pixels), spec, request.tiling)
         if image.shape[0] < height or image.shape[1] < width:
             small = image.shape[:2]
             continue

@@ -248,11 +248,12 @@ def _config(data: bytes, folder: Path) -> object:
     """One file as the config.json and as the preprocessor_config.json of a Hugging Face folder."""
     from engines.spec import ModelSpec
     from pipeline.checkpoints.files import read_json
-    from pipeline.checkpoints.huggingface_config import config_from_json, label_fields, preprocessing_fields
+    from pipeline.checkpoints.huggingface_config import config_from_json, label_fields
+    from pipeline.checkpoints.processor import processor_fields
 
     config = read_json(_written(data, folder, "preprocessor_config.json"))
     fields = {"classes": ("a", "b"), "palette": ((0, 0, 0),) * 2, **label_fields(config, 2)[0]}
-    spec = ModelSpec("segformer", "b0", **fields, **preprocessing_fields(folder))
+    spec = ModelSpec("segformer", "b0", **fields, **processor_fields(folder))
     return spec.to_json(), config_from_json(config, 2)
 
 

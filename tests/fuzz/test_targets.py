@@ -15,7 +15,8 @@ import pytest
 from engines.bundle import Manifest
 from engines.errors import DeployError
 from engines.proof.golden import Golden
-from pipeline.checkpoints.huggingface_config import config_from_json, label_fields, preprocessing_fields
+from pipeline.checkpoints.huggingface_config import config_from_json, label_fields
+from pipeline.checkpoints.processor import processor_fields
 from pipeline.graph.given import import_onnx
 from tests.fuzz.mutate import as_json, as_png
 from tests.fuzz.targets import TARGETS, Target, _manifest_body
@@ -113,7 +114,7 @@ def test_odd_values_in_a_hugging_face_config_are_refused(tmp_path: Path) -> None
         (tmp_path / "preprocessor_config.json").write_text(json.dumps({**config, "image_std": [odd] * 3}))
         with pytest.raises(DeployError, match=r"std|unusable"):
             TARGETS["config"].read((tmp_path / "preprocessor_config.json").read_bytes(), tmp_path)
-    assert preprocessing_fields(tmp_path / "nothing") == {}
+    assert processor_fields(tmp_path / "nothing") == {}
 
 
 def test_an_onnx_whose_tensors_are_damaged_is_no_readable_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 
 from calib.ranges.windows import CalibrationSet, draw_windows
 from engines.errors import DeployError
+from engines.images.read import read_image
+from engines.images.resize import sized
 from engines.proof.golden import windows_of
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
@@ -46,6 +49,17 @@ def test_windows_are_the_runtimes_own(folder: Path) -> None:
     for window, other in zip(ours, wanted, strict=True):
         np.testing.assert_array_equal(window, other)
     assert any("all that 4 images have" in note for note in drawn.notes)
+
+
+def test_windows_are_cut_from_what_images_are_brought_to(folder: Path) -> None:
+    tiling = replace(TILING, resize="short=100")
+    drawn = draw_windows([str(folder)], tiling, 1000)
+    ours = [window for _, window in drawn.inputs(SPEC, tiling)]
+    images = [sized(read_image(path), SPEC, tiling) for path in drawn.paths]
+    assert sorted(image.shape[:2] for image in images) == [(100, 106), (100, 150), (100, 150), (100, 167)]
+    wanted = [window for image in images for window in windows_of(image, SPEC, TILING)]
+    assert len(ours) == len(wanted)
+    assert all(np.array_equal(one, other) for one, other in zip(ours, wanted, strict=True))
 
 
 @pytest.mark.parametrize(("count", "images"), [(1, 1), (3, 3), (4, 4), (9, 4)])

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from engines.errors import DeployError
-from engines.images.resize import Resize, pixels, resample, resize_labels
+from engines.images.resize import pixels, resample, resize_labels
 from engines.spec import FILTERS, OPENCV
+from engines.tiling.sizes import Resize
 
 SIZES = [((40, 60), (70, 105)), ((40, 60), (13, 17)), ((1, 1), (5, 3)), ((300, 5), (3, 500)), ((64, 64), (64, 63))]
 
@@ -45,7 +46,13 @@ def test_what_fits_is_left_alone() -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("512x256", (256, 512)), ("short=512", (512, 683)), ("long=512", (384, 512)), ("short=1", (1, 1))],
+    [
+        ("512x256", (256, 512)),
+        ("short=512", (512, 683)),
+        ("long=512", (384, 512)),
+        ("short=512:floor", (512, 682)),
+        ("short=1", (1, 1)),
+    ],
 )
 def test_sizes_as_mmcv_computes_them(text: str, size: tuple[int, int]) -> None:
     resize = Resize.parse(text)

@@ -90,7 +90,7 @@ def test_a_field_chooses_the_stride(bundle: Path, field: Path, capsys: pytest.Ca
 
 def test_a_bundle_that_resizes_is_planned_at_that_size(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = open_bundle(bundle).manifest
-    assert record(bundle, manifest, replace(manifest, resize="short=128")) is None
+    assert record(bundle, manifest, replace(manifest, tiling=replace(manifest.tiling, resize="short=128"))) is None
     assert _run(bundle, "--size", "2000x1000", "--json") == 0
     body = json.loads(capsys.readouterr().out)
     assert (body["image"], body["size"], body["rows"]) == ([1000, 2000], [128, 256], 3)

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from engines.errors import DeployError, NotFiniteError
-from engines.images.resize import Resize, resample
+from engines.images.resize import resample
 from engines.segmenter import Segmenter, open_segmenter
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
+from engines.tiling.sizes import Resize
 from engines.views import work
 from engines.views.schedule import Schedule
 from engines.views.views import SCALES, ImageViews
