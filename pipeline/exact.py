@@ -16,6 +16,7 @@ from engines.proof.agreement import GATES, ONE_LABEL, UNSURE, Agreement, Gate, c
 from engines.proof.golden import windows_of
 from engines.proof.stress import grid, stress_windows
 from engines.tiling.placement import Tiling
+from pipeline.checkpoints.probe import covers_evenly
 from pipeline.checkpoints.sources import Source
 from pipeline.graph.export import simplify
 from pipeline.graph.fingerprint import graph_sha256
@@ -170,10 +171,10 @@ def _check_interface(source: Source, graph: OnnxGraph) -> None:
             f"model: got {channels} output channels, expected {source.spec.channels} as the classes; "
             "fix id2label, or give --classes"
         )
-    if window_h * width != window_w * height:
+    if not covers_evenly((height, width), (window_h, window_w)):
         raise DeployError(
-            f"model: got {width}x{height} logits for a {window_w}x{window_h} window, expected the same proportions; "
-            "choose a --tile that the model divides evenly"
+            f"model: got {width}x{height} logits for a {window_w}x{window_h} window, expected one stride along "
+            "both axes; choose a --tile that the model divides evenly"
         )
     if window_h / 2 < height < window_h:
         raise DeployError(

@@ -12,7 +12,10 @@ from engines.errors import DeployError
 from engines.spec import ModelSpec
 from pipeline.checkpoints import huggingface
 from pipeline.checkpoints.common import LoadedModel, Parsed
-from pipeline.checkpoints.files import files_sha256, read_weights
+from pipeline.checkpoints.families.common import FolderSource
+from pipeline.checkpoints.families.registry import load_family
+from pipeline.checkpoints.files import files_sha256, read_json, read_weights
+from pipeline.checkpoints.folder import existing
 from pipeline.checkpoints.registry import is_known, layout_of, meta_fields
 from pipeline.checkpoints.training_config import read_config
 from pipeline.checkpoints.user import load_factory
@@ -43,10 +46,8 @@ def load_model(
         return load_factory(source, weights, window)
     if weights is not None:
         raise DeployError(f"--weights {weights}: got it with {source}, expected a Python factory; leave the option out")
-    if source == "demo":
-        return _load_folder(DEMO)
-    if path.is_dir():
-        return _load_folder(path, named)
+    if source == "demo" or path.is_dir():
+        return _load_folder(DEMO if source == "demo" else path, window, named)
     if not path.exists():
         raise DeployError(
             f"{source}: got no such file, expected a Hugging Face folder, a checkpoint file, "
@@ -55,7 +56,10 @@ def load_model(
     return _load_file(path, window, named)
 
 
-def _load_folder(folder: Path, named: bool = False) -> LoadedModel:
+def _load_folder(folder: Path, window: tuple[int, int], named: bool) -> LoadedModel:
+    config = read_json(existing(folder, "config.json"))
+    if config.get("model_type") != "segformer":
+        return load_family(FolderSource(folder, config, window), named)
     parsed, fields, files = huggingface.load_folder(folder, named)
     return _loaded(parsed, fields, huggingface.NAME, files)
 

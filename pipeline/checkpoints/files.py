@@ -50,23 +50,28 @@ def read_weights(path: Path) -> Weights:
 
 def read_shards(index: Path) -> tuple[State, list[Path]]:
     """The tensors of a Hugging Face ``*.index.json``, and the files they came from.  Raises DeployError."""
+    state: State = {}
+    files, names = shards(index)
+    for path in files:
+        shard = read_weights(path).state
+        listed = {key for key, file in names.items() if file == path.name}
+        if shard.keys() != listed:
+            key = min(shard.keys() ^ listed)
+            raise DeployError(f"{path}: got tensors other than {index.name} lists ({key}); download it again")
+        state.update(shard)
+    return state, files
+
+
+def shards(index: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files that a ``*.index.json`` lists, and the file's name by tensor.  Raises DeployError."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise DeployError(f"{index}: got no weight_map, expected one from tensor to file; download the folder again")
-    state: State = {}
-    files = []
-    for name in sorted(set(names.values())):
+    for name in names.values():
         # An index must not be able to name files outside its folder.
         if Path(name).name != name:
             raise DeployError(f"{index}: got the shard {name!r}, expected a file name without folders")
-        files.append(index.parent / name)
-        shard = read_weights(files[-1]).state
-        listed = {key for key, file in names.items() if file == name}
-        if shard.keys() != listed:
-            key = min(shard.keys() ^ listed)
-            raise DeployError(f"{files[-1]}: got tensors other than {index.name} lists ({key}); download it again")
-        state.update(shard)
-    return state, files
+    return [index.parent / name for name in sorted(set(names.values()))], names
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engines.errors import DeployError
 from pipeline.checkpoints.common import State
-from pipeline.checkpoints.files import read_shards, read_weights
+from pipeline.checkpoints.files import read_shards, read_weights, shards
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _VARIANTS = ("model.*.safetensors", "model.safetensors.index.*.json", "pytorch_model.*.bin")
@@ -32,6 +32,12 @@ def weights_file(folder: Path) -> Path:
         names = ", ".join(sorted(path.name for path in found))
         raise DeployError(f"{folder}: got {names}, expected one variant; rename it to {_WEIGHTS[0]}")
     raise DeployError(f"{folder}: got a config.json without weights, expected {', '.join(_WEIGHTS[:3])}")
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The files that hold the tensors, for their digest.  Raises DeployError."""
+    path = weights_file(folder)
+    return shards(path)[0] if path.suffix == ".json" else [path]
 
 
 def existing(folder: Path, name: str) -> Path:

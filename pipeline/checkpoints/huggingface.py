@@ -96,11 +96,6 @@ def load_folder(folder: Path, named: bool = False) -> tuple[Parsed, dict[str, An
     that this SegFormer cannot reproduce, and weights that do not fit the config.
     """
     config = read_json(existing(folder, "config.json"))
-    if config.get("model_type") != "segformer":
-        raise DeployError(
-            f"{folder}: got model_type {config.get('model_type')!r}, expected 'segformer'; "
-            "load another architecture through a Python factory"
-        )
     state, files = read_folder(folder)
     if not any(key.startswith("decode_head.") for key in state):
         raise DeployError(

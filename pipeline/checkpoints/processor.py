@@ -19,7 +19,8 @@ _SIDE = 512  # of SegformerImageProcessor, where the file names none
 
 
 def processor_fields(folder: Path) -> dict[str, Any]:
-    """Fields of a `ModelSpec`: ``mean``, ``std``, ``reduce_zero_label``, ``resize``, ``resample``, ``direct``.
+    """Fields of a `ModelSpec`: ``mean``, ``std``, ``channel_order``, ``reduce_zero_label``, ``resize``, ``resample``,
+    ``direct``.
 
     {} without a preprocessor_config.json.  transformers computes ``(pixel * rescale_factor - mean) / std``; dividing
     mean and std by the factor moves them to the 0..255 scale.  Raises DeployError.
@@ -28,7 +29,8 @@ def processor_fields(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     config = read_json(path)
-    normalize = config.get("do_normalize", True)
+    apple = str(config.get("image_processor_type", config.get("feature_extractor_type", ""))).startswith("MobileViT")
+    normalize = config.get("do_normalize", not apple)  # its processor has no mean, and turns RGB to BGR
     try:
         scale = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
         mean = _triple(config.get("image_mean", (0.485, 0.456, 0.406)) if normalize else 0.0)
@@ -38,6 +40,7 @@ def processor_fields(folder: Path) -> dict[str, Any]:
         return {
             "mean": tuple(round(value / scale, 10) for value in mean),
             "std": tuple(round(value / scale, 10) for value in std),
+            "channel_order": "BGR" if config.get("do_flip_channel_order", apple) else "RGB",
             "reduce_zero_label": bool(reduce),
             "resize": _resize(config),
             "resample": _filter(config.get("resample", 2)),

@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from engines.errors import DeployError
-from engines.spec import MAX_CLASSES, THRESHOLD, ModelSpec
+from engines.spec import THRESHOLD, ModelSpec
 from pipeline.checkpoints.common import LoadedModel, State, check_finite
 from pipeline.checkpoints.files import files_sha256, read_weights
+from pipeline.checkpoints.probe import measure, probe
 from pipeline.checkpoints.torch_endings import cut_module
 
 _OUTPUTS = ("logits", "out")  # of Hugging Face and torchvision
@@ -54,9 +54,11 @@ def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> 
         _fill(module.inner, read.state, weights)
         remarks = read.remarks
         digest = files_sha256([weights])
-    output = _try(module, window, source)
+    output = probe(module, window, f"factory {source}")
     cut, ending = cut_module(module, window, output)
-    channels, stride = _measure(output if ending is None else _try(cut, window, source), window, source)
+    if ending is not None:
+        output = probe(cut, window, f"factory {source}")
+    channels, stride = measure(output, window, f"factory {source}")
     threshold = None if ending is None else ending.threshold
     if spec is None:
         # Imported here: this table of data sets is no part of reading weights.
@@ -137,36 +139,6 @@ def _fill(module: nn.Module, state: State, path: Path) -> None:
         if tensor.is_floating_point():
             check_finite(tensor, key)
     module.load_state_dict(state, strict=True)
-
-
-def _measure(logits: Tensor, window: tuple[int, int], source: str) -> tuple[int, int]:
-    """K and the logits' stride."""
-    height, width = window
-    shape = tuple(logits.shape)
-    if len(shape) == 4 and shape[0] == 1 and 1 <= shape[1] <= MAX_CLASSES and min(shape[2:]) > 0:
-        stride = height // shape[2]
-        if (shape[2] * stride, shape[3] * stride) == (height, width):
-            return shape[1], stride
-    raise DeployError(
-        f"factory {source}: got logits {shape} for a {height}x{width} window, expected (1, K, {height}/s, {width}/s) "
-        f"with 1 <= K <= {MAX_CLASSES} and an integer stride s"
-    )
-
-
-def _try(module: nn.Module, window: tuple[int, int], source: str) -> Tensor:
-    """The output for a window of noise, by which logits can be told from probabilities and labels."""
-    height, width = window
-    noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    try:
-        with torch.inference_mode():
-            output: Tensor = module(noise)
-            return output
-    except RuntimeError as error:
-        line = str(error).strip().split("\n")[0]
-        raise DeployError(
-            f"factory {source}: the module failed on (1, 3, {height}, {width}) float32: {line}; "
-            "expected it to take this window, choose another with --tile"
-        ) from error
 
 
 def _describe(value: Any) -> str:
