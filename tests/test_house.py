@@ -40,6 +40,7 @@ SDK_OWNER = {
     "PIL": "engines/images/read.py engines/images/resize.py engines/images/write.py engines/images/shared_pixels.py",
     "onnx": "pipeline/graph/export.py pipeline/graph/proto.py pipeline/graph/types.py pipeline/graph/batches/walk.py",
     "onnxsim": "pipeline/graph/export.py",
+    "segmentation_models_pytorch": "pipeline/checkpoints/families/smp.py",
     "transformers": "pipeline/checkpoints/families/common.py",
     "matplotlib": "pipeline/figures/canvas.py pipeline/compare/report/figure.py pipeline/receptive/figure.py",
 }

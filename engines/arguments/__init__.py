@@ -37,9 +37,10 @@ from engines.images.read import MAX_PIXELS
 
 # What a bundle's graph was made for, and a rebuild of it cannot change.
 FIXED_IN_A_BUNDLE = (
-    "precision", "resize", "tile", "stride", "blend", "padding", "weights", "output_name", "classes", "mean", "std",
-    "bgr", "sample", "rewrites", "no_tail", "time_rewrites", "threshold", "calib", "rest", "no_islands", "no_smooth",
-    "no_bias_correction", "rounding", "depthwise", "unsigned", "eval", "max_drop", "skip", "share", "budget_ms", "size",
+    "precision", "resize", "tile", "stride", "blend", "padding", "weights", "arg", "output_name", "classes", "mean",
+    "std", "bgr", "sample", "rewrites", "no_tail", "time_rewrites", "threshold", "calib", "rest", "no_islands",
+    "no_smooth", "no_bias_correction", "rounding", "depthwise", "unsigned", "eval", "max_drop", "skip", "share",
+    "budget_ms", "size",
 )  # fmt: skip
 
 

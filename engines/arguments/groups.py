@@ -14,6 +14,7 @@ from engines.arguments.values import (
     inside,
     label,
     mebibytes,
+    named,
     number,
     numbers,
     positive,
@@ -95,6 +96,8 @@ def model_arguments(verb: argparse.ArgumentParser) -> None:
     """What a checkpoint may not say of itself."""
     verb.add_argument("--weights", type=Path, metavar="FILE", help="state dict for package.module:function")
     verb.add_argument("--output-name", metavar="NAME", help="which output of an .onnx that has several")
+    verb.add_argument("--arg", type=named, action="append", default=[], metavar="NAME=VALUE",
+                      help="that package.module:function is called with; may be given again")  # fmt: skip
     verb.add_argument("--classes", metavar="NAME|FILE", help="a data set's classes, or a file with one name a line")
 
 
@@ -126,7 +129,8 @@ def data_arguments(verb: argparse.ArgumentParser) -> None:
 def model_given(args: argparse.Namespace) -> dict[str, Any]:
     """What the command line says of the model, by the names of `pipeline.checkpoints.sources.SourceOptions`."""
     names = ("weights", "classes", "mean", "std", "bgr", "threshold", "output_name")
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return given | {"arguments": dict(getattr(args, "arg", ()))}
 
 
 def tiling(args: argparse.Namespace, resize: str = "none") -> Tiling:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ast
+from typing import Any
 
 AUTO = "auto"
 MAX_COUNT = 2**31 - 1  # of the int32 that SDKs take
@@ -86,6 +88,17 @@ def numbers(text: str) -> tuple[float, ...]:
 
 def size_or_auto(text: str) -> tuple[int, int] | str:
     return AUTO if text == AUTO else size(text)
+
+
+def named(text: str) -> tuple[str, Any]:
+    """``width=32`` -> ("width", 32); what is no Python literal is text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return name, value
 
 
 def words(text: str) -> tuple[str, ...]:

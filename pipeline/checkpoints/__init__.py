@@ -28,14 +28,16 @@ _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def load_model(
-    source: str, *, weights: Path | None = None, window: tuple[int, int] = (1024, 1024), named: bool = False
-) -> LoadedModel:
+    source: str, *, weights: Path | None = None, window: tuple[int, int] = (1024, 1024), named: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+) -> LoadedModel:  # fmt: skip
     """Load a trained network from `source`; no code in it is run, except for a factory.
 
     source: a Hugging Face folder; a .pth, .pt, .bin or .safetensors with a state dict of a layout in `registry`; a
     Python factory ``package.module:function``; or ``demo``.
     weights: a state dict for the factory's module; allowed with a factory only.
     window: (H, W) in pixels that the network will be run at; SETR's position embedding is made for it.
+    arguments: that a factory is called with, by name.
     named: the user names the classes: what the source says of them is not read.
 
     Raises DeployError, in one line: what was got, what was expected, what to do.
@@ -43,7 +45,9 @@ def load_model(
     path = Path(source)
     factory = source != "demo" and not path.exists() and _FACTORY.fullmatch(source) is not None
     if factory:
-        return load_factory(source, weights, window)
+        return load_factory(source, weights, window, arguments)
+    if arguments:
+        raise DeployError(f"--arg {next(iter(arguments))}: got it with {source}, expected a Python factory")
     if weights is not None:
         raise DeployError(f"--weights {weights}: got it with {source}, expected a Python factory; leave the option out")
     if source == "demo" or path.is_dir():

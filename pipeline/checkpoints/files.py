@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from engines.errors import DeployError
 from engines.files import file_sha256
-from pipeline.checkpoints.common import State
+from pipeline.checkpoints.common import State, check_finite
 from pipeline.checkpoints.inert import STAND_INS
 from pipeline.checkpoints.unwrap import Weights, unwrap
 
@@ -83,6 +83,24 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DeployError(f"{path}: got a JSON {type(data).__name__}, expected an object; download it again")
     return data
+
+
+def fill(module: nn.Module, state: State, path: Path) -> None:
+    """Load `state`, strictly, into a module that another library or the user made.  Raises DeployError."""
+    expected = module.state_dict()
+    for kind, keys in (("no tensor for", expected.keys() - state.keys()), ("unknown", state.keys() - expected.keys())):
+        if keys:
+            raise DeployError(
+                f"{path}: got {kind} {', '.join(sorted(keys)[:3])} ({len(keys)} in all), "
+                "expected the keys of the module"
+            )
+    for key, tensor in state.items():
+        shape = expected[key].shape
+        if tensor.shape != shape:
+            raise DeployError(f"{path}: {key}: got shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+        if tensor.is_floating_point():
+            check_finite(tensor, key)
+    module.load_state_dict(state, strict=True)
 
 
 def files_sha256(files: Sequence[Path]) -> str:

@@ -8,16 +8,20 @@ from pathlib import Path
 from engines.errors import DeployError
 from pipeline.checkpoints.common import State
 from pipeline.checkpoints.files import read_shards, read_weights, shards
+from pipeline.checkpoints.unwrap import Fits
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _VARIANTS = ("model.*.safetensors", "model.safetensors.index.*.json", "pytorch_model.*.bin")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
-def read_folder(folder: Path) -> tuple[State, list[Path]]:
-    """The tensors, and the files that they lie in.  Raises DeployError."""
+def read_folder(folder: Path, fits: Fits = lambda _: True) -> tuple[State, list[Path]]:
+    """The tensors, below the prefix without which `fits` knows them, and the files that they lie in.
+
+    Raises DeployError.
+    """
     path = weights_file(folder)
-    return read_shards(path) if path.suffix == ".json" else (read_weights(path).state, [path])
+    return read_shards(path) if path.suffix == ".json" else (read_weights(path).within(fits).state, [path])
 
 
 def weights_file(folder: Path) -> Path:
@@ -31,6 +35,9 @@ def weights_file(folder: Path) -> Path:
     if found:
         names = ", ".join(sorted(path.name for path in found))
         raise DeployError(f"{folder}: got {names}, expected one variant; rename it to {_WEIGHTS[0]}")
+    others = [path for path in folder.iterdir() if path.suffix in (".pth", ".pt", ".ckpt")]
+    if len(others) == 1:
+        return others[0]
     raise DeployError(f"{folder}: got a config.json without weights, expected {', '.join(_WEIGHTS[:3])}")
 
 

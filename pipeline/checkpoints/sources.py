@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,11 +27,13 @@ from pipeline.graph.onnx_graph import OnnxGraph, Step
 class SourceOptions:
     """What the user says about the model; None keeps what the checkpoint says (or ImageNet's mean and std).
 
-    classes: a data set's name or a text file with one class a line.  mean, std: on the 0..255 scale.
+    arguments: that a factory is called with.  classes: a data set's name or a text file with one class a line.
+    mean, std: on the 0..255 scale.
     threshold: of a network with one channel, see `ModelSpec`.  output_name: of an .onnx with several.
     """
 
     weights: Path | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     classes: str | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -107,7 +109,9 @@ def load_source(model: str, window: tuple[int, int], options: SourceOptions) -> 
         return replace(read, spec=_override(read.spec, options), normalised=not said)
     if options.output_name is not None:
         raise DeployError(f"--output-name {options.output_name}: got {model}, expected an .onnx; leave the option out")
-    loaded = load_model(model, weights=options.weights, window=window, named=options.classes is not None)
+    loaded = load_model(
+        model, weights=options.weights, window=window, named=options.classes is not None, arguments=options.arguments
+    )
     remarks = (*loaded.remarks, *_remarks(loaded.ending))
     return TorchSource(loaded.module, _override(loaded.spec, options), window, remarks=remarks)
 

@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from engines.errors import DeployError
 from engines.spec import THRESHOLD, ModelSpec
-from pipeline.checkpoints.common import LoadedModel, State, check_finite
-from pipeline.checkpoints.files import files_sha256, read_weights
+from pipeline.checkpoints.common import LoadedModel
+from pipeline.checkpoints.files import files_sha256, fill, read_weights
 from pipeline.checkpoints.probe import measure, probe
 from pipeline.checkpoints.torch_endings import cut_module
 
@@ -34,14 +35,17 @@ class LogitsOnly(nn.Module):
         return pick_logits(self.inner(x))
 
 
-def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> LoadedModel:
+def load_factory(
+    source: str, weights: Path | None, window: tuple[int, int], arguments: Mapping[str, Any] | None = None
+) -> LoadedModel:
     """Call the factory, load `weights` strictly if given, and measure the logits on one window of noise.
 
-    The function returns an nn.Module, or (nn.Module, ModelSpec); without a ModelSpec, classes and palette follow
-    from the number of channels, and mean and std are ImageNet's.
+    The function returns an nn.Module, or (nn.Module, ModelSpec).  Without a ModelSpec the module's own attributes say
+    ``class_names``, ``palette``, ``mean``, ``std`` (on the 0..255 scale) and ``channel_order``; what it has not follows
+    from the number of channels, and mean and std are ImageNet's.  arguments: that the function is called with, by name.
     Raises DeployError; what the user's own function raises passes through.
     """
-    made = _resolve(source)()
+    made = _resolve(source, arguments or {})(**(arguments or {}))
     module, spec = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module) or not isinstance(spec, (ModelSpec, type(None))):
         raise DeployError(f"factory {source}: got {_describe(made)}, expected an nn.Module or (nn.Module, ModelSpec)")
@@ -51,7 +55,7 @@ def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> 
     if weights is not None:
         expected = frozenset(module.inner.state_dict())
         read = read_weights(weights).within(lambda keys: keys >= expected)
-        _fill(module.inner, read.state, weights)
+        fill(module.inner, read.state, weights)
         remarks = read.remarks
         digest = files_sha256([weights])
     output = probe(module, window, f"factory {source}")
@@ -64,8 +68,10 @@ def load_factory(source: str, weights: Path | None, window: tuple[int, int]) -> 
         # Imported here: this table of data sets is no part of reading weights.
         from engines.images.palettes import default_classes, palette_for
 
-        names = default_classes(channels)
-        spec = ModelSpec("custom", source, names, palette_for(names), logits_stride=stride, threshold=threshold)
+        said = _said(module.inner, source)
+        names = said.pop("classes", None) or default_classes(channels)
+        fields: dict[str, Any] = {"palette": palette_for(names), "logits_stride": stride, "threshold": threshold} | said
+        spec = ModelSpec("custom", source, names, **fields)
     if channels == 1 and len(spec.classes) == 2 and spec.threshold in (None, THRESHOLD):  # not said otherwise
         spec = replace(spec, threshold=threshold or THRESHOLD)
     if (spec.channels, spec.logits_stride) != (channels, stride):
@@ -100,7 +106,37 @@ def pick_logits(output: Any) -> Tensor:
     )
 
 
-def _resolve(source: str) -> Callable[[], Any]:
+def _said(module: nn.Module, source: str) -> dict[str, Any]:
+    """Fields of a `ModelSpec` that the module has as attributes.  Raises DeployError for one of another kind."""
+    config = getattr(module, "config", None)
+    labels = getattr(config, "id2label", None)  # of transformers
+    names = getattr(module, "class_names", None)
+    if names is None and isinstance(labels, Mapping) and sorted(labels) == list(range(len(labels))):
+        names = [labels[index] for index in range(len(labels))]
+    found = {name: getattr(module, name, None) for name in ("palette", "mean", "std", "channel_order")}
+    fields: dict[str, Any] = {"classes": names} | found
+    try:
+        for name in ("mean", "std"):
+            if fields[name] is not None:
+                fields[name] = tuple(float(value) for value in torch.as_tensor(fields[name]).flatten())
+        if names is not None:
+            fields["classes"] = tuple(map(str, names))
+        if found["palette"] is not None:
+            fields["palette"] = tuple((int(r), int(g), int(b)) for r, g, b in found["palette"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DeployError(
+            f"factory {source}: got attributes that cannot be read ({error}), expected class_names as names, "
+            "palette as [red, green, blue] each, mean and std as three numbers"
+        ) from error
+    std = fields["std"]
+    if std is not None and 0 < min(std) < 1:
+        raise DeployError(
+            f"factory {source}: got std {std} for pixels of 0..1, expected it for 0..255; multiply mean and std by 255"
+        )
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _resolve(source: str, arguments: Mapping[str, Any]) -> Callable[..., Any]:
     name, _, attribute = source.partition(":")
     folder = os.getcwd()
     if folder not in sys.path:
@@ -116,29 +152,16 @@ def _resolve(source: str) -> Callable[[], Any]:
     if not callable(found) or isinstance(found, nn.Module):
         raise DeployError(f"factory {source}: got {_describe(found)}, expected a function that returns the module")
     try:
-        inspect.signature(found).bind()
+        signature = inspect.signature(found)
+        signature.bind(**arguments)
     except TypeError as error:
-        raise DeployError(f"factory {source}: {error}; expected a function that needs no arguments") from error
+        raise DeployError(
+            f"factory {source}: {error}; it is called with {', '.join(arguments) or 'no arguments'} and takes "
+            f"{signature}: give --arg NAME=VALUE"
+        ) from error
     except ValueError:
         pass  # a builtin without a signature: calling it will tell
     return found  # type: ignore[no-any-return]
-
-
-def _fill(module: nn.Module, state: State, path: Path) -> None:
-    expected = module.state_dict()
-    for kind, keys in (("no tensor for", expected.keys() - state.keys()), ("unknown", state.keys() - expected.keys())):
-        if keys:
-            raise DeployError(
-                f"{path}: got {kind} {', '.join(sorted(keys)[:3])} ({len(keys)} in all), "
-                "expected the keys of the factory's module"
-            )
-    for key, tensor in state.items():
-        shape = expected[key].shape
-        if tensor.shape != shape:
-            raise DeployError(f"{path}: {key}: got shape {tuple(tensor.shape)}, expected {tuple(shape)}")
-        if tensor.is_floating_point():
-            check_finite(tensor, key)
-    module.load_state_dict(state, strict=True)
 
 
 def _describe(value: Any) -> str:

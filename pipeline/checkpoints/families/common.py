@@ -1,8 +1,7 @@
 """What families share: the folder that one reads, and transformers' networks with every weight in its place.
 
 A family is a module with ``NAME: str``, ``TYPES: tuple[str, ...]``, ``matches(config) -> bool`` and
-``load(source: FolderSource) -> nn.Module``; its network returns (N, K, h, w) float32 for windows of the size in
-`source`.  `registry` lists them.
+``load(source: FolderSource) -> Network``; `registry` lists them.
 """
 
 from __future__ import annotations
@@ -41,6 +40,19 @@ class FolderSource:
         return str(self.config.get("model_type"))
 
 
+@dataclass(frozen=True)
+class Network:
+    """module: (N, 3, H, W) float32, normalised -> (N, K, h, w).  architecture: its name.
+
+    fields: of a `ModelSpec`, of preprocessing; None: the folder's own processor says them.  remarks: for the user.
+    """
+
+    module: nn.Module
+    architecture: str
+    fields: Mapping[str, Any] | None = None
+    remarks: tuple[str, ...] = ()
+
+
 class Family(Protocol):
     """A family of networks: one Python module each.  TYPES: what its folders call themselves."""
 
@@ -50,8 +62,8 @@ class Family(Protocol):
     def matches(self, config: Mapping[str, Any], /) -> bool:
         """Whether a folder with this config.json is one of the family; exactly one family may say so."""
 
-    def load(self, source: FolderSource, /) -> nn.Module:
-        """The network: (N, 3, H, W) float32, normalised -> (N, K, h, w).  Raises DeployError."""
+    def load(self, source: FolderSource, /) -> Network:
+        """The network for windows of that size.  Raises DeployError."""
 
 
 def transformers() -> ModuleType:

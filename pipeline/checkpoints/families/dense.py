@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.checkpoints.families.common import FolderSource, LowResolution, pretrained
+from pipeline.checkpoints.families.common import FolderSource, LowResolution, Network, pretrained
 
 NAME = "Hugging Face dense"
 TYPES: tuple[str, ...] = (
@@ -29,9 +29,10 @@ def matches(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in TYPES
 
 
-def load(source: FolderSource) -> nn.Module:
+def load(source: FolderSource) -> Network:
     """Ends at the low-resolution logits where the model's last step is a bilinear resize to the window."""
-    return LowResolution(_Logits(pretrained(source, "AutoModelForSemanticSegmentation")))
+    module = LowResolution(_Logits(pretrained(source, "AutoModelForSemanticSegmentation")))
+    return Network(module, source.model_type)
 
 
 class _Logits(nn.Module):

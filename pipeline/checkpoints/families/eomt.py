@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from engines.errors import DeployError
-from pipeline.checkpoints.families.common import FolderSource, pretrained
+from pipeline.checkpoints.families.common import FolderSource, Network, pretrained
 from pipeline.checkpoints.families.masks import ClassScores
 
 NAME = "Hugging Face EoMT"
@@ -24,7 +22,7 @@ def matches(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in TYPES
 
 
-def load(source: FolderSource) -> nn.Module:
+def load(source: FolderSource) -> Network:
     """(N, 3, H, W) -> scores (N, K, h, w).  Raises DeployError for another window than the network is made for."""
     size = source.config.get("image_size", 640)
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
@@ -42,4 +40,4 @@ def load(source: FolderSource) -> nn.Module:
         )
     del module.attn_mask_probs
     object.__setattr__(module, "attn_mask_probs", chances)  # no buffer any more, but plain numbers
-    return ClassScores(module)
+    return Network(ClassScores(module), source.model_type)

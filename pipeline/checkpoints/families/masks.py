@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pipeline.checkpoints.families.common import FolderSource, pretrained
+from pipeline.checkpoints.families.common import FolderSource, Network, pretrained
 
 NAME = "Hugging Face mask classification"
 TYPES: tuple[str, ...] = ("mask2former", "maskformer")
@@ -24,9 +24,9 @@ def matches(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in TYPES
 
 
-def load(source: FolderSource) -> nn.Module:
+def load(source: FolderSource) -> Network:
     """(N, 3, H, W) -> scores (N, K, h, w), 0 or more; the class "nothing" takes no part."""
-    return ClassScores(pretrained(source, "AutoModelForUniversalSegmentation"))
+    return Network(ClassScores(pretrained(source, "AutoModelForUniversalSegmentation")), source.model_type)
 
 
 class ClassScores(nn.Module):

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engines.errors import DeployError
-from pipeline.checkpoints.families.common import FolderSource, pretrained, transformers
+from pipeline.checkpoints.families.common import FolderSource, Network, pretrained, transformers
 from pipeline.checkpoints.families.masks import ClassScores
 from pipeline.checkpoints.folder import existing
 
@@ -22,10 +22,11 @@ def matches(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in TYPES
 
 
-def load(source: FolderSource) -> nn.Module:
+def load(source: FolderSource) -> Network:
     """(N, 3, H, W) -> scores (N, K, h, w)."""
     module = pretrained(source, "AutoModelForUniversalSegmentation", _for_inference)
-    return ClassScores(module, task_inputs=_task(source, int(source.config.get("task_seq_len", 77))))
+    task = _task(source, int(source.config.get("task_seq_len", 77)))
+    return Network(ClassScores(module, task_inputs=task), source.model_type)
 
 
 def _for_inference(config: Any) -> None:

@@ -9,7 +9,7 @@ from engines.errors import DeployError
 from engines.images.palettes import default_classes, palette_for
 from engines.spec import ModelSpec
 from pipeline.checkpoints.common import LoadedModel
-from pipeline.checkpoints.families import dense, eomt, masks, oneformer
+from pipeline.checkpoints.families import dense, eomt, masks, oneformer, smp
 from pipeline.checkpoints.families.common import Family, FolderSource
 from pipeline.checkpoints.files import files_sha256
 from pipeline.checkpoints.folder import weights_files
@@ -17,29 +17,30 @@ from pipeline.checkpoints.huggingface_config import NAMING, label_fields
 from pipeline.checkpoints.probe import measure, probe
 from pipeline.checkpoints.processor import PROCESSOR, processor_fields
 
-FAMILIES: tuple[Family, ...] = (dense, masks, eomt, oneformer)
+FAMILIES: tuple[Family, ...] = (dense, masks, eomt, oneformer, smp)
 
 
 def load_family(source: FolderSource, named: bool) -> LoadedModel:
     """The network in a folder and its contract.  named: the user names the classes.  Raises DeployError."""
     family = _family_of(source)
-    module = family.load(source)
-    who = f"{source.folder} ({source.model_type})"
-    channels, stride = measure(probe(module, source.window, who), source.window, who)
+    network = family.load(source)
+    who = f"{source.folder} ({network.architecture})"
+    channels, stride = measure(probe(network.module, source.window, who), source.window, who)
     labels, remarks = label_fields({**source.config, **(dict.fromkeys(NAMING) if named else {})}, channels)
     names = labels.get("classes") or default_classes(channels)
-    fields: dict[str, Any] = {"palette": palette_for(names)} | labels | processor_fields(source.folder)
-    if not (source.folder / PROCESSOR).is_file():
+    processor = processor_fields(source.folder) if network.fields is None else network.fields
+    fields: dict[str, Any] = {"palette": palette_for(names)} | labels | dict(processor)
+    if network.fields is None and not (source.folder / PROCESSOR).is_file():
         remarks += (f"the folder has no {PROCESSOR}; assumed: mean and std of ImageNet, RGB",)
     spec = ModelSpec(
-        architecture=source.model_type,
+        architecture=network.architecture,
         variant=_variant(source),
         logits_stride=stride,
         source=family.NAME,
         source_sha256=files_sha256(weights_files(source.folder)),
         **(fields | {"classes": names}),
     )
-    return LoadedModel(module, spec, remarks=remarks)
+    return LoadedModel(network.module, spec, remarks=(*network.remarks, *remarks))
 
 
 def _family_of(source: FolderSource) -> Family:
@@ -54,6 +55,8 @@ def _family_of(source: FolderSource) -> Family:
 
 
 def _variant(source: FolderSource) -> str:
+    """The backbone, where the config names it; else what the folder is called."""
     backbone = source.config.get("backbone_config")
-    inner = backbone.get("model_type") if isinstance(backbone, dict) else None
-    return str(inner or Path(str(source.config.get("_name_or_path") or source.folder.name)).name or "custom")
+    inner = backbone.get("model_type") if isinstance(backbone, dict) else source.config.get("encoder_name")
+    path = Path(str(source.config.get("_name_or_path") or source.folder.resolve()))
+    return str(inner or path.name)

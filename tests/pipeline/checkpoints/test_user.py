@@ -54,6 +54,19 @@ def bug(): raise ZeroDivisionError("mine")
 def described(names): return Net(), ModelSpec("net", "v1", names, ((0, 0, 0),) * len(names), mean=(1, 2, 3))
 def with_spec(): return described(("a", "b", "c"))
 def wrong_spec(): return described(("a", "b"))
+def sized(width, stride=4, name="a"):
+    net = Net(classes=width, stride=stride)
+    net.class_names = [name] * width
+    return net
+class Said(Net):
+    class_names, mean, std, channel_order = ("road", "car", "sky"), (1, 2, 3), [4, 5, 6], "BGR"
+    palette = [[1, 2, 3]] * 3
+def said(): return Said()
+def said_small():
+    net = Said()
+    net.std = torch.tensor([0.2, 0.2, 0.2])
+    return net
+def uneven(): return Net(stride=1, wrap=lambda x: nn.functional.interpolate(x, size=(11, 16), mode="bilinear"))
 instance = Net()
 class Outer:
     @staticmethod
@@ -99,7 +112,7 @@ def test_factory_spec_is_kept(make: Callable[..., LoadedModel]) -> None:
     ("function", "message"),
     [
         ("absent", "has no attribute 'absent'"),
-        ("needy", "missing a required argument: 'size'; expected a function that needs no arguments"),
+        ("needy", "missing a required argument: 'size'; it is called with no arguments and takes (size): give"),
         ("instance", "got a Net, expected a function"),
         ("Output._fields", "got a tuple of str, str, expected a function"),
         ("number", "got an int, expected an nn.Module or (nn.Module, ModelSpec)"),
@@ -139,3 +152,29 @@ def test_factory_weights_are_strict(make: Callable[..., LoadedModel], tmp_path: 
     assert re.search(r"conv\.bias: got shape \(4,\), expected \(3,\)", refusal(lambda: make("plain", weights=path)))
     save(path, {**state, "conv.bias": torch.full((3,), float("nan"))})
     assert "conv.bias: got 3 of 3 values NaN" in refusal(lambda: make("plain", weights=path))
+
+
+def test_a_factory_takes_arguments(make: Callable[..., LoadedModel]) -> None:
+    spec = make("sized", arguments={"width": 5, "stride": 8, "name": "thing"}).spec
+    assert (len(spec.classes), spec.logits_stride, spec.classes[0]) == (5, 8, "thing")
+    message = refusal(lambda: make("sized", arguments={"breadth": 5}))
+    assert "breadth" in message
+    assert "--arg NAME=VALUE" in message
+    assert "expected a Python factory" in refusal(lambda: load_model("demo", arguments={"x": 1}))
+
+
+def test_what_the_module_says_of_itself(make: Callable[..., LoadedModel]) -> None:
+    spec = make("said").spec
+    assert (spec.classes, spec.mean, spec.std, spec.channel_order) == (
+        ("road", "car", "sky"),
+        (1, 2, 3),
+        (4, 5, 6),
+        "BGR",
+    )
+    assert spec.palette == ((1, 2, 3),) * 3
+    assert "multiply mean and std by 255" in refusal(lambda: make("said_small"))
+
+
+def test_logits_need_not_divide_the_window(make: Callable[..., LoadedModel]) -> None:
+    """64x96 -> 11x16: one stride of 6, rounded up along one axis, as strided convolutions round."""
+    assert make("uneven").spec.logits_stride == 6
