@@ -33,7 +33,7 @@ class StrideShare:
 
 def read_shares(rows: Any, source: str) -> tuple[StrideShare, ...]:
     """Inverse of a list of `to_json`.  Raises DeployError, naming `source`."""
-    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, Mapping) for row in rows):
         raise DeployError(f"{source}: got no list of strides, expected what receptive-field writes")
     return tuple(read_record(StrideShare, row, source, "run receptive-field again") for row in rows)
 

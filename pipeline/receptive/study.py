@@ -113,11 +113,11 @@ def measured(request: FieldRequest, log: Log, stages: bool = True) -> Study:
     torch.set_num_threads(request.threads or cores())
     taps: tuple[Tap, ...] = taps_of(module, window) if stages else ()
     found = Gradients(module, window, taps, request.seed)
-    images = list(_images(request, source.spec, log))
-    for image in tqdm(images, unit="window", disable=None, leave=False):
+    images = _images(request, source.spec, log)
+    for image in tqdm(images, total=request.windows, unit="window", disable=None, leave=False):
         found.add(_input(image, source, request.tiling))
     fields = found.fields()
-    seen = f"{len(images)} window(s) of {request.data.name if request.data else 'rendered scenes'}"
+    seen = f"{fields[-1].images} window(s) of {request.data.name if request.data else 'rendered scenes'}"
     log("fields", f"{len(fields)} map(s), {seen}, {window[0]}x{window[1]}")
     graph = tapped_graph(module, taps, window)
     told = reaches(graph)

@@ -148,6 +148,22 @@ def _ranges(data: bytes, folder: Path) -> object:
     return Ranges.load(_written(data, folder, "ranges.json"))
 
 
+def _field_seeds(folder: Path) -> list[bytes]:
+    strides = [{"stride_h": side, "stride_w": side, "share": 1 - side / 64} for side in (8, 16, 32)]
+    return [json.dumps({"model": "m", "window": list(WINDOW), "strides": strides}).encode()]
+
+
+def _field(data: bytes, folder: Path) -> object:
+    from engines.plan.predict import Costs, predict
+    from engines.plan.strides import choose, shares_of
+    from engines.tiling.placement import Tiling
+
+    shares = shares_of(_written(data, folder, "receptive-field.json"), WINDOW)
+    costs = Costs("", batch=1, gather_ms=1.0, engine_ms=1.0, stitch_ms=1.0, whole=1.0, peak_bytes=0, held_bytes=0,
+                  measured="")  # fmt: skip
+    return choose(shares, 0.5, lambda stride: predict(costs, Tiling(*WINDOW, *stride), (1, 2, 8, 8), WINDOW).frame_ms)
+
+
 def _map_seeds(folder: Path) -> list[bytes]:
     import calib.data.label_map as module
 
@@ -344,6 +360,7 @@ TARGETS = {
     "manifest": Target(_manifest_seeds, _manifest, as_json),
     "engine": Target(_engine_seeds, _engine, as_json),
     "ranges": Target(_ranges_seeds, _ranges, as_json),
+    "field": Target(_field_seeds, _field, as_json),
     "label-map": Target(_map_seeds, _label_map, as_json),
     "palette": Target(_palette_seeds, _palette),
     "config": Target(_config_seeds, _config, as_json),

@@ -54,6 +54,7 @@ def test_a_budget_that_nothing_meets_is_refused() -> None:
         ("[]", "TypeError"),
         ('{"strides": []}', "KeyError"),
         ('{"window": [8, 8], "strides": []}', r"fields in a window of \(8, 8\), expected the bundle's \(64, 96\)"),
+        ('{"window": [64, 96], "strides": []}', "no list of strides"),
         ('{"window": [64, 96], "strides": [1]}', "no list of strides"),
         ('{"window": [64, 96], "strides": [{"stride_h": 1, "stride_w": 1}]}', "share is missing"),
     ],

@@ -126,15 +126,17 @@ def test_stages_see_more_and_more_and_the_decoder_is_seen_before_and_after_it_fu
     assert halves == sorted(halves)
 
 
-@pytest.mark.parametrize("name", ["tiny_conv_head", "tiny_pup", "tiny_mla"])
-def test_every_decoder_has_fields(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("tiny_conv_head", (64, 96)), ("tiny_setr", (64, 64)), ("tiny_pup", (64, 96)), ("tiny_mla", (64, 96))],
+)
+def test_every_decoder_has_fields(name: str, size: tuple[int, int]) -> None:
     module = getattr(models, name)()
-    fields = measure(module, _noise(64, 96), (64, 96), taps_of(module, (64, 96)))
+    fields = measure(module, _noise(*size), size, taps_of(module, size))
     assert fields[-1].name == OUTPUT
     assert len(fields) >= 4
     for field in fields:
-        assert field.gradient.shape == (64, 96)
-        assert field.extent() == (64, 96)  # attention sees all
+        assert field.gradient.shape == field.extent() == size  # attention sees all
 
 
 def test_transformers_own_segformer_has_stages_too() -> None:
