@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from engines.plan.strides import largest_with
+from engines.plan.strides import choose
 from engines.tiling.placement import Tiling
 from pipeline.receptive.field import Field
 from pipeline.receptive.windows import share_at, stride_shares
@@ -52,9 +52,7 @@ def test_shares_fall_as_strides_grow_and_the_largest_that_keeps_enough_is_taken(
     shares = stride_shares(_field(0, (64, 64), (32.0, 32.0)))
     assert [each.stride_h for each in shares] == list(range(2, 65, 2))
     assert all(a.share >= b.share for a, b in itertools.pairwise(shares))
-    asked = shares[10].share
-    assert largest_with(shares, asked) == shares[10]
-    assert largest_with(shares, 1.1) is None
+    assert choose(shares, shares[10].share) == shares[10]
 
 
 def test_half_a_pixel_does_not_count_as_seen() -> None:
