@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines import arguments
 from engines.arguments import groups
@@ -27,6 +27,10 @@ from engines.guard.child import guarded, interrupt
 from engines.images.read import read_image
 from engines.proof.first_run import prover
 from engines.segmenter import open_segmenter
+
+if TYPE_CHECKING:
+    from pipeline.compare.models.rows import Overview
+    from pipeline.compare.rows import Comparison
 
 
 def build_engine(args: argparse.Namespace) -> int:
@@ -135,16 +139,27 @@ def compare(args: argparse.Namespace) -> int:
     """build MODEL in several precisions, measure them side by side on a data set, and say which one to ship"""
     require_building()
     from pipeline.asked import auto_stride, compare_request
-    from pipeline.compare.report.table import terminal
-    from pipeline.compare.run import compare as compare_precisions
     from pipeline.receptive.auto import at_best
 
-    log, request, auto = _logger(args.json), compare_request(args), auto_stride(args)
+    log, auto = _logger(args.json), auto_stride(args)
+    requests = [compare_request(args, model) for model in args.models]
     if auto is not None:
-        request = replace(request, build=at_best(request.build, auto, log))
-    comparison = compare_precisions(request, log)
-    print(json.dumps(comparison.to_json(), indent=1) if args.json else f"\n{terminal(comparison)}")
-    log("written", f"{args.output}/compare.html, .json, .md, .png, .svg; bundles beside them")
+        requests = [replace(request, build=at_best(request.build, auto, log)) for request in requests]
+    comparison: Comparison | Overview
+    if len(requests) > 1:
+        from pipeline.compare.models.report import terminal as terminal_of_models
+        from pipeline.compare.models.run import compare_models
+
+        comparison = compare_models(requests, args.resolutions, log)
+        text, kinds = terminal_of_models(comparison), "compare.json, .md, .png, .svg; a folder a model"
+    else:
+        from pipeline.compare.report.table import terminal
+        from pipeline.compare.run import compare as compare_precisions
+
+        comparison = compare_precisions(requests[0], log)
+        text, kinds = terminal(comparison), "compare.html, .json, .md, .png, .svg; bundles"
+    print(json.dumps(comparison.to_json(), indent=1) if args.json else f"\n{text}")
+    log("written", f"{args.output}/{kinds} beside them")
     return 0 if comparison.passed or args.fail_under is None else GateError.exit_code
 
 
@@ -266,9 +281,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command() -> int:
     """Entry point of the command line: `main` in a process of its own, whose crash is one line."""
     args = _parser().parse_args()
-    return guarded(
-        lambda: _called(args), f"{args.verb} {vars(args).get('model', vars(args).get('bundle', ''))}".strip()
-    )
+    return guarded(lambda: _called(args), f"{args.verb} {_subject(args)}".strip())
+
+
+def _subject(args: argparse.Namespace) -> str:
+    found = (vars(args).get(name) for name in ("model", "models", "bundle"))
+    return next((" ".join(each) if isinstance(each, list) else str(each) for each in found if each), "")
 
 
 def _called(args: argparse.Namespace) -> int:

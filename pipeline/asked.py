@@ -46,13 +46,13 @@ def build_request(args: argparse.Namespace) -> BuildRequest:
     )  # fmt: skip
 
 
-def compare_request(args: argparse.Namespace) -> CompareRequest:
-    """Of `compare`."""
+def compare_request(args: argparse.Namespace, model: str) -> CompareRequest:
+    """Of `compare`, for one of its models."""
     from pipeline.compare.judge import Limits
     from pipeline.compare.run import CompareRequest
 
     build = BuildRequest(
-        args.model, args.output, _tiling(args), backend=args.backend, threads=args.threads,
+        model, args.output, _tiling(args), backend=args.backend, threads=args.threads,
         options=source_options(args), budget=Budget(args.max_drop), max_pixels=args.max_pixels,
     )  # fmt: skip
     return CompareRequest(

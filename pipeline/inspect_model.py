@@ -13,7 +13,7 @@ def inspect_model(model: str, window: tuple[int, int], options: SourceOptions) -
     source = load_source(model, window, options)
     result: dict[str, Any] = {"spec": source.spec.to_json(), "window": list(window), "remarks": list(source.remarks)}
     if isinstance(source, TorchSource):
-        result["parameters"] = sum(parameter.numel() for parameter in source.module.parameters())
+        result["parameters"] = source.parameters
     elif isinstance(source, OnnxSource):
         result["nodes"] = len(source.graph.model.graph)
         result["output_shape"] = list(source.graph.output_shape)

@@ -42,7 +42,8 @@ SDK_OWNER = {
     "onnxsim": "pipeline/graph/export.py",
     "segmentation_models_pytorch": "pipeline/checkpoints/families/smp.py",
     "transformers": "pipeline/checkpoints/families/common.py",
-    "matplotlib": "pipeline/figures/canvas.py pipeline/compare/report/figure.py pipeline/receptive/figure.py",
+    "matplotlib": "pipeline/figures/canvas.py pipeline/compare/report/figure.py pipeline/compare/models/figure.py "
+    "pipeline/receptive/figure.py",
 }
 ON_A_DEVICE = ("engines", "calib")  # torch and onnx are no part of a device
 TORCH_THERE = ("engines/backends/torch_cpu.py", "engines/backends/torch_gpu.py")

@@ -24,6 +24,7 @@ from engines.arguments.groups import (
 )
 from engines.arguments.values import (
     count,
+    factors,
     number,
     percent,
     positive,
@@ -155,7 +156,8 @@ def receptive_arguments(verb: argparse.ArgumentParser) -> None:
 
 def compare_arguments(verb: argparse.ArgumentParser) -> None:
     """Of `compare`."""
-    verb.add_argument("model", metavar="MODEL", help="as build-engine takes it")
+    verb.add_argument("models", nargs="+", metavar="MODEL", help="as build-engine takes it; of several, each is "
+                      "compared by itself, then all with one another")  # fmt: skip
     verb.add_argument(
         "--data", type=Path, required=True, metavar="DATASET", help="as for evaluate, or unlabelled images"
     )
@@ -168,6 +170,8 @@ def compare_arguments(verb: argparse.ArgumentParser) -> None:
     engine_arguments(verb)
     data_arguments(verb)
     verb.add_argument("--rounds", type=positive, default=20, metavar="N", help="timed frames of every engine")
+    verb.add_argument("--resolutions", type=factors, default=(), metavar="F,F", help="with several models: also score "
+                      "each on images resized by these factors")  # fmt: skip
     verb.add_argument(
         "--max-drop", type=number, default=0.5, metavar="POINTS", help="of mIoU that a precision may lose"
     )

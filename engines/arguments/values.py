@@ -101,6 +101,14 @@ def named(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def factors(text: str) -> tuple[float, ...]:
+    """``0.5,1,2``: each of a tenth to ten, once, in their order."""
+    found = tuple(float(part) for part in text.split(","))
+    if len(set(found)) < len(found) or not all(0.1 <= factor <= 10 for factor in found):
+        raise argparse.ArgumentTypeError(f"got {text}, expected different factors of 0.1 to 10, such as 0.5,1,2")
+    return tuple(sorted(found))
+
+
 def words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 

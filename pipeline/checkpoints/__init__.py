@@ -22,7 +22,8 @@ from pipeline.checkpoints.user import load_factory
 
 __all__ = ["LoadedModel", "load_model"]
 
-DEMO = Path(__file__).parents[1] / "demo" / "model"  # the model that ships
+_SHIPPED = Path(__file__).parents[1] / "demo"
+DEMOS = {"demo": _SHIPPED / "model"}  # the models that ship
 ADE20K_CLASSES = 150
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -34,7 +35,7 @@ def load_model(
     """Load a trained network from `source`; no code in it is run, except for a factory.
 
     source: a Hugging Face folder; a .pth, .pt, .bin or .safetensors with a state dict of a layout in `registry`; a
-    Python factory ``package.module:function``; or ``demo``.
+    Python factory ``package.module:function``; or one of `DEMOS`.
     weights: a state dict for the factory's module; allowed with a factory only.
     window: (H, W) in pixels that the network will be run at; SETR's position embedding is made for it.
     arguments: that a factory is called with, by name.
@@ -43,15 +44,16 @@ def load_model(
     Raises DeployError, in one line: what was got, what was expected, what to do.
     """
     path = Path(source)
-    factory = source != "demo" and not path.exists() and _FACTORY.fullmatch(source) is not None
+    factory = source not in DEMOS and not path.exists() and _FACTORY.fullmatch(source) is not None
     if factory:
         return load_factory(source, weights, window, arguments)
     if arguments:
         raise DeployError(f"--arg {next(iter(arguments))}: got it with {source}, expected a Python factory")
     if weights is not None:
         raise DeployError(f"--weights {weights}: got it with {source}, expected a Python factory; leave the option out")
-    if source == "demo" or path.is_dir():
-        return _load_folder(DEMO if source == "demo" else path, window, named)
+    path = DEMOS.get(source, path)
+    if path.is_dir():
+        return _load_folder(path, window, named)
     if not path.exists():
         raise DeployError(
             f"{source}: got no such file, expected a Hugging Face folder, a checkpoint file, "

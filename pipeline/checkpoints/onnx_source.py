@@ -45,6 +45,11 @@ class OnnxSource:
         ending = self.given.ending
         return said if ending is None else (*said, f"ending: {ending.what}")
 
+    @property
+    def parameters(self) -> int:
+        values = (value.const_value for value in self.graph.model.graph.initializers.values())
+        return sum(int(tensor.size) for tensor in values if tensor is not None and tensor.dtype.is_floating_point())
+
     def logits(self, windows: Sequence[Float32]) -> Float32:
         """Raises GateError where they are not what the file as it was given computes, or do not lead to its labels."""
         logits = run_onnx(self.graph, list(windows))

@@ -71,7 +71,7 @@ def load(state: State, window: tuple[int, int], config: TrainingConfig | None = 
     prepare_encoder(state, ENCODER, shape.vit, trained, mode)
     if decoder == "mla":
         _reverse_levels(state, shape.head_channels)
-    names = _mla_prefixes() if decoder == "mla" else _up_prefixes(shape.stages)
+    names = mla_prefixes() if decoder == "mla" else up_prefixes(shape.stages)
     return finish(shape, state, ENCODER, names, unused)
 
 
@@ -172,14 +172,14 @@ def _eps(config: TrainingConfig, part: str) -> float:
     return config.constant(f"{part}.norm_layer.eps", default, 1e-6)
 
 
-def _up_prefixes(stages: int) -> dict[str, str]:
+def up_prefixes(stages: int) -> dict[str, str]:
     names = {"head.norm": "decode_head.norm", "head.classify": "decode_head.conv_seg"}
     for stage in range(stages):
         names.update(_conv_bn(f"head.stages.{stage}", f"decode_head.up_convs.{stage}.0"))
     return names
 
 
-def _mla_prefixes() -> dict[str, str]:
+def mla_prefixes() -> dict[str, str]:
     names = {"head.classify": "decode_head.conv_seg"}
     for level in range(MLA_LEVELS):
         deepest_first = MLA_LEVELS - 1 - level  # the neck turns its list over between these two

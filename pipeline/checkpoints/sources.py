@@ -47,6 +47,7 @@ class Source(Protocol):
 
     remarks: what a user should know of how the model was read.
     quantised: how it is INT8 already, "" where its activations are floats.
+    parameters: numbers that were learned; of an .onnx all that its graph holds as floats.
     """
 
     @property
@@ -60,6 +61,9 @@ class Source(Protocol):
 
     @property
     def quantised(self) -> str: ...
+
+    @property
+    def parameters(self) -> int: ...
 
     def logits(self, windows: Sequence[Float32]) -> Float32:
         """The model's own logits (M, K, h, w) for M inputs (1, 3, H, W): what every later step must reproduce."""
@@ -76,6 +80,10 @@ class TorchSource:
     reference: str = "the checkpoint in PyTorch"
     remarks: tuple[str, ...] = ()
     quantised: str = ""
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.module.parameters())
 
     def logits(self, windows: Sequence[Float32]) -> Float32:
         """Raises DeployError where the module cannot take its window, as SegFormer one smaller than its strides."""

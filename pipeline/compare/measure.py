@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -48,16 +49,26 @@ class Measured:
     worst: tuple[Picture, ...]
 
 
-@dataclass
-class _Lane:
-    """One worker and what is counted for it.  split: frames whose parts were timed, where `times` do not tell them."""
+@dataclass(kw_only=True)
+class _Clocked:
+    """One worker and its times.  split: frames whose parts were timed, where `times` do not tell them."""
 
     worker: Worker
+    times: list[FrameTimes] = field(default_factory=list)
+    split: list[FrameTimes] = field(default_factory=list)
+
+    @property
+    def timing(self) -> Timing:
+        return Timing.of(self.times, self.split or self.times)
+
+
+@dataclass(kw_only=True)
+class _Lane(_Clocked):
+    """And what is counted for it."""
+
     tally: Tally
     worst: Worst
     confusion: Confusion | None
-    times: list[FrameTimes] = field(default_factory=list)
-    split: list[FrameTimes] = field(default_factory=list)
 
 
 def measure(
@@ -80,9 +91,10 @@ def measure(
                 failed[name] = str(error)
                 continue
             confusion = Confusion(len(frames.classes)) if frames.labelled else None
-            lanes[name] = _Lane(worker, Tally(len(spec.classes), tiling), Worst(spec.palette), confusion)
+            tally, worst = Tally(len(spec.classes), tiling), Worst(spec.palette)
+            lanes[name] = _Lane(worker=worker, tally=tally, worst=worst, confusion=confusion)
         sizes = _accuracy(lanes, reference, frames, failed)
-        _timing(lanes, reference, frames=frames, sizes=sizes, rounds=rounds, failed=failed)
+        _timing(lanes, lambda turn: frames[sizes[turn % len(sizes)][0]].image, rounds, failed, reference)
         results: dict[str, Measured | str] = dict(failed)
         for name, lane in lanes.items():
             try:
@@ -94,8 +106,7 @@ def measure(
 
 
 def _measured(lane: _Lane, size: tuple[int, int], classes: tuple[str, ...]) -> Measured:
-    worker, times = lane.worker, lane.times
-    timing = Timing.of(times, lane.split or times)
+    worker, times, timing = lane.worker, lane.times, lane.timing
     scores = lane.confusion.scores(classes) if lane.confusion else None
     peak = worker.peak_bytes()  # before `executed`, which loads the engine once more
     return Measured(
@@ -130,16 +141,33 @@ def _accuracy(
     return [entry for entry in sizes if entry[1] == commonest]
 
 
+def take_turns(bundles: Mapping[Any, Path], images: Sequence[UInt8], rounds: int, threads: int) -> dict[Any, Timing]:
+    """Times of engines of whatever models, by the keys of `bundles`, on the same frames; of those that run to the end.
+
+    images: (H, W, 3) uint8 RGB of one size.
+    """
+    with ExitStack() as stack:
+        lanes: dict[Any, _Clocked] = {}
+        for name, bundle in bundles.items():
+            with suppress(DeployError):  # as in its model's own comparison, where it ran: then that one's time stands
+                lanes[name] = _Clocked(worker=stack.enter_context(Worker(bundle, threads)))
+        for lane in lanes.values():  # the first frame of a process is slower
+            lane.worker.put(images[0])
+            lane.worker.frame()
+        _timing(lanes, lambda turn: images[turn % len(images)], rounds, {}, None)
+        return {name: lane.timing for name, lane in lanes.items()}
+
+
 def _timing(
-    lanes: dict[str, _Lane], reference: str, frames: Frames, sizes: list[tuple[int, tuple[int, int]]], rounds: int,
-    failed: dict[str, str],
+    lanes: dict[Any, Any], image_of: Callable[[int], UInt8], rounds: int, failed: dict[Any, str], reference: Any
 ) -> None:  # fmt: skip
     """Time every engine on the same frames, in an order that turns by one from round to round.
 
+    One that fails leaves `lanes` for `failed`; the error of `reference` is raised.
     On a GPU frames tell their parts only where they are slowed down for it: in rounds of their own, after the others.
     """
 
-    def attempt(name: str, do: Callable[[_Lane], object]) -> object:
+    def attempt(name: Any, do: Callable[[_Clocked], object]) -> object:
         try:
             return do(lanes[name])
         except DeployError as error:
@@ -148,9 +176,9 @@ def _timing(
             del lanes[name]
             return None
 
-    def interleaved(names: list[str], what: str, take: Callable[[_Lane, UInt8, int], None]) -> None:
+    def interleaved(names: list[Any], what: str, take: Callable[[_Clocked, UInt8, int], None]) -> None:
         for turn in tqdm(range(rounds), desc=what, unit="round", disable=None, leave=False):
-            image = frames[sizes[turn % len(sizes)][0]].image
+            image = image_of(turn)
             names = [name for name in names if name in lanes]
             for name in (names[(turn + k) % len(names)] for k in range(len(names))):
                 attempt(name, lambda lane: take(lane, image, turn))  # noqa: B023  called at once
@@ -161,13 +189,13 @@ def _timing(
         interleaved(on_gpu, "parts", _take_parts)
 
 
-def _take(lane: _Lane, image: UInt8, turn: int) -> None:
+def _take(lane: _Clocked, image: UInt8, turn: int) -> None:
     lane.worker.put(image)
     time.sleep(SETTLE_S)
     lane.times.append(lane.worker.frame())
 
 
-def _take_parts(lane: _Lane, image: UInt8, turn: int) -> None:
+def _take_parts(lane: _Clocked, image: UInt8, turn: int) -> None:
     lane.worker.put(image)
     lane.worker.time_parts(True)
     if turn == 0:
@@ -182,6 +210,6 @@ def _labels(worker: Worker, image: UInt8) -> UInt8:
     return worker.labels()
 
 
-def _unless_reference(name: str, reference: str, error: DeployError) -> None:
+def _unless_reference(name: Any, reference: Any, error: DeployError) -> None:
     if name == reference:
         raise error

@@ -87,6 +87,7 @@ class Row:
 class Comparison:
     """Every row, the reference first, with all that is needed to read and to repeat them.
 
+    parameters: of the model.  macs: multiply-adds of one window, of the graph that engines are built from.
     classes: the model's, in which agreement is counted.  data_classes: those of the labels, for mIoU.
     data: path, sha256 of its files, images, labelled.  machine, versions: see engines.measure.bench.settings.
     ship: the name of the row to ship, or None.  verdict: one line that says which and why.
@@ -94,6 +95,8 @@ class Comparison:
 
     model: str
     model_sha256: str
+    parameters: int
+    macs: int
     classes: tuple[str, ...]
     data_classes: tuple[str, ...]
     tiling: Mapping[str, Any]

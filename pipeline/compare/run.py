@@ -35,6 +35,7 @@ from pipeline.compare.rows import Comparison, Row, yardstick
 from pipeline.exact import Exact, exact_graph
 from pipeline.figures.canvas import require_matplotlib
 from pipeline.graph.given import is_onnx
+from pipeline.graph.macs import count_macs
 from pipeline.precision.already import refuse
 from pipeline.precision.calibrate import CalibrateRequest, draw
 from pipeline.precision.calibrate import measure as measure_ranges
@@ -119,7 +120,8 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         log("measure", f"{len(bundles)} bundles over {len(frames)} image(s), then {request.rounds} timed rounds")
         results = measure(bundles, frames, spec, build.tiling, request.rounds, build.threads)
         comparison = Comparison(
-            build.model, spec.source_sha256, classes=spec.classes, data_classes=frames.classes,
+            build.model, spec.source_sha256, parameters=source.parameters, macs=count_macs(exact.graph),
+            classes=spec.classes, data_classes=frames.classes,
             tiling=build.tiling.to_json(), data={**dataset.to_json(), **unseen}, limits=limits.to_json(),
             rounds=request.rounds, machine=settings(), versions=_versions(), created=_now(),
             rows=_judged(rows, results, limits),
@@ -137,8 +139,9 @@ def check_folder(folder: Path) -> None:
     if not (folder / JSON).is_file():
         raise DeployError(f"output {folder}: exists and is not a comparison, and is left alone; give another -o")
     try:
-        written = {row["folder"] for row in json.loads((folder / JSON).read_text())["rows"]} | set(FILES)
-    except (ValueError, KeyError, TypeError) as error:
+        rows = json.loads((folder / JSON).read_text())["rows"]
+        written = {row["folder"].split("/")[0] for row in rows} | set(FILES)  # of several models, one folder each
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DeployError(f"output {folder}: its {JSON} is not a comparison's; give another -o") from error
     strange = sorted(path.name for path in folder.iterdir() if path.name not in written)
     if strange:

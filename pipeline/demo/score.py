@@ -1,4 +1,4 @@
-"""Score a SegFormer on held-out rendered scenes, PyTorch: whole images, or cut into windows.
+"""Score a model on held-out rendered scenes, PyTorch: whole images, or cut into windows.
 
     python -m pipeline.demo.score [MODEL] [--scenes 20] [--height 1024] [--window SIDE]
 
@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=1024)
     parser.add_argument("--window", type=int, help="cut the scenes into squares of this side (a multiple of 32)")
     args = parser.parse_args()
-    model = load_model(args.model).module
+    # A SETR is made for one window.
+    model = load_model(args.model, window=(args.window, args.window) if args.window else (1024, 1024)).module
     scenes = [render(seed, args.height, 2 * args.height) for seed in range(args.scenes)]
     cut = f" in windows of {args.window}" if args.window else ""
     miou, ious = score(model, [part for scene in scenes for part in windows(scene, args.window or 2 * args.height)])

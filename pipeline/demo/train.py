@@ -1,11 +1,13 @@
-"""Train the demo model: SegFormer-B0 from scratch on rendered scenes, on whatever is at hand.
+"""Train a demo model from scratch on rendered scenes, on whatever is at hand.
 
-    python -m pipeline.demo.train --out DIR [--minutes 45] [--seed 0] [--start DIR] [--bf16]
+    python -m pipeline.demo.train --out PATH [--model segformer] [--minutes 45] [--seed 0] [--start PATH] [--bf16]
 
-The budget is wall-clock time, so the result depends on the machine.  Scenes are rendered once into memory; crops of
-them are flipped and jittered.  `--start` goes on from an earlier result with a gentler recipe; give it another seed, so
-that it sees other scenes.  What is written is the exponential moving average of the weights, with BatchNorm
-statistics estimated again for exactly those weights, in the Hugging Face layout and fp16.
+`--model`: segformer (B0; PATH is a Hugging Face folder), or setr-naive, setr-pup, setr-mla on a narrow ViT
+(`--encoder tiny` or small) with windows of 512 (PATH is a .pth of mmsegmentation).  The budget is wall-clock time, so
+the result depends on the machine.  Scenes are rendered once into memory; crops of them are flipped and jittered.
+`--start` goes on from an earlier result with a gentler recipe; give it another seed, so that it sees other scenes. What
+is written, in fp16, is the exponential moving average of the weights, with BatchNorm statistics estimated again for
+exactly those weights.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import argparse
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,24 +28,19 @@ from torch import Tensor, nn
 
 from calib.data.scenes import CLASSES, Scene, render
 from engines.spec import IMAGENET_MEAN, IMAGENET_STD
-from pipeline.demo.save import load_hugging_face, save_hugging_face
-from pipeline.models.segformer import SegFormer, SegFormerConfig
+from pipeline.demo.networks import SETRS, WIDTHS, Network, network
 
 SCENES = 500
-# Side and batch.  Attention sees (side / 32)^2 keys, so a model trained on small crops alone would meet a thousand
-# keys for the first time in a 1024 window.
-CROPS = ((256, 8), (512, 2), (832, 1))
 WARMUP, DECAY = 0.04, 0.03
 SAVE_MINUTES = 10
 FIRST_SEED = 1000  # held-out scenes have lower seeds
 
-# Hugging Face's SegFormer has eps 1e-5 in every norm (transformers 5.24, modeling_segformer).
-CONFIG = SegFormerConfig(classes=len(CLASSES), eps_block=1e-5, eps_stage=1e-5)
+Forward = Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """shares: of the steps, for each of CROPS.  balance: class weights are frequency ** -balance."""
+    """shares: of the steps, for each of the network's crops.  balance: class weights are frequency ** -balance."""
 
     shares: tuple[float, float, float]
     peak_rate: float
@@ -58,55 +55,65 @@ CONTINUED = Recipe((0.3, 0.4, 0.3), 6e-4, 0.15)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", choices=("segformer", *SETRS), default="segformer")
+    parser.add_argument("--encoder", choices=tuple(WIDTHS), default="tiny", help="of a SETR")
     parser.add_argument("--minutes", type=float, default=45)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, help="a folder that this script wrote, to go on from")
+    parser.add_argument("--start", type=Path, help="what this script wrote, to go on from")
     parser.add_argument("--bf16", action="store_true", help="autocast on the CPU too; pays where bf16 is native")
     args = parser.parse_args()
-    model, steps = train(args.minutes, args.seed, out=args.out, begin=args.start, bf16=args.bf16)
-    save_hugging_face(model, args.out)
+    subject = network(args.model, args.encoder)
+    model, steps = train(subject, args.minutes, args.seed, out=args.out, begin=args.start, bf16=args.bf16)
+    subject.save(model, args.out)
     print(f"{steps} steps; written to {args.out}")
 
 
-def train(minutes: float, seed: int, out: Path, begin: Path | None, bf16: bool) -> tuple[SegFormer, int]:
+def train(
+    subject: Network, minutes: float, seed: int, out: Path, begin: Path | None, bf16: bool
+) -> tuple[nn.Module, int]:
     """Returns the averaged model in eval mode and the number of steps.  Saves to `out` every SAVE_MINUTES."""
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = CONTINUED if begin else FROM_SCRATCH
-    model = _initialise(SegFormer(CONFIG))
+    model = subject.make()
     if begin:
-        load_hugging_face(model, begin)
+        subject.load(model, begin)
     model.to(device)
     scenes = _render_pool(seed)
-    batches = _batches(scenes, recipe.shares, np.random.default_rng(seed), device)
+    rng = np.random.default_rng(seed)
+    batches = _batches(scenes, subject.crops, recipe.shares, rng, device)
     average = copy.deepcopy(model)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}])
     weight = _class_weights(scenes, recipe.balance).to(device)
+
+    def forward(module: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16 or x.device.type == "cuda"):
+            return subject.run(module, x, rng)
+
     start, saved, step, losses = time.monotonic(), 0.0, 0, []
     while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
         rate = recipe.peak_rate * (progress / WARMUP if progress < WARMUP else 0.5 + 0.5 * math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses.append(_step(model, optimizer, next(batches), weight, bf16))
+        losses.append(_step(model, forward, optimizer, next(batches), weight))
         step += 1
         _follow(average, model, min(0.999, (1 + step) / (10 + step)))
         if step % 50 == 0:
             print(f"{60 * minutes * progress:6.0f} s  step {step}  loss {np.mean(losses[-50:]):.4f}", flush=True)
         if progress * minutes - saved >= SAVE_MINUTES:
             saved = progress * minutes
-            save_hugging_face(_finished(average, batches), out)
-    return _finished(average, batches), step
+            subject.save(_finished(average, forward, batches), out)
+    return _finished(average, forward, batches), step
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], weight: Tensor, bf16: bool
+    model: nn.Module, forward: Forward, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], weight: Tensor
 ) -> float:
     x, y = batch
     model.train()
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16 or x.device.type == "cuda"):
-        logits = model(x)
+    logits = forward(model, x)
     logits = F.interpolate(logits.float(), size=y.shape[1:], mode="bilinear", align_corners=False)
     loss = F.cross_entropy(logits, y, weight)
     optimizer.zero_grad(set_to_none=True)
@@ -123,7 +130,7 @@ def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 @torch.no_grad()
-def _finished(average: SegFormer, batches: Iterator[tuple[Tensor, Tensor]]) -> SegFormer:
+def _finished(average: nn.Module, forward: Forward, batches: Iterator[tuple[Tensor, Tensor]]) -> nn.Module:
     """A copy on the CPU whose BatchNorm statistics are those of its own (averaged) weights."""
     model = copy.deepcopy(average)
     for module in model.modules():
@@ -132,22 +139,8 @@ def _finished(average: SegFormer, batches: Iterator[tuple[Tensor, Tensor]]) -> S
             module.momentum = None  # cumulative mean over the batches below
             module.train()
     for _ in range(20):
-        model(next(batches)[0])
+        forward(model, next(batches)[0])
     return model.eval().cpu()
-
-
-def _initialise(model: SegFormer) -> SegFormer:
-    """Truncated normal for projections, He normal (fan-out) for convolutions, as is usual for these encoders."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return model
 
 
 def _render_pool(seed: int) -> list[Scene]:
@@ -161,13 +154,17 @@ def _render_pool(seed: int) -> list[Scene]:
 
 
 def _batches(
-    scenes: list[Scene], shares: tuple[float, ...], rng: np.random.Generator, device: torch.device
+    scenes: list[Scene],
+    crops: tuple[tuple[int, int], ...],
+    shares: tuple[float, ...],
+    rng: np.random.Generator,
+    device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """x: (B, 3, side, side) float32 normalised, y: (B, side, side) int64."""
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    fitting = {side: [scene for scene in scenes if min(scene.labels.shape) >= side] for side, _ in CROPS}
+    fitting = {side: [scene for scene in scenes if min(scene.labels.shape) >= side] for side, _ in crops}
     while True:
-        side, batch = CROPS[int(rng.choice(len(CROPS), p=shares))]
+        side, batch = crops[int(rng.choice(len(crops), p=shares))]
         xs, ys = [], []
         for _ in range(batch):
             scene = fitting[side][int(rng.integers(len(fitting[side])))]

@@ -16,6 +16,7 @@ from engines.errors import DeployError
 from engines.guard.ledger import temporary_folder
 from engines.proof.stress import stress_windows
 from engines.segmenter import Segmenter
+from pipeline.checkpoints import DEMOS
 from pipeline.checkpoints.sources import Source
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
@@ -163,7 +164,7 @@ def _checked(request: BuildRequest, backend: Backend, options: LowerOptions) -> 
         return options
     if request.precision not in QUANTISED:
         raise DeployError(f"--rounding learned: got precision {request.precision}, expected int8 or auto")
-    if request.photographs is None and request.model != "demo":
+    if request.photographs is None and request.model not in DEMOS:
         raise DeployError("--rounding learned: got no photographs, expected some to learn on; give --calib DATASET")
     return replace(options, state=request.output.with_name(f".{request.output.name}.rounding.npz"))
 
@@ -172,9 +173,9 @@ def _checked(request: BuildRequest, backend: Backend, options: LowerOptions) -> 
 def _photographs(request: BuildRequest) -> Iterator[Split | None]:
     """What to calibrate on, and what to hold plans against.
 
-    The demo model, which comes without, gets scenes rendered for the time.
+    The demo models, which come without, get scenes rendered for the time.
     """
-    if request.photographs is not None or request.model != "demo":
+    if request.photographs is not None or request.model not in DEMOS:
         yield request.photographs
         return
     size = (request.tiling.window_h, request.tiling.window_w)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CLASSES_SHOWN = 20
-_MARKS = {"fp32": "o", "fp16": "D", "bf16": "s", "int8": "^", "fp8": "v", "auto": "P"}
+MARKS = {"fp32": "o", "fp16": "D", "bf16": "s", "int8": "^", "fp8": "v", "auto": "P"}
 
 
 def picture(comparison: Comparison, kind: str, theme: Theme = LIGHT) -> bytes:
@@ -71,7 +71,7 @@ def _trade(axes: Axes, comparison: Comparison, theme: Theme) -> None:
         y, tint = accuracy[row.name], colour(theme, row.precision, not row.judged)
         axes.plot([_ms(row), row.timing.frame.p95], [y, y], color=tint, lw=2.2, alpha=0.45, solid_capstyle="round")
         passed = row.passed or not row.judged
-        axes.plot(_ms(row), y, _MARKS.get(row.precision, "o"), ms=10, mec=tint, mew=2, zorder=4,
+        axes.plot(_ms(row), y, MARKS.get(row.precision, "o"), ms=10, mec=tint, mew=2, zorder=4,
                   mfc=tint if passed else theme.paper)  # fmt: skip
     _name_points(axes, rows, accuracy, theme)
     axes.set_ylabel("mIoU, %" if comparison.labelled else "labels as in the reference, %", color=theme.muted)
@@ -103,7 +103,7 @@ def _classes(axes: Axes, comparison: Comparison, theme: Theme) -> None:
         places = [position + shift for position in range(len(names))]
         axes.hlines(places, 0, values, color=tint, lw=2, alpha=0.5)
         axes.plot(
-            values, places, _MARKS.get(row.precision, "o"), ms=6, mfc=tint, mec=theme.paper, mew=0.6, label=row.name
+            values, places, MARKS.get(row.precision, "o"), ms=6, mfc=tint, mec=theme.paper, mew=0.6, label=row.name
         )
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)

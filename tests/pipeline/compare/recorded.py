@@ -67,7 +67,8 @@ def comparison(labelled: bool = True, limits: Limits | None = None) -> Compariso
     tiling = {"window_h": 1024, "window_w": 1024, "stride_h": 768, "stride_w": 768, "blend": "uniform",
               "padding": "zero"}  # fmt: skip
     return verdict(Comparison(
-        "demo", SOURCE, CLASSES, CLASSES if labelled else (), tiling, data, bounds.to_json(), 20, machine,
+        "demo", SOURCE, 3_716_457, 26_354_000_000, CLASSES, CLASSES if labelled else (), tiling, data,
+        bounds.to_json(), 20, machine,
         {"edgeseg": "0.1.0", "openvino": "2026.4.1"}, "2026-01-02T03:04:05+00:00",
         (base, *(judge(each, base, bounds) for each in rest)),
     ))  # fmt: skip

@@ -125,10 +125,11 @@ def test_the_picture_names_every_measured_row_and_class(labelled: bool) -> None:
 
 def test_labels_of_points_do_not_cover_each_other() -> None:
     from pipeline.compare.report import figure
+    from pipeline.figures.canvas import new_figure
 
     c = comparison()
     crowded = [replace(r, timing=timing(700.0 + 3 * k)) if r.measured else r for k, r in enumerate(c.rows)]
-    canvas = figure._figure(7.2, 4.8)
+    canvas = new_figure(7.2, 4.8)
     axes = canvas.subplots()
     figure._trade(axes, replace(c, rows=tuple(crowded)), DARK)
     canvas.canvas.draw()

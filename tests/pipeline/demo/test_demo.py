@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from calib.data.scenes import CLASSES, PALETTE, render
-from pipeline.checkpoints import DEMO, load_model
+from pipeline.checkpoints import DEMOS, load_model
 from pipeline.demo.save import load_hugging_face, save_hugging_face
 from pipeline.demo.score import score, windows
 from pipeline.models.segformer import SegFormer
 from tests.models import TINY, randomise
+
+DEMO = DEMOS["demo"]
 
 
 def test_it_is_small_and_loads_as_what_it_is() -> None:
