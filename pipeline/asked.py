@@ -31,7 +31,7 @@ def build_request(args: argparse.Namespace) -> BuildRequest:
     sample_file = None if args.sample is None else photograph(args.sample)
     ranges, photographs = _calibration(args, () if sample_file is None else (sample_file.sha256,))
     return BuildRequest(
-        args.model, args.output, _tiling(args), precision=args.precision, backend=args.backend,
+        args.model, args.output, _tiling(args, args.model), precision=args.precision, backend=args.backend,
         threads=args.threads, options=source_options(args),
         sample=None if args.sample is None else read_image(args.sample, args.max_pixels), sample_file=sample_file,
         max_error=args.max_error, min_agreement=args.min_agreement, rewrites=args.rewrites,
@@ -52,7 +52,7 @@ def compare_request(args: argparse.Namespace, model: str) -> CompareRequest:
     from pipeline.compare.run import CompareRequest
 
     build = BuildRequest(
-        model, args.output, _tiling(args), backend=args.backend, threads=args.threads,
+        model, args.output, _tiling(args, model), backend=args.backend, threads=args.threads,
         options=source_options(args), budget=Budget(args.max_drop), max_pixels=args.max_pixels,
     )  # fmt: skip
     return CompareRequest(
@@ -68,7 +68,7 @@ def calibrate_request(args: argparse.Namespace) -> CalibrateRequest:
     from pipeline.precision.calibrate import CalibrateRequest
 
     return CalibrateRequest(
-        args.model, args.dataset, args.output, _tiling(args), windows=args.windows, seed=args.seed,
+        args.model, args.dataset, args.output, _tiling(args, args.model), windows=args.windows, seed=args.seed,
         rewrites=args.rewrites, threads=args.threads, options=source_options(args), max_pixels=args.max_pixels,
         **{name: getattr(args, name) for name in ("method", "percentile") if getattr(args, name) is not None},
     )  # fmt: skip
@@ -95,14 +95,14 @@ def field_request(args: argparse.Namespace) -> FieldRequest:
     from pipeline.receptive.study import FieldRequest
 
     return FieldRequest(
-        args.model, _tiling(args), data=args.data, windows=args.windows, seed=args.seed, threads=args.threads,
-        options=source_options(args), max_pixels=args.max_pixels,
+        args.model, _tiling(args, args.model), data=args.data, windows=args.windows, seed=args.seed,
+        threads=args.threads, options=source_options(args), max_pixels=args.max_pixels,
     )  # fmt: skip
 
 
-def _tiling(args: argparse.Namespace) -> Tiling:
+def _tiling(args: argparse.Namespace, model: str) -> Tiling:
     """The windows, of images of the size that --resize says."""
-    return groups.tiling(args, asked_resize(args.model, args.resize or "none"))
+    return groups.tiling(args, asked_resize(model, args.resize or "none"))
 
 
 def source_options(args: argparse.Namespace) -> SourceOptions:
