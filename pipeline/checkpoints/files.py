@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from engines.errors import DeployError
-from engines.files import file_sha256
+from engines.files import file_sha256, refuse_pointer
 from pipeline.checkpoints.common import State, check_finite
 from pipeline.checkpoints.inert import STAND_INS
 from pipeline.checkpoints.unwrap import Weights, unwrap
@@ -43,7 +43,11 @@ def read_weights(path: Path) -> Weights:
         raise DeployError(f"{path}: got {_kind(path)}, expected a file of weights; check the path")
     if path.stat().st_size == 0:
         raise DeployError(f"{path}: got an empty file, expected weights; download it again")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    try:
+        refuse_pointer(path, "weights")
+    except OSError as error:
+        raise DeployError(f"{path}: got {_line(error)}, expected a readable file; check its permissions") from error
+    content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
     content, meta, remarks = unwrap(content)
     return Weights(_state(path, content), dict(meta), remarks)
 

@@ -19,8 +19,9 @@ from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
 from engines.errors import DeployError
+from engines.files import refuse_pointer
 from pipeline.checkpoints.common import check_finite, some
-from pipeline.checkpoints.folder import weights_file
+from pipeline.checkpoints.folder import weights_file, weights_files
 
 # In a checkpoint, and no part of inference; or made anew with every model.
 _UNUSED = ("auxiliary_head.", "criterion.", "text_mapper.", "model.text_mapper.")
@@ -86,6 +87,9 @@ def pretrained(source: FolderSource, automatic: str, change: Callable[[Any], Non
     library = transformers()
     from huggingface_hub.errors import StrictDataclassError
 
+    for path in weights_files(source.folder):
+        if path.is_file():
+            refuse_pointer(path, "weights")
     variant = weights_file(source.folder).name.split(".")[1]
     options: dict[str, Any] = {"variant": None if variant in ("safetensors", "bin") else variant}
     local = {"local_files_only": True, "trust_remote_code": False}

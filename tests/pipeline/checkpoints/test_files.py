@@ -98,7 +98,7 @@ def test_flipped_bytes_never_leave_a_traceback(tmp_path: Path) -> None:
         ("a.pth", b"", "got an empty file"),
         ("a.safetensors", b"", "got an empty file"),
         ("a.pth", b"<html><body>404</body></html>", "not a torch checkpoint"),
-        ("a.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "check the download"),
+        ("a.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "is a Git LFS pointer"),
         ("a.safetensors", b"hello, this is text", "got a damaged file"),
         ("a.safetensors", b"\xff" * 64, "got a damaged file"),
     ],
