@@ -14,6 +14,8 @@ from engines.contract import TensorRTOptions
 from engines.errors import DeployError
 from engines.images.read import read_image
 from engines.tiling.placement import Tiling
+from engines.tiling.sizes import Resize
+from engines.views.views import ImageViews, views_of
 from pipeline.checkpoints.processor import asked_resize
 from pipeline.checkpoints.sources import SourceOptions
 from pipeline.evaluation.asked import label_map, label_options
@@ -59,7 +61,7 @@ def compare_request(args: argparse.Namespace, model: str) -> CompareRequest:
         build, data=args.data, precisions=args.precisions, calib=args.calib,
         limits=Limits(args.max_drop, args.min_agreement, args.fail_under or None), rounds=args.rounds,
         limit=args.limit, label_map=label_map(args), label_options=label_options(args), split=args.split,
-        max_pixels=args.max_pixels,
+        max_pixels=args.max_pixels, views=_views(args, build.tiling),
     )  # fmt: skip
 
 
@@ -98,6 +100,12 @@ def field_request(args: argparse.Namespace) -> FieldRequest:
         args.model, _tiling(args, args.model), data=args.data, windows=args.windows, seed=args.seed,
         threads=args.threads, options=source_options(args), max_pixels=args.max_pixels,
     )  # fmt: skip
+
+
+def _views(args: argparse.Namespace, tiling: Tiling) -> ImageViews | None:
+    """Which `compare` shows the gain of, on images of the size that its bundles are built for."""
+    views = views_of(Resize.parse(tiling.resize), args.tta, args.scales, args.flip, args.tta_merge)
+    return views if views.scales else None
 
 
 def _tiling(args: argparse.Namespace, model: str) -> Tiling:

@@ -169,6 +169,7 @@ def compare_arguments(verb: argparse.ArgumentParser) -> None:
     )
     engine_arguments(verb)
     data_arguments(verb)
+    views_arguments(verb, resize=False)
     verb.add_argument("--rounds", type=positive, default=20, metavar="N", help="timed frames of every engine")
     verb.add_argument("--resolutions", type=factors, default=(), metavar="F,F", help="with several models: also score "
                       "each on images resized by these factors")  # fmt: skip

@@ -30,7 +30,7 @@ from engines.images.read import MAX_PIXELS
 from engines.tiling.merge import MERGES
 from engines.tiling.placement import BLENDS, PADDINGS, Tiling
 from engines.tiling.sizes import Resize
-from engines.views.views import ImageViews, asked_views
+from engines.views.views import ImageViews, resize_of, views_of
 
 
 def engine_arguments(verb: argparse.ArgumentParser) -> None:
@@ -151,9 +151,10 @@ def tensorrt_given(args: argparse.Namespace) -> dict[str, Any]:
     return {field.name: getattr(args, field.name) for field in fields(TensorRTOptions) if hasattr(args, field.name)}
 
 
-def views_arguments(verb: argparse.ArgumentParser) -> None:
-    """Which sizes of an image are run."""
-    resize_argument(verb, "what the bundle was built with")
+def views_arguments(verb: argparse.ArgumentParser, resize: bool = True) -> None:
+    """Which sizes of an image are run.  resize: whether a bundle's own size may be another."""
+    if resize:
+        resize_argument(verb, "what the bundle was built with")
     verb.add_argument("--tta", action="store_true", help="merge several scales of each image, and their mirror images")
     verb.add_argument("--scales", type=numbers, metavar="S,S", help="of --tta (0.5,0.75,1,1.25,1.5,1.75)")
     verb.add_argument("--no-flip", dest="flip", action="store_false", help="--tta without mirror images")
@@ -167,10 +168,12 @@ def resize_argument(verb: argparse.ArgumentParser, default: str) -> None:
 
 def views_given(args: argparse.Namespace) -> Callable[[Manifest], ImageViews]:
     """What the command line says of the views, for `engines.segmenter.open_segmenter`."""
-    return lambda manifest: asked_views(
-        manifest.spec, manifest.tiling.resize if args.resize is None else args.resize, tta=args.tta, scales=args.scales,
-        flip=args.flip, merge=args.tta_merge,
-    )  # fmt: skip
+
+    def views(manifest: Manifest) -> ImageViews:
+        size = resize_of(manifest.tiling.resize if args.resize is None else args.resize, manifest.spec)
+        return views_of(size, args.tta, args.scales, args.flip, args.tta_merge)
+
+    return views
 
 
 def batch(text: str) -> int:

@@ -31,6 +31,7 @@ from engines.machine.limits import cores
 from engines.proof.first_run import prover
 from engines.segmenter import Segmenter, open_segmenter
 from engines.tiling.device import PARTS, Timings
+from engines.views.views import ImageViews
 
 # Not -m, which imports from the current directory: that is the user's, and may hold anything.  Python 3.11 has
 # -P for it; what that leaves out is the empty entry.
@@ -83,12 +84,14 @@ class Opened:
 
 
 class Worker:
-    """The parent's side.  Ends the process when closed.
+    """The parent's side.  views: as for `open_segmenter`.  Ends the process when closed.
 
     Raises DeployError with the worker's own message, and GpuLostError where the worker did.
     """
 
-    def __init__(self, bundle: Path, threads: int = 0, host_code: bool = False) -> None:
+    def __init__(
+        self, bundle: Path, threads: int = 0, host_code: bool = False, views: ImageViews | None = None
+    ) -> None:  # fmt: skip
         self._bundle = bundle
         self._stack = ExitStack()
         self._folder = self._stack.enter_context(temporary_folder("edgeseg-worker-"))
@@ -96,7 +99,8 @@ class Worker:
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(  # noqa: S603  our own interpreter and module
-            [sys.executable, "-c", _START, str(bundle.absolute()), str(threads), str(int(host_code))],
+            [sys.executable, "-c", _START, str(bundle.absolute()), str(threads), str(int(host_code)),
+             json.dumps(None if views is None else views.to_json())],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True,
             env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
@@ -277,10 +281,16 @@ def main(argv: list[str]) -> int:
     # SDKs print to stdout at will; the answers keep the original to themselves.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    threads, host_code = int(argv[1]), bool(int(argv[2]))
+    threads, host_code, views = int(argv[1]), bool(int(argv[2])), json.loads(argv[3])
     begin = time.perf_counter()
     try:
-        with open_segmenter(Path(argv[0]), threads, host_code, prover(_say)) as (segmenter, manifest):
+        with open_segmenter(
+            Path(argv[0]),
+            threads,
+            host_code,
+            prover(_say),
+            views=None if views is None else lambda manifest: ImageViews.from_json(views),
+        ) as (segmenter, manifest):
             in_force = threads or cores()
             load_ms = 1e3 * (time.perf_counter() - begin)
             opened = Opened(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,12 @@ class ImageViews:
         tta = {"scales": list(self.scales), "flip": self.flip, "merge": self.merge} if self.scales else None
         return {"resize": "none" if self.resize is None else str(self.resize), "tta": tta}
 
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> ImageViews:
+        """Inverse of `to_json`."""
+        tta = body["tta"] or {"scales": (), "flip": False, "merge": MERGES[0]}
+        return cls(Resize.parse(body["resize"]), tuple(tta["scales"]), tta["flip"], tta["merge"])
+
     def __str__(self) -> str:
         size = "at their own size" if self.resize is None else f"resized to {self.resize}"
         if not self.scales:
@@ -96,11 +102,10 @@ def resize_of(asked: str, spec: ModelSpec) -> Resize | None:
     return Resize.parse(spec.resize)
 
 
-def asked_views(
-    spec: ModelSpec, resize: str, tta: bool, scales: Sequence[float] | None, flip: bool, merge: str | None
-) -> ImageViews:
+def views_of(
+    size: Resize | None, tta: bool, scales: Sequence[float] | None, flip: bool, merge: str | None
+) -> ImageViews:  # fmt: skip
     """Of the command line.  scales, merge: None where not given.  Raises DeployError where they are, without `tta`."""
-    size = resize_of(resize, spec)
     if not tta:
         options = (("--scales", scales is not None), ("--no-flip", not flip), ("--tta-merge", merge is not None))
         given = [name for name, there in options if there]

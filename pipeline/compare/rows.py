@@ -18,7 +18,8 @@ class Row:
     """One precision on one backend.
 
     reference: what labels are compared with.  baseline: PyTorch on the GPU, measured beside the others for its time,
-    not judged and never shipped.
+    not judged and never shipped.  views: of a row that shows what several views of an image gain, which ones
+    (`ImageViews`); it is not judged either.
     folder: where its bundle lies in the output, "" if there is none.  executed: share of the layers' time by the type
     that they really ran in.  bytes: of the engine.  miou, pixel_accuracy, class_iou: 0..1 in the data's classes, None
     without labels.  agreement: with the reference's labels, in the model's classes.  speedup: the median frame
@@ -34,6 +35,7 @@ class Row:
     backend: str
     reference: bool = False
     baseline: bool = False
+    views: Mapping[str, Any] | None = None
     folder: str = ""
     sdk: str = ""
     device: str = ""
@@ -59,12 +61,12 @@ class Row:
 
     @property
     def name(self) -> str:
-        return f"{self.precision} {self.backend}".strip()
+        return f"{self.precision} {self.backend}{' tta' if self.views else ''}".strip()
 
     @property
     def judged(self) -> bool:
         """Whether it is a candidate, not one of those that candidates are held against."""
-        return not (self.reference or self.baseline)
+        return not (self.reference or self.baseline or self.views)
 
     @property
     def measured(self) -> bool:

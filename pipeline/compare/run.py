@@ -23,9 +23,11 @@ from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.images.read import MAX_PIXELS
 from engines.measure.bench import settings
+from engines.views.views import ImageViews
 from pipeline.build import build_bundle
 from pipeline.checkpoints.processor import announce_resize
 from pipeline.checkpoints.sources import announce_source, load_source
+from pipeline.compare.augment import augmented
 from pipeline.compare.frames import Frames
 from pipeline.compare.gpu_floor import SHOWN, gpu_floors
 from pipeline.compare.judge import Limits, judge, verdict
@@ -53,7 +55,7 @@ class CompareRequest:
 
     build: the model, tiling, backend and threads of every build; its precision is set for each, its output is the
     folder of the comparison.  calib: photographs or measured ranges for INT8, or None.  limit: number of images,
-    None for all.
+    None for all.  views: which each candidate is measured with, too; None does not.
     """
 
     build: BuildRequest
@@ -68,6 +70,7 @@ class CompareRequest:
     label_options: LabelOptions = field(default_factory=LabelOptions)
     split: str = "val"
     max_pixels: int = MAX_PIXELS
+    views: ImageViews | None = None
 
     def __post_init__(self) -> None:
         known = set(self.precisions) <= {*PRECISIONS, "auto"}
@@ -103,6 +106,8 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         dataset = dataset.limited(request.limit)
         frames = Frames(dataset, spec, request.max_pixels)
         limits = request.limits.for_data(frames.labelled)
+        if request.views is not None and not frames.labelled:
+            raise DeployError(f"--tta: got {request.data} without labels, expected some to show what views gain on")
         frames.check_labels()
         log("data", str(dataset))
         build = replace(
@@ -119,12 +124,15 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         bundles = {name: folder / row.folder for name, row in rows.items() if row.folder}
         log("measure", f"{len(bundles)} bundles over {len(frames)} image(s), then {request.rounds} timed rounds")
         results = measure(bundles, frames, spec, build.tiling, request.rounds, build.threads)
+        judged = _judged(rows, results, limits)
+        views = request.views
+        beside = () if views is None else augmented(judged, folder, frames, views, build.threads, log)
         comparison = Comparison(
             build.model, spec.source_sha256, parameters=source.parameters, macs=count_macs(exact.graph),
             classes=spec.classes, data_classes=frames.classes,
             tiling=build.tiling.to_json(), data={**dataset.to_json(), **unseen}, limits=limits.to_json(),
             rounds=request.rounds, machine=settings(), versions=_versions(), created=_now(),
-            rows=_judged(rows, results, limits),
+            rows=(*judged, *beside),
         )  # fmt: skip
         comparison = verdict(comparison)
         pictures = {rows[name].name: result.worst for name, result in results.items() if isinstance(result, Measured)}

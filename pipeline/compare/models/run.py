@@ -50,7 +50,7 @@ def compare_models(requests: Sequence[CompareRequest], factors: Sequence[float],
         images = _of_one_size(frames, request.rounds)
         bundles = {
             (name, row.name): folder / name / row.folder
-            for name, comparison in compared.items() for row in comparison.rows if row.measured
+            for name, comparison in compared.items() for row in comparison.rows if row.measured and row.views is None
         }  # fmt: skip
         log("measure", f"{len(bundles)} bundles of {len(models)} models in turn, {request.rounds} rounds")
         timings = take_turns(bundles, images, request.rounds, request.build.threads)

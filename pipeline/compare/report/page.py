@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from engines.images.write import jpeg_bytes
+from pipeline.compare.augment import gains
 from pipeline.compare.judge import BASELINES
 from pipeline.compare.report.figure import class_panel, trade_off
 from pipeline.compare.report.style import CSS
@@ -98,8 +99,8 @@ def _badge(cell: str) -> str:
 
 
 def _comparison(comparison: Comparison) -> str:
-    note = floor_note(comparison)
-    return _table(cells(comparison), comparison.rows) + (f"<p>{escape(note)}</p>" if note else "")
+    notes = [note for note in (floor_note(comparison), *gains(comparison.rows)) if note]
+    return _table(cells(comparison), comparison.rows) + "".join(f"<p>{escape(note)}</p>" for note in notes)
 
 
 def _failures(comparison: Comparison) -> str:

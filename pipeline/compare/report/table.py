@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from engines.tiling.device import PARTS
+from pipeline.compare.augment import gains
 from pipeline.compare.gpu_floor import EXPLAINED, SHOWN
 from pipeline.compare.rows import Comparison, Row, class_changes, drop, percent
 
@@ -26,6 +27,7 @@ def terminal(comparison: Comparison) -> str:
         notes.append(f"engine ms:{parts_note(comparison)}")
     if FLOOR in table[0]:
         notes.append(f"{FLOOR}: {EXPLAINED}")
+    notes += gains(comparison.rows)
     notes += [f"{row.name}: {_changes(comparison, row)}" for row in comparison.candidates if _changes(comparison, row)]
     notes += [f"{row.name} fails: {'; '.join(row.reasons)}" for row in comparison.failed]
     wrapped = [textwrap.fill(note, WIDTH, subsequent_indent="    ", break_on_hyphens=False) for note in notes]
@@ -41,6 +43,7 @@ def markdown(comparison: Comparison) -> str:
         f"**{_sentence(comparison.verdict)}**",
         _pipes(_table(comparison, _MARKDOWN)),
         floor_note(comparison),
+        "\n".join(f"- {text}" for text in gains(comparison.rows)),
         "\n".join(failures),
         "![accuracy against latency, and what each class loses](compare.png)",
         "## Where the time goes",
@@ -106,6 +109,8 @@ def executed(row: Row) -> str:
 
 
 def result(row: Row) -> str:
+    if row.views is not None:
+        return "views"
     return ("pass" if row.passed else "FAIL") if row.judged else "baseline"
 
 
