@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -15,7 +17,7 @@ from engines.errors import DeployError
 from engines.guard.ledger import nameless_file
 
 Key = tuple[int, int, int]  # view, row and column of the window
-_ROWS = 32  # that are turned around at once
+_PENDING = 2
 
 
 class Store(Protocol):
@@ -46,28 +48,31 @@ class InMemory:
 
 
 class InFile:
-    """In a file; what is read is a copy, and the system may keep the rest in memory that nothing else wants."""
+    """In a file; what is read is a copy, and the system may keep the rest in memory that nothing else wants.
+
+    Written while the engine runs on: at most `_PENDING` windows wait for that.
+    """
 
     def __init__(self) -> None:
         with _explained():
             self._file = nameless_file()
-        weakref.finalize(self, os.close, self._file)
+        self._writer = ThreadPoolExecutor(1)
+        weakref.finalize(self, _close, self._writer, self._file)
+        self._pending: deque[Future[None]] = deque()
         self._places: dict[Key, int] = {}
         self._free: list[int] = []
         self._shape = (0, 0, 0)  # of one window: (h, K, w)
 
     def put(self, key: Key, logits: Float32) -> None:
-        self._shape = (logits.shape[1], logits.shape[0], logits.shape[2])
+        turned = np.ascontiguousarray(logits.transpose(1, 0, 2))
+        self._shape = turned.shape
         at = self._free.pop() if self._free else len(self._places) * logits.nbytes
         self._places[key] = at
-        with _explained():
-            for row in range(0, logits.shape[1], _ROWS):
-                part = _bytes(np.ascontiguousarray(logits[:, row : row + _ROWS].transpose(1, 0, 2)))
-                while part:
-                    written = os.pwrite(self._file, part, at)
-                    at, part = at + written, part[written:]
+        self._settle(_PENDING - 1)
+        self._pending.append(self._writer.submit(_write, self._file, _bytes(turned), at))
 
     def rows(self, key: Key, first: int, end: int) -> tuple[Float32, int]:
+        self._settle(0)
         _, classes, width = self._shape
         held = np.empty((end - first, classes, width), np.float32)
         part, at = _bytes(held), self._places[key] + first * 4 * classes * width
@@ -82,6 +87,23 @@ class InFile:
     def drop(self, view: int, row: int) -> None:
         for key in [key for key in self._places if key[:2] == (view, row)]:
             self._free.append(self._places.pop(key))
+
+    def _settle(self, left: int) -> None:
+        """Wait until no more than so many windows are to be written.  Raises DeployError where one could not be."""
+        while len(self._pending) > left:
+            with _explained():
+                self._pending.popleft().result()
+
+
+def _write(file: int, part: memoryview, at: int) -> None:
+    while part:
+        written = os.pwrite(file, part, at)
+        at, part = at + written, part[written:]
+
+
+def _close(writer: ThreadPoolExecutor, file: int) -> None:
+    writer.shutdown()  # nothing may be written to the descriptor once it is another file's
+    os.close(file)
 
 
 def _bytes(array: Float32) -> memoryview:

@@ -21,7 +21,7 @@ from engines.views.store import InFile, InMemory, Store
 from engines.views.views import ImageViews, View
 
 IN_MEMORY = 64 * 2**20  # bytes of logits that several views may hold in any case
-LOADED = 32 * 2**20  # and of those that are read back at once, where they hold more
+LOADED = 64 * 2**20  # and of those that are read back at once, where they hold more
 ROWS = (8, 64)  # of the image that are then merged at once: at least, at most
 
 

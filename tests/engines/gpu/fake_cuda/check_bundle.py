@@ -147,6 +147,17 @@ def test_a_bundle_carries_the_kernels_and_gives_the_masks_of_the_cpu(
         assert (tmp_path / "gpu" / name).read_bytes() == (tmp_path / "openvino" / name).read_bytes()
 
 
+@pytest.mark.parametrize("views", [["--tta", "--scales", "1,1.5"], ["--resize", "short=70"]], ids=["tta", "resize"])
+def test_views_are_merged_as_on_the_cpu(bundles: Path, photographs: Path, tmp_path: Path, views: list[str]) -> None:
+    for name in ("openvino", "gpu"):
+        command = ["run", str(bundles / name), str(photographs), "-o", str(tmp_path / name), "--confidence", *views]
+        assert deploy.main(command) == 0
+    written = sorted(path.name for path in (tmp_path / "gpu").iterdir())
+    assert len(written) == 10
+    for name in written:
+        assert (tmp_path / "gpu" / name).read_bytes() == (tmp_path / "openvino" / name).read_bytes()
+
+
 def test_running_needs_no_compiler(bundles: Path, photographs: Path, tmp_path: Path, monkeypatch: Any) -> None:
     import engines.gpu.compile as compiler
 
