@@ -16,6 +16,7 @@ from engines.arguments.groups import (
     loading_arguments,
     model_arguments,
     preprocessing_arguments,
+    resize_argument,
     rewrite_argument,
     tensorrt_arguments,
     threshold_argument,
@@ -142,10 +143,11 @@ def inspect_arguments(verb: argparse.ArgumentParser) -> None:
 def receptive_arguments(verb: argparse.ArgumentParser) -> None:
     """Of `receptive-field`."""
     verb.set_defaults(stride=None, blend="uniform", padding="zero")  # one window at a time
-    verb.add_argument("model", metavar="MODEL", help="as build-engine takes it, but not an .onnx")
+    verb.add_argument("model", metavar="MODEL", help="as build-engine takes it; of an .onnx the output alone")
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
     verb.add_argument("--data", type=Path, metavar="DATASET", help="photographs to average over (rendered scenes)")
-    verb.add_argument("--tile", type=size, default=(1024, 1024), metavar="N|HxW", help="window (1024)")
+    resize_argument(verb, "none")
+    verb.add_argument("--tile", type=size, metavar="N|HxW", help="window (1024, or WxH of --resize)")
     verb.add_argument("--windows", type=positive, default=8, metavar="N", help="at most so many, over all images")
     verb.add_argument("--seed", type=count, default=0, help="which windows are drawn")
     verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")

@@ -64,9 +64,7 @@ class Gradients:
             whole = held.total.sum()
             if whole <= 0:
                 raise _no_gradient(name, f"it is zero at every pixel of {held.images} image(s)")
-            height, width = self.window
-            stride = (height / held.grid.height, width / held.grid.width)
-            centre = ((held.grid.height // 2 + 0.5) * stride[0] - 0.5, (held.grid.width // 2 + 0.5) * stride[1] - 0.5)
+            stride, centre = held.grid.over(self.window)
             found.append(Field(name, held.total / whole, stride=stride, centre=centre, images=held.images))
         return found
 

@@ -28,10 +28,11 @@ from pipeline.checkpoints.sources import SourceOptions, TorchSource, announce_so
 from pipeline.figures.canvas import require_matplotlib
 from pipeline.receptive.field import SHARES, Field
 from pipeline.receptive.figure import picture
-from pipeline.receptive.gradient import Gradients
+from pipeline.receptive.gradient import measure
 from pipeline.receptive.graph import tapped_graph
+from pipeline.receptive.perturbation import perturbed
 from pipeline.receptive.theory import Reach, reaches
-from pipeline.receptive.units import Tap, taps_of
+from pipeline.receptive.units import OUTPUT, Tap, taps_of
 from pipeline.receptive.windows import stride_shares
 
 JSON, PICTURE = "receptive-field.json", "receptive-field.png"
@@ -103,32 +104,28 @@ def measured(request: FieldRequest, log: Log, stages: bool = True) -> Study:
     window = (request.tiling.window_h, request.tiling.window_w)
     source = load_source(request.model, window, request.options)
     announce_source(source, log)
+    inputs = (_input(image, source.spec, request.tiling) for image in _images(request, source.spec, log))
     if isinstance(source, OnnxSource):
-        raise DeployError(
-            f"receptive field: got {request.model}, an .onnx, which has no gradient, expected a checkpoint or a "
-            "factory; give the model that it was exported from"
-        )
-    assert isinstance(source, TorchSource)
-    module = source.module
-    torch.set_num_threads(request.threads or cores())
-    taps: tuple[Tap, ...] = taps_of(module, window) if stages else ()
-    found = Gradients(module, window, taps, request.seed)
-    images = _images(request, source.spec, log)
-    for image in tqdm(images, total=request.windows, unit="window", disable=None, leave=False):
-        found.add(_input(image, source, request.tiling))
-    fields = found.fields()
-    seen = f"{fields[-1].images} window(s) of {request.data.name if request.data else 'rendered scenes'}"
+        model = source.graph.model
+        fields, how = [perturbed(model, inputs, window, request.seed)], ", by changes of their pixels"
+        told = {OUTPUT: reaches(model)[str(model.graph.outputs[0].name)]}
+    else:
+        assert isinstance(source, TorchSource)
+        taps: tuple[Tap, ...] = taps_of(source.module, window) if stages else ()
+        torch.set_num_threads(request.threads or cores())
+        bar = tqdm(inputs, total=request.windows, unit="window", disable=None, leave=False)
+        fields, how = measure(source.module, bar, window, taps, request.seed), ""
+        told = reaches(tapped_graph(source.module, taps, window))
+    seen = f"{fields[-1].images} window(s) of {request.data.name if request.data else 'rendered scenes'}{how}"
     log("fields", f"{len(fields)} map(s), {seen}, {window[0]}x{window[1]}")
-    graph = tapped_graph(module, taps, window)
-    told = reaches(graph)
     return Study(
         summary(source.spec), source.spec.source_sha256, window=window, seen=seen, fields=tuple(fields),
         reaches=tuple(told[one.name] for one in fields),
     )  # fmt: skip
 
 
-def _input(image: UInt8, source: TorchSource, tiling: Tiling) -> Float32:
-    spec, size = source.spec, (tiling.window_h, tiling.window_w)
+def _input(image: UInt8, spec: ModelSpec, tiling: Tiling) -> Float32:
+    size = (tiling.window_h, tiling.window_w)
     return core.gather(image, 0, 0, size, spec.mean, spec.std, order=spec.order, padding=tiling.padding)[None]
 
 

@@ -39,6 +39,11 @@ class Grid:
     width: int
     lead: int = 0
 
+    def over(self, window: tuple[int, int]) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Input pixels a unit along y and x, and where in a window (H, W) the middle of the centre unit lies."""
+        stride = (window[0] / self.height, window[1] / self.width)
+        return stride, ((self.height // 2 + 0.5) * stride[0] - 0.5, (self.width // 2 + 0.5) * stride[1] - 0.5)
+
     def centre(self, value: Tensor) -> Tensor:
         """The channels (C,) of the unit in row h // 2 and column w // 2."""
         row, column = self.height // 2, self.width // 2

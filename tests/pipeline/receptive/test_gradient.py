@@ -12,6 +12,8 @@ from torch import nn
 from engines.errors import DeployError
 from pipeline.receptive.field import Field
 from pipeline.receptive.gradient import measure
+from pipeline.receptive.graph import tapped_graph
+from pipeline.receptive.perturbation import perturbed
 from pipeline.receptive.units import OUTPUT, taps_of
 from tests import models
 from tests.pipeline.receptive import networks
@@ -159,3 +161,25 @@ def test_transformers_own_segformer_has_stages_too() -> None:
 def test_what_has_no_gradient_is_refused(module: nn.Module, why: str) -> None:
     with pytest.raises(DeployError, match=why):
         measure(module.requires_grad_(False), _noise(64, 64), (64, 64))
+
+
+def test_changes_of_pixels_find_the_energy_that_the_gradient_has() -> None:
+    """Of a linear network, whose gradient is the same everywhere: what is left is chance, and falls with images."""
+    module, size = networks.seven(), (96, 96)
+    model = tapped_graph(module, (), size)
+    found = perturbed(model, _noise(*size, 8), size)
+    field = _output(module, size)
+    blocks = (16, 6, 16, 6)
+    energy, expected = (one.energy.reshape(blocks).sum((1, 3)) for one in (found, field))
+    assert (found.centre, found.stride) == (field.centre, field.stride)
+    assert (energy[expected == 0] < 1e-6).all()
+    for axis in (0, 1):
+        assert np.abs(energy.sum(axis) - expected.sum(axis)).sum() < 0.35
+    assert found.radii((0.9,))[0] == pytest.approx(field.radii((0.9,))[0], abs=4)
+
+
+def test_a_constant_network_is_refused() -> None:
+    module = nn.Conv2d(3, 2, 1).requires_grad_(False)
+    nn.init.zeros_(module.weight)
+    with pytest.raises(DeployError, match="got no change of the decoder output"):
+        perturbed(tapped_graph(module, (), (32, 32)), _noise(32, 32), (32, 32))

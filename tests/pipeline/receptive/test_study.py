@@ -76,9 +76,22 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not out.exists()
 
 
-def test_an_onnx_has_no_gradient(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(tiny_bundle / "model.onnx", "--tile", "64x96", "-o", tmp_path / "out") == 2
-    assert "an .onnx, which has no gradient" in capsys.readouterr().err
+@pytest.mark.slow
+def test_an_onnx_is_measured_by_changes_of_its_pixels(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bundle's graph is the factory's network: their fields are one, but for chance and the size of blocks."""
+    found = []
+    for model in (tiny_bundle / "model.onnx", "tests.models:tiny"):
+        assert _run(model, "--tile", "64x96", "--windows", 8, "-o", tmp_path / "out", "--json") == 0
+        found.append(json.loads(capsys.readouterr().out))
+    changed = found[0]
+    assert "by changes of their pixels" in changed["images"]
+    (row,) = changed["fields"]
+    assert row["theory"]["key_strides"] == [32]
+    shares = [[each["share"] for each in body["strides"]] for body in found]
+    assert np.abs(np.subtract(*shares)).max() < 0.15
+    assert np.ptp(shares[1]) > 0.5
 
 
 def test_other_files_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
