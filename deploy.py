@@ -67,7 +67,10 @@ def run(args: argparse.Namespace) -> int:
 
     images = expand([_photographs(text) for text in args.inputs], args.output, recursive=args.recursive)
     with open_segmenter(args.bundle, *_loading(args)) as (segmenter, _):
-        options = RunOptions(args.overlay, args.confidence, args.max_pixels)
+        options = RunOptions(
+            args.overlay, args.confidence, args.max_pixels, bands=args.bands, scale=args.scale,
+            keep_nodata=args.keep_nodata,
+        )  # fmt: skip
         report = run_images(segmenter, images, args.output, options)
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
     if report.lost is not None:

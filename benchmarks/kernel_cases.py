@@ -13,6 +13,7 @@ from engines.contract import packed
 from engines.gpu import kernels
 from engines.gpu.kernels import Launch
 from engines.gpu.tail import tail as launch_tail
+from engines.spec import MAX_BANDS
 from engines.tiling import core
 from engines.tiling.placement import Tiling
 from engines.tiling.tail import Tail, TailShape
@@ -35,7 +36,9 @@ class Machine(Protocol):
 
 @dataclass(frozen=True)
 class GatherCase:
-    """view: how the image lies in memory, see `_view`.  strip: it begins with the first row that the windows need.
+    """view: how the image lies in memory, see `_view`; ``bands`` are as many as the order has.
+
+    strip: it begins with the first row that the windows need.
 
     offset: elements by which the output is not aligned.
     """
@@ -45,27 +48,28 @@ class GatherCase:
     lefts: tuple[int, ...]
     window: tuple[int, int]
     view: str = "plain"
-    order: tuple[int, int, int] = (0, 1, 2)
+    order: tuple[int, ...] = (0, 1, 2)
     padding: str = "zero"
     strip: bool = False
     offset: int = 0
 
     def differences(self, machine: Machine, dtype: str) -> int:
         """Values that are not the C core's, and values written beside the windows."""
-        base, image = _view(self.view, *self.size)
+        base, image = _view(self.view, *self.size, len(self.order))
+        mean, std = ((*values, *range(20, 20 + MAX_BANDS))[: len(self.order)] for values in (MEAN, STD))
         first = self.top if self.strip else 0
         memory = machine.put(base) + image[first:].__array_interface__["data"][0] - base.ctypes.data
-        shape = (len(self.lefts), 3, *self.window)
+        shape = (len(self.lefts), len(self.order), *self.window)
         canvas = np.full(self.offset + int(np.prod(shape)) + 5, CANARY, dtype)
         out = machine.put(canvas)
         launch = kernels.gather(
-            memory, *self.size, image.strides, self.top, self.lefts, self.window, MEAN, STD, self.order, self.padding,
+            memory, *self.size, image.strides, self.top, self.lefts, self.window, mean, std, self.order, self.padding,
             out + self.offset * canvas.itemsize, dtype, first,
         )  # fmt: skip
         machine.launch(launch)
         machine.take(canvas, out)
         expected = [
-            core.gather(image, self.top, left, self.window, MEAN, STD, order=self.order, padding=self.padding)
+            core.gather(image, self.top, left, self.window, mean, std, order=self.order, padding=self.padding)
             for left in self.lefts
         ]
         inner = canvas[self.offset : -5].reshape(shape)
@@ -204,6 +208,17 @@ GATHERS = [
         for padding in ("zero", "edge", "reflect")
         for view in ("plain", "four")
     ),
+    *(
+        GatherCase(size, top, (0, 3), (30, width), view="bands", order=tuple(range(count))[::-1], padding=padding)
+        for count in (1, 2, 4, 13)
+        for size, top, width, padding in (((40, 50), 5, 40, "zero"), ((40, 50), 5, 41, "zero"))
+    ),
+    *(
+        GatherCase((20, 30), 0, (0,), (33, 41), view="bands", order=order, padding=padding, offset=1)
+        for order in ((0,), (2, 0, 3, 1))
+        for padding in ("zero", "edge", "reflect")
+    ),
+    GatherCase((40, 50), 6, (0, 3), (30, 40), view="bands", order=tuple(range(MAX_BANDS)), strip=True),
 ]
 STITCHES = [
     StitchCase(19, (16, 16), Tiling(64, 64, 48, 48), (112, 160)),  # a quarter, as SegFormer, all at multiples of 4
@@ -271,13 +286,16 @@ def _unequal(got: NDArray[np.generic], expected: NDArray[np.generic]) -> int:
     return int((np.ascontiguousarray(got).view(bits) != np.ascontiguousarray(expected).view(bits)).sum())
 
 
-def _view(name: str, height: int, width: int) -> tuple[core.UInt8, core.UInt8]:
+def _view(name: str, height: int, width: int, count: int = 3) -> tuple[core.UInt8, core.UInt8]:
     """The memory of an image, one contiguous array without a byte more than the name says, and the image in it."""
     rng = np.random.default_rng(4)
 
     def pixels(*shape: int) -> core.UInt8:
         return rng.integers(0, 256, shape, np.uint8)
 
+    if name == "bands":
+        base = pixels(height, width, count)
+        return base, base
     if name == "four":  # of four bytes a pixel, as Pillow's own
         base = pixels(height, width, 4)
         return base, base[:, :, :3]

@@ -14,20 +14,28 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from engines.contract import UInt8
 from engines.errors import DeployError, GpuLostError
 from engines.files import make_folder
+from engines.images.bands import Picture, shown
 from engines.images.inputs import Input, output_names
-from engines.images.read import MAX_PIXELS, read_image
+from engines.images.read import MAX_PIXELS, read_picture
 from engines.images.write import write_confidence, write_mask, write_overlay
 from engines.segmenter import Running, Segmenter
+from engines.spec import IGNORE_LABEL
 
 
 @dataclass(frozen=True)
 class RunOptions:
+    """bands, scale: in place of what the bundle says, see `engines.spec.Pixels`.  keep_nodata: label what the file
+    hides (alpha 0, nodata), which else becomes 255.
+    """
+
     overlay: bool = False
     confidence: bool = False
     max_pixels: int = MAX_PIXELS
+    bands: tuple[int, ...] | None = None
+    scale: tuple[float, float] | None = None
+    keep_nodata: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,11 +63,14 @@ class ImageReport:
 
 @dataclass
 class RunReport:
-    """failed: why, by input.  lost: why nothing after the last of `images` could run, or None."""
+    """failed: why, by input.  notes: how images were read, where that is not plain.
+
+    lost: why nothing after the last of `images` could run, or None."""
 
     images: list[ImageReport] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     lost: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,6 +86,9 @@ class RunReport:
             split = ", ".join(f"{part} {value:.0f}" for part, value in parts.items())
             windows = sum(image.windows for image in self.images)
             lines.append(f"{len(self.images)} image(s), {windows} window(s); median {total:.0f} ms an image ({split})")
+        if self.notes:
+            more = f" (and {len(self.notes) - 1} more image(s) likewise)" if len(self.notes) > 1 else ""
+            lines.append(f"warning: {self.notes[0]}{more}")
         lines += [f"skipped {path}: {error}" for path, error in self.failed.items()]
         return "\n".join(lines)
 
@@ -86,6 +100,7 @@ def run_images(segmenter: Segmenter, images: Sequence[Input], output: Path, opti
     Where the GPU is lost the rest are reported in `failed`, and `lost` says why; what was written stays.
     """
     names = output_names(images, output)
+    segmenter.spec.pixels.but(options.bands, options.scale)  # raises before anything is read
     report = RunReport()
     make_folder(output)
     running: deque[_Job] = deque()
@@ -97,6 +112,7 @@ def run_images(segmenter: Segmenter, images: Sequence[Input], output: Path, opti
             with _reported(report, job.path):
                 _require_gpu(report)
                 report.images.append(_finish(segmenter, job, options))
+                report.notes += [job.picture.note] if job.picture.note else []
             bar.update()
 
         for path, name in names.items():
@@ -133,7 +149,7 @@ class _Job:
 
     path: Path
     target: Path
-    image: UInt8
+    picture: Picture
     running: Running
     clock: _Laps
     read_ms: float
@@ -141,21 +157,22 @@ class _Job:
 
 def _begin(segmenter: Segmenter, path: Path, target: Path, options: RunOptions) -> _Job:
     clock = _Laps()
-    image = read_image(path, options.max_pixels)
+    picture = read_picture(path, options.max_pixels, segmenter.spec.pixels.but(options.bands, options.scale))
     read = clock.lap()
-    return _Job(
-        path, target, image=image, running=segmenter.start(image, options.confidence), clock=clock, read_ms=read
-    )
+    running = segmenter.start(picture.pixels, options.confidence)
+    return _Job(path, target, picture=picture, running=running, clock=clock, read_ms=read)
 
 
 def _finish(segmenter: Segmenter, job: _Job, options: RunOptions) -> ImageReport:
     mask, target = job.running.mask(), job.target
     job.clock.lap()
     palette = segmenter.spec.palette
+    if job.picture.hidden is not None and not options.keep_nodata:
+        mask.labels[job.picture.hidden] = IGNORE_LABEL
     make_folder(target.parent)
     write_mask(target, mask.labels, palette)
     if options.overlay:
-        write_overlay(target.with_suffix(".overlay.jpg"), job.image, mask.labels, palette)
+        write_overlay(target.with_suffix(".overlay.jpg"), shown(job.picture.pixels), mask.labels, palette)
     if mask.confidence is not None:
         write_confidence(target.with_suffix(".confidence.png"), mask.confidence)
     write = job.clock.lap()

@@ -97,7 +97,7 @@ class Segmenter:
 
         The arrays of a band are its own; at most the window rows that touch the band are held as logits.
         """
-        _check_image(image)
+        _check_image(image, len(self.spec.mean))
         strips = self.device.strips(image.shape[0], image.shape[1], confidence)
         strips.put(image)
         for step in strips.steps:
@@ -111,12 +111,12 @@ class Segmenter:
 
     def start(self, image: UInt8, confidence: bool = False) -> Running:
         """Begin to segment an image: at most `device.in_flight` at once.  On the host it is done when this returns."""
-        _check_image(image)
+        _check_image(image, len(self.spec.mean))
         return Running(self.device, image, confidence, self.precision)
 
     def first_window(self, image: UInt8) -> Float32:
         """The engine's input (N, 3, h, w); its first window is the top left one of `image`.  Overwritten later."""
-        _check_image(image)
+        _check_image(image, len(self.spec.mean))
         return self.device.first_window(image)
 
 
@@ -258,6 +258,9 @@ def _windows(device: Device, image: UInt8, rows: Sequence[WindowRow]) -> Sequenc
     return device.placed(image) if isinstance(device, ViewsDevice) else [(image, rows)]
 
 
-def _check_image(image: UInt8) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise DeployError(f"image: got {image.shape} {image.dtype}, expected (H, W, 3) uint8 RGB, at least one pixel")
+def _check_image(image: UInt8, channels: int) -> None:
+    if image.ndim != 3 or image.shape[2] != channels or image.dtype != np.uint8 or 0 in image.shape:
+        what = "uint8 RGB" if channels == 3 else "uint8"
+        raise DeployError(
+            f"image: got {image.shape} {image.dtype}, expected (H, W, {channels}) {what}, at least one pixel"
+        )

@@ -21,6 +21,36 @@ THRESHOLD = 0.5  # of its probability
 
 RGB = tuple[int, int, int]
 
+
+@dataclass(frozen=True)
+class Pixels:
+    """What of an image file a network takes, as bytes.
+
+    count: channels, 1 to 64.  bands: which of the file's, counted from 1; () the first, or all.
+    scale: the values of the file that become 0 and 255; None takes the whole range of 8 or 16 bit.
+    """
+
+    count: int = 3
+    bands: tuple[int, ...] = ()
+    scale: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.bands and (len(self.bands) != self.count or min(self.bands) < 1):
+            raise DeployError(
+                f"--bands {','.join(map(str, self.bands))}: got {len(self.bands)}, expected {self.count}, as many as "
+                "the network takes, counted from 1"
+            )
+        if self.scale is not None and not -math.inf < self.scale[0] < self.scale[1] < math.inf:
+            raise DeployError(f"--scale {self.scale[0]:g}..{self.scale[1]:g}: expected LOW..HIGH, the second larger")
+
+    def but(self, bands: tuple[int, ...] | None, scale: tuple[float, float] | None) -> Pixels:
+        """The same, with what the user asked for in place of its own."""
+        return replace(self, bands=self.bands if bands is None else bands, scale=scale or self.scale)
+
+
+COLOUR = Pixels()
+
+
 OPENCV = "opencv-bilinear"  # of the two nearest pixels along each axis: mmsegmentation's
 FILTERS = (OPENCV, *(f"pillow-{name}" for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")))
 
@@ -33,8 +63,9 @@ class ModelSpec:
     classes, palette: one name and one RGB colour for each label, 2 to 255 of them: for each of the K output channels.
     threshold: None, or of a network with one channel: label 1 is where the sigmoid of its logit exceeds it, 0 < t < 1,
         and classes are two.  One name alone makes such a spec: the background is put in front of it.
-    mean, std: per channel in the *network's* channel order, on the 0..255 pixel scale.
-    channel_order: ``RGB`` or ``BGR``, the order in which the network expects the channels.
+    mean, std: per channel in the *network's* channel order, on the 0..255 pixel scale; as many as the image's channels.
+    channel_order: ``RGB`` or ``BGR``, the order in which the network expects the channels of a colour image.
+    bands, scale: which of an image file's bands these are, and which values, see `Pixels`.
     logits_stride: input pixels per logit along each axis (4 for SegFormer, 16 for SETR Naive, 1 for full resolution).
     ignore_index, reduce_zero_label: how labels on disk map to channels, as in mmsegmentation.
     resize: what the checkpoint's own processor does to an image first, as ``--resize`` takes it; "" if it does not say.
@@ -48,8 +79,8 @@ class ModelSpec:
     variant: str
     classes: tuple[str, ...]
     palette: tuple[RGB, ...]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     channel_order: str = "RGB"
     logits_stride: int = 4
     ignore_index: int = IGNORE_LABEL
@@ -60,6 +91,8 @@ class ModelSpec:
     resize: str = ""
     resample: str = OPENCV
     direct: bool = False
+    bands: tuple[int, ...] = ()
+    scale: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if len(self.classes) == 1:
@@ -72,12 +105,16 @@ class ModelSpec:
         if any(not 0 <= value <= 255 for colour in self.palette for value in colour):
             raise DeployError("palette: got a value outside 0..255, expected [red, green, blue] of bytes")
         finite = all(map(math.isfinite, (*self.mean, *self.std)))
-        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
+        if not 1 <= len(self.mean) == len(self.std) <= MAX_BANDS or not finite or min(self.std) <= 0:
             raise DeployError(
-                f"preprocessing: got mean {self.mean}, std {self.std}, expected 3 finite values each, std > 0"
+                f"preprocessing: got mean {self.mean}, std {self.std}, expected one finite value of each for "
+                "every channel, std > 0"
             )
-        if self.channel_order not in ("RGB", "BGR"):
-            raise DeployError(f"channel order: got {self.channel_order!r}, expected RGB or BGR")
+        if self.channel_order not in (("RGB", "BGR") if len(self.mean) == 3 else ("RGB",)):
+            raise DeployError(
+                f"channel order: got {self.channel_order!r} of {len(self.mean)}, expected RGB or BGR of 3"
+            )
+        self.pixels  # noqa: B018 - checks them
         if self.resample not in FILTERS:
             raise DeployError(f"resample: got {self.resample!r}, expected one of {', '.join(FILTERS)}")
         if self.logits_stride < 1:
@@ -118,9 +155,14 @@ class ModelSpec:
         return replace(self, threshold=threshold)
 
     @property
-    def order(self) -> tuple[int, int, int]:
-        """Channel of an RGB image that each input plane of the network takes."""
-        return (0, 1, 2) if self.channel_order == "RGB" else (2, 1, 0)
+    def order(self) -> tuple[int, ...]:
+        """Channel of an image that each input plane of the network takes."""
+        return tuple(range(len(self.mean))) if self.channel_order == "RGB" else (2, 1, 0)
+
+    @property
+    def pixels(self) -> Pixels:
+        """What an image is read as."""
+        return Pixels(len(self.mean), self.bands, self.scale)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

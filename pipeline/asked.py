@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 def build_request(args: argparse.Namespace) -> BuildRequest:
-    """Of `build-engine`.  Reads the photograph of --sample and the ranges of --calib."""
+    """Of `build-engine`.  Reads the ranges of --calib."""
     sample_file = None if args.sample is None else photograph(args.sample)
     ranges, photographs = _calibration(args, () if sample_file is None else (sample_file.sha256,))
     return BuildRequest(
         args.model, args.output, _tiling(args, args.model), precision=args.precision, backend=args.backend,
         threads=args.threads, options=source_options(args),
-        sample=None if args.sample is None else read_image(args.sample, args.max_pixels), sample_file=sample_file,
+        sample_file=sample_file,
         max_error=args.max_error, min_agreement=args.min_agreement, rewrites=args.rewrites,
         time_rewrites=args.time_rewrites, tail=not args.no_tail, ranges=ranges, photographs=photographs,
         lowering=LowerOptions(

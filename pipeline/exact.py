@@ -15,6 +15,7 @@ from engines.images.resize import sized
 from engines.proof.agreement import GATES, ONE_LABEL, UNSURE, Agreement, Gate, compare_logits
 from engines.proof.golden import windows_of
 from engines.proof.stress import grid, stress_windows
+from engines.spec import Pixels
 from engines.tiling.placement import Tiling
 from pipeline.checkpoints.probe import covers_evenly
 from pipeline.checkpoints.sources import Source
@@ -55,8 +56,10 @@ def exact_graph(
     timer: the backend to measure each rewrite's gain with, or None.  config: of the engines that it is measured on.
     """
     tiling = request.tiling
-    photograph = _photograph(request)
-    image = sample_image(None if photograph is None else sized(photograph, source.spec, tiling), tiling)
+    photograph, channels = _photograph(request, source.spec.pixels), len(source.spec.mean)
+    if photograph is not None:
+        photograph = sized(photograph, source.spec, tiling)
+    image = sample_image(photograph, tiling, channels)
     inputs = windows_of(image, source.spec, tiling)
     reference = source.logits(inputs)
     gate = request.gate("fp32") if request.precision == "fp32" else GATES["int8" if source.quantised else "fp32"]
@@ -90,7 +93,7 @@ def exact_graph(
 
 def _known(sample: Agreement, request: BuildRequest, log: Log) -> bool:
     """Say how far the network knows what it is verified on.  Returns whether that is too little: all is one class."""
-    rendered = request.sample is None and not request.photographs
+    rendered = request.sample is None and request.sample_file is None and not request.photographs
     what = "a rendered street" if rendered else "the photograph"
     log("sample", f"{what}, on which the network gives its labels a mean probability of {sample.confidence or 0.0:.2f}")
     if (sample.confidence or 0.0) < UNSURE:
@@ -102,18 +105,26 @@ def _known(sample: Agreement, request: BuildRequest, log: Log) -> bool:
     return True
 
 
-def _photograph(request: BuildRequest) -> UInt8 | None:
+def _photograph(request: BuildRequest, wanted: Pixels) -> UInt8 | None:
     """What to verify on: the sample, else a photograph that is held out; None for a scene, unlike the model's data."""
-    if request.sample is not None or request.photographs is None:
+    if request.sample is not None:
         return request.sample
-    return read_image(request.photographs.golden.path, request.max_pixels)
+    taken = request.sample_file
+    if taken is None and request.photographs is not None:
+        taken = request.photographs.golden
+    return None if taken is None else read_image(taken.path, request.max_pixels, wanted)
 
 
-def sample_image(image: UInt8 | None, tiling: Tiling) -> UInt8:
-    """What the build is verified on: two overlapping windows of the given photograph, or of a rendered scene."""
+def sample_image(image: UInt8 | None, tiling: Tiling, channels: int = 3) -> UInt8:
+    """What the build is verified on: two overlapping windows of the given photograph, or of a rendered scene.
+
+    Of a scene further bands are negatives of its colours, so that no two are alike.
+    """
     height, width = tiling.window_h, tiling.window_w + tiling.stride_w
     if image is None:
-        return render(0, height, width).image
+        scene = render(0, height, width).image
+        bands = [scene[:, :, band % 3] // (1 + band // 6) ^ (255 if band // 3 % 2 else 0) for band in range(channels)]
+        return scene if channels == 3 else np.stack(bands, 2)
     return np.ascontiguousarray(image[:height, :width])
 
 

@@ -42,6 +42,8 @@ SDK_OWNER = {
     "onnxsim": "pipeline/graph/export.py",
     "segmentation_models_pytorch": "pipeline/checkpoints/families/smp.py",
     "transformers": "pipeline/checkpoints/families/common.py",
+    "tifffile": "engines/images/tiff.py",
+    "pillow_heif": "engines/images/read.py",
     "matplotlib": "pipeline/figures/canvas.py pipeline/compare/report/figure.py pipeline/compare/models/figure.py "
     "pipeline/receptive/figure.py",
 }

@@ -14,7 +14,7 @@ from engines.contract import Float32, UInt8
 from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS, read_image
 from engines.images.resize import size_of, sized
-from engines.spec import ModelSpec
+from engines.spec import COLOUR, ModelSpec, Pixels
 from engines.tiling import core
 from engines.tiling.placement import Tiling
 
@@ -61,13 +61,13 @@ class CalibrationSet:
         return len(self.seen)
 
     def inputs(self, spec: ModelSpec, tiling: Tiling, start: int = 0) -> Iterator[tuple[Place, Float32]]:
-        """The network inputs (1, 3, h, w) of the places from `start` on; an image is held while its windows come."""
+        """The network inputs (1, C, h, w) of the places from `start` on; an image is held while its windows come."""
         size = (tiling.window_h, tiling.window_w)
         held: tuple[Path | None, UInt8 | None] = (None, None)
         for place in self.places[start:]:
             path, image = held
             if image is None or path != place.image:
-                image = sized(read_image(place.image, self.max_pixels), spec, tiling)
+                image = sized(read_image(place.image, self.max_pixels, spec.pixels), spec, tiling)
                 held = (place.image, image)
             window = core.gather(
                 image, place.top, place.left, size, spec.mean, spec.std, order=spec.order, padding=tiling.padding
@@ -88,9 +88,9 @@ def draw_windows(
 
 def draw_from(
     images: Sequence[Photograph], tiling: Tiling, count: int = 64, seed: int = 0, max_pixels: int = MAX_PIXELS,
-    notes: Sequence[str] = (),
+    notes: Sequence[str] = (), wanted: Pixels = COLOUR,
 ) -> CalibrationSet:  # fmt: skip
-    """Draw at most `count` different windows from `images`.
+    """Draw at most `count` different windows from `images`, which are read as `wanted`.
 
     The windows are those of the runtime's grid.  Images take turns in a random order, each giving one of its windows
     that was not drawn yet, until `count` are drawn or all windows of all images are.  Deterministic for a seed.
@@ -108,7 +108,7 @@ def draw_from(
         while turns and len(drawn) < count:
             for path in turns[: count - len(drawn)]:
                 if path not in left:
-                    image = read_image(path, max_pixels)
+                    image = read_image(path, max_pixels, wanted)
                     left[path] = _grid(image, tiling, rng)
                     flat += [path] if (image == image[0, 0]).all() else []
                 drawn.append(Place(path, *left[path].pop()))

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from engines.arguments.groups import (
+    band_arguments,
     batch,
     budget_arguments,
     data_arguments,
@@ -40,9 +41,9 @@ from engines.images.read import MAX_PIXELS
 # What a bundle's graph was made for, and a rebuild of it cannot change.
 FIXED_IN_A_BUNDLE = (
     "precision", "resize", "tile", "stride", "blend", "padding", "weights", "arg", "output_name", "classes", "mean",
-    "std", "bgr", "sample", "rewrites", "no_tail", "time_rewrites", "threshold", "calib", "rest", "no_islands",
-    "no_smooth", "no_bias_correction", "rounding", "depthwise", "unsigned", "eval", "max_drop", "skip", "share",
-    "budget_ms", "size",
+    "std", "bgr", "bands", "scale", "sample", "rewrites", "no_tail", "time_rewrites", "threshold", "calib", "rest",
+    "no_islands", "no_smooth", "no_bias_correction", "rounding", "depthwise", "unsigned", "eval", "max_drop", "skip",
+    "share", "budget_ms", "size",
 )  # fmt: skip
 
 
@@ -126,6 +127,9 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
     views_arguments(verb)
     threshold_argument(verb, "the bundle's")
     verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
+    band_arguments(verb)
+    verb.add_argument("--keep-nodata", action="store_true", help="label pixels that the image hides, too (alpha 0, its "
+                      "nodata value); else they are 255")  # fmt: skip
     loading_arguments(verb)
 
 

@@ -10,8 +10,11 @@ from typing import Any
 
 from engines.arguments.values import (
     AUTO,
+    bands,
+    by_channel,
     count,
     inside,
+    interval,
     label,
     mebibytes,
     named,
@@ -20,7 +23,6 @@ from engines.arguments.values import (
     positive,
     size,
     size_or_auto,
-    triple,
     up_to,
 )
 from engines.backends import BACKENDS
@@ -87,9 +89,18 @@ def budget_arguments(verb: argparse.ArgumentParser) -> None:
 
 def preprocessing_arguments(verb: argparse.ArgumentParser) -> None:
     """What the network expects of its input."""
-    verb.add_argument("--mean", type=triple, metavar="R,G,B", help="on the 0..255 scale")
-    verb.add_argument("--std", type=triple, metavar="R,G,B", help="on the 0..255 scale")
+    verb.add_argument("--mean", type=by_channel, metavar="R,G,B", help="on the 0..255 scale, one for each channel")
+    verb.add_argument("--std", type=by_channel, metavar="R,G,B", help="on the 0..255 scale, one for each channel")
     verb.add_argument("--bgr", action="store_true", help="the network expects BGR; mean and std are then B,G,R")
+    band_arguments(verb)
+
+
+def band_arguments(verb: argparse.ArgumentParser) -> None:
+    """What of an image file the network takes."""
+    verb.add_argument("--bands", type=bands, metavar="N,N,N", help="of the image files, counted from 1, in the order "
+                      "of the network's channels (the first)")  # fmt: skip
+    verb.add_argument("--scale", type=interval, metavar="LOW..HIGH", help="values of the image files that become 0 and "
+                      "255 (all of 8 or 16 bit)")  # fmt: skip
 
 
 def model_arguments(verb: argparse.ArgumentParser) -> None:
@@ -128,7 +139,7 @@ def data_arguments(verb: argparse.ArgumentParser) -> None:
 
 def model_given(args: argparse.Namespace) -> dict[str, Any]:
     """What the command line says of the model, by the names of `pipeline.checkpoints.sources.SourceOptions`."""
-    names = ("weights", "classes", "mean", "std", "bgr", "threshold", "output_name")
+    names = ("weights", "classes", "mean", "std", "bgr", "threshold", "output_name", "bands", "scale")
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     return given | {"arguments": dict(getattr(args, "arg", ()))}
 

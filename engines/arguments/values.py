@@ -6,6 +6,8 @@ import argparse
 import ast
 from typing import Any
 
+from engines.spec import MAX_BANDS
+
 AUTO = "auto"
 MAX_COUNT = 2**31 - 1  # of the int32 that SDKs take
 MAX_MEBIBYTES = 2**44 - 1  # whose bytes fit size_t
@@ -121,8 +123,20 @@ def width_height(text: str) -> tuple[int, int]:
     return parts[1], parts[0]
 
 
-def triple(text: str) -> tuple[float, float, float]:
-    values = [float(part) for part in text.split(",")]
-    if len(values) != 3:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected three numbers such as 123.7,116.3,103.5")
-    return values[0], values[1], values[2]
+def by_channel(text: str) -> tuple[float, ...]:
+    values = tuple(float(part) for part in text.split(","))
+    if not 1 <= len(values) <= MAX_BANDS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number for each channel, as 123.7,116.3,103.5")
+    return values
+
+
+def bands(text: str) -> tuple[int, ...]:
+    return tuple(positive(part) for part in text.split(","))
+
+
+def interval(text: str) -> tuple[float, float]:
+    """``0..4095``."""
+    low, dots, high = text.partition("..")
+    if not dots or not float(low) < float(high) < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected LOW..HIGH such as 0..4095")
+    return float(low), float(high)

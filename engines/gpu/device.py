@@ -34,12 +34,12 @@ class CudaDevice:
         self, gpu: CudaGpu, session: DeviceSession, spec: ModelSpec, tiling: Tiling, cubin: bytes,
         log: Log = lambda step, text: None,
     ) -> None:  # fmt: skip
-        _check(session, tiling, spec.channels)
+        _check(session, tiling, spec)
         self.gpu, self.session, self.spec, self.tiling = gpu, session, spec, tiling
         self._launcher = Launcher(gpu, session=session, spec=spec, tiling=tiling, cubin=cubin, log=log)
         self.batch, self.timings = self._launcher.batch, self._launcher.timings
         self.transfers = "mapped" if gpu.info.integrated else "pinned"
-        self.pool = Pool(gpu, tiling, self.batch, self._launcher.window_bytes)
+        self.pool = Pool(gpu, tiling, self.batch, self._launcher.window_bytes, self._launcher.channels)
         self._slot: Slot | None = None  # of the last frame of a whole image
 
     @property
@@ -101,12 +101,13 @@ class CudaDevice:
         self.close()
 
 
-def _check(session: DeviceSession, tiling: Tiling, channels: int) -> None:
+def _check(session: DeviceSession, tiling: Tiling, spec: ModelSpec) -> None:
     source, target = session.input, session.output
+    bands, channels = len(spec.mean), spec.channels
     window = (tiling.window_h, tiling.window_w)
-    if len(source.shape) != 4 or source.shape[0] < 1 or source.shape[1:] != (3, *window):
+    if len(source.shape) != 4 or source.shape[0] < 1 or source.shape[1:] != (bands, *window):
         raise DeployError(
-            f"engine: got input {_say(source)}, expected (N, 3, {window[0]}, {window[1]}); build it again"
+            f"engine: got input {_say(source)}, expected (N, {bands}, {window[0]}, {window[1]}); build it again"
         )
     if source.shape[0] > MAX_LEFTS:
         raise DeployError(f"engine: got a batch of {source.shape[0]} windows, expected {MAX_LEFTS} at most")

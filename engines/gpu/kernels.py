@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from engines.contract import Float32
 from engines.errors import DeployError
-from engines.spec import THRESHOLD, cut_of
-from engines.tiling.core import MAX_PIXELS, normalisation
+from engines.spec import MAX_BANDS, THRESHOLD, cut_of
+from engines.tiling.core import MAX_PIXELS, check_order, normalisation
 from engines.tiling.placement import PADDINGS, Tiling
 
 MAX_LEFTS = 64  # TILE_MAX_LEFTS
@@ -25,8 +26,9 @@ _GRID_Y = 65535  # the most blocks of a grid along y
 GATHER = np.dtype(
     [
         ("image", np.uint64), ("out", np.uint64), ("stride_y", np.int64), ("stride_x", np.int64),
-        ("stride_c", np.int64), ("plane", np.int32, 3), ("scale", np.float32, 3), ("bias", np.float32, 3),
-        ("height", np.int32), ("width", np.int32), ("first_row", np.int32), ("top", np.int32), ("window_h", np.int32),
+        ("stride_c", np.int64), ("plane", np.int32, MAX_BANDS), ("scale", np.float32, MAX_BANDS),
+        ("bias", np.float32, MAX_BANDS), ("channels", np.int32), ("height", np.int32),
+        ("width", np.int32), ("first_row", np.int32), ("top", np.int32), ("window_h", np.int32),
         ("window_w", np.int32), ("padding", np.int32), ("windows", np.int32), ("lefts", np.int32, MAX_LEFTS),
     ],
     align=True,
@@ -78,20 +80,20 @@ def gather(
     dtype: str,
     first_row: int = 0,
 ) -> Launch:
-    """The windows of one row of windows as network inputs (n, 3, h, w), the same bits as `engines.tiling.core.gather`.
+    """The windows of one row of windows as network inputs (n, C, h, w), the same bits as `engines.tiling.core.gather`.
 
-    image: address of row `first_row` of an image (height, width, 3) uint8, with all rows that the windows need from
+    image: address of row `first_row` of an image (height, width, C) uint8, with all rows that the windows need from
     there on.  strides: bytes from row to row, pixel to pixel and channel to channel, negative ones too.
     top, lefts: where the 1 to 64 windows lie.  window: (height, width).  mean, std: by *output* channel, on the 0..255
     scale.  order: image channel of each output channel.  padding: zero, edge or reflect.
-    out: address of n * 3 * h * w contiguous values of `dtype`, float32 or float16 (rounded to the nearest).
+    out: address of n * C * h * w contiguous values of `dtype`, float32 or float16 (rounded to the nearest).
     Raises DeployError when a value is out of range, or a window reaches out of the image or above `first_row`.
     """
     _addresses("gather", image=image, out=out)
     if padding not in PADDINGS:
         raise DeployError(f"gather: got padding {padding!r}, expected one of {', '.join(PADDINGS)}")
-    if sorted(order) != [0, 1, 2]:
-        raise DeployError(f"gather: got channel order {tuple(order)}, expected a permutation of (0, 1, 2)")
+    count = len(mean)
+    order = check_order(order, count)
     if not 1 <= len(lefts) <= MAX_LEFTS:
         raise DeployError(f"gather: got {len(lefts)} windows, expected 1 to {MAX_LEFTS}; launch several times")
     for axis, starts, size, length in (("row", (top,), window[0], height), ("column", lefts, window[1], width)):
@@ -104,16 +106,22 @@ def gather(
     if not 0 <= first_row <= top:
         raise DeployError(f"gather: got an image from row {first_row} on, expected 0 to the window's top, {top}")
     scale, bias = normalisation(mean, std)
-    channels = [list(order).index(channel) for channel in range(3)]  # the plane that each becomes
+    channels = [list(order).index(channel) for channel in range(count)]  # the plane that each becomes
     argument = _record(
-        GATHER, image=image, out=out, stride_y=strides[0], stride_x=strides[1], stride_c=strides[2], plane=channels,
-        scale=scale[channels], bias=bias[channels], height=height, width=width, first_row=first_row, top=top,
-        window_h=window[0], window_w=window[1], padding=PADDINGS.index(padding), windows=len(lefts),
-        lefts=[*lefts, *[0] * (MAX_LEFTS - len(lefts))],
+        GATHER, image=image, out=out, stride_y=strides[0], stride_x=strides[1], stride_c=strides[2],
+        plane=_filled(channels), scale=_filled(scale[channels]), bias=_filled(bias[channels]), channels=count,
+        height=height, width=width, first_row=first_row, top=top, window_h=window[0], window_w=window[1],
+        padding=PADDINGS.index(padding), windows=len(lefts), lefts=[*lefts, *[0] * (MAX_LEFTS - len(lefts))],
     )  # fmt: skip
     columns = -(-window[1] // GATHER_PIXELS)
     grid = (-(-columns // GATHER_BLOCK[0]), min(-(-window[0] // GATHER_BLOCK[1]), _GRID_Y), len(lefts))
-    return Launch(f"tile_gather_{_suffix('gather', dtype)}", grid, GATHER_BLOCK, argument)
+    kernel = "tile_gather" if count == 3 else "tile_gather_bands"
+    return Launch(f"{kernel}_{_suffix('gather', dtype)}", grid, GATHER_BLOCK, argument)
+
+
+def _filled(values: Sequence[float] | Float32) -> list[float]:
+    """As long as the launch's arrays; what is beyond the channels is not read."""
+    return [*values, *[0] * (MAX_BANDS - len(values))]
 
 
 def stitch(

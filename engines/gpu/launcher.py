@@ -48,7 +48,7 @@ class Launcher:
         self._refused: dict[tuple[int, int, bool], str] = {}  # sizes whose graph the driver did not take, and why
         self._held: list[CudaMemory] = []
         self.batch, _, *size = session.input.shape
-        self._size = (size[0], size[1])
+        self._size, self.channels = (size[0], size[1]), len(spec.mean)
         self.window_bytes = prod(session.output.shape[1:]) * DTYPES[session.output.dtype].itemsize
         self._kernels = gpu.load(cubin)
         try:
@@ -169,8 +169,8 @@ class Launcher:
     def _gather(self, image: int, size: tuple[int, ...], first_row: int, top: int, lefts: Sequence[int]) -> None:
         """image: where row `first_row` of the image, whose size is (height, width), lies."""
         launch = kernels.gather(
-            image, height=size[0], width=size[1], strides=(3 * size[1], 3, 1), top=top, lefts=lefts,
-            window=self._size, mean=self._spec.mean, std=self._spec.std, order=self._spec.order,
+            image, height=size[0], width=size[1], strides=(self.channels * size[1], self.channels, 1), top=top,
+            lefts=lefts, window=self._size, mean=self._spec.mean, std=self._spec.std, order=self._spec.order,
             padding=self._tiling.padding, out=self._windows, dtype=DTYPES[self._session.input.dtype].name,
             first_row=first_row,
         )  # fmt: skip

@@ -49,9 +49,10 @@ class Plan:
     @classmethod
     def of(
         cls, tiling: Tiling, size: tuple[int, int], confidence: bool, whole: bool, batch: int, window_bytes: int,
-        shared: bool,
+        shared: bool, channels: int = 3,
     ) -> Plan:  # fmt: skip
         """size: (height, width) of the image.  batch: windows per run of the engine.  window_bytes: logits of one.
+        channels: of the image.
 
         shared: the GPU uses the host's memory in place, so that the image and what comes back need no copy.
         """
@@ -61,7 +62,7 @@ class Plan:
         image_rows = height if whole else min(tiling.window_h, height)
         label_rows = height if whole else max(end - start for start, end in (step.rows for step in steps))
         wanted: list[tuple[str, tuple[int, ...], type[np.generic], bool, bool]] = [
-            ("image", (image_rows, width, 3), np.uint8, not shared, True),
+            ("image", (image_rows, width, channels), np.uint8, not shared, True),
             ("labels", (label_rows, width), np.uint8, not shared, True),
             ("confidence", (label_rows, width), np.float32, not shared, True),
             ("status", (1,), np.int32, True, True),

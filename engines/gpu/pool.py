@@ -150,10 +150,14 @@ class PartClock:
 
 
 class Pool:
-    """Hands out slots.  batch: windows per run of the engine.  window_bytes: the logits of one window."""
+    """Hands out slots.  batch: windows per run of the engine.  window_bytes: the logits of one window.
 
-    def __init__(self, gpu: CudaGpu, tiling: Tiling, batch: int, window_bytes: int) -> None:
+    channels: of the images.
+    """
+
+    def __init__(self, gpu: CudaGpu, tiling: Tiling, batch: int, window_bytes: int, channels: int = 3) -> None:
         self._gpu, self._tiling, self._batch, self._window_bytes = gpu, tiling, batch, window_bytes
+        self._channels = channels
         self.slots: dict[Key, list[Slot]] = {}  # last used last
         self._busy: list[Slot] = []  # oldest first
         self._idle: list[Blocks] = []  # of sizes that were dropped, oldest first
@@ -198,7 +202,7 @@ class Pool:
         for kind in (True, False) if whole else (False,):
             plan = Plan.of(
                 self._tiling, size=(height, width), confidence=confidence, whole=kind, batch=self._batch,
-                window_bytes=self._window_bytes,
+                window_bytes=self._window_bytes, channels=self._channels,
                 shared=self._gpu.info.integrated,
             )  # fmt: skip
             blocks = self._reused(plan) or self._allocated(plan, first)

@@ -1,65 +1,102 @@
-"""Image files -> (H, W, 3) uint8 RGB, the way a user expects to see them."""
+"""Image files -> (H, W, C) uint8, the way a user expects to see them."""
 
 from __future__ import annotations
 
+import logging
+import os
 import struct
 import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from engines.contract import UInt8
 from engines.errors import DeployError
+from engines.files import refuse_pointer
+from engines.images.bands import Picture, picture_of, too_dark
 from engines.images.shared_pixels import SHARED_FROM, one_block, shared_pixels
+from engines.images.tiff import SUFFIXES as TIFFS
+from engines.images.tiff import is_tiff, read_tiff
+from engines.spec import COLOUR, Pixels
 
 MAX_PIXELS = 300_000_000  # 16384 x 16384 and a little; decoded, that is 1.2 GB
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".ppm", ".pgm"})
+_JPEG_2000 = frozenset({".jp2", ".j2k", ".jpx", ".j2c"})
+HEIF = frozenset({".heic", ".heif"})
+SUFFIXES = (
+    frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".gif", ".avif"}) | TIFFS | _JPEG_2000 | HEIF
+)
 
-# What Pillow may try.  Not all it knows: EPS would start Ghostscript on a user's file, and a cut JPEG 2000 decodes
-# without complaint into a different image.
-_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "PPM", "GIF")
+# What Pillow may try.  Not all it knows: EPS would start Ghostscript on a user's file.
+_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "PPM", "GIF", "AVIF", "JPEG2000", "HEIF")
 
 # What damaged files raise.  Flipping and cutting bytes shows the first four (its tests); Pillow's own
 # loaders are written to expect the others.
 _DAMAGED = (OSError, SyntaxError, ValueError, struct.error,
             EOFError, IndexError, KeyError, TypeError, OverflowError, zlib.error)  # fmt: skip
 
-# 16 bit -> 8 bit: round(v / 257), so that 65535 -> 255.
-_TO_8_BIT: UInt8 = ((np.arange(65536) + 128) // 257).astype(np.uint8)
-
+_log = logging.getLogger("PIL")
 _lock = threading.Lock()
 
 
-def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
-    """(H, W, 3) uint8 RGB.
+class _UnknownError(DeployError):
+    """Of no format that Pillow knows."""
 
-    EXIF orientation is applied, alpha is dropped (as Pillow's ``convert("RGB")`` does), grey and palette images become
-    RGB, of several frames or pages the first is read.  16-bit grey is scaled with rounding (65535 -> 255); 16-bit
-    colour is cut to its high byte by Pillow, less than one level away.
-    Raises DeployError on anything that is not a complete image of at most `max_pixels` pixels.
+
+def read_image(path: Path, max_pixels: int = MAX_PIXELS, wanted: Pixels = COLOUR) -> UInt8:
+    """The pixels of `read_picture`."""
+    return read_picture(path, max_pixels, wanted).pixels
+
+
+def read_picture(path: Path, max_pixels: int = MAX_PIXELS, wanted: Pixels = COLOUR) -> Picture:
+    """(H, W, C) uint8: RGB, or the bands that are wanted.
+
+    EXIF orientation is applied.  Alpha is dropped (as Pillow's ``convert("RGB")`` does), and where it is 0 the picture
+    is hidden.  Grey and palette images become RGB; of several frames or pages the first is read.  16 bit is scaled with
+    rounding (65535 -> 255), or as `wanted` says; of a PNG's 16-bit colour Pillow keeps the high byte, less than one
+    level away.  Raises DeployError on anything that is not a complete image of at most `max_pixels` pixels.
     """
-    image = _decode(path, max_pixels, upright=True)
-    if image.mode == "F":
-        raise DeployError(f"image {path}: got floating-point pixels, expected 8 or 16 bit integers; convert it first")
-    if image.mode.startswith("I"):  # 16 or 32 bit grey; Pillow's convert would clip at 255
+    if path.suffix.lower() in TIFFS and wanted != COLOUR:
+        return picture_of(*_swapped(read_tiff(path, max_pixels), wanted, path))
+    try:
+        image, wide = _decode(path, max_pixels, upright=True)
+    except _UnknownError:
+        if path.suffix.lower() in TIFFS and is_tiff(path):
+            return picture_of(*_swapped(read_tiff(path, max_pixels), wanted, path))
+        raise
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow's convert would clip at 255
+        return picture_of(np.asarray(image)[:, :, None], wanted, path)
+    if image.mode == "P":  # convert("RGB") alone would warn about a transparency
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    hidden = None
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") and (image.mode, wanted.count) != ("RGBA", 4):
+        hidden = np.asarray(image.getchannel("A")) == 0
+        image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
+    if image.mode not in ("RGB", "L", "RGBA"):
+        image = image.convert("RGB")
+    if wanted != COLOUR:
+        if wide:
+            raise DeployError(f"image {path}: got 16-bit colour, which Pillow cuts to 8 bit; write it as a TIFF")
         values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise DeployError(
-                f"image {path}: got values {values.min()}..{values.max()}, expected 16 bit; scale it first"
-            )
-        return np.repeat(_TO_8_BIT[values][:, :, None], 3, axis=2)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # convert("RGB") alone would warn about the transparency
+        found = picture_of(values[:, :, None] if values.ndim == 2 else values, wanted, path)
+        return replace(found, hidden=hidden if hidden is not None and hidden.any() else None)
     if image.mode != "RGB":
         image = image.convert("RGB")
-    elif _is_shared(image):
-        return shared_pixels(image)
-    return np.asarray(image)
+    pixels = shared_pixels(image) if _is_shared(image) else np.asarray(image)
+    note = too_dark(256 * int(pixels.max()) + 255, path) if wide and pixels.any() else ""
+    return Picture(pixels, hidden if hidden is not None and hidden.any() else None, note)
+
+
+def _swapped(read: tuple[NDArray[Any], float | None], wanted: Pixels, path: Path) -> tuple[Any, ...]:
+    return read[0], wanted, path, read[1]
 
 
 def read_labels(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
@@ -67,7 +104,7 @@ def read_labels(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
 
     Raises DeployError on colours, on labels above 255, and on JPEG, whose losses would change the labels.
     """
-    image = _decode(path, max_pixels, upright=False)
+    image, _ = _decode(path, max_pixels, upright=False)
     if image.format in ("JPEG", "MPO"):
         raise DeployError(f"labels {path}: got a JPEG, which does not keep labels exactly; expected a PNG")
     if image.mode.startswith("I"):
@@ -88,7 +125,7 @@ def read_label_colours(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
 
     Raises DeployError on 16 bit, and on JPEG, whose losses would change the colours.
     """
-    image = _decode(path, max_pixels, upright=False)
+    image, _ = _decode(path, max_pixels, upright=False)
     if image.format in ("JPEG", "MPO"):
         raise DeployError(f"labels {path}: got a JPEG, which does not keep colours exactly; expected a PNG")
     if image.mode not in ("RGB", "RGBA", "P", "L", "LA", "1"):
@@ -96,9 +133,13 @@ def read_label_colours(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
     return np.asarray(image.convert("RGBA").convert("RGB"))
 
 
-def _decode(path: Path, max_pixels: int, *, upright: bool) -> Image.Image:
-    """The first frame, decoded, `upright` if asked; every way in which a file can be bad becomes a DeployError."""
+def _decode(path: Path, max_pixels: int, *, upright: bool) -> tuple[Image.Image, bool]:
+    """The first frame, decoded, `upright` if asked, and whether it is a colour image of 16 bit.
+
+    Every way in which a file can be bad becomes a DeployError.
+    """
     try:
+        _refuse_cut(path)
         with _own_terms(), Image.open(path, formats=_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
@@ -106,14 +147,14 @@ def _decode(path: Path, max_pixels: int, *, upright: bool) -> Image.Image:
                     f"image {path}: got {width}x{height}, more than {max_pixels} pixels; "
                     "if that is no accident, raise --max-pixels"
                 )
+            wide = image.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in image.tile)
             with one_block() if _is_shared(image) else nullcontext():
                 image.load()
                 if upright:
                     ImageOps.exif_transpose(image, in_place=True)
-            return image
+            return image, wide
     except UnidentifiedImageError as error:
-        got = "not an image, or of an unknown format" if path.stat().st_size else "an empty file"
-        raise DeployError(f"image {path}: {got}; expected PNG, JPEG, TIFF, WebP or BMP") from error
+        raise _unknown(path) from error
     except MemoryError as error:
         raise DeployError(f"image {path}: not enough memory to decode it; cut it into parts") from error
     except _DAMAGED as error:
@@ -123,6 +164,25 @@ def _decode(path: Path, max_pixels: int, *, upright: bool) -> Image.Image:
 def _is_shared(image: Image.Image) -> bool:
     """Large enough that a copy hurts; Pillow's single blocks end at 2 GB, and larger images are copied again."""
     return image.mode == "RGB" and SHARED_FROM <= image.width * image.height < 2**31 // 4
+
+
+def _refuse_cut(path: Path) -> None:
+    """Raises DeployError on a JPEG 2000 without its end, which decodes into something else, without complaint."""
+    if path.suffix.lower() in _JPEG_2000:
+        with open(path, "rb") as file:
+            file.seek(-min(path.stat().st_size, 2), os.SEEK_END)
+            if file.read() != b"\xff\xd9":
+                raise DeployError(f"image {path}: damaged or incomplete (a JPEG 2000 without its end)")
+
+
+def _unknown(path: Path) -> DeployError:
+    refuse_pointer(path, "image")
+    if path.suffix.lower() in HEIF:
+        return DeployError(
+            f"image {path}: got HEIC, which Pillow reads with pillow-heif; pip install 'edgeseg[images]'"
+        )
+    got = "not an image, or of an unknown format" if path.stat().st_size else "an empty file"
+    return _UnknownError(f"image {path}: {got}; expected PNG, JPEG, TIFF, WebP, AVIF, JPEG 2000, GIF or BMP")
 
 
 def _unreadable(path: Path, error: Exception) -> DeployError:
@@ -135,6 +195,15 @@ def _unreadable(path: Path, error: Exception) -> DeployError:
     return DeployError(f"image {path}: damaged or incomplete ({' '.join(str(error).split())[:120]})")
 
 
+@cache
+def _register_heif() -> None:
+    """HEIC, where the extra that reads it is installed."""
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
 @contextmanager
 def _own_terms() -> Iterator[None]:
     """Set Pillow's process-wide switches for one image, and set them back.
@@ -144,6 +213,9 @@ def _own_terms() -> Iterator[None]:
     """
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        _register_heif()
+        if not _log.handlers:
+            _log.addHandler(logging.NullHandler())  # else logging's last resort prints them
         before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
         try:

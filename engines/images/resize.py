@@ -39,13 +39,18 @@ def sized(image: UInt8, spec: ModelSpec, tiling: Tiling) -> UInt8:
 
 
 def resample(image: UInt8, size: tuple[int, int], name: str, threads: int = 0) -> UInt8:
-    """(H, W, 3) uint8 -> (*size, 3) by the filter `name`, one of `engines.spec.FILTERS`; the same array if it fits.
+    """(H, W, C) uint8 -> (*size, C) by the filter `name`, one of `engines.spec.FILTERS`; the same array if it fits.
 
     ``opencv-bilinear`` takes the two nearest pixels along each axis (half-pixel centres); Pillow's average where they
     shrink.  threads: of the former; 0 means all cores of this process.  Raises DeployError.
     """
     if image.shape[:2] == size:
         return image
+    channels = image.shape[2]
+    if channels != 3:  # three at a time
+        full = np.concatenate([image, np.zeros((*image.shape[:2], -channels % 3), np.uint8)], 2)
+        parts = [resample(full[:, :, first : first + 3], size, name, threads) for first in range(0, channels, 3)]
+        return np.concatenate(parts, 2)[:, :, :channels]
     if name != OPENCV:
         if name not in FILTERS:
             raise DeployError(f"resize: got the filter {name!r}, expected one of {', '.join(FILTERS)}")

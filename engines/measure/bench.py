@@ -166,7 +166,7 @@ def bench(bundle: Path, image: UInt8 | None, size: tuple[int, int] | None, round
     manifest = open_bundle(bundle).manifest
     if image is None:
         height, width = size or (manifest.tiling.window_h, manifest.tiling.window_w)
-        image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        image = np.random.default_rng(0).integers(0, 256, (height, width, len(manifest.spec.mean)), np.uint8)
     with (
         Worker(bundle, threads, host_code) as worker,
         tqdm(total=rounds, unit="round", disable=None, leave=False) as bar,

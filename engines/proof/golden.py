@@ -27,7 +27,7 @@ GRID = 64  # logits are kept at no more than this many points a side: 311 KB a w
 
 @dataclass(frozen=True)
 class Golden:
-    """image: (H, W, 3) uint8 RGB, cut into M windows by the bundle's tiling.
+    """image: (H, W, C) uint8, cut into M windows by the bundle's tiling.
 
     logits: (M, K, gh, gw) float32, every `step`-th value along both axes of the reference's output.
     labels: (H, W) uint8, the reference's mask: logits resized to the window, averaged, then argmax.
@@ -71,7 +71,7 @@ class Golden:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as data:
                 return cls(
-                    _array(data["image"], np.uint8, (None, None, 3)),
+                    _array(data["image"], np.uint8, (None, None, None)),
                     logits=_array(data["logits"], np.float32, (None,) * 4),
                     step=int(data["step"]),
                     labels=_array(data["labels"], np.uint8, data["image"].shape[:2]),
@@ -125,7 +125,7 @@ def _array(array: NDArray[Any], dtype: type, shape: tuple[int | None, ...]) -> A
 
 
 def windows_of(image: UInt8, spec: ModelSpec, tiling: Tiling) -> list[Float32]:
-    """The network inputs (1, 3, h, w) of all windows of `image`, row by row."""
+    """The network inputs (1, C, h, w) of all windows of `image`, row by row."""
     size = (tiling.window_h, tiling.window_w)
     tops, lefts = tiling.placements(*image.shape[:2])
     return [

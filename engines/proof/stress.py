@@ -29,7 +29,7 @@ MIN_LABELS = 0.99  # of decided ones on those: the network was trained for none 
 
 
 def stress_images(image: UInt8, height: int, width: int) -> list[UInt8]:
-    """An image of one window for each of NAMES, (height, width, 3) uint8, made from the first window of `image`.
+    """An image of one window for each of NAMES, (height, width, C) uint8, made from the first window of `image`.
 
     The first, the mosaic, shows a part of each of the others.
     """
@@ -38,7 +38,7 @@ def stress_images(image: UInt8, height: int, width: int) -> list[UInt8]:
     full = np.pad(image, rest, "symmetric")  # not the runtime's padding: all of the window is to be under stress
     noise = np.random.default_rng(0).integers(0, 256, full.shape, np.uint8)
     rows, columns = np.indices((height, width))
-    board = np.repeat((((rows // 8 + columns // 8) & 1) * 255).astype(np.uint8)[:, :, None], 3, 2)
+    board = np.repeat((((rows // 8 + columns // 8) & 1) * 255).astype(np.uint8)[:, :, None], full.shape[2], 2)
     made = [
         np.minimum(full.astype(np.uint16) * 2, 255).astype(np.uint8),
         full // 4,
@@ -53,7 +53,7 @@ def stress_images(image: UInt8, height: int, width: int) -> list[UInt8]:
 
 
 def stress_windows(image: UInt8, spec: ModelSpec, tiling: Tiling) -> list[Float32]:
-    """The network inputs (1, 3, h, w) of `stress_images`."""
+    """The network inputs (1, C, h, w) of `stress_images`."""
     size = (tiling.window_h, tiling.window_w)
     return [
         core.gather(each, 0, 0, size, spec.mean, spec.std, order=spec.order, padding=tiling.padding)[None]

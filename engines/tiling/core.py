@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engines.contract import UInt8
 from engines.errors import DeployError, NotFiniteError
 from engines.machine.limits import cores
-from engines.spec import THRESHOLD, cut_of
+from engines.spec import MAX_BANDS, THRESHOLD, cut_of
 from engines.tiling.placement import BLENDS, PADDINGS
 
 Float32 = NDArray[np.float32]
@@ -49,28 +49,28 @@ def gather(
     window: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
-    order: Sequence[int] = (0, 1, 2),
+    order: Sequence[int] = (),
     padding: str = "zero",
     out: Float32 | None = None,
     threads: int = 0,
 ) -> Float32:
-    """The window at (top, left) as a network input: (3, h, w) float32, (pixel - mean) / std.
+    """The window at (top, left) as a network input: (C, h, w) float32, (pixel - mean) / std.
 
-    image: (H, W, 3) uint8, any strides.  mean, std: by *output* channel, on the 0..255 scale.
-    order: image channel of each output channel, (2, 1, 0) for a BGR network.
+    image: (H, W, C) uint8, any strides, 1 to 64 channels.  mean, std: by *output* channel, on the 0..255 scale.
+    order: image channel of each output channel, (2, 1, 0) for a BGR network; () as they are.
     padding: beyond the image, which a window may reach only where the image is smaller: zero, edge or reflect.
-    out: C-contiguous (3, h, w) float32 to write to.  threads: 0 means all cores of this process.
+    out: C-contiguous (C, h, w) float32 to write to.  threads: 0 means all cores of this process.
     Raises DeployError when a shape, a dtype or the place of the window is wrong.
     """
-    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise DeployError(f"gather: got an image {_describe(image)}, expected (H, W, 3) uint8")
+    channels = len(mean)
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != channels or image.dtype != np.uint8:
+        raise DeployError(f"gather: got an image {_describe(image)}, expected (H, W, {channels}) uint8")
     if padding not in PADDINGS:
         raise DeployError(f"gather: got padding {padding!r}, expected one of {', '.join(PADDINGS)}")
-    if sorted(order) not in ([0, 1, 2],):
-        raise DeployError(f"gather: got channel order {tuple(order)}, expected a permutation of (0, 1, 2)")
+    order = check_order(order, channels)
     top, left, height, width = _integers("gather: top, left and window", (top, left, *window), 4)
     scale, bias = normalisation(mean, std)
-    window, shape = (height, width), (3, height, width)
+    window, shape = (height, width), (channels, height, width)
     for axis, start, size, length in (
         ("row", top, window[0], image.shape[0]),
         ("column", left, window[1], image.shape[1]),
@@ -86,7 +86,7 @@ def gather(
         raise DeployError(f"gather: got out {_describe(out)}, expected a writeable, C-contiguous {shape} float32")
     status = library().tile_gather(
         image.ctypes.data, image.shape[0], image.shape[1], *image.strides, top, left, *window,
-        _floats(scale), _floats(bias), (ctypes.c_int32 * 3)(*order), PADDINGS.index(padding),
+        _floats(scale), _floats(bias), (ctypes.c_int32 * channels)(*order), channels, PADDINGS.index(padding),
         out.ctypes.data, threads_of(threads),
     )  # fmt: skip
     check("gather", status)
@@ -213,12 +213,12 @@ def library() -> ctypes.CDLL:
         lib = ctypes.CDLL(str(found[0]))
     except OSError as error:
         raise DeployError(f"tiling core: cannot load {found[0].name}: {error}; run: pip install -e .") from error
-    if not hasattr(lib, "views_merge"):
+    if not hasattr(lib, "tile_max_bands"):
         raise DeployError(f"tiling core: {found[0].name} is of an older version; run: pip install -e .")
     pointer, int32, stride = ctypes.c_void_p, ctypes.c_int32, ctypes.c_ssize_t
     lib.tile_gather.argtypes = [
         pointer, int32, int32, stride, stride, stride, int32, int32, int32, int32, pointer, pointer, pointer, int32,
-        pointer, int32,
+        int32, pointer, int32,
     ]  # fmt: skip
     lib.tile_stitch_workspace.argtypes = [pointer, int32]
     lib.tile_stitch_workspace.restype = ctypes.c_size_t
@@ -276,12 +276,20 @@ def _output(array: Any, shape: tuple[int, int], dtype: type, name: str) -> Any:
     return array
 
 
+def check_order(order: Sequence[int], channels: int) -> tuple[int, ...]:
+    """The channel that each plane takes.  Raises DeployError."""
+    order = tuple(order) or tuple(range(channels))
+    if sorted(order) != list(range(channels)):
+        raise DeployError(f"gather: got channel order {order}, expected a permutation of {tuple(range(channels))}")
+    return order
+
+
 def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Float32, Float32]:
     """scale = 1 / std and bias = -mean / std, rounded once."""
     average, deviation = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-    shaped = average.shape == (3,) and deviation.shape == (3,)
+    shaped = average.ndim == 1 and 1 <= average.size <= MAX_BANDS and deviation.shape == average.shape
     if not shaped or not np.isfinite((average, deviation)).all() or deviation.min() <= 0:
-        raise DeployError(f"gather: got mean {mean} and std {std}, expected three numbers each, std above 0")
+        raise DeployError(f"gather: got mean {mean} and std {std}, expected a number for each channel, std above 0")
     return (1 / deviation).astype(np.float32), (-average / deviation).astype(np.float32)
 
 

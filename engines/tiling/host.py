@@ -29,7 +29,7 @@ class HostDevice:
         self.session, self.spec, self.tiling, self.threads, self.batch = session, spec, tiling, threads, batch
         self.size = (tiling.window_h, tiling.window_w)
         self.weights = core.blend_weights(tiling.blend, *self.size)
-        self.windows = np.zeros((batch, 3, *self.size), np.float32)
+        self.windows = np.zeros((batch, len(spec.mean), *self.size), np.float32)
         self.timings = Timings()
         self.on_window: Callable[[int, int], None] | None = None
 

@@ -35,7 +35,7 @@ def _first(device: Device, image: UInt8, rows: Sequence[WindowRow]) -> str | Non
     """The first such window of `rows`, in words; None where there is none."""
     spec, tiling = device.spec, device.tiling
     size = (tiling.window_h, tiling.window_w)
-    windows = np.zeros((device.batch, 3, *size), np.float32)
+    windows = np.zeros((device.batch, len(spec.mean), *size), np.float32)
     for row in rows:
         for column, left in enumerate(row.lefts):
             core.gather(

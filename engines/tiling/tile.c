@@ -26,10 +26,10 @@ typedef struct {
     int32_t height, width;
     ptrdiff_t stride_y, stride_x, stride_c; /* bytes, may be negative */
     int32_t top, left, window_h, window_w;
-    float scale[3], bias[3];
-    int32_t order[3]; /* image channel of each output plane */
-    int32_t padding;
-    float *out; /* (3, window_h, window_w) */
+    const float *scale, *bias;
+    const int32_t *order; /* image channel of each output plane */
+    int32_t channels, padding;
+    float *out; /* (channels, window_h, window_w) */
 } tile_gather_args;
 
 TILE_CLONES
@@ -43,6 +43,9 @@ static void tile_gather_row(const tile_gather_args *a, const uint8_t *row, int32
     } else if (a->stride_x == 4) { /* Pillow's own pixels, see shared_pixels.py */
         for (int32_t x = 0; x < inside; x++)
             out[x] = tile_normalise(p[4 * (ptrdiff_t)x], scale, bias);
+    } else if (a->stride_x == 1) { /* one grey channel, or channels each in a plane of its own */
+        for (int32_t x = 0; x < inside; x++)
+            out[x] = tile_normalise(p[x], scale, bias);
     } else {
         for (int32_t x = 0; x < inside; x++)
             out[x] = tile_normalise(p[x * a->stride_x], scale, bias);
@@ -56,7 +59,7 @@ static int tile_gather_rows(void *arg, int32_t begin, int32_t end, int32_t threa
     int32_t inside = a->width - a->left < a->window_w ? a->width - a->left : a->window_w;
     for (int32_t y = begin; y < end; y++) {
         int32_t from = tile_pad_index(a->top + y, a->height, a->padding);
-        for (int32_t c = 0; c < 3; c++) {
+        for (int32_t c = 0; c < a->channels; c++) {
             float *out = a->out + ((size_t)c * (size_t)a->window_h + (size_t)y) * (size_t)a->window_w;
             if (from < 0) {
                 memset(out, 0, (size_t)a->window_w * sizeof *out);
@@ -72,22 +75,23 @@ static int tile_gather_rows(void *arg, int32_t begin, int32_t end, int32_t threa
     return TILE_OK;
 }
 
-/* Fills out (3, window_h, window_w) float32 from the window at (top, left) of an image (height, width, 3) uint8.
+/* Fills out (channels, window_h, window_w) float32 from the window at (top, left) of an image (height, width, channels)
+ * uint8.  scale, bias, order: of each output plane.
  * Beyond the image, which a window may only reach at the bottom and right with top = left = 0, `padding` decides. */
 int tile_gather(const uint8_t *image, int32_t height, int32_t width, ptrdiff_t stride_y, ptrdiff_t stride_x,
                 ptrdiff_t stride_c, int32_t top, int32_t left, int32_t window_h, int32_t window_w, const float *scale,
-                const float *bias, const int32_t *order, int32_t padding, float *out, int32_t threads)
+                const float *bias, const int32_t *order, int32_t channels, int32_t padding, float *out, int32_t threads)
 {
     if (height < 1 || width < 1 || window_h < 1 || window_w < 1 || top < 0 || left < 0 || top >= height ||
-        left >= width || threads < 1 || threads > TILE_MAX_THREADS || padding < 0 || padding > TILE_PAD_REFLECT)
+        left >= width || threads < 1 || threads > TILE_MAX_THREADS || padding < 0 || padding > TILE_PAD_REFLECT || channels < 1 ||
+        channels > TILE_MAX_BANDS)
         return TILE_E_ARGUMENT;
     if ((top > 0 && top + window_h > height) || (left > 0 && left + window_w > width))
         return TILE_E_ARGUMENT;
     tile_gather_args a = {image, height, width, stride_y, stride_x, stride_c, top, left, window_h, window_w,
-                          {scale[0], scale[1], scale[2]}, {bias[0], bias[1], bias[2]}, {order[0], order[1], order[2]},
-                          padding, out};
-    for (int c = 0; c < 3; c++)
-        if (order[c] < 0 || order[c] > 2)
+                          scale, bias, order, channels, padding, out};
+    for (int32_t c = 0; c < channels; c++)
+        if (order[c] < 0 || order[c] >= channels)
             return TILE_E_ARGUMENT;
     return tile_parallel(tile_gather_rows, &a, 0, window_h, threads);
 }
@@ -224,3 +228,5 @@ int tile_stitch(const tile_plan *plan, const float *const *logits, const int32_t
 }
 
 const char *tile_build_info(void) { return TILE_ISA; }
+
+int32_t tile_max_bands(void) { return TILE_MAX_BANDS; }

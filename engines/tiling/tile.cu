@@ -20,8 +20,10 @@
 #else
 #define TILE_GATHER_BLOCKS 6
 #endif
-TILE_KERNEL(tile_gather_f32, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_gather<float>)
-TILE_KERNEL(tile_gather_f16, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_gather<tile_half>)
+TILE_KERNEL(tile_gather_f32, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_gather<float, true>)
+TILE_KERNEL(tile_gather_f16, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_gather<tile_half, true>)
+TILE_KERNEL(tile_gather_bands_f32, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_gather<float, false>)
+TILE_KERNEL(tile_gather_bands_f16, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_gather<tile_half, false>)
 
 #define TILE_STITCH(way, suffix, blocks, sure, T, ...) \
     TILE_KERNEL(tile_stitch_##way##_##suffix, tile_stitch_launch, 128, blocks, tile_stitch<T, __VA_ARGS__, TILE_LABELS>) \

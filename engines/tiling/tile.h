@@ -25,16 +25,17 @@ enum { TILE_PAD_ZERO = 0, TILE_PAD_EDGE = 1, TILE_PAD_REFLECT = 2 };
 /* ---- what the kernels of tile.cu take; engines/gpu/kernels.py writes the same layouts -------------------------- */
 
 #define TILE_MAX_LEFTS 64 /* windows of one gather */
+#define TILE_MAX_BANDS 64 /* channels of an image: engines/spec.py, MAX_BANDS */
 
 /* One row of windows, out of an image of which the rows from first_row on lie at `image`.  Strides in bytes.
  * plane, scale, bias: by channel of the image: the plane of a window that it becomes, and its normalisation. */
 typedef struct {
     const uint8_t *image;
-    void *out; /* (windows, 3, window_h, window_w), float or half */
+    void *out; /* (windows, channels, window_h, window_w), float or half */
     int64_t stride_y, stride_x, stride_c;
-    int32_t plane[3];
-    float scale[3], bias[3];
-    int32_t height, width, first_row, top, window_h, window_w, padding, windows;
+    int32_t plane[TILE_MAX_BANDS];
+    float scale[TILE_MAX_BANDS], bias[TILE_MAX_BANDS];
+    int32_t channels, height, width, first_row, top, window_h, window_w, padding, windows;
     int32_t lefts[TILE_MAX_LEFTS];
 } tile_gather_launch;
 

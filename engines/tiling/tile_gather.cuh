@@ -1,7 +1,7 @@
-/* gather on a GPU: a thread makes 4 pixels of one row, in all 3 planes.
+/* gather on a GPU: a thread makes 4 pixels of one row, in all planes.
  *
- * A warp reads 384 contiguous bytes as three words a lane and writes three runs of 512 (fp16: 256) bytes.  Where a
- * window does not start at a word, four words are read and shifted: never a word outside the image's row. */
+ * Of three channels a warp reads 384 contiguous bytes as three words a lane and writes three runs of 512 (fp16: 256)
+ * bytes.  Where a window does not start at a word, four words are read and shifted: never a word outside the image's row. */
 #ifndef EDGESEG_TILE_GATHER_CUH
 #define EDGESEG_TILE_GATHER_CUH
 
@@ -81,14 +81,48 @@ TILE_DEVICE void tile_gather4(const tile_gather_launch &a, int32_t left, int32_t
     }
 }
 
-template <typename T> TILE_DEVICE void tile_gather(const tile_gather_launch &a)
+/* The same of any number of channels, one after another: bytes are read one by one. */
+template <typename T>
+TILE_DEVICE void tile_gather4_bands(const tile_gather_launch &a, int32_t left, int32_t x, int32_t y)
+{
+    int32_t from = tile_pad_index(a.top + y, a.height, a.padding), n = tile_min(4, a.window_w - x), column[4];
+    const uint8_t *row = a.image + (int64_t)(from - a.first_row) * a.stride_y;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        column[i] = from < 0 || i >= n ? -1 : tile_pad_index(left + x + i, a.width, a.padding);
+    T *out = static_cast<T *>(a.out) + (size_t)y * (size_t)a.window_w + x;
+    size_t plane = (size_t)a.window_h * (size_t)a.window_w;
+    bool whole = n == 4 && a.window_w % 4 == 0 && tile_aligned(a.out, 4 * sizeof(T));
+    for (int32_t c = 0; c < a.channels; c++) {
+        T *p = out + (size_t)((int32_t)blockIdx.z * a.channels + a.plane[c]) * plane;
+        float v[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            v[i] = column[i] < 0 ? 0.0f
+                                 : tile_normalise(row[column[i] * a.stride_x + c * a.stride_c], a.scale[c], a.bias[c]);
+        if (whole)
+            tile_store4(p, v);
+        else {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (i < n)
+                    tile_store(p + i, v[i]);
+        }
+    }
+}
+
+/* three: whether the image has three channels, which are read as words. */
+template <typename T, bool three> TILE_DEVICE void tile_gather(const tile_gather_launch &a)
 {
     int32_t x = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x) * 4;
     if (x >= a.window_w)
         return;
     int32_t left = a.lefts[blockIdx.z];
     for (int32_t y = (int32_t)(blockIdx.y * blockDim.y + threadIdx.y); y < a.window_h; y += gridDim.y * blockDim.y)
-        tile_gather4<T>(a, left, x, y);
+        if (three)
+            tile_gather4<T>(a, left, x, y);
+        else
+            tile_gather4_bands<T>(a, left, x, y);
 }
 
 #endif

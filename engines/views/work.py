@@ -51,7 +51,7 @@ class ViewWork:
         self._times, self._timings, self._tiling = times, timings, inner.tiling
         self._window = (inner.tiling.window_h, inner.tiling.window_w)
         self._weights = core.blend_weights(inner.tiling.blend, *self._window)
-        self._batch = np.zeros((inner.batch, 3, *self._window), np.float32)
+        self._batch = np.zeros((inner.batch, len(inner.spec.mean), *self._window), np.float32)
         self._seen: dict[tuple[int, int], UInt8] = {}  # resized images by their size, while windows of them are to come
         self._logits = (0, 0, 0)  # (K, h, w) of a window
         self._store: Store | None = None

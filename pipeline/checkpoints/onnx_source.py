@@ -42,6 +42,9 @@ class OnnxSource:
         said = self.given.remarks
         if self.given.pixels is not None and self.normalised:
             said = (*said, f"it normalises pixels of 0..{self.given.pixels:g} itself: none is done before")
+        channels = self.given.original.face.channels
+        if self.given.pixels is None and channels != 3 and self.normalised:
+            said = (*said, f"{channels} band(s), passed on as 0..1; --mean and --std of the training say better")
         ending = self.given.ending
         return said if ending is None else (*said, f"ending: {ending.what}")
 
@@ -84,7 +87,8 @@ def load_onnx(path: Path, window: tuple[int, int], output: str | None = None) ->
         "onnx", path.stem, names, palette_for(names), logits_stride=max(1, round(window[0] / height)), source="onnx",
         source_sha256=file_sha256(path), threshold=None if given.ending is None else given.ending.threshold,
     )  # fmt: skip
-    if given.pixels is not None:
-        scale = 255.0 / given.pixels
-        spec = replace(spec, mean=(0.0, 0.0, 0.0), std=(scale, scale, scale))
+    channels = given.original.face.channels
+    if given.pixels is not None or channels != len(spec.mean):
+        scale = 255.0 / (given.pixels or 1.0)  # of bands nobody knows the mean: 0..1, as they are
+        spec = replace(spec, mean=(0.0,) * channels, std=(scale,) * channels)
     return OnnxSource(given, spec)

@@ -30,16 +30,19 @@ class SourceOptions:
     arguments: that a factory is called with.  classes: a data set's name or a text file with one class a line.
     mean, std: on the 0..255 scale.
     threshold: of a network with one channel, see `ModelSpec`.  output_name: of an .onnx with several.
+    bands, scale: see `engines.spec.Pixels`.
     """
 
     weights: Path | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     classes: str | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     bgr: bool = False
     threshold: float | None = None
     output_name: str | None = None
+    bands: tuple[int, ...] | None = None
+    scale: tuple[float, float] | None = None
 
 
 class Source(Protocol):
@@ -153,8 +156,16 @@ def _override(spec: ModelSpec, options: SourceOptions) -> ModelSpec:
         spec = replace(spec, classes=names, palette=palette)
     spec = spec.at_threshold(options.threshold)
     _check_scale(options)
-    order = "BGR" if options.bgr else spec.channel_order
-    return replace(spec, mean=options.mean or spec.mean, std=options.std or spec.std, channel_order=order)
+    for name, given in (("--mean", options.mean), ("--std", options.std), ("--bands", options.bands)):
+        if given is not None and len(given) != len(spec.mean):
+            raise DeployError(
+                f"{name} {','.join(f'{value:g}' for value in given)}: got {len(given)}, expected {len(spec.mean)}, one "
+                "for each channel that the network takes"
+            )
+    return replace(
+        spec, mean=options.mean or spec.mean, std=options.std or spec.std, bands=options.bands or spec.bands,
+        scale=options.scale or spec.scale, channel_order="BGR" if options.bgr else spec.channel_order,
+    )  # fmt: skip
 
 
 def _check_scale(options: SourceOptions) -> None:
@@ -182,5 +193,5 @@ def _classes(name: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ..
     return names, palette_for(names)
 
 
-def _triple(values: tuple[float, float, float]) -> str:
+def _triple(values: tuple[float, ...]) -> str:
     return "/".join(f"{v:g}" for v in values)

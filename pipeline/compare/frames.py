@@ -31,7 +31,7 @@ class Frames:
     """
 
     def __init__(self, dataset: Dataset, spec: ModelSpec, max_pixels: int = MAX_PIXELS) -> None:
-        self._max_pixels = max_pixels
+        self._max_pixels, self._pixels = max_pixels, spec.pixels
         self._dataset = dataset
         self._map = dataset.label_map or LabelMap()
         self.labelled = any(sample.label is not None for sample in dataset.samples)
@@ -50,7 +50,7 @@ class Frames:
 
     def __getitem__(self, index: int) -> Frame:
         sample = self._dataset.samples[index]
-        image = read_image(sample.image, self._max_pixels)
+        image = read_image(sample.image, self._max_pixels, self._pixels)
         truth = self._dataset.labels(sample, image.shape[:2]) if self.labelled else None
         if self._map.image_size is not None:
             image = resize_image(image, self._map.image_size)

@@ -23,6 +23,7 @@ from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.images.read import MAX_PIXELS
 from engines.measure.bench import settings
+from engines.spec import Pixels
 from engines.views.views import ImageViews
 from pipeline.build import build_bundle
 from pipeline.checkpoints.processor import announce_resize
@@ -99,7 +100,7 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         )
         division = _division(request)
         announce(division, log)
-        ranges, chosen = _calibration(request, division, _Steps("calibrate", log))
+        ranges, chosen = _calibration(request, division, spec.pixels, _Steps("calibrate", log))
         seen = chosen.seen if chosen is not None else () if ranges is None else ranges.photographs
         decided = division.selection if division is not None and "auto" in request.precisions else ()
         dataset, unseen = not_seen(dataset, seen, decided, log)
@@ -172,13 +173,13 @@ def _wanted(request: CompareRequest, folder: Path) -> CalibrateRequest:
 
 
 def _calibration(
-    request: CompareRequest, division: Split | None, log: Log
+    request: CompareRequest, division: Split | None, wanted: Pixels, log: Log
 ) -> tuple[Ranges | None, CalibrationSet | None]:
     """Ranges that were given, or the windows to measure them on, which fp32 has no use for.  Raises DeployError."""
     if division is not None and set(request.precisions) == {"fp32"}:
         return None, None
     if division is not None:
-        return None, draw(_wanted(request, request.build.output), log, division)
+        return None, draw(_wanted(request, request.build.output), log, wanted, division)
     return (None if request.calib is None else Ranges.load(request.calib)), None
 
 

@@ -27,6 +27,7 @@ from engines.images.resize import resize_image, resize_labels
 from engines.measure.bench import Stats, Timing
 from engines.measure.worker import FrameTimes
 from engines.segmenter import Segmenter
+from engines.spec import COLOUR, Pixels
 from engines.tiling.device import PARTS
 from engines.views.views import ImageViews
 from pipeline.evaluation.metrics import Confusion, Scores
@@ -86,26 +87,36 @@ class Evaluation:
 
 
 def score(
-    segment: Callable[[UInt8], UInt8], dataset: Dataset, model_classes: tuple[str, ...], max_pixels: int = MAX_PIXELS
+    segment: Callable[[UInt8], UInt8],
+    dataset: Dataset,
+    model_classes: tuple[str, ...],
+    max_pixels: int = MAX_PIXELS,
+    wanted: Pixels = COLOUR,
 ) -> Scores:
-    """Score `segment`, a function from an image (H, W, 3) uint8 to labels (H, W) uint8, on every image of `dataset`.
+    """Score `segment`, a function from an image (H, W, C) uint8 to labels (H, W) uint8, on every image of `dataset`.
+
+    wanted: what images are read as.
 
     A label map resizes the image first, brings the labels back to the label file's size (nearest) and translates them.
     Raises DeployError on a missing, unreadable or impossible label, and on an unreadable image: a score over part of
     the set would not be the set's.
     """
     confusion = Confusion(len(dataset.classes))
-    for truth, predicted in _pairs(segment, dataset, model_classes, max_pixels):
+    for truth, predicted in _pairs(segment, dataset, model_classes, max_pixels, wanted):
         confusion.update(truth, predicted)
     return confusion.scores(dataset.classes)
 
 
 def areas(
-    segment: Callable[[UInt8], UInt8], dataset: Dataset, model_classes: tuple[str, ...], max_pixels: int = MAX_PIXELS
+    segment: Callable[[UInt8], UInt8],
+    dataset: Dataset,
+    model_classes: tuple[str, ...],
+    max_pixels: int = MAX_PIXELS,
+    wanted: Pixels = COLOUR,
 ) -> NDArray[np.int64]:
     """(N, 3, K) pixels of each image: those hit, predicted and true of each class.  As `score`, which sums them."""
     found = []
-    for truth, predicted in _pairs(segment, dataset, model_classes, max_pixels):
+    for truth, predicted in _pairs(segment, dataset, model_classes, max_pixels, wanted):
         confusion = Confusion(len(dataset.classes))
         confusion.update(truth, predicted)
         found.append(confusion.areas)
@@ -113,7 +124,11 @@ def areas(
 
 
 def _pairs(
-    segment: Callable[[UInt8], UInt8], dataset: Dataset, model_classes: tuple[str, ...], max_pixels: int
+    segment: Callable[[UInt8], UInt8],
+    dataset: Dataset,
+    model_classes: tuple[str, ...],
+    max_pixels: int,
+    wanted: Pixels,
 ) -> Iterator[tuple[UInt8, UInt8]]:
     """(truth, prediction) of every image, in the data set's classes."""
     dataset.require_labels()
@@ -121,7 +136,7 @@ def _pairs(
     table = None if label_map is None else label_map.prediction_table(model_classes)
     size = None if label_map is None else label_map.image_size
     for sample in tqdm(dataset.samples, unit="image", disable=None, leave=False):
-        image = read_image(sample.image, max_pixels)
+        image = read_image(sample.image, max_pixels, wanted)
         truth = dataset.labels(sample, image.shape[:2], max_pixels)
         predicted = resize_labels(segment(image if size is None else resize_image(image, size)), truth.shape)
         yield truth, predicted if table is None else np.take(table, predicted)
@@ -141,7 +156,7 @@ def evaluate(
         frames.append(FrameTimes.of(running.timings, time.perf_counter() - begin))
         return labels
 
-    scores = score(timed, dataset, manifest.spec.classes, max_pixels)
+    scores = score(timed, dataset, manifest.spec.classes, max_pixels, manifest.spec.pixels)
     return Evaluation(
         scores, timing=Timing.of(frames, frames), windows=sum(each.windows for each in frames),
         views=segmenter.views, bundle=_bundle(manifest, folder), versions=_versions(manifest),

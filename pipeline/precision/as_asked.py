@@ -116,7 +116,9 @@ def _viewed(request: BuildRequest, source: Source, division: Split | None) -> li
     """Windows (1, 3, h, w) of some photographs that may be calibrated on."""
     if division is None:
         return []
-    some = draw_from(division.calibration, request.tiling, count=VIEWED, seed=0, max_pixels=request.max_pixels)
+    some = draw_from(
+        division.calibration, request.tiling, count=VIEWED, max_pixels=request.max_pixels, wanted=source.spec.pixels
+    )
     return [window for _, window in some.inputs(source.spec, request.tiling)]
 
 
@@ -145,7 +147,10 @@ def _seen(division: Split | None, request: BuildRequest, source: Source) -> tupl
     if division is None or request.precision not in QUANTISED:
         return ()
     most = LEARNED_ON if request.lowering.rounding == "learned" else JUDGED_ON
-    chosen = draw_from(division.calibration, request.tiling, count=most, seed=1, max_pixels=request.max_pixels)
+    chosen = draw_from(
+        division.calibration, request.tiling, count=most, seed=1, max_pixels=request.max_pixels,
+        wanted=source.spec.pixels,
+    )  # fmt: skip
     return tuple(window for _, window in chosen.inputs(source.spec, request.tiling))
 
 
@@ -205,5 +210,5 @@ def _ranges(
             request.model, (), folder / "ranges.json", request.tiling, threads=request.threads,
             max_pixels=request.max_pixels,
         )  # fmt: skip
-        chosen = draw(wanted, log, division)
+        chosen = draw(wanted, log, source.spec.pixels, division)
         return collect_ranges(graph, chosen, spec=source.spec, request=wanted, log=log, effort=Effort())

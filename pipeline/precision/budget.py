@@ -141,7 +141,9 @@ def _windows(
 ) -> tuple[list[int], list[Float32]]:  # fmt: skip
     """Windows of each of `images` as the network's inputs (1, 3, h, w), and which image each is from."""
     count = max(HELD_OUT, len(images))
-    drawn = draw_from(images, request.tiling, count=count, seed=0, max_pixels=request.max_pixels)
+    drawn = draw_from(
+        images, request.tiling, count=count, max_pixels=request.max_pixels, wanted=source.spec.pixels
+    )  # fmt: skip
     ranks = {each.path: index for index, each in enumerate(drawn.seen)}
     pairs = [(ranks[place.image], window) for place, window in drawn.inputs(source.spec, request.tiling)]
     return [rank for rank, _ in pairs], [window for _, window in pairs]
@@ -170,6 +172,7 @@ def _scored(dataset: Dataset, source: Source, max_pixels: int) -> Panel:
     """mIoU against the labels of a data set."""
 
     def count(segmenter: Segmenter) -> Counts:
-        return areas(lambda image: segmenter.as_built().segment(image).labels, dataset, source.spec.classes, max_pixels)
+        segment, spec = segmenter.as_built().segment, source.spec
+        return areas(lambda image: segment(image).labels, dataset, spec.classes, max_pixels, spec.pixels)
 
     return Panel(len(dataset.samples), count, miou)

@@ -14,7 +14,7 @@ from calib.ranges.windows import CalibrationSet, draw_from
 from engines.contract import Log
 from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS
-from engines.spec import ModelSpec
+from engines.spec import COLOUR, ModelSpec, Pixels
 from engines.tiling.placement import Tiling
 from pipeline.checkpoints.sources import Source, SourceOptions, announce_source, load_source
 from pipeline.graph.export import simplify
@@ -59,10 +59,10 @@ def calibrate(request: CalibrateRequest, log: Log) -> tuple[Ranges, Effort]:
     While it runs, its state lies beside the output; interrupted, the same call continues from there.
     """
     _check(request)
-    chosen = draw(request, log)
     source = load_source(request.model, (request.tiling.window_h, request.tiling.window_w), request.options)
     refuse(source.quantised, "int8", ranges=True)
     announce_source(source, log)
+    chosen = draw(request, log, source.spec.pixels)
     return measure(graph_of(source, request.rewrites), chosen, source.spec, request, log)
 
 
@@ -77,12 +77,13 @@ def measure(
     return ranges, effort
 
 
-def draw(request: CalibrateRequest, log: Log, division: Split | None = None) -> CalibrationSet:
-    """The windows that `request` asks for; given a division of its data set, from what is not held out."""
+def draw(request: CalibrateRequest, log: Log, wanted: Pixels = COLOUR, division: Split | None = None) -> CalibrationSet:
+    """The windows that `request` asks for, of images read as `wanted`; given a division, from what is not held out."""
     images, notes = photographs(request.dataset) if division is None else (division.calibration, [])
     chosen = draw_from(
-        images, request.tiling, count=request.windows, seed=request.seed, max_pixels=request.max_pixels, notes=notes
-    )
+        images, request.tiling, count=request.windows, seed=request.seed, max_pixels=request.max_pixels, notes=notes,
+        wanted=wanted,
+    )  # fmt: skip
     log("dataset", f"{len(chosen.paths)} image(s), sha256 {chosen.sha256[:12]}")
     log("windows", f"{len(chosen.places)} from {chosen.images} image(s), seed {request.seed}")
     for note in chosen.notes:

@@ -17,7 +17,7 @@ from engines.gpu.compile import SOURCE, compile_kernels, find_nvccs
 from engines.tiling.tail import PADDED
 
 KERNELS = (
-    [f"tile_gather_{suffix}" for suffix in kernels.SUFFIX.values()]
+    [f"tile_gather_{bands}{suffix}" for bands in ("", "bands_") for suffix in kernels.SUFFIX.values()]
     + [
         f"tile_stitch_{way}{kind}_{suffix}"
         for way in ("quarter", "whole", "whole_weighted", "any", "any_weighted")
@@ -29,7 +29,7 @@ KERNELS = (
 # Registers of a thread, of which a multiprocessor has 65536: 4 blocks of 128 threads at work (5 with one row a thread),
 # 3 where confidence or weights keep more.
 REGISTERS = {
-    "gather": 40, "quarter": 128, "whole": 168, "whole_confidence": 168, "whole_threshold": 168,
+    "gather": 40, "gather_bands": 40, "quarter": 128, "whole": 168, "whole_confidence": 168, "whole_threshold": 168,
     "any": 80, "any_confidence": 102, "any_threshold": 102, "tail_8": 102, "tail_16": 102, "tail_24": 102,
     "tail_48": 128, "tail_80": 168, "tail_160": 255,
 }  # fmt: skip

@@ -18,6 +18,7 @@ from engines.contract import packed
 from engines.errors import DeployError
 from engines.gpu import kernels
 from engines.gpu.tail import THREADS, tail
+from engines.spec import MAX_BANDS
 from engines.tiling import core
 from engines.tiling import tail as tails
 from engines.tiling.placement import Tiling
@@ -316,6 +317,8 @@ def test_layouts_are_the_compilers(tmp_path: Path) -> None:
             expected += [field[1], field[0].itemsize]
     lines.append('printf("%d %d %d\\n", TILE_MAX_LEFTS, TILE_STATUS_NOT_FINITE, TILE_STATUS_UNCOVERED);')
     expected += [kernels.MAX_LEFTS, kernels.NOT_FINITE, kernels.UNCOVERED]
+    lines.append('printf("%d\\n", TILE_MAX_BANDS);')
+    expected.append(MAX_BANDS)
     lines.append('printf("%d %d %d\\n", TAIL_MAPS, TAIL_PIXELS, TAIL_CHUNK);')
     expected += [tails.MAPS, tails.PIXELS, tails.CHUNK]
     source = tmp_path / "layout.c"

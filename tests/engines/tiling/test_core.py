@@ -192,6 +192,20 @@ def test_gather_equals_torch_normalisation() -> None:
     np.testing.assert_allclose(core.gather(IMAGE, 0, 0, (50, 70), MEAN, STD), x.numpy(), atol=5e-7)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 13, 64])
+@pytest.mark.parametrize("padding", ["zero", "edge", "reflect"])
+def test_gather_takes_any_number_of_channels(channels: int, padding: str) -> None:
+    rng = np.random.default_rng(channels)
+    image = rng.integers(0, 256, (50, 70, channels), np.uint8)
+    mean, std = rng.uniform(0, 255, channels), rng.uniform(0.1, 99, channels)
+    order = rng.permutation(channels)
+    for view in (image, image[::-1], image[:, :, ::-1], np.asfortranarray(image)):
+        for top, left, window in ((3, 5, (10, 12)), (0, 0, (64, 96))):
+            got = core.gather(view, top, left, window, mean, std, order=order, padding=padding, threads=2)
+            expected = tile_reference.gather(view, top, left, window, mean, std, order=order, padding=padding)
+            np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_gather_writes_into_a_batch() -> None:
     batch = np.full((2, 3, 50, 70), 9, np.float32)
     core.gather(IMAGE, 0, 0, (50, 70), MEAN, STD, out=batch[1])
@@ -311,8 +325,9 @@ def test_any_number_of_windows_may_overlap() -> None:
         ({"padding": "wrap"}, "padding"),
         ({"order": (0, 0, 1)}, "order"),
         ({"std": (1, 0, 1)}, "std above 0"),
-        ({"std": (1, 1), "mean": (0, 0)}, "three numbers each"),
-        ({"mean": (0, np.nan, 0)}, "three numbers each"),
+        ({"std": (1, 1)}, "a number for each channel"),
+        ({"std": (1, 1), "mean": (0, 0)}, r"expected \(H, W, 2\)"),
+        ({"mean": (0, np.nan, 0)}, "a number for each channel"),
         ({"top": 2**32}, "none beyond"),
         ({"top": 0.5}, "expected integers"),
         ({"out": np.zeros((3, 10, 11), np.float32)}, "out"),

@@ -137,7 +137,7 @@ static int check_gather(int height, int width, int window, int top, int left, in
     for (int i = 0; i < 3 * height * width; i++)
         image[i] = (uint8_t)(128 + 127 * uniform());
     float *out = malloc(sizeof(float) * (size_t)(3 * window * window));
-    int bad = tile_gather(image, height, width, 3 * width, 3, 1, top, left, window, window, scale, bias, order, padding,
+    int bad = tile_gather(image, height, width, 3 * width, 3, 1, top, left, window, window, scale, bias, order, 3, padding,
                           out, threads) != TILE_OK;
     for (int c = 0; c < 3 && !bad; c++)
         for (int y = 0; y < window && !bad; y++)

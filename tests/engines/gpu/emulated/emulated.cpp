@@ -125,7 +125,8 @@ struct Tail {
 #define KINDS(kind) NAMED(kind##_f32), NAMED(kind##_f16)
 #define WAYS(way) KINDS(way), KINDS(way##_confidence), KINDS(way##_threshold)
 
-const Gather GATHERS[] = {NAMED(tile_gather_f32), NAMED(tile_gather_f16)};
+const Gather GATHERS[] = {NAMED(tile_gather_f32), NAMED(tile_gather_f16), NAMED(tile_gather_bands_f32),
+                         NAMED(tile_gather_bands_f16)};
 const Stitch STITCHES[] = {WAYS(tile_stitch_quarter), WAYS(tile_stitch_whole), WAYS(tile_stitch_whole_weighted),
                            WAYS(tile_stitch_any), WAYS(tile_stitch_any_weighted)};
 

@@ -71,6 +71,22 @@ def test_every_way_to_tile_equals_the_host(schedule: int, blend: str, padding: s
                     assert same(segmenter.segment(image(*size, seed), True), host.segment(image(*size, seed), True))
 
 
+@pytest.mark.parametrize("bands", [1, 4, 13])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_images_of_any_number_of_bands_equal_the_host(schedule: int, dtype: str, bands: int) -> None:
+    configure(lazy=schedule)
+    engine = Engine(TILING, 2, dtype=dtype, bands=bands)
+    host = on_host(engine, TILING)
+    with opened(engine, TILING) as (segmenter, _, _):
+        for size in ((150, 333), (40, 50)):
+            for seed in range(3):
+                picture = image(*size, seed, bands)
+                assert same(segmenter.segment(picture, True), host.segment(picture, True))
+        strips = list(segmenter.bands(image(150, 333, 0, bands)))
+        labels = np.concatenate([band.labels for band in strips])
+        assert np.array_equal(labels, host.segment(image(150, 333, 0, bands)).labels)
+
+
 @pytest.mark.parametrize("confidence", [False, True])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_one_channel_is_compared_with_its_threshold(schedule: int, dtype: str, confidence: bool) -> None:

@@ -65,26 +65,29 @@ class Engine:
     """Logits that depend on the pixels around each, the same on the host and on the device.
 
     low: (h, w) of the logits.  poison: after so many runs on the device the logits are NaN; -1 never.
-    threshold: None for five channels, or of one.
+    threshold: None for five channels, or of one.  bands: of the images.
     """
 
     def __init__(
         self, tiling: Tiling, batch: int = 1, low: tuple[int, int] | None = None, dtype: str = "fp32",
-        capturable: bool = True, threshold: float | None = None,
+        capturable: bool = True, threshold: float | None = None, bands: int = 3,
     ) -> None:  # fmt: skip
         self.spec = (
             SPEC if threshold is None else replace(SPEC, classes=("it",), palette=((1, 2, 3),), threshold=threshold)
         )
+        if bands != 3:
+            values = tuple(float(50 + band) for band in range(bands))
+            self.spec = replace(self.spec, mean=values, std=values, channel_order="RGB")
         channels = self.spec.channels
         window = (tiling.window_h, tiling.window_w)
         self.low = low or (-(-window[0] // 4), -(-window[1] // 4))
-        self.input = Tensor("image", (batch, 3, *window), dtype)
+        self.input = Tensor("image", (batch, bands, *window), dtype)
         self.output = Tensor("logits", (batch, channels, *self.low), dtype)
         self.capturable, self.poison, self.enqueued = capturable, -1, 0
         self._type = np.dtype(np.float16 if dtype == "fp16" else np.float32)
         self._calls: list[Any] = []  # what the driver may call until the end
         rng = np.random.default_rng(11)
-        self._mix = rng.normal(size=(5, 3)).astype(np.float32)[:channels]
+        self._mix = rng.normal(size=(5, bands)).astype(np.float32)[:channels]
         self._bias = rng.normal(size=5).astype(np.float32)[:channels]
         self._rows = np.linspace(0, window[0] - 1, self.low[0]).astype(int)
         self._columns = np.linspace(0, window[1] - 1, self.low[1]).astype(int)
@@ -130,12 +133,12 @@ def on_host(engine: Engine, tiling: Tiling) -> Segmenter:
     return Segmenter(HostDevice(engine, engine.spec, tiling, 1, engine.input.shape[0]))
 
 
-def image(height: int, width: int, seed: int = 0) -> np.ndarray:
+def image(height: int, width: int, seed: int = 0, bands: int = 3) -> np.ndarray:
     """Smooth, so that neighbouring pixels share a label, with noise."""
     rng = np.random.default_rng((height, width, seed))
     y, x = np.mgrid[:height, :width]
-    waves = [np.sin(y / rng.uniform(5, 40) + x / rng.uniform(5, 40) + rng.uniform(0, 6)) for _ in range(3)]
-    return (127 + 110 * np.stack(waves, 2) + rng.normal(0, 5, (height, width, 3))).clip(0, 255).astype(np.uint8)
+    waves = [np.sin(y / rng.uniform(5, 40) + x / rng.uniform(5, 40) + rng.uniform(0, 6)) for _ in range(bands)]
+    return (127 + 110 * np.stack(waves, 2) + rng.normal(0, 5, (height, width, bands))).clip(0, 255).astype(np.uint8)
 
 
 def same(mask: Mask, right: Mask) -> bool:
