@@ -63,15 +63,17 @@ def build_engine(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     """segment images with a bundle: index PNGs, and overlays and confidences if asked for"""
     from engines.folder_run import RunOptions, run_images
-    from engines.images.inputs import expand
+    from engines.images.inputs import expand, left_out
 
-    images = expand([_photographs(text) for text in args.inputs], args.output, recursive=args.recursive)
+    inputs = [_photographs(text) for text in args.inputs]
+    images = expand(inputs, args.output, recursive=args.recursive)
     with open_segmenter(args.bundle, *_loading(args)) as (segmenter, _):
         options = RunOptions(
             args.overlay, args.confidence, args.max_pixels, bands=args.bands, scale=args.scale,
             keep_nodata=args.keep_nodata,
         )  # fmt: skip
         report = run_images(segmenter, images, args.output, options)
+    report.left_out = left_out(inputs, args.output, recursive=args.recursive)
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
     if report.lost is not None:
         raise GpuLostError(report.lost)
@@ -90,7 +92,10 @@ def evaluate(args: argparse.Namespace) -> int:
         dataset = open_dataset(
             args.dataset, manifest.spec, label_map=mapping, split=args.split, options=label_options(args)
         ).limited(args.limit)
-        _logger(args.json)("data set", str(dataset))
+        log = _logger(args.json)
+        log("data set", str(dataset))
+        if turned := dataset.turned():
+            log("warning", turned)
         if args.output is not None:
             make_folder(args.output)
         result = scoring.evaluate(segmenter, manifest, folder=args.bundle, dataset=dataset, max_pixels=args.max_pixels)

@@ -65,12 +65,15 @@ class ImageReport:
 class RunReport:
     """failed: why, by input.  notes: how images were read, where that is not plain.
 
+    left_out: how many files of the input folders are no images, by ending.
+
     lost: why nothing after the last of `images` could run, or None."""
 
     images: list[ImageReport] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     lost: str | None = None
     notes: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,6 +92,9 @@ class RunReport:
         if self.notes:
             more = f" (and {len(self.notes) - 1} more image(s) likewise)" if len(self.notes) > 1 else ""
             lines.append(f"warning: {self.notes[0]}{more}")
+        if self.left_out:
+            kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in self.left_out.items())
+            lines.append(f"left out of the folders, no images: {kinds}")
         lines += [f"skipped {path}: {error}" for path, error in self.failed.items()]
         return "\n".join(lines)
 

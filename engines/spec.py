@@ -28,11 +28,13 @@ class Pixels:
 
     count: channels, 1 to 64.  bands: which of the file's, counted from 1; () the first, or all.
     scale: the values of the file that become 0 and 255; None takes the whole range of 8 or 16 bit.
+    upright: whether a photograph is turned as its EXIF orientation says.
     """
 
     count: int = 3
     bands: tuple[int, ...] = ()
     scale: tuple[float, float] | None = None
+    upright: bool = True
 
     def __post_init__(self) -> None:
         if self.bands and (len(self.bands) != self.count or min(self.bands) < 1):

@@ -12,7 +12,6 @@ from engines.arguments import groups
 from engines.arguments.values import AUTO
 from engines.contract import TensorRTOptions
 from engines.errors import DeployError
-from engines.images.read import read_image
 from engines.tiling.placement import Tiling
 from engines.tiling.sizes import Resize
 from engines.views.views import ImageViews, views_of

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from calib.data.colours import ColourTable, read_colours
 from calib.data.label_map import LabelMap
 from calib.data.layouts import DatasetLayout, Sample, find_layout
+from calib.data.orientation import turned, turned_or_resized
 from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.files import file_sha256
@@ -42,11 +43,13 @@ class LabelOptions:
     ignore: numbers, as in the files, that are not scored.
     reduce_zero: 0 is ignore and the rest minus one; None does as the layout says, in a plain tree as the model says.
     colours: what `read_colours` takes, where colours stand for classes; then `ignore` speaks of the classes' numbers.
+    as_stored: labels were drawn on photographs as they are stored, not as their EXIF orientation turns them.
     """
 
     ignore: tuple[int, ...] = ()
     reduce_zero: bool | None = None
     colours: str | None = None
+    as_stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Dataset:
     table: 256 entries, the class of each number in a label file: 0..K-1, 255 for ignore, -1 for an error.
     notes: how the numbers are read, for people.
     colours: what makes numbers of a label file's colours; None where it holds numbers.
-    told_255: whether the user has said what 255 means.
+    told_255: whether the user has said what 255 means.  as_stored: see `LabelOptions`.
     """
 
     layout: DatasetLayout
@@ -68,6 +71,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     colours: ColourTable | None = None
     told_255: bool = False
+    as_stored: bool = False
 
     def limited(self, count: int | None) -> Dataset:
         """`count` of the samples, spread evenly over the set, in order; all where there are not more, or for None."""
@@ -93,6 +97,10 @@ class Dataset:
         sides = [(digest in first, sample) for digest, sample in zip(digests, self.samples, strict=True)]
         one, other = (tuple(sample for side, sample in sides if side is which) for which in (True, False))
         return replace(self, samples=one), replace(self, samples=other)
+
+    def turned(self) -> str:
+        """What to hear about photographs with labels that their EXIF orientation turns; "" where none is."""
+        return "" if self.as_stored else turned([each.image for each in self.samples if each.label is not None])
 
     def require_labels(self) -> None:
         """Raise DeployError unless every image has a label file."""
@@ -139,7 +147,7 @@ class Dataset:
         if size is not None and values.shape != size:
             raise DeployError(
                 f"labels {sample.label}: got {values.shape[1]}x{values.shape[0]}, expected {size[1]}x{size[0]} as "
-                f"{sample.image.name}; resize one of them (labels: nearest)"
+                f"{sample.image.name}; {turned_or_resized(sample.image, values.shape, size)}"
             )
         table = np.array(self.table, np.int16)
         present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
@@ -222,6 +230,7 @@ def open_dataset(
         label_map=label_map,
         notes=tuple(notes),
         told_255=IGNORE_LABEL in options.ignore or (label_map is not None and IGNORE_LABEL in dict(label_map.label)),
+        as_stored=options.as_stored,
     )
 
 
@@ -243,6 +252,7 @@ def _coloured(
     return Dataset(
         layout, layout.samples, classes=classes, table=tuple(int(v) for v in table), label_map=label_map,
         notes=(f"colours of {colours.source}", *ignored), colours=colours,
+        as_stored=options.as_stored,
     )  # fmt: skip
 
 

@@ -120,7 +120,7 @@ def read_label_map(name: str) -> LabelMap:
     shipped = MAPS / f"{name}.json"
     path = shipped if "/" not in name and not Path(name).exists() and shipped.is_file() else Path(name)
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         known = ", ".join(sorted(each.stem for each in MAPS.glob("*.json")))
         raise DeployError(f"label map {name}: no such file, expected a JSON file or one of: {known}") from error

@@ -119,7 +119,7 @@ def _pascal_context(path: Path, split: str) -> DatasetLayout | None:
     listing = root / "ImageSets" / "SegmentationContext" / f"{split}.txt"
     if not listing.is_file():
         raise DeployError(f"data set {root}: got no {listing.relative_to(root)}, expected the list of its images")
-    names = listing.read_text().split()
+    names = listing.read_text(encoding="utf-8-sig").split()
     images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
     absent = [image for image in images if not image.is_file()]
     if absent or not names:

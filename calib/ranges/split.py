@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256 as digest_of
@@ -14,9 +15,15 @@ import numpy as np
 from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.images.inputs import expand
+from engines.images.read import is_label_map
 
 # Folders that hold the photographs of a data set; what lies beside them are labels, which are images too.
 IMAGE_FOLDERS = frozenset({"images", "leftimg8bit", "jpegimages", "img_dir"})
+# What follows a photograph's name in that of its mask: data sets' habits, and this project's own.
+_OF_A_MASK = re.compile(
+    r"([._-](mask|masks|label|labels|labelids|labeltrainids|gt|seg|segmentation|annotation|color|overlay|confidence))+$",
+    re.IGNORECASE,
+)
 FEWEST = 4  # different images: of fewer, none can be spared
 MOST_HELD_OUT = 16
 _SALT = 0x5B117
@@ -117,7 +124,28 @@ def photographs(inputs: Sequence[str]) -> tuple[tuple[Photograph, ...], list[str
     if inside and len(inside) < len(names):
         notes.append(f"{len(names) - len(inside)} file(s) outside of the data set's image folders left out")
         names = inside
+    masks = masks_beside(list(names))
+    if masks:
+        notes.append(f"{len(masks)} file(s) left out that lie beside photographs as masks, such as {masks[0].name}")
+        names = {path: name for path, name in names.items() if path not in masks}
     return tuple(photograph(path, name) for path, name in names.items()), notes
+
+
+def masks_beside(paths: Sequence[Path]) -> list[Path]:
+    """Those that are a label map, overlay or confidence of another one in the same folder.
+
+    ``a_mask.png`` beside ``a.jpg``, whatever it holds; ``a.png`` beside ``a.jpg`` where it has one channel.
+    """
+    endings: dict[tuple[Path, str], set[str]] = {}
+    for path in paths:
+        endings.setdefault((path.parent, path.stem), set()).add(path.suffix.lower())
+    found = []
+    for path in paths:
+        bare = _OF_A_MASK.sub("", path.stem)
+        named = bare != path.stem and (path.parent, bare) in endings
+        twin = len(endings[path.parent, path.stem]) > 1 and is_label_map(path)
+        found += [path] if named or twin else []
+    return found
 
 
 def photograph(path: Path, name: str = "") -> Photograph:

@@ -131,6 +131,8 @@ def data_arguments(verb: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="in the label files 0 is ignore and classes count from 1; else as the data set or the model says",
     )
+    verb.add_argument("--as-stored", action="store_true", help="labels were drawn on photographs as they are stored, "
+                      "not as their EXIF orientation turns them")  # fmt: skip
     verb.add_argument("--label-colors", metavar="bundle|NAME|FILE", help="colours of label files stand for classes: "
                       "of the model's palette, a data set's, or a file of lines 'name R G B' (CVAT's too)")  # fmt: skip
     verb.add_argument("--limit", type=positive, metavar="N", help="score N images, spread evenly over the set")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,16 @@ def expand(inputs: Sequence[str], exclude: Path | None = None, *, recursive: boo
     return list(found.values())
 
 
+def left_out(inputs: Sequence[str], exclude: Path | None = None, *, recursive: bool = False) -> dict[str, int]:
+    """How many files of the input folders `expand` takes for no images, by ending, the most first; hidden ones not."""
+    found: Counter[str] = Counter()
+    for folder in (Path(text) for text in dict.fromkeys(inputs) if text and Path(text).is_dir()):
+        for file in _walk(folder, exclude) if recursive else folder.iterdir():
+            if file.is_file() and not file.name.startswith(".") and file.suffix.lower() not in SUFFIXES:
+                found[file.suffix.lower()] += 1
+    return dict(found.most_common())
+
+
 def _matches(text: str, exclude: Path | None, recursive: bool) -> tuple[list[Path], str]:
     """What `text` stands for, and what to say was expected if that is nothing."""
     path = Path(text)
@@ -69,16 +80,23 @@ def _matches(text: str, exclude: Path | None, recursive: bool) -> tuple[list[Pat
 def output_names(images: Sequence[Input], folder: Path) -> dict[Path, str]:
     """Below `folder`, the mask of ``NAME.ext`` is ``NAME.png``; what lies deeper in an input folder stays as deep.
 
+    Of files that differ in their endings alone it is ``NAME.ext.png``.
+
     Raises DeployError when two inputs would write the same file, or one would overwrite an input: by its mask, or by
     the overlay or confidence that go with it.  Case is ignored, as some file systems do.
     """
     inputs = {_entry(image.path): image.path for image in images}
+    kinds: dict[str, set[str]] = {}
+    for image in images:
+        kinds.setdefault(str(image.folder / image.path.stem).lower(), set()).add(image.path.suffix.lower())
     owners: dict[str, Path] = {}
     names: dict[Path, str] = {}
     for image in images:
         path = image.path
+        several = len(kinds[str(image.folder / path.stem).lower()]) > 1
+        stem = path.name if several else path.stem
         for suffix in OUTPUT_SUFFIXES:
-            name = str(image.folder / (path.stem + suffix))
+            name = str(image.folder / (stem + suffix))
             other = owners.setdefault(name.lower(), path)
             if other != path:
                 raise DeployError(
@@ -90,7 +108,7 @@ def output_names(images: Sequence[Input], folder: Path) -> dict[Path, str]:
                 raise DeployError(
                     f"output {target}: would overwrite the input {inputs[_entry(target)]}; choose another -o"
                 )
-        names[path] = str(image.folder / f"{path.stem}.png")
+        names[path] = str(image.folder / f"{stem}.png")
     return names
 
 

@@ -43,6 +43,7 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "PPM", "GIF", "AVIF", "JPEG200
 _DAMAGED = (OSError, SyntaxError, ValueError, struct.error,
             EOFError, IndexError, KeyError, TypeError, OverflowError, zlib.error)  # fmt: skip
 
+_ORIENTATION = 0x0112  # of EXIF
 _log = logging.getLogger("PIL")
 _lock = threading.Lock()
 
@@ -59,15 +60,18 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS, wanted: Pixels = COLOUR
 def read_picture(path: Path, max_pixels: int = MAX_PIXELS, wanted: Pixels = COLOUR) -> Picture:
     """(H, W, C) uint8: RGB, or the bands that are wanted.
 
-    EXIF orientation is applied.  Alpha is dropped (as Pillow's ``convert("RGB")`` does), and where it is 0 the picture
+    EXIF orientation is applied, if wanted.
+
+    Alpha is dropped (as Pillow's ``convert("RGB")`` does), and where it is 0 the picture
     is hidden.  Grey and palette images become RGB; of several frames or pages the first is read.  16 bit is scaled with
     rounding (65535 -> 255), or as `wanted` says; of a PNG's 16-bit colour Pillow keeps the high byte, less than one
     level away.  Raises DeployError on anything that is not a complete image of at most `max_pixels` pixels.
     """
-    if path.suffix.lower() in TIFFS and wanted != COLOUR:
+    plain = replace(wanted, upright=True) == COLOUR
+    if path.suffix.lower() in TIFFS and not plain:
         return picture_of(*_swapped(read_tiff(path, max_pixels), wanted, path))
     try:
-        image, wide = _decode(path, max_pixels, upright=True)
+        image, wide = _decode(path, max_pixels, upright=wanted.upright)
     except _UnknownError:
         if path.suffix.lower() in TIFFS and is_tiff(path):
             return picture_of(*_swapped(read_tiff(path, max_pixels), wanted, path))
@@ -82,7 +86,7 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS, wanted: Pixels = COLO
         image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
     if image.mode not in ("RGB", "L", "RGBA"):
         image = image.convert("RGB")
-    if wanted != COLOUR:
+    if not plain:
         if wide:
             raise DeployError(f"image {path}: got 16-bit colour, which Pillow cuts to 8 bit; write it as a TIFF")
         values = np.asarray(image)
@@ -97,6 +101,25 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS, wanted: Pixels = COLO
 
 def _swapped(read: tuple[NDArray[Any], float | None], wanted: Pixels, path: Path) -> tuple[Any, ...]:
     return read[0], wanted, path, read[1]
+
+
+def orientation(path: Path) -> int:
+    """The EXIF orientation that the file says, 1 to 8; 1 where it says none, or is no image."""
+    try:
+        with _own_terms(), Image.open(path, formats=_FORMATS) as image:
+            found = image.getexif().get(_ORIENTATION, 1)
+    except (UnidentifiedImageError, *_DAMAGED):
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def is_label_map(path: Path) -> bool:
+    """Whether the file is a PNG of one channel, as labels are kept and photographs hardly ever."""
+    try:
+        with _own_terms(), Image.open(path, formats=("PNG",)) as image:
+            return image.mode in ("P", "L", "1", "I", "I;16")
+    except (UnidentifiedImageError, *_DAMAGED):
+        return False
 
 
 def read_labels(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
@@ -139,7 +162,6 @@ def _decode(path: Path, max_pixels: int, *, upright: bool) -> tuple[Image.Image,
     Every way in which a file can be bad becomes a DeployError.
     """
     try:
-        _refuse_cut(path)
         with _own_terms(), Image.open(path, formats=_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
@@ -147,6 +169,8 @@ def _decode(path: Path, max_pixels: int, *, upright: bool) -> tuple[Image.Image,
                     f"image {path}: got {width}x{height}, more than {max_pixels} pixels; "
                     "if that is no accident, raise --max-pixels"
                 )
+            if image.format == "JPEG2000":
+                _refuse_cut(path)
             wide = image.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in image.tile)
             with one_block() if _is_shared(image) else nullcontext():
                 image.load()
@@ -168,19 +192,16 @@ def _is_shared(image: Image.Image) -> bool:
 
 def _refuse_cut(path: Path) -> None:
     """Raises DeployError on a JPEG 2000 without its end, which decodes into something else, without complaint."""
-    if path.suffix.lower() in _JPEG_2000:
-        with open(path, "rb") as file:
-            file.seek(-min(path.stat().st_size, 2), os.SEEK_END)
-            if file.read() != b"\xff\xd9":
-                raise DeployError(f"image {path}: damaged or incomplete (a JPEG 2000 without its end)")
+    with open(path, "rb") as file:
+        file.seek(-min(path.stat().st_size, 2), os.SEEK_END)
+        if file.read() != b"\xff\xd9":
+            raise DeployError(f"image {path}: damaged or incomplete (a JPEG 2000 without its end)")
 
 
 def _unknown(path: Path) -> DeployError:
     refuse_pointer(path, "image")
     if path.suffix.lower() in HEIF:
-        return DeployError(
-            f"image {path}: got HEIC, which Pillow reads with pillow-heif; pip install 'edgeseg[images]'"
-        )
+        return DeployError(f"image {path}: not an image, or HEIC without pillow-heif; pip install 'edgeseg[images]'")
     got = "not an image, or of an unknown format" if path.stat().st_size else "an empty file"
     return _UnknownError(f"image {path}: {got}; expected PNG, JPEG, TIFF, WebP, AVIF, JPEG 2000, GIF or BMP")
 

@@ -186,10 +186,14 @@ def _classes(name: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ..
     if name in DATASETS:
         return DATASETS[name].names, DATASETS[name].palette
     try:
-        names = tuple(line.strip() for line in Path(name).read_text().splitlines() if line.strip())
+        text = Path(name).read_text(encoding="utf-8-sig")  # editors on Windows begin files with a mark
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(DATASETS)
         raise DeployError(f"--classes {name}: neither a text file nor one of {known}") from error
+    twice = sorted({each for each in names if names.count(each) > 1})
+    if twice:
+        raise DeployError(f"--classes {name}: got {', '.join(twice[:3])} more than once, expected different names")
     return names, palette_for(names)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Frames:
 
     def __getitem__(self, index: int) -> Frame:
         sample = self._dataset.samples[index]
-        image = read_image(sample.image, self._max_pixels, self._pixels)
+        image = read_image(sample.image, self._max_pixels, replace(self._pixels, upright=not self._dataset.as_stored))
         truth = self._dataset.labels(sample, image.shape[:2]) if self.labelled else None
         if self._map.image_size is not None:
             image = resize_image(image, self._map.image_size)

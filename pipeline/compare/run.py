@@ -111,6 +111,8 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
             raise DeployError(f"--tta: got {request.data} without labels, expected some to show what views gain on")
         frames.check_labels()
         log("data", str(dataset))
+        if turned := dataset.turned():
+            log("warning", turned)
         build = replace(
             build, photographs=division, sample=frames[0].image, sample_file=photograph(dataset.samples[0].image),
             scored=frames.labelled,

@@ -13,4 +13,6 @@ def label_map(args: argparse.Namespace) -> LabelMap | None:
 
 
 def label_options(args: argparse.Namespace) -> LabelOptions:
-    return LabelOptions(tuple(args.ignore_label), args.reduce_zero_label, args.label_colors)
+    return LabelOptions(
+        tuple(args.ignore_label), args.reduce_zero_label, args.label_colors, as_stored=args.as_stored
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def _pairs(
     table = None if label_map is None else label_map.prediction_table(model_classes)
     size = None if label_map is None else label_map.image_size
     for sample in tqdm(dataset.samples, unit="image", disable=None, leave=False):
-        image = read_image(sample.image, max_pixels, wanted)
+        image = read_image(sample.image, max_pixels, replace(wanted, upright=not dataset.as_stored))
         truth = dataset.labels(sample, image.shape[:2], max_pixels)
         predicted = resize_labels(segment(image if size is None else resize_image(image, size)), truth.shape)
         yield truth, predicted if table is None else np.take(table, predicted)

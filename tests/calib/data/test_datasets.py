@@ -14,7 +14,8 @@ from calib.data.datasets import Dataset, LabelOptions, open_dataset
 from calib.data.label_map import LabelMap
 from engines.errors import DeployError
 from engines.images.palettes import DATASETS, palette_for
-from engines.spec import ModelSpec
+from engines.images.read import read_image
+from engines.spec import ModelSpec, Pixels
 
 SIZE = (6, 8)
 
@@ -315,3 +316,25 @@ def test_a_limit_is_spread_over_the_set(tmp_path: Path, count: int, expected: li
     dataset = open_dataset(tmp_path).limited(count)
     assert [int(sample.image.stem) for sample in dataset.samples] == expected
     assert open_dataset(tmp_path).limited(None) == open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_label_on_the_stored_pixels_of_a_turned_photograph(tmp_path: Path, orientation: int) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20), (9, 90, 200)).save(tmp_path / "images" / "a.jpg", exif=exif)
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "labels" / "a.png")
+    dataset = open_dataset(tmp_path, _spec(2))
+    said = "by 180 degrees" if orientation == 3 else "by 90 degrees"
+    assert said in dataset.turned()
+    assert "--as-stored" in dataset.turned()
+    size = read_image(dataset.samples[0].image).shape[:2]
+    if orientation == 6:
+        with pytest.raises(DeployError, match=r"orientation \(6\) turns the photograph by 90 degrees.*--as-stored"):
+            dataset.labels(dataset.samples[0], size)
+    as_stored = open_dataset(tmp_path, _spec(2), options=LabelOptions(as_stored=True))
+    assert as_stored.turned() == ""
+    size = read_image(as_stored.samples[0].image, wanted=Pixels(upright=False)).shape[:2]
+    assert as_stored.labels(as_stored.samples[0], size).shape == (20, 30)

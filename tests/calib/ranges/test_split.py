@@ -88,3 +88,16 @@ def test_names_are_those_within_the_set(tmp_path: Path) -> None:
     (tmp_path / "b" / "0.png").rename(tmp_path / "set" / "deep" / "a.png")
     (found,), notes = photographs([str(tmp_path / "set")])
     assert (found.name, found.path, notes) == ("deep/a.png", tmp_path / "set" / "deep" / "a.png", [])
+
+
+def test_masks_beside_photographs_are_not_calibrated_on(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "c.png", "d.jpg"):
+        Image.effect_noise((16, 16), 60).convert("RGB").save(tmp_path / name)
+    masks = ("a.png", "b_mask.png", "c_labelIds.png", "d.overlay.jpg", "d.confidence.png")
+    for name in masks:
+        Image.new("L", (16, 16), 3).save(tmp_path / name)
+    Image.new("RGB", (16, 16)).save(tmp_path / "d.png")  # another photograph, whatever its name
+    Image.new("L", (16, 16)).save(tmp_path / "e_mask.png")  # of nothing that is here
+    found, notes = photographs([str(tmp_path)])
+    assert sorted(each.name for each in found) == ["a.jpg", "b.jpg", "c.png", "d.jpg", "d.png", "e_mask.png"]
+    assert any("5 file(s) left out that lie beside photographs as masks" in note for note in notes)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import DeployError
-from engines.images.inputs import Input, expand, output_names
+from engines.images.inputs import Input, expand, left_out, output_names
 
 
 @pytest.fixture
@@ -102,8 +102,26 @@ def test_folders_within_folders_are_mirrored(tree: Path) -> None:
 
 
 def test_two_images_never_share_a_mask(tree: Path) -> None:
-    with pytest.raises(DeployError, match=r"2\.JPG and .*2\.png.*two folders"):
-        output_names(expand([str(tree / "*/2.*")]), tree / "out")
+    (tree / "q" / "2.JPG").write_bytes(b"x")
+    with pytest.raises(DeployError, match=r"2\.JPG and .*2\.JPG.*two folders"):
+        output_names(expand([str(tree / "*/2.JPG")]), tree / "out")
+
+
+def test_images_that_differ_in_their_endings_alone_keep_them(tree: Path) -> None:
+    names = output_names(_inputs(tree, "x.jpg", "x.TIF", "y.jpg"), tree / "out")
+    assert list(names.values()) == ["x.jpg.png", "x.TIF.png", "y.png"]
+    found = expand([str(tree / "*/2.*")])
+    assert sorted(output_names(found, tree / "out").values()) == ["2.JPG.png", "2.png.png"]
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_what_is_left_out_is_counted_by_ending(tree: Path, recursive: bool) -> None:
+    for name in ("a.txt", "b.TXT", "c.json", "README", ".hidden.txt", "deep/d.nef", "a.png", "out/m.txt"):
+        path = tree / "mixed" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    found = left_out([str(tree / "mixed"), str(tree / "q" / "2.png")], tree / "mixed" / "out", recursive=recursive)
+    assert found == {".txt": 2, ".json": 1, "": 1, **({".nef": 1} if recursive else {})}
 
 
 def test_a_mask_never_overwrites_an_input(tree: Path) -> None:
