@@ -11,7 +11,7 @@ VENV := .venv
 IN := $(VENV)/bin/python
 INSTALL := $(IN) -m pip install --disable-pip-version-check -c constraints.txt
 # What an editable installation is made from: its lists of packages, and the C core that it compiles.
-INSTALLED := pyproject.toml constraints.txt engines/tiling/tile.c engines/tiling/tile.h
+INSTALLED := pyproject.toml constraints.txt $(wildcard engines/tiling/*.[ch])
 ROOMS := engines calib pipeline tests benchmarks
 # What a bundle of the demo is made from.
 SOURCES := deploy.py $(shell find engines calib pipeline -name '*.py' -o -path 'pipeline/demo/model/*')

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,9 @@ class Store(Protocol):
     def put(self, key: Key, logits: Float32) -> None:
         """Take the logits (K, h, w) of a window; the array may be changed afterwards."""
 
+    def start(self) -> None:
+        """What `rows` gave before is not looked at any more."""
+
     def rows(self, key: Key, first: int, end: int) -> tuple[Float32, int]:
         """At least rows [first, end) of a window's logits, (rows, K, w), and the number of the first that is there."""
 
@@ -39,6 +43,9 @@ class InMemory:
 
     def put(self, key: Key, logits: Float32) -> None:
         self._held[key] = np.ascontiguousarray(logits.transpose(1, 0, 2))
+
+    def start(self) -> None:
+        pass
 
     def rows(self, key: Key, first: int, end: int) -> tuple[Float32, int]:
         return self._held[key], 0
@@ -58,23 +65,35 @@ class InFile:
             self._file = nameless_file()
         self._writer = ThreadPoolExecutor(1)
         weakref.finalize(self, _close, self._writer, self._file)
-        self._pending: deque[Future[None]] = deque()
+        self._pending: deque[Future[Float32]] = deque()
+        self._spare: list[Float32] = []  # memory of windows that were written
+        self._scratch: Float32 = np.empty(0, np.float32)  # and for those rows that are read; new pages cost time
+        self._taken = 0
         self._places: dict[Key, int] = {}
         self._free: list[int] = []
         self._shape = (0, 0, 0)  # of one window: (h, K, w)
 
     def put(self, key: Key, logits: Float32) -> None:
-        turned = np.ascontiguousarray(logits.transpose(1, 0, 2))
+        self._settle(_PENDING - 1)
+        turned = self._spare.pop() if self._spare else np.empty(logits.transpose(1, 0, 2).shape, np.float32)
+        turned[:] = logits.transpose(1, 0, 2)
         self._shape = turned.shape
         at = self._free.pop() if self._free else len(self._places) * logits.nbytes
         self._places[key] = at
-        self._settle(_PENDING - 1)
-        self._pending.append(self._writer.submit(_write, self._file, _bytes(turned), at))
+        self._pending.append(self._writer.submit(_written, self._file, turned, at))
+
+    def start(self) -> None:
+        if self._taken > self._scratch.size:
+            self._scratch = np.empty(self._taken, np.float32)
+        self._taken = 0
 
     def rows(self, key: Key, first: int, end: int) -> tuple[Float32, int]:
         self._settle(0)
         _, classes, width = self._shape
-        held = np.empty((end - first, classes, width), np.float32)
+        shape = (end - first, classes, width)
+        held = self._scratch[self._taken : self._taken + prod(shape)]
+        self._taken += prod(shape)
+        held = (held if held.size == prod(shape) else np.empty(prod(shape), np.float32)).reshape(shape)
         part, at = _bytes(held), self._places[key] + first * 4 * classes * width
         while part:
             with _explained():
@@ -92,13 +111,15 @@ class InFile:
         """Wait until no more than so many windows are to be written.  Raises DeployError where one could not be."""
         while len(self._pending) > left:
             with _explained():
-                self._pending.popleft().result()
+                self._spare.append(self._pending.popleft().result())
 
 
-def _write(file: int, part: memoryview, at: int) -> None:
+def _written(file: int, logits: Float32, at: int) -> Float32:
+    part = _bytes(logits)
     while part:
-        written = os.pwrite(file, part, at)
-        at, part = at + written, part[written:]
+        count = os.pwrite(file, part, at)
+        at, part = at + count, part[count:]
+    return logits
 
 
 def _close(writer: ThreadPoolExecutor, file: int) -> None:

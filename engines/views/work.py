@@ -21,7 +21,7 @@ from engines.views.store import InFile, InMemory, Store
 from engines.views.views import ImageViews, View
 
 IN_MEMORY = 64 * 2**20  # bytes of logits that several views may hold in any case
-LOADED = 64 * 2**20  # and of those that are read back at once, where they hold more
+LOADED = 32 * 2**20  # and of those that are read back at once, where they hold more
 ROWS = (8, 64)  # of the image that are then merged at once: at least, at most
 
 
@@ -145,6 +145,8 @@ class ViewWork:
         return max(ROWS[0], min(ROWS[1], int(LOADED / row)))
 
     def _merge(self, rows: tuple[int, int], labels: UInt8, confidence: Float32 | None) -> None:
+        assert self._store is not None
+        self._store.start()
         views = self._schedule.views
         total = sum(len(view.scales) for view in views)
         merge(
