@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -240,3 +241,18 @@ def test_a_threshold_is_kept() -> None:
     assert mask.confidence is not None
     assert (mask.confidence[mask.labels == 1] > 0.9).all()
     assert (mask.confidence[mask.labels == 0] >= 0.1 - 1e-6).all()
+
+
+def test_a_full_disk_is_one_line_and_the_next_image_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "IN_MEMORY", 0)
+    segmenter = Segmenter.on_host(_Pooled(), THREE, Tiling(64, 64, 48, 48)).on_views(ImageViews(scales=SCALES))
+    image = _image(200, 300)
+    expected = segmenter.segment(image).labels
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(DeployError, match="temporary file for their logits: File too large; free some space"):
+            segmenter.segment(image)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert np.array_equal(segmenter.segment(image).labels, expected)

@@ -24,6 +24,7 @@ from engines.images.resize import resize_labels
 from engines.segmenter import Segmenter, open_segmenter
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
+from engines.views.views import ImageViews
 from pipeline.build import build_bundle
 from pipeline.checkpoints.sources import SourceOptions
 from pipeline.evaluation.evaluate import Evaluation, evaluate, score
@@ -124,6 +125,21 @@ def test_the_result_names_what_it_was_measured_with(tiny_bundle: Path, tree: Pat
         assert 0 < body["timing"][part]["p50"] <= body["timing"][part]["p95"]
     assert "p50 (p95)" in str(result)
     assert f"{100 * body['miou']:.2f}" in str(result)
+
+
+def test_the_score_is_that_of_the_views(
+    tiny_bundle: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(tiny_bundle), str(tree), "-o", str(tmp_path), "--limit", "2", "--resize", "short=80"]
+    assert deploy.main([*words, "--tta", "--scales", "1,1.5", "--tta-merge", "max"]) == 0
+    assert "images resized to short=80, max of scales 1,1.5 and their mirror images" in capsys.readouterr().out
+    body = json.loads((tmp_path / "evaluate.json").read_text())
+    assert body["views"] == {"resize": "short=80", "tta": {"scales": [1.0, 1.5], "flip": True, "merge": "max"}}
+    wanted = ImageViews.from_json(body["views"])
+    with open_segmenter(tiny_bundle, views=lambda manifest: wanted) as (segmenter, manifest):
+        dataset = open_dataset(tree, manifest.spec).limited(2)
+        scores = score(lambda image: segmenter.segment(image).labels, dataset, manifest.spec.classes)
+    assert body["miou"] == pytest.approx(scores.miou, abs=1e-12)
 
 
 def test_colours_score_as_the_numbers_do(
