@@ -23,7 +23,12 @@ OPSET = 18  # the first with today's Resize; LayerNormalization has been one nod
 
 # Each turns MatMul+Add into Reshape+Gemm+Reshape or merges projections: no gain in any engine, and later passes
 # (precision lowering, attention fusion in TensorRT and OpenVINO) match the plain form.
-_SKIPPED_OPTIMIZERS = ["fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched", "fuse_qkv"]
+_SKIPPED_OPTIMIZERS = [
+    "fuse_matmul_add_bias_into_gemm",
+    "fuse_matmul_add_bias_into_gemm_batched",
+    "fuse_qkv",
+    "fuse_attention",
+]  # the last makes an operator that ONNX Runtime alone has
 
 
 def trace(module: nn.Module, window: tuple[int, int]) -> torch.export.ExportedProgram:

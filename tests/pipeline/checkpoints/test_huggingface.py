@@ -67,7 +67,7 @@ def test_huggingface_weights_alone_are_told(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "vit"}, "got model_type 'vit', expected 'segformer'"),
+        ({"model_type": "vit"}, "got model_type 'vit', expected one of segformer"),
         ({"reshape_last_stage": False}, "reshape_last_stage: got False, expected True"),
         ({"num_channels": 4}, "num_channels: got 4, expected 3"),
         ({"hidden_act": "relu"}, "hidden_act: got 'relu', expected one of gelu"),
@@ -89,6 +89,18 @@ def test_huggingface_weights_alone_are_told(folder: Path) -> None:
 def test_config_is_checked(fields: dict[str, Any], message: str, folder: Path) -> None:
     edit(folder / "config.json", **fields)
     assert message in refusal(lambda: load_model(str(folder)))
+
+
+def test_ids_with_gaps_and_names_that_the_user_overrides(folder: Path) -> None:
+    names = {str(index): f"thing {index}" for index in range(CLASSES) if index not in (2, 4)}
+    edit(folder / "config.json", id2label=names, semantic_loss_ignore_index=-100)
+    loaded = load_model(str(folder))
+    assert loaded.spec.classes[1:5] == ("thing 1", "class 2", "thing 3", "class 4")
+    assert loaded.spec.ignore_index == 255
+    assert any("id2label skips 2, 4" in remark for remark in loaded.remarks)
+    edit(folder / "config.json", id2label={"0": "a", "1": "b"}, palette=[[0, 0, 0]])
+    assert "name them with --classes" in refusal(lambda: load_model(str(folder)))
+    assert len(load_model(str(folder), named=True).spec.classes) == CLASSES
 
 
 def test_labels_are_sorted_as_numbers(original: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from pipeline.checkpoints import load_model
 from pipeline.checkpoints.families.registry import FAMILIES
 from pipeline.checkpoints.sources import SourceOptions, load_source
 from pipeline.exact import exact_graph
+from pipeline.graph.export import simplify
 from pipeline.graph.onnx_graph import run_onnx
 from pipeline.request import BuildRequest
 from tests.pipeline.checkpoints.families.tiny import DENSE, LABELS, MASKS, SIDE, make, own
@@ -30,7 +31,7 @@ from tests.pipeline.checkpoints.published import refusal, transformers
 WINDOW = (SIDE, SIDE)
 TOLERANCE = 1e-4
 LOW = {"upernet-swin": 4, "upernet-convnext": 4, "dpt": 1, "beit": 4, "data2vec-vision": 4, "mobilevit": 32,
-       "mobilevitv2": 32, "mobilenet_v2": 8}  # fmt: skip
+       "mobilevitv2": 32, "mobilenet_v2": 8, "sapiens2": 4}  # fmt: skip
 PICTURE = torch.randn(1, 3, *WINDOW, generator=torch.Generator().manual_seed(2))
 pytestmark = pytest.mark.filterwarnings("ignore")  # of a library that is not ours
 
@@ -87,6 +88,7 @@ def test_the_graph_is_the_network(name: str, folders: dict[str, tuple[Path, Any]
     windows = [np.random.default_rng(seed).normal(size=(1, 3, *WINDOW)).astype(np.float32) for seed in range(2)]
     graph, _ = source.export()
     assert np.abs(run_onnx(graph, windows) - source.logits(windows)).max() < TOLERANCE
+    assert {node.domain for node in simplify(graph).model.graph} == {""}  # operators that every backend has
 
 
 @pytest.mark.slow

@@ -58,6 +58,15 @@ def _mask2former() -> Any:
     )  # fmt: skip
 
 
+def _sapiens2() -> Any:
+    head = {"upsample_out_channels": [16, 16], "upsample_kernel_size": 4, "conv_out_channels": [16]}
+    return transformers().Sapiens2Config(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE,
+        num_register_tokens=1, num_first_full_attention_layers=1, num_last_full_attention_layers=1,
+        num_key_value_attention_heads=1, id2label=LABELS, head_config=head,
+    )  # fmt: skip
+
+
 def _oneformer() -> Any:
     return transformers().OneFormerConfig(
         backbone_config=_swin(), id2label=LABELS, hidden_dim=32, num_queries=QUERIES, conv_dim=32, mask_dim=32,
@@ -83,6 +92,7 @@ DENSE: dict[str, Callable[[], Any]] = {
         n_attn_blocks=[1, 1, 1], id2label=LABELS),
     "mobilenet_v2": lambda: transformers().MobileNetV2Config(image_size=SIDE, depth_multiplier=0.35, output_stride=8,
                                                              id2label=LABELS),
+    "sapiens2": _sapiens2,
 }  # fmt: skip
 MASKS: dict[str, Callable[[], Any]] = {
     "maskformer": _maskformer,
