@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from engines.errors import DeployError, GpuLostError
 from engines.files import make_folder
-from engines.images.bands import Picture, shown
+from engines.images.bands import Decoded, shown
 from engines.images.inputs import Input, output_names
 from engines.images.read import MAX_PIXELS, read_picture
 from engines.images.write import write_confidence, write_mask, write_overlay
@@ -155,7 +155,7 @@ class _Job:
 
     path: Path
     target: Path
-    picture: Picture
+    picture: Decoded
     running: Running
     clock: _Laps
     read_ms: float

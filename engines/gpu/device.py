@@ -39,7 +39,7 @@ class CudaDevice:
         self._launcher = Launcher(gpu, session=session, spec=spec, tiling=tiling, cubin=cubin, log=log)
         self.batch, self.timings = self._launcher.batch, self._launcher.timings
         self.transfers = "mapped" if gpu.info.integrated else "pinned"
-        self.pool = Pool(gpu, tiling, self.batch, self._launcher.window_bytes, self._launcher.channels)
+        self.pool = Pool(gpu, tiling, self.batch, window_bytes=self._launcher.window_bytes, channels=len(spec.mean))
         self._slot: Slot | None = None  # of the last frame of a whole image
 
     @property

@@ -22,7 +22,7 @@ TO_8_BIT: UInt8 = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
 @dataclass(frozen=True)
-class Picture:
+class Decoded:
     """pixels: (H, W, C) uint8.
 
     hidden: (H, W) bool, where the file has nothing: alpha 0, its nodata value, or NaN; None where it has everything.
@@ -34,7 +34,7 @@ class Picture:
     note: str = ""
 
 
-def picture_of(values: NDArray[Any], wanted: Pixels, path: Path, nodata: float | None = None) -> Picture:
+def picture_of(values: NDArray[Any], wanted: Pixels, path: Path, nodata: float | None = None) -> Decoded:
     """values: (H, W, B) of any type, the file's bands.  nodata: the value that stands for nothing.
 
     One band for three is repeated, and three for one become their luma.  Raises DeployError.
@@ -51,7 +51,7 @@ def picture_of(values: NDArray[Any], wanted: Pixels, path: Path, nodata: float |
         pixels = ((pixels @ np.array(_GREY, np.uint32) + 32768) >> 16).astype(np.uint8)[:, :, None]
     elif pixels.shape[2] == 1 and wanted.count == 3:
         pixels = np.repeat(pixels, 3, 2)
-    return Picture(np.ascontiguousarray(pixels), hidden if hidden is not None and hidden.any() else None, note)
+    return Decoded(np.ascontiguousarray(pixels), hidden if hidden is not None and hidden.any() else None, note)
 
 
 def _chosen(values: NDArray[Any], wanted: Pixels, path: Path) -> NDArray[Any]:

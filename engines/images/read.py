@@ -22,7 +22,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.files import refuse_pointer
-from engines.images.bands import Picture, picture_of, too_dark
+from engines.images.bands import Decoded, picture_of, too_dark
 from engines.images.shared_pixels import SHARED_FROM, one_block, shared_pixels
 from engines.images.tiff import SUFFIXES as TIFFS
 from engines.images.tiff import is_tiff, read_tiff
@@ -57,7 +57,7 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS, wanted: Pixels = COLOUR
     return read_picture(path, max_pixels, wanted).pixels
 
 
-def read_picture(path: Path, max_pixels: int = MAX_PIXELS, wanted: Pixels = COLOUR) -> Picture:
+def read_picture(path: Path, max_pixels: int = MAX_PIXELS, wanted: Pixels = COLOUR) -> Decoded:
     """(H, W, C) uint8: RGB, or the bands that are wanted.
 
     EXIF orientation is applied, if wanted.
@@ -96,7 +96,7 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS, wanted: Pixels = COLO
         image = image.convert("RGB")
     pixels = shared_pixels(image) if _is_shared(image) else np.asarray(image)
     note = too_dark(256 * int(pixels.max()) + 255, path) if wide and pixels.any() else ""
-    return Picture(pixels, hidden if hidden is not None and hidden.any() else None, note)
+    return Decoded(pixels, hidden if hidden is not None and hidden.any() else None, note)
 
 
 def _swapped(read: tuple[NDArray[Any], float | None], wanted: Pixels, path: Path) -> tuple[Any, ...]:
