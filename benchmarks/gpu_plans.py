@@ -4,8 +4,8 @@
 
 Compiled by TensorRT-RTX on this CPU (`deploy.py inspect --gpu-plan` says what that is and is not): as exported and
 rewritten for any backend, in the forms for GPUs, and without the decoder's tail, which is a kernel of ours; then the
-same in 8 bits, with the ranges of one rendered scene, as a build for TensorRT-RTX and `--board` places them.  `demo`
-has trained weights, the others random ones: which layers 8 bits suit is then chance.  Nothing here has run on a GPU.
+same in 8 bits, as a build for TensorRT-RTX and `--board` places them, in the forms that suit these.  `demo` has trained
+weights, the others random ones.  Nothing here has run on a GPU.
 """
 
 from __future__ import annotations
@@ -16,29 +16,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from calib.data.scenes import render
-from calib.ranges.ranges import Ranges, TensorRange
 from engines.backends import get_backend
-from engines.contract import Float32
 from engines.roofline.boards import BOARDS
 from engines.roofline.floor import floor_on
 from engines.roofline.kernels import KernelPlan
 from engines.spec import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.checkpoints.sources import SourceOptions, load_source
 from pipeline.graph.export import export, simplify, trace
-from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.forms import FORMS
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.rewrites import apply_rule, apply_rules
-from pipeline.graph.tail import before_tail, ending_for
+from pipeline.graph.tail import ending_for
 from pipeline.models.segformer import VARIANTS, SegFormer, SegFormerConfig
 from pipeline.models.setr import SETR, SETRConfig
 from pipeline.models.vit import ViTConfig
-from pipeline.precision.extremes import extremes
 from pipeline.precision.forms import PLANNER, ByPlan, ask
-from pipeline.precision.lower import draft
-from pipeline.precision.worth import kernel_plan
-from pipeline.request import Int8Options, IslandOptions, LowerOptions
+from pipeline.request import Int8Options
 
 MEAN, STD = (np.array(v, np.float32) for v in (IMAGENET_MEAN, IMAGENET_STD))
 SIDES = {"demo512": 512, "demo768": 768, "demo": 1024, "b2": 1024, "naive": 768, "pup": 768, "mla": 768}
@@ -57,12 +50,7 @@ def main() -> None:
     print(f"{'':50}{'kernels':>8}{'MB':>8}{'fp32 MB':>9}{'fused':>8}   floor on {board.name}, ms")
     for name in args.models:
         graph = exact(name)
-        judge = ByPlan(args.precision, lambda step, text: None, tail=True)
-        formed = graph
-        for form in FORMS:
-            trial = apply_rule(formed, form)
-            if trial.history[-1].places and judge(form, formed, trial)[0]:
-                formed = trial
+        formed = in_forms(graph, ByPlan(args.precision, lambda step, text: None, tail=True))
         ending = ending_for(get_backend(PLANNER), formed)
         plans = {"rewritten": ask(graph, args.precision), "in its forms": ask(formed, args.precision)}
         if ending is not None:
@@ -71,7 +59,9 @@ def main() -> None:
         for what, plan in plans.items():
             print(f"{f'{name}: {what}':50}{described(plan)}   {floor_on(board, plan).roofline or 0:.2f}", flush=True)
         for kind in args.eight if floor_on(board, half).roofline else ():
-            plan = kernel_plan(get_backend(PLANNER), before_tail(in_eight_bits(formed, kind, args), ending))
+            eight = Int8Options(kind, backend=PLANNER, board=args.board)
+            judge = ByPlan(args.precision, lambda step, text: None, tail=True, eight=eight)
+            plan = ask(in_forms(graph, judge), args.precision, True, eight)
             what = f"{name}: {kind}{'' if ending is None else ', the engine before the tail'}"
             print(f"{what:50}{described(plan)}   {floor_on(board, plan).roofline or 0:.2f}")
             print(f"  of {args.precision}'s floor: {', '.join(shares(plan, half))}", flush=True)
@@ -83,22 +73,13 @@ def shares(plan: KernelPlan, half: KernelPlan) -> list[str]:
     return [f"{name} {eight / sixteen:.2f}" for name, eight, sixteen in floors if eight and sixteen]
 
 
-def in_eight_bits(graph: OnnxGraph, kind: str, args: argparse.Namespace) -> OnnxGraph:
-    height, width = graph.input_shape[2:]
-    picture = (render(0, height, width).image - MEAN) / STD
-    windows = [np.ascontiguousarray(picture.transpose(2, 0, 1)[None])]
-    int8 = Int8Options(kind, backend=PLANNER, board=args.board)
-    # What is smoothed and corrected has other weights, and the same plan.
-    island = IslandOptions(wide_sums=args.precision == "fp16")
-    options = LowerOptions(rest=args.precision, smooth=False, bias=False, island=island, int8=int8)
-    return draft(graph, kind, windows, ranges_of(graph, windows), options).graph
-
-
-def ranges_of(graph: OnnxGraph, windows: list[Float32]) -> Ranges:
-    """By maximum."""
-    found = {name: (low, high) for name, (low, high) in extremes(graph, windows).items() if max(-low, high) > 0}
-    tensors = {name: TensorRange(max(-low, high), low, high, rms=0.0) for name, (low, high) in found.items()}
-    return Ranges(tensors, "max", len(windows), len(windows), 0, "", graph_sha256(graph.model))
+def in_forms(graph: OnnxGraph, judge: ByPlan) -> OnnxGraph:
+    """As a build takes them."""
+    for form in FORMS:
+        trial = apply_rule(graph, form)
+        if trial.history[-1].places and judge(form, graph, trial)[0]:
+            graph = trial
+    return graph
 
 
 def described(plan: KernelPlan) -> str:

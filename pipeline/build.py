@@ -42,7 +42,7 @@ from pipeline.precision.budget import Jury
 from pipeline.precision.forms import formed, judge_for
 from pipeline.precision.leave import advice, contributions, leaving
 from pipeline.precision.lower import draft, lower
-from pipeline.precision.placement import board_of
+from pipeline.precision.placement import aimed, board_of
 from pipeline.precision.plan import EIGHT_BIT
 from pipeline.precision.planned import emulated
 from pipeline.precision.search import Candidate
@@ -97,6 +97,7 @@ def _served(
     judge = judge_for(
         backend, activations, config, window=exact.inputs[0], clock=request.time_rewrites, log=log,
         tail=request.tail and suits(backend),
+        eight=aimed(request.lowering.int8, backend, request.precision) if request.precision in EIGHT_BIT else None,
     )  # fmt: skip
     if judge is None or not request.rewrites:
         return exact, (exact.graph,)

@@ -28,7 +28,7 @@ WIDTHS = {"tiny": 192, "small": 384}
 
 
 @dataclass(frozen=True)
-class Network:
+class Trainee:
     """crops: (side, batch) that it is trained on.  save, load: a folder, or a file."""
 
     make: Callable[[], nn.Module]
@@ -38,18 +38,18 @@ class Network:
     load: Callable[[nn.Module, Path], None]
 
 
-def network(name: str, encoder: str = "tiny") -> Network:
+def network(name: str, encoder: str = "tiny") -> Trainee:
     """`segformer` (B0), or `setr-naive`, `setr-pup`, `setr-mla` on a ViT of that width.  Raises KeyError on others."""
     if name == "segformer":
         # Attention sees (side / 32)^2 keys, so a model trained on small crops alone would meet a thousand keys for the
         # first time in a 1024 window.
-        return Network(
+        return Trainee(
             _segformer, ((256, 8), (512, 2), (832, 1)), run=lambda model, x, _: cast(Tensor, model(x)),
             save=lambda model, path: save_hugging_face(cast(SegFormer, model), path),
             load=lambda model, path: load_hugging_face(cast(SegFormer, model), path),
         )  # fmt: skip
     config = SETRS[name](WIDTHS[encoder])
-    return Network(
+    return Trainee(
         lambda: initialise(SETR(config)), ((256, 8), (SETR_WINDOW, 2), (SETR_WINDOW, 2)), run=_run_setr,
         save=lambda model, path: save_mmseg(cast(SETR, model), path),
         load=lambda model, path: load_mmseg(cast(SETR, model), path),

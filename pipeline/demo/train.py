@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from calib.data.scenes import CLASSES, Scene, render
 from engines.spec import IMAGENET_MEAN, IMAGENET_STD
-from pipeline.demo.networks import SETRS, WIDTHS, Network, network
+from pipeline.demo.networks import SETRS, WIDTHS, Trainee, network
 
 SCENES = 500
 WARMUP, DECAY = 0.04, 0.03
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def train(
-    subject: Network, minutes: float, seed: int, out: Path, begin: Path | None, bf16: bool
+    subject: Trainee, minutes: float, seed: int, out: Path, begin: Path | None, bf16: bool
 ) -> tuple[nn.Module, int]:
     """Returns the averaged model in eval mode and the number of steps.  Saves to `out` every SAVE_MINUTES."""
     torch.manual_seed(seed)

@@ -26,7 +26,7 @@ from pipeline.precision.calibrate import CalibrateRequest, collect_ranges, draw
 from pipeline.precision.forms import carried
 from pipeline.precision.leave import expanded
 from pipeline.precision.observe import Effort
-from pipeline.precision.placement import board_of, board_on, placement_of
+from pipeline.precision.placement import aimed, board_of, placement_of
 from pipeline.precision.plan import EIGHT_BIT
 from pipeline.precision.search import Candidate, Workbench, search
 from pipeline.precision.views import Views, look
@@ -161,8 +161,7 @@ def _checked(request: BuildRequest, backend: Backend, options: LowerOptions) -> 
         board_of(options.int8.board)
         if placement_of(backend.name).epilogues is None:
             raise DeployError(f"--board: {backend.name} is timed, not judged by a roofline; leave it out")
-    board = board_on(backend, options.int8.board, kind)
-    options = replace(options, int8=replace(options.int8, kind=kind, backend=backend.name, board=board))
+    options = replace(options, int8=aimed(options.int8, backend, kind))
     if options.int8.unsigned and not backend.zero_points:
         raise DeployError(f"--unsigned: {backend.name} takes INT8 activations of zero point 0 alone; leave it out")
     if options.rounding == "nearest":

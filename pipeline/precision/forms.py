@@ -13,21 +13,25 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Protocol
 
-from calib.ranges.ranges import Ranges
+from calib.ranges.ranges import Ranges, TensorRange
 from engines.backends import get_backend
 from engines.contract import Backend, BuildConfig, Float32, Log
 from engines.errors import DeployError
 from engines.proof.agreement import GATES, Agreement, compare_logits
 from engines.roofline.kernels import KernelPlan
+from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.forms import FORMS, UNASKED
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
 from pipeline.graph.rewrites import apply_rule
 from pipeline.graph.surgery import REORDERS, is_float
 from pipeline.graph.tail import before_tail, ending_for
 from pipeline.precision.islands import plan_float
+from pipeline.precision.lower import prepare_int8, to_float
 from pipeline.precision.lower_float import lower_float, prepare
-from pipeline.precision.worth import kernel_plan
-from pipeline.request import IslandOptions
+from pipeline.precision.lower_int8 import lower_int8
+from pipeline.precision.plan_int8 import plan_int8
+from pipeline.precision.worth import kernel_plan, tells
+from pipeline.request import Int8Options, IslandOptions, LowerOptions
 from pipeline.side_by_side import compiled, median_ms
 
 PLANNER = "tensorrt_rtx"
@@ -74,13 +78,15 @@ def formed(
 
 
 def judge_for(
-    backend: Backend, precision: str, config: BuildConfig, window: Float32, clock: bool, log: Log, tail: bool = False
+    backend: Backend, precision: str, config: BuildConfig, window: Float32, clock: bool, log: Log, tail: bool = False,
+    eight: Int8Options | None = None,
 ) -> Judge | None:  # fmt: skip
     """Who decides here; None where no form can pay.
 
     precision: of the activations, fp32, fp16 or bf16.  clock: to time engines where they can be run, (1, 3, H, W)
     `window` being what they are run on; else the compiler is asked, and without one what always paid is taken.
-    tail: whether the engine ends before a decoder's tail, where there is one.
+    tail: whether the engine ends before a decoder's tail, where there is one.  eight: what is quantised on top of that,
+    where the compiler tells what it makes of 8 bits: what serves halves may tear products from their biases.
     """
     if not backend.on_gpu or backend.from_program:
         return None
@@ -88,7 +94,7 @@ def judge_for(
         return ByClock(backend, precision, config, window)
     if importlib.util.find_spec(PLANNER) is None:
         return unasked(f"{PLANNER}, which could tell, is not installed")
-    return ByPlan(precision, log, tail)
+    return ByPlan(precision, log, tail, eight if tells(backend) else None)
 
 
 @dataclass
@@ -98,21 +104,25 @@ class ByPlan:
     precision: str
     log: Log
     tail: bool = False
+    eight: Int8Options | None = None
     _last: tuple[OnnxGraph, KernelPlan] | None = None
 
     def __call__(self, form: ModuleType, before: OnnxGraph, after: OnnxGraph) -> tuple[bool, str]:
         try:
             if self._last is None:
-                self._last = before, ask(before, self.precision, self.tail)
+                self._last = before, self._ask(before)
                 source = self._last[1].source
                 self.log("form", f"asked of {source}, a proxy for other compilers and GPUs: {_cost(self._last[1])}")
-            known = self._last[1] if self._last[0] is before else ask(before, self.precision, self.tail)
-            plan = ask(after, self.precision, self.tail)
+            known = self._last[1] if self._last[0] is before else self._ask(before)
+            plan = self._ask(after)
         except DeployError as error:
             return unasked(str(error))(form, before, after)
         better = (plan.bytes, len(plan.kernels)) < (known.bytes, len(known.kernels))
         self._last = (after, plan) if better else (before, known)
         return better, f"{_cost(known)} -> {_cost(plan)}"
+
+    def _ask(self, graph: OnnxGraph) -> KernelPlan:
+        return ask(graph, self.precision, self.tail, self.eight)
 
 
 @dataclass(frozen=True)
@@ -156,13 +166,16 @@ def carried(ranges: Ranges, stages: Sequence[OnnxGraph]) -> Ranges:
     return replace(ranges, tensors=found)
 
 
-def ask(graph: OnnxGraph, precision: str, tail: bool = False) -> KernelPlan:
+def ask(graph: OnnxGraph, precision: str, tail: bool = False, eight: Int8Options | None = None) -> KernelPlan:
     """What TensorRT-RTX makes of an exact graph in `precision`; of its engine alone, where `tail` takes one off.
+
+    eight: with these layers in 8 bits, whatever their ranges: kernels do not depend on them.
 
     Raises DeployError where it is not installed or refuses the graph.
     """
     planner = get_backend(PLANNER)
-    return kernel_plan(planner, before_tail(typed(graph, precision), ending_for(planner, graph, tail)))
+    made = typed(graph, precision) if eight is None else quantised(graph, precision, eight)
+    return kernel_plan(planner, before_tail(made, ending_for(planner, graph, tail)))
 
 
 def typed(graph: OnnxGraph, precision: str) -> OnnxGraph:
@@ -173,6 +186,20 @@ def typed(graph: OnnxGraph, precision: str) -> OnnxGraph:
     values = (value for node in graph.model.graph for value in (*node.inputs, *node.outputs))
     ranges = {str(value.name): (0.0, 0.0) for value in values if value is not None and is_float(value)}
     return lower_float(graph, plan_float(graph, precision, ranges, IslandOptions(wide_sums=precision == "fp16")))
+
+
+def quantised(graph: OnnxGraph, half: str, eight: Int8Options) -> OnnxGraph:
+    """`graph` with the layers in 8 bits that `eight` would have, every tensor within one; to be looked at."""
+    current = prepare_int8(graph, half)
+    values = {value for node in current.model.graph for value in (*node.inputs, *node.outputs) if value is not None}
+    unit = TensorRange(1.0, -1.0, 1.0, rms=0.5)
+    tensors = {str(value.name): unit for value in values if is_float(value)}
+    ranges = Ranges(tensors, "max", 1, 1, 0, "", graph_sha256(graph.model))
+    plan = plan_int8(current, ranges, half, eight)
+    lowered = lower_int8(current, plan, ranges, half)
+    still = {str(value.name): (0.0, 0.0) for node in lowered.model.graph for value in node.outputs if is_float(value)}
+    still |= dict.fromkeys(tensors, (0.0, 0.0))
+    return to_float(lowered, half, still, LowerOptions(island=IslandOptions(wide_sums=half == "fp16")))[0]
 
 
 def _cost(plan: KernelPlan) -> str:

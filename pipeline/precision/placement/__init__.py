@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engines.contract import Backend
 from engines.errors import DeployError
 from engines.roofline.boards import BOARDS, Board
 from pipeline.precision.placement import openvino, tensorrt, tensorrt_rtx
 from pipeline.precision.placement.rules import Placement
+from pipeline.request import Int8Options
 
 PLACEMENTS = {
     "openvino": openvino.PLACEMENT,
@@ -36,3 +39,8 @@ def board_on(backend: Backend, asked: str, kind: str) -> str:
     if assumed and kind not in board_of(assumed).peaks:
         assumed = next(board.name for board in BOARDS if kind in board.peaks)
     return asked or here or assumed
+
+
+def aimed(options: Int8Options, backend: Backend, kind: str) -> Int8Options:
+    """For this backend and its board, in int8 or fp8."""
+    return replace(options, kind=kind, backend=backend.name, board=board_on(backend, options.board, kind))
