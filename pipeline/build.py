@@ -96,8 +96,7 @@ def _served(
     activations = request.precision if request.precision in FLOATS else half_of(backend)
     judge = judge_for(
         backend, activations, config, window=exact.inputs[0], clock=request.time_rewrites, log=log,
-        tail=request.tail and suits(backend),
-        eight=aimed(request.lowering.int8, backend, request.precision) if request.precision in EIGHT_BIT else None,
+        tail=request.tail and suits(backend), eight=aimed(request.lowering.int8, backend, request.precision),
     )  # fmt: skip
     if judge is None or not request.rewrites:
         return exact, (exact.graph,)

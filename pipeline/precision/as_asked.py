@@ -161,7 +161,7 @@ def _checked(request: BuildRequest, backend: Backend, options: LowerOptions) -> 
         board_of(options.int8.board)
         if placement_of(backend.name).epilogues is None:
             raise DeployError(f"--board: {backend.name} is timed, not judged by a roofline; leave it out")
-    options = replace(options, int8=aimed(options.int8, backend, kind))
+    options = replace(options, int8=aimed(options.int8, backend, kind) or options.int8)
     if options.int8.unsigned and not backend.zero_points:
         raise DeployError(f"--unsigned: {backend.name} takes INT8 activations of zero point 0 alone; leave it out")
     if options.rounding == "nearest":

@@ -9,6 +9,7 @@ from engines.errors import DeployError
 from engines.roofline.boards import BOARDS, Board
 from pipeline.precision.placement import openvino, tensorrt, tensorrt_rtx
 from pipeline.precision.placement.rules import Placement
+from pipeline.precision.plan import EIGHT_BIT
 from pipeline.request import Int8Options
 
 PLACEMENTS = {
@@ -41,6 +42,10 @@ def board_on(backend: Backend, asked: str, kind: str) -> str:
     return asked or here or assumed
 
 
-def aimed(options: Int8Options, backend: Backend, kind: str) -> Int8Options:
-    """For this backend and its board, in int8 or fp8."""
-    return replace(options, kind=kind, backend=backend.name, board=board_on(backend, options.board, kind))
+def aimed(options: Int8Options, backend: Backend, kind: str) -> Int8Options | None:
+    """For this backend and its board, in int8 or fp8; None of another precision."""
+    return (
+        None
+        if kind not in EIGHT_BIT
+        else replace(options, kind=kind, backend=backend.name, board=board_on(backend, options.board, kind))
+    )
