@@ -23,7 +23,7 @@ def announce(division: Split | None, log: Log) -> None:
 
 def golden_of(request: BuildRequest) -> Photograph | None:
     """The file that the build is verified on; None of a rendered scene, or of an image that no file is known of."""
-    if request.sample is not None:
+    if request.sample is not None or request.sample_file is not None:
         return request.sample_file
     return None if request.photographs is None else request.photographs.golden
 

@@ -255,7 +255,7 @@ def test_a_gate_that_fails_is_exit_3_and_leaves_no_bundle(tmp_path: Path, capsys
 
 @pytest.mark.parametrize(
     "option",
-    ["--tile 0", "--tile 1x2x3", "--threads -1", "--max-error nan", "--max-error -1", "--min-agreement 2", "--std 1,2"],
+    ["--tile 0", "--tile 1x2x3", "--threads -1", "--max-error nan", "--max-error -1", "--min-agreement 2", "--std 1,x"],
 )
 def test_a_wrong_command_line_is_exit_2(option: str) -> None:
     with pytest.raises(SystemExit) as error:

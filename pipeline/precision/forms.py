@@ -194,7 +194,9 @@ def quantised(graph: OnnxGraph, half: str, eight: Int8Options) -> OnnxGraph:
     values = {value for node in current.model.graph for value in (*node.inputs, *node.outputs) if value is not None}
     unit = TensorRange(1.0, -1.0, 1.0, rms=0.5)
     tensors = {str(value.name): unit for value in values if is_float(value)}
-    ranges = Ranges(tensors, "max", 1, 1, 0, "", graph_sha256(graph.model))
+    ranges = Ranges(
+        tensors, "max", images=1, windows=1, seed=0, dataset_sha256="", graph_sha256=graph_sha256(graph.model)
+    )
     plan = plan_int8(current, ranges, half, eight)
     lowered = lower_int8(current, plan, ranges, half)
     still = {str(value.name): (0.0, 0.0) for node in lowered.model.graph for value in node.outputs if is_float(value)}
