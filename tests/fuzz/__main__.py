@@ -122,7 +122,8 @@ def _sanitized(folder: Path) -> Path:
     library = folder / "tile-sanitized.so"
     flags = ["-std=c11", "-O1", "-g", "-ffp-contract=off", "-fno-trapping-math", "-pthread", "-shared", "-fPIC"]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DTILE_NO_CLONES"]
-    subprocess.run(["gcc", *flags, *sanitizers, str(TILING / "tile.c"), "-o", str(library), "-lm"], check=True)
+    sources = map(str, sorted(TILING.glob("*.c")))
+    subprocess.run(["gcc", *flags, *sanitizers, *sources, "-o", str(library), "-lm"], check=True)
     return library
 
 
