@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,20 +19,17 @@ from engines.backends import get_backend
 from engines.roofline.boards import BOARDS
 from engines.roofline.floor import floor_on
 from engines.roofline.kernels import KernelPlan
-from engines.spec import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.checkpoints.sources import SourceOptions, load_source
 from pipeline.graph.export import export, simplify, trace
-from pipeline.graph.forms import FORMS
 from pipeline.graph.onnx_graph import OnnxGraph
-from pipeline.graph.rewrites import apply_rule, apply_rules
+from pipeline.graph.rewrites import apply_rules
 from pipeline.graph.tail import ending_for
 from pipeline.models.segformer import VARIANTS, SegFormer, SegFormerConfig
 from pipeline.models.setr import SETR, SETRConfig
 from pipeline.models.vit import ViTConfig
-from pipeline.precision.forms import PLANNER, ByPlan, ask
+from pipeline.precision.forms import PLANNER, ByPlan, ask, taken
 from pipeline.request import Int8Options
 
-MEAN, STD = (np.array(v, np.float32) for v in (IMAGENET_MEAN, IMAGENET_STD))
 SIDES = {"demo512": 512, "demo768": 768, "demo": 1024, "b2": 1024, "naive": 768, "pup": 768, "mla": 768}
 TAPS = {"naive": (11,), "pup": (11,), "mla": (2, 5, 8, 11)}
 STAGES = {"naive": 1, "pup": 4, "mla": 1}
@@ -50,7 +46,7 @@ def main() -> None:
     print(f"{'':50}{'kernels':>8}{'MB':>8}{'fp32 MB':>9}{'fused':>8}   floor on {board.name}, ms")
     for name in args.models:
         graph = exact(name)
-        formed = in_forms(graph, ByPlan(args.precision, lambda step, text: None, tail=True))
+        formed = taken(graph, ByPlan(args.precision, silent, tail=True), silent)[-1]
         ending = ending_for(get_backend(PLANNER), formed)
         plans = {"rewritten": ask(graph, args.precision), "in its forms": ask(formed, args.precision)}
         if ending is not None:
@@ -60,26 +56,21 @@ def main() -> None:
             print(f"{f'{name}: {what}':50}{described(plan)}   {floor_on(board, plan).roofline or 0:.2f}", flush=True)
         for kind in args.eight if floor_on(board, half).roofline else ():
             eight = Int8Options(kind, backend=PLANNER, board=args.board)
-            judge = ByPlan(args.precision, lambda step, text: None, tail=True, eight=eight)
-            plan = ask(in_forms(graph, judge), args.precision, True, eight)
+            judge = ByPlan(args.precision, silent, tail=True, eight=eight)
+            plan = ask(taken(graph, judge, silent)[-1], args.precision, True, eight)
             what = f"{name}: {kind}{'' if ending is None else ', the engine before the tail'}"
             print(f"{what:50}{described(plan)}   {floor_on(board, plan).roofline or 0:.2f}")
             print(f"  of {args.precision}'s floor: {', '.join(shares(plan, half))}", flush=True)
+
+
+def silent(step: str, text: str) -> None:
+    """No log."""
 
 
 def shares(plan: KernelPlan, half: KernelPlan) -> list[str]:
     """What is left of the floor of `half`, board by board; placed for one board, looked at on all."""
     floors = [(board.name, floor_on(board, plan).roofline, floor_on(board, half).roofline) for board in BOARDS]
     return [f"{name} {eight / sixteen:.2f}" for name, eight, sixteen in floors if eight and sixteen]
-
-
-def in_forms(graph: OnnxGraph, judge: ByPlan) -> OnnxGraph:
-    """As a build takes them."""
-    for form in FORMS:
-        trial = apply_rule(graph, form)
-        if trial.history[-1].places and judge(form, graph, trial)[0]:
-            graph = trial
-    return graph
 
 
 def described(plan: KernelPlan) -> str:

@@ -11,6 +11,7 @@ from engines.contract import Float32, Session, UInt8
 from engines.spec import THRESHOLD, ModelSpec
 from engines.tiling import core
 from engines.tiling.device import Band, Mask, Timings
+from engines.tiling.frame import FrameOfStrips
 from engines.tiling.placement import Tiling, WindowRow
 
 
@@ -60,23 +61,13 @@ class HostDevice:
         )  # fmt: skip
 
 
-class HostFrame:
-    """Runs when it is played; its mask is there when that returns."""
+class HostFrame(FrameOfStrips["HostStrips"]):
+    """An image of (height, width) pixels."""
 
     def __init__(self, device: HostDevice, height: int, width: int, confidence: bool) -> None:
-        certainty = np.empty((height, width), np.float32) if confidence else None
-        self._mask = Mask(np.empty((height, width), np.uint8), certainty)
-        self._strips = HostStrips(device, height=height, width=width, confidence=confidence, into=self._mask)
-
-    def put(self, image: UInt8) -> None:
-        self._strips.put(image)
-
-    def play(self) -> None:
-        for step in self._strips.steps:
-            self._strips.advance(step.index)
-
-    def mask(self) -> Mask:
-        return self._mask
+        super().__init__(
+            height, width, confidence, lambda mask: HostStrips(device, height, width, confidence, into=mask)
+        )
 
 
 class HostStrips:

@@ -12,6 +12,7 @@ import numpy as np
 from engines.contract import Float32, Session, UInt8
 from engines.images.resize import resample
 from engines.tiling.device import Band, Device, Mask, Timings
+from engines.tiling.frame import FrameOfStrips
 from engines.tiling.placement import WindowRow
 from engines.views.schedule import Schedule
 from engines.views.views import ImageViews, View
@@ -78,24 +79,14 @@ class ViewsDevice:
         return [(self.view_of(image, view), self.tiling.window_rows(view.height, view.width)) for view in views]
 
 
-class ViewsFrame:
-    """Runs when it is played; its mask is there when that returns.  times: of each view."""
+class ViewsFrame(FrameOfStrips["ViewsStrips"]):
+    """An image of (height, width) pixels.  times: of each view."""
 
     def __init__(self, device: ViewsDevice, height: int, width: int, confidence: bool) -> None:
-        certainty = np.empty((height, width), np.float32) if confidence else None
-        self._mask = Mask(np.empty((height, width), np.uint8), certainty)
-        self._strips = ViewsStrips(device, height=height, width=width, confidence=confidence, into=self._mask)
+        super().__init__(
+            height, width, confidence, lambda mask: ViewsStrips(device, height, width, confidence, into=mask)
+        )
         self.times: tuple[ViewTimes, ...] = self._strips.times
-
-    def put(self, image: UInt8) -> None:
-        self._strips.put(image)
-
-    def play(self) -> None:
-        for step in self._strips.steps:
-            self._strips.advance(step.index)
-
-    def mask(self) -> Mask:
-        return self._mask
 
 
 class ViewsStrips:

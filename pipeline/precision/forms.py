@@ -60,6 +60,18 @@ def formed(
     graph: OnnxGraph, judge: Judge, inputs: Sequence[Float32], reference: Float32, log: Log
 ) -> Formed:  # fmt: skip
     """`graph` in the forms that pay, verified on `inputs`, whose logits are `reference`.  Raises GateError."""
+    stages = taken(graph, judge, log)
+    if len(stages) == 1:
+        return Formed((graph,))
+    logits = run_onnx(stages[-1], list(inputs))
+    agreement = compare_logits("form", logits, "the rewritten graph", reference, GATES["fp32"])
+    agreement.require(GATES["fp32"])
+    log("form", f"all of them; {agreement}")
+    return Formed(tuple(stages), (agreement,))
+
+
+def taken(graph: OnnxGraph, judge: Judge, log: Log) -> list[OnnxGraph]:
+    """The graph as it is, then after each form that `judge` finds better; not verified."""
     stages = [graph]
     for form in FORMS:
         trial = apply_rule(stages[-1], form)
@@ -68,13 +80,7 @@ def formed(
             places = f"{trial.history[-1].places} place(s)" if better else "not taken"
             log("form", f"{form.NAME}: {places}, {why}")
             stages += [trial] if better else []
-    if len(stages) == 1:
-        return Formed((graph,))
-    logits = run_onnx(stages[-1], list(inputs))
-    agreement = compare_logits("form", logits, "the rewritten graph", reference, GATES["fp32"])
-    agreement.require(GATES["fp32"])
-    log("form", f"all of them; {agreement}")
-    return Formed(tuple(stages), (agreement,))
+    return stages
 
 
 def judge_for(

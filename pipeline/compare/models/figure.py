@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from pipeline.compare.models.rows import Overview, Subject
-from pipeline.compare.report.figure import MARKS
-from pipeline.compare.rows import Row
+from pipeline.compare.report.figure import MARKS, shown_accuracy
 from pipeline.figures.canvas import encoded, new_figure, style, title
 from pipeline.figures.theme import LIGHT, Theme
 
@@ -28,9 +28,10 @@ def picture(overview: Overview, kind: str, theme: Theme = LIGHT) -> bytes:
 
 def _trade(axes: Axes, overview: Overview, theme: Theme) -> None:
     title(axes, theme, "Accuracy against latency", "p50 of a frame, all engines in turn; up and left is better")
-    for subject, tint in zip(overview.subjects, _tints(theme), strict=False):
+    for subject, tint in zip(overview.subjects, cycle(theme.precisions.values()), strict=False):
         points = sorted(
-            (subject.timing(row).frame.p50, _accuracy(overview, row), row.precision) for row in subject.rows
+            (subject.timing(row).frame.p50, shown_accuracy(subject.comparison, row), row.precision)
+            for row in subject.rows
         )
         axes.plot([x for x, _, _ in points], [y for _, y, _ in points], color=tint, lw=1, alpha=0.4, zorder=1)
         for x, y, precision in points:
@@ -49,7 +50,7 @@ def _trade(axes: Axes, overview: Overview, theme: Theme) -> None:
 
 def _resolutions(axes: Axes, overview: Overview, theme: Theme) -> None:
     title(axes, theme, "Other resolutions", "mIoU on images resized before they are segmented")
-    for subject, tint in zip(overview.subjects, _tints(theme), strict=False):
+    for subject, tint in zip(overview.subjects, cycle(theme.precisions.values()), strict=False):
         found = {factor: 100 * miou for factor, miou in (subject.miou_at or {}).items() if miou is not None}
         points = sorted(found.items())
         axes.plot(
@@ -66,18 +67,6 @@ def _resolutions(axes: Axes, overview: Overview, theme: Theme) -> None:
     axes.legend(loc="lower right", frameon=False)
 
 
-def _tints(theme: Theme) -> list[str]:
-    """Apart for colour-blind readers too; with more models than colours they come again."""
-    hues = list(theme.precisions.values())
-    return hues * 8
-
-
 def _label(subject: Subject) -> str:
     comparison = subject.comparison
     return f"{subject.name}, {comparison.parameters / 1e6:.1f} M parameters, {comparison.macs / 1e9:.1f} GMAC a window"
-
-
-def _accuracy(overview: Overview, row: Row) -> float:
-    if overview.labelled:
-        return 100 * (row.miou or 0.0)
-    return 100 * (row.agreement.labels if row.agreement else 1.0)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.compare.models.figure import picture
 from pipeline.compare.models.rows import Overview, Subject
+from pipeline.compare.report.table import aligned, pipes, wrapped
 from pipeline.compare.report.write import JSON
 from pipeline.compare.rows import Row, drop, percent
-
-WIDTH = 120
 
 
 def write(folder: Path, overview: Overview) -> None:
@@ -24,26 +22,13 @@ def write(folder: Path, overview: Overview) -> None:
 
 
 def terminal(overview: Overview) -> str:
-    table = cells(overview)
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if k < 2 else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in table
-    ]
-    rule = "-" * max(map(len, lines))
-    said = [textwrap.fill(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False) for text in notes(overview)]
-    return "\n".join([lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:]), "", *said])
+    return "\n".join([*aligned(cells(overview)), "", *map(wrapped, notes(overview))])
 
 
 def markdown(overview: Overview) -> str:
-    head, *rest = (f"| {' | '.join(line)} |" for line in cells(overview))
-    rule = f"|{'|'.join(['---', '---', *['--:'] * (len(cells(overview)[0]) - 2)])}|"
     own = [f"- [{each.name}]({each.name}/compare.md): {each.comparison.model}" for each in overview.subjects]
     parts = [
-        f"# {' against '.join(each.name for each in overview.subjects)}", "\n".join([head, rule, *rest]),
+        f"# {' against '.join(each.name for each in overview.subjects)}", pipes(cells(overview), left=2),
         "\n".join(f"- {text}" for text in notes(overview)), "![accuracy against latency](compare.png)",
         "## Each by itself", "\n".join(own),
     ]  # fmt: skip

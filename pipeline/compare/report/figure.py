@@ -53,7 +53,7 @@ def pareto(rows: list[Row], accuracy: dict[str, float]) -> list[Row]:
 
 def _trade(axes: Axes, comparison: Comparison, theme: Theme) -> None:
     rows = [row for row in comparison.rows if row.measured]
-    accuracy = {row.name: _accuracy(comparison, row) for row in rows}
+    accuracy = {row.name: shown_accuracy(comparison, row) for row in rows}
     title(axes, theme, "Accuracy against latency", "p50 of a frame, line to p95; up and left is better")
     low, high = _y_range(list(accuracy.values()), comparison)
     axes.set_ylim(low, high)
@@ -116,7 +116,7 @@ def _classes(axes: Axes, comparison: Comparison, theme: Theme) -> None:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=min(4, len(rows)), frameon=False)
 
 
-def _accuracy(comparison: Comparison, row: Row) -> float:
+def shown_accuracy(comparison: Comparison, row: Row) -> float:
     if comparison.labelled:
         return 100 * (row.miou or 0.0)
     return 100 * (row.agreement.labels if row.agreement else 0.0)

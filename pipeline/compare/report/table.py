@@ -18,10 +18,7 @@ CHANGES_SHOWN = 6
 def terminal(comparison: Comparison) -> str:
     """At most WIDTH columns: the table, what changed most by class, why a row fails, and the verdict."""
     table = _fitting(comparison)
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    padded = ([_aligned(cell, widths[k], k) for k, cell in enumerate(line)] for line in table)
-    lines = ["  ".join(line).rstrip() for line in padded]
-    lines.insert(1, "-" * max(map(len, lines)))
+    lines = aligned(table)
     notes = [f"ms: p50/p95 of {comparison.rounds} interleaved rounds on the same frames; {_frame(comparison)}"]
     if parts_note(comparison):
         notes.append(f"engine ms:{parts_note(comparison)}")
@@ -30,8 +27,9 @@ def terminal(comparison: Comparison) -> str:
     notes += gains(comparison.rows)
     notes += [f"{row.name}: {_changes(comparison, row)}" for row in comparison.candidates if _changes(comparison, row)]
     notes += [f"{row.name} fails: {'; '.join(row.reasons)}" for row in comparison.failed]
-    wrapped = [textwrap.fill(note, WIDTH, subsequent_indent="    ", break_on_hyphens=False) for note in notes]
-    return "\n".join([*lines, "", *wrapped, "", textwrap.fill(comparison.verdict, WIDTH, break_on_hyphens=False)])
+    return "\n".join(
+        [*lines, "", *map(wrapped, notes), "", textwrap.fill(comparison.verdict, WIDTH, break_on_hyphens=False)]
+    )
 
 
 def markdown(comparison: Comparison) -> str:
@@ -41,7 +39,7 @@ def markdown(comparison: Comparison) -> str:
     parts = [
         f"# {comparison.model}: which precision to ship",
         f"**{_sentence(comparison.verdict)}**",
-        _pipes(_table(comparison, _MARKDOWN)),
+        pipes(_table(comparison, _MARKDOWN)),
         floor_note(comparison),
         "\n".join(f"- {text}" for text in gains(comparison.rows)),
         "\n".join(failures),
@@ -49,9 +47,9 @@ def markdown(comparison: Comparison) -> str:
         "## Where the time goes",
         f"Milliseconds a frame, p50 / p95 of {comparison.rounds} rounds, the same frame through every engine in turn; "
         f"{_frame(comparison)}.{parts_note(comparison)}",
-        _pipes(_table(comparison, _SPLIT)),
+        pipes(_table(comparison, _SPLIT)),
         f"## Classes\n\n{_class_note(comparison)}",
-        _pipes(class_table(comparison)),
+        pipes(class_table(comparison)),
         "## What was measured",
         "\n".join([
             f"- data: {data['path']}, {data['images']} images, {data['labelled']} labelled, {data['sha256'][:16]}",
@@ -166,13 +164,24 @@ def _floor(row: Row) -> str:
 _Column = tuple[str, Callable[[Comparison, Row], str]]
 
 
-def _aligned(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column < 2 else cell.rjust(width)
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of text, the first two columns flush left, with a rule under the header."""
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    padded = (
+        [cell.ljust(widths[k]) if k < 2 else cell.rjust(widths[k]) for k, cell in enumerate(line)] for line in table
+    )
+    lines = ["  ".join(line).rstrip() for line in padded]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
-def _pipes(lines: Sequence[Sequence[str]]) -> str:
+def wrapped(note: str) -> str:
+    return textwrap.fill(note, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+
+
+def pipes(lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table in Markdown.  left: so many columns are flush left."""
     head, *rest = (f"| {' | '.join(line)} |" for line in lines)
-    rule = f"|{'|'.join(['---', *['--:'] * (len(lines[0]) - 1)])}|"
+    rule = f"|{'|'.join(['---'] * left + ['--:'] * (len(lines[0]) - left))}|"
     return "\n".join([head, rule, *rest])
 
 
