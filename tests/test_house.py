@@ -37,13 +37,14 @@ SDK_OWNER = {
     "tensorrt": "engines/backends/tensorrt/tensorrt.py",
     "tensorrt_rtx": "engines/backends/tensorrt/tensorrt_rtx.py",
     "pycuda": "engines/gpu/context.py",
-    "PIL": "engines/images/read.py engines/images/resize.py engines/images/write.py engines/images/shared_pixels.py",
+    "PIL": "engines/images/read.py engines/images/resize.py engines/images/write.py engines/images/shared_pixels.py"
+    " engines/images/pillow.py",
     "onnx": "pipeline/graph/export.py pipeline/graph/proto.py pipeline/graph/types.py pipeline/graph/batches/walk.py",
     "onnxsim": "pipeline/graph/export.py",
     "segmentation_models_pytorch": "pipeline/checkpoints/families/smp.py",
     "transformers": "pipeline/checkpoints/families/common.py",
     "tifffile": "engines/images/tiff.py",
-    "pillow_heif": "engines/images/read.py",
+    "pillow_heif": "engines/images/pillow.py",
     "matplotlib": "pipeline/figures/canvas.py pipeline/compare/report/figure.py pipeline/compare/models/figure.py "
     "pipeline/receptive/figure.py",
 }

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import struct
-import threading
-import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.files import refuse_pointer
 from engines.images.bands import Decoded, picture_of, too_dark
-from engines.images.shared_pixels import SHARED_FROM, one_block, shared_pixels
+from engines.images.pillow import one_block, own_terms
+from engines.images.shared_pixels import SHARED_FROM, shared_pixels
 from engines.images.tiff import SUFFIXES as TIFFS
 from engines.images.tiff import is_tiff, read_tiff
 from engines.spec import COLOUR, Pixels
@@ -44,8 +41,8 @@ _DAMAGED = (OSError, SyntaxError, ValueError, struct.error,
             EOFError, IndexError, KeyError, TypeError, OverflowError, zlib.error)  # fmt: skip
 
 _ORIENTATION = 0x0112  # of EXIF
-_log = logging.getLogger("PIL")
-_lock = threading.Lock()
+
+Admit = Callable[[int], None]
 
 
 class _UnknownError(DeployError):
@@ -57,8 +54,10 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS, wanted: Pixels = COLOUR
     return read_picture(path, max_pixels, wanted).pixels
 
 
-def read_picture(path: Path, max_pixels: int = MAX_PIXELS, wanted: Pixels = COLOUR) -> Decoded:
-    """(H, W, C) uint8: RGB, or the bands that are wanted.
+def read_picture(
+    path: Path, max_pixels: int = MAX_PIXELS, wanted: Pixels = COLOUR, admit: Admit = lambda pixels: None
+) -> Decoded:
+    """(H, W, C) uint8: RGB, or the bands that are wanted.  admit: told how many pixels will be decoded, and may wait.
 
     EXIF orientation is applied, if wanted.
 
@@ -69,12 +68,12 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS, wanted: Pixels = COLO
     """
     plain = replace(wanted, upright=True) == COLOUR
     if path.suffix.lower() in TIFFS and not plain:
-        return picture_of(*_swapped(read_tiff(path, max_pixels), wanted, path))
+        return picture_of(*_swapped(read_tiff(path, max_pixels, admit), wanted, path))
     try:
-        image, wide = _decode(path, max_pixels, upright=wanted.upright)
+        image, wide = _decode(path, max_pixels, upright=wanted.upright, admit=admit)
     except _UnknownError:
         if path.suffix.lower() in TIFFS and is_tiff(path):
-            return picture_of(*_swapped(read_tiff(path, max_pixels), wanted, path))
+            return picture_of(*_swapped(read_tiff(path, max_pixels, admit), wanted, path))
         raise
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow's convert would clip at 255
         return picture_of(np.asarray(image)[:, :, None], wanted, path)
@@ -106,7 +105,7 @@ def _swapped(read: tuple[NDArray[Any], float | None], wanted: Pixels, path: Path
 def orientation(path: Path) -> int:
     """The EXIF orientation that the file says, 1 to 8; 1 where it says none, or is no image."""
     try:
-        with _own_terms(), Image.open(path, formats=_FORMATS) as image:
+        with own_terms(), Image.open(path, formats=_FORMATS) as image:
             found = image.getexif().get(_ORIENTATION, 1)
     except (UnidentifiedImageError, *_DAMAGED):
         return 1
@@ -116,7 +115,7 @@ def orientation(path: Path) -> int:
 def is_label_map(path: Path) -> bool:
     """Whether the file is a PNG of one channel, as labels are kept and photographs hardly ever."""
     try:
-        with _own_terms(), Image.open(path, formats=("PNG",)) as image:
+        with own_terms(), Image.open(path, formats=("PNG",)) as image:
             return image.mode in ("P", "L", "1", "I", "I;16")
     except (UnidentifiedImageError, *_DAMAGED):
         return False
@@ -156,19 +155,22 @@ def read_label_colours(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
     return np.asarray(image.convert("RGBA").convert("RGB"))
 
 
-def _decode(path: Path, max_pixels: int, *, upright: bool) -> tuple[Image.Image, bool]:
+def _decode(
+    path: Path, max_pixels: int, *, upright: bool, admit: Admit = lambda pixels: None
+) -> tuple[Image.Image, bool]:
     """The first frame, decoded, `upright` if asked, and whether it is a colour image of 16 bit.
 
     Every way in which a file can be bad becomes a DeployError.
     """
     try:
-        with _own_terms(), Image.open(path, formats=_FORMATS) as image:
+        with own_terms(), Image.open(path, formats=_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise DeployError(
                     f"image {path}: got {width}x{height}, more than {max_pixels} pixels; "
                     "if that is no accident, raise --max-pixels"
                 )
+            admit(width * height)
             if image.format == "JPEG2000":
                 _refuse_cut(path)
             wide = image.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in image.tile)
@@ -214,32 +216,3 @@ def _unreadable(path: Path, error: Exception) -> DeployError:
     if isinstance(error, OSError) and error.errno is not None:  # the system's; Pillow's own have no number
         return DeployError(f"image {path}: cannot be read: {error.strerror}")
     return DeployError(f"image {path}: damaged or incomplete ({' '.join(str(error).split())[:120]})")
-
-
-@cache
-def _register_heif() -> None:
-    """HEIC, where the extra that reads it is installed."""
-    with suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-
-
-@contextmanager
-def _own_terms() -> Iterator[None]:
-    """Set Pillow's process-wide switches for one image, and set them back.
-
-    Its size limit is smaller than ours and is raised before the header can be asked; another library may have allowed
-    cut files, which come back half grey; and a warning is no use to a script.
-    """
-    with _lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _register_heif()
-        if not _log.handlers:
-            _log.addHandler(logging.NullHandler())  # else logging's last resort prints them
-        before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before

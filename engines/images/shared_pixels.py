@@ -9,8 +9,6 @@ image lies in one block.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ from PIL import Image
 
 from engines.contract import UInt8
 
-_core: Any = Image.core  # type: ignore[attr-defined]
 SHARED_FROM = 2**26  # pixels; smaller images are copied, into rows that the C core reads fastest
 
 
@@ -46,16 +43,6 @@ class _Owner:
     def __init__(self, capsule: Any, address: int, shape: tuple[int, ...]) -> None:
         self._capsule = capsule
         self.__array_interface__ = {"shape": shape, "typestr": "|u1", "data": (address, True), "version": 3}
-
-
-@contextmanager
-def one_block() -> Iterator[None]:
-    """Images that are decoded in here lie in one block.  A switch of the whole process: hold a lock."""
-    _core.set_use_block_allocator(1)
-    try:
-        yield
-    finally:
-        _core.set_use_block_allocator(0)
 
 
 def shared_pixels(image: Image.Image) -> UInt8:

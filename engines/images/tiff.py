@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ def is_tiff(path: Path) -> bool:
         return file.read(4) in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
 
 
-def read_tiff(path: Path, max_pixels: int) -> tuple[NDArray[Any], float | None]:
+def read_tiff(path: Path, max_pixels: int, admit: Callable[[int], None]) -> tuple[NDArray[Any], float | None]:
     """The first page as (H, W, B) in its own type, and the value that stands for nothing, or None.
 
-    Raises DeployError, also where tifffile is not installed.
+    admit: told how many pixels will be decoded, and may wait.  Raises DeployError, also where tifffile is not installed.
     """
     try:
         import tifffile
@@ -45,6 +46,7 @@ def read_tiff(path: Path, max_pixels: int) -> tuple[NDArray[Any], float | None]:
                     f"image {path}: got {page.imagewidth}x{page.imagelength}, more than {max_pixels} pixels; "
                     "if that is no accident, raise --max-pixels"
                 )
+            admit(page.imagewidth * page.imagelength)
             values, tag = page.asarray(), page.tags.get(_NODATA)
             axes, text = page.axes, "" if tag is None else str(tag.value).strip("\0 ")
     except OSError as error:
