@@ -28,7 +28,8 @@ def is_tiff(path: Path) -> bool:
 def read_tiff(path: Path, max_pixels: int, admit: Callable[[int], None]) -> tuple[NDArray[Any], float | None]:
     """The first page as (H, W, B) in its own type, and the value that stands for nothing, or None.
 
-    admit: told how many pixels will be decoded, and may wait.  Raises DeployError, also where tifffile is not installed.
+    admit: told how many pixels will be decoded, and may wait.
+    Raises DeployError, also where tifffile is not installed.
     """
     try:
         import tifffile

@@ -56,5 +56,5 @@ int resize_bilinear(const uint8_t *image, int32_t height, int32_t width, ptrdiff
         along[x] = tile_source(x, width, out_w, &left[x], &right[x]);
     resize_args a = {image, height, width, stride_y, stride_x, stride_c, out, out_h, out_w, left, right, along,
                      workspace};
-    return tile_parallel(resize_rows, &a, 0, out_h, threads);
+    return tile_parallel(resize_rows, &a, 0, out_h, threads, 3 * ((int64_t)width + out_w));
 }

@@ -185,5 +185,6 @@ int tail_run(const tail_launch *a, int32_t threads, float *workspace)
         if (a->map_h[i] < 1 || a->map_w[i] < 1 || a->map_h[i] > a->height || a->map_w[i] > a->width)
             return TILE_E_ARGUMENT;
     tail_work work = {a, workspace};
-    return tile_parallel(tail_rows, &work, 0, a->windows * a->height, threads);
+    return tile_parallel(tail_rows, &work, 0, a->windows * a->height, threads,
+                         (int64_t)a->width * (a->inputs + a->classes) * (a->channels / 16 + 1));
 }

@@ -1,7 +1,7 @@
 /* gather: an image becomes normalised network inputs.  stitch: low-resolution logits of windows become labels.
  *
- * C11 and pthreads.  The caller allocates everything, also the workspace; functions return a tile_status; there are no
- * globals.  Shapes are given as (rows, columns); strides are in bytes for images and in elements for outputs.
+ * C11 and pthreads.  The caller allocates everything, also the workspace; functions return a tile_status; the one global
+ * is the pool of threads.c.  Shapes are given as (rows, columns); strides are in bytes for images and in elements for outputs.
  */
 #include "tile_windows.h"
 
@@ -93,7 +93,7 @@ int tile_gather(const uint8_t *image, int32_t height, int32_t width, ptrdiff_t s
     for (int32_t c = 0; c < channels; c++)
         if (order[c] < 0 || order[c] >= channels)
             return TILE_E_ARGUMENT;
-    return tile_parallel(tile_gather_rows, &a, 0, window_h, threads);
+    return tile_parallel(tile_gather_rows, &a, 0, window_h, threads, (int64_t)window_w * channels / 2);
 }
 
 /* ---- stitch --------------------------------------------------------------------------------------------------- */
@@ -224,7 +224,7 @@ int tile_stitch(const tile_plan *plan, const float *const *logits, const int32_t
     tile_windows_open(&w, weight_x, workspace);
     tile_stitch_args s = {p, w, labels, labels_stride, confidence, confidence_stride,
                           workspace + tile_columns_bytes(p.window_w), tile_thread_bytes(&p, confidence != NULL)};
-    return tile_parallel(tile_stitch_rows, &s, p.row0, p.row1, p.threads);
+    return tile_parallel(tile_stitch_rows, &s, p.row0, p.row1, p.threads, 2 * (int64_t)p.width * p.classes);
 }
 
 const char *tile_build_info(void) { return TILE_ISA; }

@@ -368,5 +368,6 @@ int views_merge(const views_plan *plan, const views_view *views, uint8_t *labels
         return TILE_E_ARGUMENT;
     views_args a = {p, views, windows, labels, labels_stride, confidence, confidence_stride, tables,
                     views_layout(&p, views, NULL, NULL), columns, rows, across};
-    return tile_parallel(views_units, &a, 0, (int32_t)units, p.threads);
+    return tile_parallel(views_units, &a, 0, (int32_t)units, p.threads,
+                         2 * (int64_t)columns * rows * p.classes * p.views);
 }

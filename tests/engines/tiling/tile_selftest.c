@@ -1,7 +1,10 @@
 /* Self-test of the tiling core, without Python: for sanitizers, and for CPUs that this machine only emulates.
  *
- * Compares tile.c, views.c, resize.c and tail.c with plain double-precision loops written here.  Exits with the number of failed cases.
+ * Compares tile.c, views.c, resize.c and tail.c with plain double-precision loops written here, and has threads.c called
+ * from several threads, from a task and in a forked child.  Exits with the number of failed cases.
  */
+#define TILE_WORTH 1 /* threads for the smallest image too */
+#include "../../../engines/tiling/threads.c"
 #include "../../../engines/tiling/tile.c"
 #include "../../../engines/tiling/views.c"
 #include "../../../engines/tiling/resize.c"
@@ -10,6 +13,8 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 static uint32_t state = 12345;
 static uint64_t digest = 14695981039346656037u; /* of all results: the same on every CPU */
@@ -369,6 +374,71 @@ static int check_tail(int windows, int height, int width, int inputs, int channe
     return bad;
 }
 
+typedef struct {
+    int depth, threads;
+    atomic_int rows, clashes;
+    atomic_int busy[TILE_MAX_THREADS];
+} pool_case;
+
+/* Each row once; no two threads with one number at once; a task may call the pool itself. */
+static int pool_rows(void *arg, int32_t begin, int32_t end, int32_t thread)
+{
+    pool_case *c = arg;
+    if (thread < 0 || thread >= c->threads || atomic_fetch_add(&c->busy[thread], 1) != 0)
+        atomic_fetch_add(&c->clashes, 1);
+    for (int32_t row = begin; row < end; row++) {
+        atomic_fetch_add(&c->rows, 1);
+        if (c->depth) {
+            pool_case inner = {.threads = 3};
+            if (tile_parallel(pool_rows, &inner, 1, 6, 3, 1) != TILE_OK || atomic_load(&inner.rows) != 5)
+                atomic_fetch_add(&c->clashes, 1);
+            atomic_fetch_add(&c->clashes, atomic_load(&inner.clashes));
+        }
+    }
+    atomic_fetch_sub(&c->busy[thread], 1);
+    return end == 100 ? TILE_E_NOT_FINITE : begin == 0 ? TILE_E_UNCOVERED : TILE_OK;
+}
+
+static int pool_calls(int threads, int depth)
+{
+    int failed = 0;
+    for (int i = 0; i < 50; i++) {
+        pool_case c = {.depth = depth, .threads = threads};
+        failed += tile_parallel(pool_rows, &c, 1, 100, threads, 1) != TILE_E_NOT_FINITE;
+        failed += atomic_load(&c.rows) != 99 || atomic_load(&c.clashes) != 0;
+    }
+    pool_case both = {.threads = threads};
+    return failed + (tile_parallel(pool_rows, &both, 0, 100, threads, 1) != TILE_E_UNCOVERED);
+}
+
+static void *pool_caller(void *number)
+{
+    return (void *)(intptr_t)pool_calls(2 + (int)(intptr_t)number, (int)(intptr_t)number % 2);
+}
+
+static int check_pool(void)
+{
+    pthread_t callers[4];
+    int failed = pool_calls(4, 1);
+    for (intptr_t i = 0; i < 4; i++)
+        failed += pthread_create(&callers[i], NULL, pool_caller, (void *)i) != 0;
+#ifndef SELFTEST_NO_FORK
+    for (int i = 0; i < 20; i++) { /* while the others are inside */
+        pid_t child = fork();
+        if (child == 0)
+            _exit(pool_calls(3, 0) != 0);
+        int status = -1;
+        failed += child < 0 || waitpid(child, &status, 0) != child || status != 0;
+    }
+#endif
+    for (int i = 0; i < 4; i++) {
+        void *result = NULL;
+        pthread_join(callers[i], &result);
+        failed += (int)(intptr_t)result;
+    }
+    return failed;
+}
+
 int main(void)
 {
     int failed = check_exp() + check_phases();
@@ -418,6 +488,7 @@ int main(void)
     failed += check_tail(1, 9, 131, 0, 4, 1, 2, odd, 1);
     failed += check_tail(2, 5, 7, 4, 100, 150, 0, NULL, 8);
     failed += check_tail(1, 1, 1, 4, 4, 2, 0, NULL, 8);
+    failed += check_pool();
     printf("digest %016llx\n", (unsigned long long)digest);
     printf("%s: %d failed\n", tile_build_info(), failed);
     return failed;
