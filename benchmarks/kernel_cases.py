@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from engines.gpu.kernels import Launch
 from engines.gpu.tail import tail as launch_tail
 from engines.spec import MAX_BANDS
 from engines.tiling import core
-from engines.tiling.placement import Tiling
+from engines.tiling.placement import NO_MARGIN, Margin, Tiling
 from engines.tiling.tail import Tail, TailShape
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -40,7 +40,7 @@ class GatherCase:
 
     strip: it begins with the first row that the windows need.
 
-    offset: elements by which the output is not aligned.
+    offset: elements by which the output is not aligned.  margin: of the window, around the place, see `Tiling.margin`.
     """
 
     size: tuple[int, int]
@@ -52,26 +52,25 @@ class GatherCase:
     padding: str = "zero"
     strip: bool = False
     offset: int = 0
+    margin: Margin = NO_MARGIN
 
     def differences(self, machine: Machine, dtype: str) -> int:
         """Values that are not the C core's, and values written beside the windows."""
         base, image = _view(self.view, *self.size, len(self.order))
         mean, std = ((*values, *range(20, 20 + MAX_BANDS))[: len(self.order)] for values in (MEAN, STD))
-        first = self.top if self.strip else 0
+        first = max(0, self.top - self.margin[0]) if self.strip else 0
         memory = machine.put(base) + image[first:].__array_interface__["data"][0] - base.ctypes.data
         shape = (len(self.lefts), len(self.order), *self.window)
         canvas = np.full(self.offset + int(np.prod(shape)) + 5, CANARY, dtype)
         out = machine.put(canvas)
         launch = kernels.gather(
             memory, *self.size, image.strides, self.top, self.lefts, self.window, mean, std, self.order, self.padding,
-            out + self.offset * canvas.itemsize, dtype, first,
+            out + self.offset * canvas.itemsize, dtype, first, self.margin,
         )  # fmt: skip
         machine.launch(launch)
         machine.take(canvas, out)
-        expected = [
-            core.gather(image, self.top, left, self.window, mean, std, order=self.order, padding=self.padding)
-            for left in self.lefts
-        ]
+        how: dict[str, Any] = {"order": self.order, "padding": self.padding, "margin": self.margin}
+        expected = [core.gather(image, self.top, left, self.window, mean, std, **how) for left in self.lefts]
         inner = canvas[self.offset : -5].reshape(shape)
         wrong = _unequal(inner, np.stack(expected).astype(dtype))
         return wrong + int((canvas[: self.offset] != CANARY).sum() + (canvas[-5:] != CANARY).sum())
@@ -96,7 +95,7 @@ class StitchCase:
         """
         steps = self.tiling.window_rows(*self.size)
         logits = self.logits(dtype)
-        weights = core.blend_weights(self.tiling.blend, self.tiling.window_h, self.tiling.window_w)
+        weights = core.blend_weights(self.tiling.blend, *self.tiling.labelled)
         ring = max(len(step.held) for step in steps) if bands else len(steps)
         pitch = len(steps[0].lefts) + bands
         memory = np.full((ring, pitch, self.classes, *self.low), np.nan, dtype)  # reading what is not held shows
@@ -134,7 +133,7 @@ class StitchCase:
     def expected(self, logits: NDArray[np.generic], confidence: bool) -> tuple[core.UInt8, core.Float32 | None]:
         tops, lefts = self.tiling.placements(*self.size)
         windows = [np.ascontiguousarray(window, np.float32) for row in logits for window in row]
-        size = (self.tiling.window_h, self.tiling.window_w)
+        size = self.tiling.labelled
         return core.stitch(
             windows, [top for top in tops for _ in lefts], lefts * len(tops), size, self.size,
             weights=core.blend_weights(self.tiling.blend, *size), confidence=confidence, threshold=self.threshold,
@@ -219,6 +218,18 @@ GATHERS = [
         for padding in ("zero", "edge", "reflect")
     ),
     GatherCase((40, 50), 6, (0, 3), (30, 40), view="bands", order=tuple(range(MAX_BANDS)), strip=True),
+    *(  # around a place of 12 x 20 pixels, at the image's border and inside of it
+        GatherCase(size, top, lefts, (24, 35), margin=(5, 9, 7, 6), padding=padding, view=view, order=(2, 0, 1))
+        for size, top, lefts in (
+            ((40, 50), 0, (0, 11, 30)),
+            ((40, 50), 28, (0, 30)),
+            ((9, 14), 0, (0,)),
+            ((1, 1), 0, (0,)),
+        )
+        for padding in ("zero", "edge", "reflect")
+        for view in ("plain", "four", "bands")
+    ),
+    GatherCase((80, 50), 30, (0, 30), (24, 35), margin=(5, 9, 7, 6), strip=True),
 ]
 STITCHES = [
     StitchCase(19, (16, 16), Tiling(64, 64, 48, 48), (112, 160)),  # a quarter, as SegFormer, all at multiples of 4
@@ -249,6 +260,7 @@ STITCHES = [
         for blend in ("gaussian", "hann")
     ),
     StitchCase(6, (16, 16), Tiling(64, 64, 48, 48, "gaussian"), (112, 160)),
+    StitchCase(3, (44, 40), Tiling(64, 64, 44, 40, margin=(10, 12, 10, 12)), (90, 113)),  # not padded
     *(  # one class alone, in every kernel
         StitchCase(1, low, Tiling(64, 64, stride, stride, blend), size, threshold=threshold, extra=1)
         for low in ((16, 16), (8, 8), (64, 64), (20, 30))

@@ -27,8 +27,9 @@ from engines.segmenter import Segmenter, open_on_device
 from engines.tiling.core import blend_weights
 from engines.tiling.placement import Tiling
 from engines.tiling.tail import Tail, TailShape
+from pipeline.checkpoints.margins import load_for
 from pipeline.checkpoints.processor import announce_resize
-from pipeline.checkpoints.sources import Source, announce_source, load_source
+from pipeline.checkpoints.sources import Source
 from pipeline.evaluation.statistics import Interval
 from pipeline.exact import Exact, exact_graph
 from pipeline.graph.batches import for_any_batch
@@ -62,11 +63,11 @@ def build_bundle(request: BuildRequest, log: Log, exact: Exact | None = None) ->
     )
     log("backend", f"{why}; {backend.version()} on {backend.device()}")
     tuned = tuning(backend, request.output, given=request.tensorrt, timing_cache=request.timing_cache, log=log)
-    tiling, trial = request.tiling, replace(tuned, threads=request.threads, log=BuildConfig.log)  # of many: in silence
+    trial = replace(tuned, threads=request.threads, log=BuildConfig.log)  # of many: in silence
     with writing(request.output) as folder:
         if exact is None:
-            source = load_source(request.model, (tiling.window_h, tiling.window_w), request.options)
-            announce_source(source, log)
+            source, tiling = load_for(request.model, request.tiling, request.options, log)
+            request = replace(request, tiling=tiling)
             announce_resize(source.spec, tiling, log)
             if source.quantised:
                 request = as_it_is(request, source.quantised, source.export()[0].model, backend)
@@ -291,7 +292,7 @@ def slide_decisions(
     Returns labels (H, W) and their margins, in logits.  threshold: `ModelSpec.threshold`.
     """
     height, width = size
-    window = (tiling.window_h, tiling.window_w)
+    window = tiling.labelled
     tops, lefts = tiling.placements(height, width)
     total = torch.zeros(logits.shape[1], max(height, window[0]), max(width, window[1]))
     cover = torch.zeros(total.shape[1:])
@@ -309,13 +310,9 @@ def slide_decisions(
 
 
 def _draft(
-    request: BuildRequest,
-    precision: str,
-    source: Source,
-    backend: Backend,
-    graph: OnnxGraph,
+    request: BuildRequest, precision: str, source: Source, backend: Backend, graph: OnnxGraph,
     steps: Sequence[Agreement],
-) -> Manifest:
+) -> Manifest:  # fmt: skip
     return Manifest(
         spec=source.spec, tiling=request.tiling, precision=precision,
         backend=backend.name, sdk=backend.version(), device=backend.device(),

@@ -73,7 +73,7 @@ def exact_graph(
     logits = run_onnx(graph, inputs)
     steps = [_verified("export", graph, source.reference, logits, reference, gate, log)]
     graph, logits = _simplified(graph, inputs, logits=logits, gate=gate, steps=steps, log=log)
-    _check_interface(source, graph)
+    _check_interface(source, graph, tiling)
     if request.rewrites:
         graph, rewritten = _rewrite(
             graph, inputs, logits=logits, gate=gate, timer=timer, config=config or BuildConfig(), log=log
@@ -120,7 +120,7 @@ def sample_image(image: UInt8 | None, tiling: Tiling, channels: int = 3) -> UInt
 
     Of a scene further bands are negatives of its colours, so that no two are alike.
     """
-    height, width = tiling.window_h, tiling.window_w + tiling.stride_w
+    height, width = tiling.labelled[0], tiling.labelled[1] + tiling.stride_w
     if image is None:
         scene = render(0, height, width).image
         bands = [scene[:, :, band % 3] // (1 + band // 6) ^ (255 if band // 3 % 2 else 0) for band in range(channels)]
@@ -173,10 +173,10 @@ def _rewrite(
     return final, agreement
 
 
-def _check_interface(source: Source, graph: OnnxGraph) -> None:
-    """The logits must cover the window evenly, one channel a class, or the runtime would stretch them wrongly."""
+def _check_interface(source: Source, graph: OnnxGraph, tiling: Tiling) -> None:
+    """The logits must cover what is labelled evenly, a channel a class, or the runtime would stretch them wrongly."""
     _, channels, height, width = graph.output_shape
-    _, _, window_h, window_w = graph.input_shape
+    window_h, window_w = tiling.labelled
     if channels != source.spec.channels:
         raise DeployError(
             f"model: got {channels} output channels, expected {source.spec.channels} as the classes; "
@@ -190,5 +190,5 @@ def _check_interface(source: Source, graph: OnnxGraph) -> None:
     if window_h / 2 < height < window_h:
         raise DeployError(
             f"model: got {width}x{height} logits for a {window_w}x{window_h} window, expected one a pixel, or one for "
-            "several: its convolutions are not padded, so that its borders have no labels; export it padded"
+            "several: its borders have no labels, and its graph does not tell how wide they are; export it padded"
         )

@@ -15,7 +15,7 @@ from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS, read_image
 from engines.images.resize import size_of, sized
 from engines.spec import COLOUR, ModelSpec, Pixels
-from engines.tiling import core
+from engines.tiling.inputs import window_input
 from engines.tiling.placement import Tiling
 
 
@@ -62,17 +62,13 @@ class CalibrationSet:
 
     def inputs(self, spec: ModelSpec, tiling: Tiling, start: int = 0) -> Iterator[tuple[Place, Float32]]:
         """The network inputs (1, C, h, w) of the places from `start` on; an image is held while its windows come."""
-        size = (tiling.window_h, tiling.window_w)
         held: tuple[Path | None, UInt8 | None] = (None, None)
         for place in self.places[start:]:
             path, image = held
             if image is None or path != place.image:
                 image = sized(read_image(place.image, self.max_pixels, spec.pixels), spec, tiling)
                 held = (place.image, image)
-            window = core.gather(
-                image, place.top, place.left, size, spec.mean, spec.std, order=spec.order, padding=tiling.padding
-            )
-            yield place, window[None]
+            yield place, window_input(image, place.top, place.left, spec, tiling)[None]
 
 
 def draw_windows(

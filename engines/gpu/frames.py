@@ -109,7 +109,8 @@ class CudaStrips(_Frame):
     def advance(self, index: int) -> None:
         with self._working():
             step, slot, gpu = self.steps[index], self._slot, self._gpu
-            rows = self._image[step.top : step.top + slot.plan.regions["image"].shape[0]]
+            first = slot.plan.first_row(step)
+            rows = self._image[first : first + slot.plan.regions["image"].shape[0]]
             np.copyto(slot.arrays["image"][: rows.shape[0]], rows)
             slot.upload(rows.shape[0], gpu.main)
             slot.clock.start()

@@ -12,7 +12,7 @@ from engines.contract import Float32
 from engines.errors import DeployError
 from engines.spec import MAX_BANDS, THRESHOLD, cut_of
 from engines.tiling.core import MAX_PIXELS, check_order, normalisation
-from engines.tiling.placement import PADDINGS, Tiling
+from engines.tiling.placement import NO_MARGIN, PADDINGS, Margin, Tiling, require_inside
 
 MAX_LEFTS = 64  # TILE_MAX_LEFTS
 NOT_FINITE, UNCOVERED = 1, 2  # bits of the status word: TILE_STATUS_NOT_FINITE, TILE_STATUS_UNCOVERED
@@ -79,13 +79,15 @@ def gather(
     out: int,
     dtype: str,
     first_row: int = 0,
+    margin: Margin = NO_MARGIN,
 ) -> Launch:
     """The windows of one row of windows as network inputs (n, C, h, w), the same bits as `engines.tiling.core.gather`.
 
     image: address of row `first_row` of an image (height, width, C) uint8, with all rows that the windows need from
     there on.  strides: bytes from row to row, pixel to pixel and channel to channel, negative ones too.
-    top, lefts: where the 1 to 64 windows lie.  window: (height, width).  mean, std: by *output* channel, on the 0..255
-    scale.  order: image channel of each output channel.  padding: zero, edge or reflect.
+    top, lefts: where the 1 to 64 windows lie, less their margin, see `engines.tiling.core.gather`.  window: (height,
+    width).  mean, std: by *output* channel, on the 0..255 scale.  order: image channel of each output channel.
+    padding: zero, edge or reflect.
     out: address of n * C * h * w contiguous values of `dtype`, float32 or float16 (rounded to the nearest).
     Raises DeployError when a value is out of range, or a window reaches out of the image or above `first_row`.
     """
@@ -96,22 +98,19 @@ def gather(
     order = check_order(order, count)
     if not 1 <= len(lefts) <= MAX_LEFTS:
         raise DeployError(f"gather: got {len(lefts)} windows, expected 1 to {MAX_LEFTS}; launch several times")
-    for axis, starts, size, length in (("row", (top,), window[0], height), ("column", lefts, window[1], width)):
-        for start in starts:
-            if not (0 <= start < length <= MAX_PIXELS and size >= 1) or (start > 0 and start + size > length):
-                raise DeployError(
-                    f"gather: window of {size} at {axis} {start} does not fit into {length}; "
-                    "it may leave the image only where it starts at 0"
-                )
-    if not 0 <= first_row <= top:
+    require_inside((top,), lefts, window, margin, (height, width))
+    if max(height, width) > MAX_PIXELS:
+        raise DeployError(f"gather: got an image of {width}x{height}, expected sides of {MAX_PIXELS} at most")
+    if not 0 <= first_row <= max(top - margin[0], 0):
         raise DeployError(f"gather: got an image from row {first_row} on, expected 0 to the window's top, {top}")
     scale, bias = normalisation(mean, std)
     channels = [list(order).index(channel) for channel in range(count)]  # the plane that each becomes
     argument = _record(
         GATHER, image=image, out=out, stride_y=strides[0], stride_x=strides[1], stride_c=strides[2],
         plane=_filled(channels), scale=_filled(scale[channels]), bias=_filled(bias[channels]), channels=count,
-        height=height, width=width, first_row=first_row, top=top, window_h=window[0], window_w=window[1],
-        padding=PADDINGS.index(padding), windows=len(lefts), lefts=[*lefts, *[0] * (MAX_LEFTS - len(lefts))],
+        height=height, width=width, first_row=first_row, top=top - margin[0], window_h=window[0], window_w=window[1],
+        padding=PADDINGS.index(padding), windows=len(lefts),
+        lefts=[*(left - margin[1] for left in lefts), *[0] * (MAX_LEFTS - len(lefts))],
     )  # fmt: skip
     columns = -(-window[1] // GATHER_PIXELS)
     grid = (-(-columns // GATHER_BLOCK[0]), min(-(-window[0] // GATHER_BLOCK[1]), _GRID_Y), len(lefts))
@@ -148,7 +147,7 @@ def stitch(
     logits: address of the windows' logits, each (classes, *low) contiguous values of `dtype`; those of row r and
     column c of windows at index r % ring * pitch + c.  Windows lie where `tiling` places them; of their rows only
     those in `held` are read, which must not be more than `ring`.
-    weights: addresses of (window_h,) and (window_w,) float32, or None for the plain mean.
+    weights: addresses of float32, as many as rows and columns are labelled, or None for the plain mean.
     labels: address of uint8 at row r0, column 0; labels_stride: bytes from row to row.  confidence: the same in
     float32, its stride in elements; 0 or None for none.
     status: address of an int32; bit NOT_FINITE is set where a logit or a sum is NaN or infinite, bit UNCOVERED where a
@@ -171,12 +170,13 @@ def stitch(
         raise DeployError(f"stitch: got strides {labels_stride} and {confidence_stride}, expected {size[1]} or more")
     if weights is not None:
         _addresses("stitch", weight_y=weights[0], weight_x=weights[1])
-    ratios = _ratio_log2(tiling.window_h, low[0]), _ratio_log2(tiling.window_w, low[1])
+    window = tiling.labelled
+    ratios = _ratio_log2(window[0], low[0]), _ratio_log2(window[1], low[1])
     argument = _record(
         STITCH, logits=logits, weight_y=weights[0] if weights else 0, weight_x=weights[1] if weights else 0,
         labels=labels, confidence=confidence or 0, status=status, labels_stride=labels_stride,
-        confidence_stride=confidence_stride, height=size[0], width=size[1], window_h=tiling.window_h,
-        window_w=tiling.window_w, stride_h=tiling.stride_h, stride_w=tiling.stride_w, rows=len(tops),
+        confidence_stride=confidence_stride, height=size[0], width=size[1], window_h=window[0],
+        window_w=window[1], stride_h=tiling.stride_h, stride_w=tiling.stride_w, rows=len(tops),
         columns=len(lefts), logits_h=low[0], logits_w=low[1], classes=classes, ring=ring, pitch=pitch,
         held0=held.start, held1=held.stop, row0=rows[0], row1=rows[1], ratio_log2_h=ratios[0], ratio_log2_w=ratios[1],
         cut=cut_of(threshold),

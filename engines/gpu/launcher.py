@@ -56,7 +56,7 @@ class Launcher:
             # Where a batch of logits would start off alignment in the ring, the engine writes here and it is copied.
             aligned = self.batch * self.window_bytes % ALIGNMENT == 0
             self._aside = None if aligned else self._zeros(self.batch * self.window_bytes)
-            weights = core.blend_weights(tiling.blend, *self._size)
+            weights = core.blend_weights(tiling.blend, *tiling.labelled)
             self._weights = None if weights is None else (self._uploaded(weights[0]), self._uploaded(weights[1]))
         except BaseException:
             self.close()
@@ -151,7 +151,7 @@ class Launcher:
 
     def _start_row(self, slot: Slot, step: WindowRow) -> None:
         plan, columns = slot.plan, len(step.lefts)
-        first_row = 0 if plan.whole else step.top
+        first_row = plan.first_row(step)
         row_at = slot.addresses["logits"] + step.index % plan.ring * plan.pitch * self.window_bytes
         for start in range(0, columns, self.batch):
             some = step.lefts[start : start + self.batch]  # what is left in a short batch is run for nothing
@@ -172,7 +172,7 @@ class Launcher:
             image, height=size[0], width=size[1], strides=(self.channels * size[1], self.channels, 1), top=top,
             lefts=lefts, window=self._size, mean=self._spec.mean, std=self._spec.std, order=self._spec.order,
             padding=self._tiling.padding, out=self._windows, dtype=DTYPES[self._session.input.dtype].name,
-            first_row=first_row,
+            first_row=first_row, margin=self._tiling.margin,
         )  # fmt: skip
         self.gpu.launch(self._kernels, launch)
 

@@ -33,6 +33,7 @@ class Plan:
     whole: the image and its labels, in one piece; otherwise only the rows at work.
     steps: the rows of windows.  ring: how many of them have their logits held.  pitch: windows in each, rounded up to
     whole batches, because the engine writes whole batches.
+    above: rows of the image that a window reads before those that it labels, see `Tiling.margin`.
     regions: image, labels, confidence if asked for, status, logits.  device, host: bytes of each kind in all.
     """
 
@@ -45,6 +46,7 @@ class Plan:
     regions: dict[str, Region]
     device: int
     host: int
+    above: int = 0
 
     @classmethod
     def of(
@@ -86,7 +88,12 @@ class Plan:
             regions=regions,
             device=device,
             host=host,
+            above=tiling.margin[0],
         )
+
+    def first_row(self, step: WindowRow) -> int:
+        """Of the image, the first that is held while `step` runs: as many follow as the image's region has."""
+        return max(0, min(step.top - self.above, self.height - self.regions["image"].shape[0]))
 
     @property
     def bytes(self) -> int:

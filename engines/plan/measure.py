@@ -41,7 +41,8 @@ def measure_costs(folder: Path, manifest: Manifest, threads: int = 0, host_code:
 
 def sample(tiling: Tiling) -> UInt8:
     """Noise of two windows that overlap by half."""
-    size = (tiling.window_h, tiling.window_w + max(1, tiling.window_w // 2))
+    height, width = tiling.labelled
+    size = (height, width + max(1, width // 2))
     return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
 
 

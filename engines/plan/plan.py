@@ -127,7 +127,7 @@ def planned(
     if shares:
         budget = math.inf if budget_ms is None else budget_ms
         chosen = choose(shares, share, lambda stride: at(stride).frame_ms, budget)
-    named = {(max(1, int(own.window_h * part)), max(1, int(own.window_w * part))) for part in NAMED}
+    named = {(max(1, int(own.labelled[0] * part)), max(1, int(own.labelled[1] * part))) for part in NAMED}
     mine = (own.stride_h, own.stride_w)
     strides = sorted({*named, mine, *([chosen.stride] if chosen else [])})
     rows = tuple(StridePlan(at(stride), _share(shares, stride)) for stride in strides)

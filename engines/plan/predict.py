@@ -79,8 +79,8 @@ def predict(costs: Costs, tiling: Tiling, logits: tuple[int, ...], size: tuple[i
 def covered(tiling: Tiling, size: tuple[int, int]) -> int:
     """Pixels of all windows that lie on the image: each pixel as often as windows label it."""
     tops, lefts = tiling.placements(*size)
-    rows = sum(min(tiling.window_h, size[0] - top) for top in tops)
-    return rows * sum(min(tiling.window_w, size[1] - left) for left in lefts)
+    rows = sum(min(tiling.labelled[0], size[0] - top) for top in tops)
+    return rows * sum(min(tiling.labelled[1], size[1] - left) for left in lefts)
 
 
 def held_bytes(tiling: Tiling, logits: tuple[int, ...], size: tuple[int, int]) -> int:

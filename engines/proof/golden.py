@@ -19,7 +19,7 @@ from engines.proof.stress import STEP as STRESS
 from engines.proof.stress import compare_stress, on_stress, stress_windows
 from engines.segmenter import Segmenter
 from engines.spec import ModelSpec
-from engines.tiling import core
+from engines.tiling.inputs import window_input
 from engines.tiling.placement import Tiling
 
 GRID = 64  # logits are kept at no more than this many points a side: 311 KB a window for 19 classes
@@ -126,10 +126,5 @@ def _array(array: NDArray[Any], dtype: type, shape: tuple[int | None, ...]) -> A
 
 def windows_of(image: UInt8, spec: ModelSpec, tiling: Tiling) -> list[Float32]:
     """The network inputs (1, C, h, w) of all windows of `image`, row by row."""
-    size = (tiling.window_h, tiling.window_w)
     tops, lefts = tiling.placements(*image.shape[:2])
-    return [
-        core.gather(image, top, left, size, spec.mean, spec.std, order=spec.order, padding=tiling.padding)[None]
-        for top in tops
-        for left in lefts
-    ]
+    return [window_input(image, top, left, spec, tiling)[None] for top in tops for left in lefts]

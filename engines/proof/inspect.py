@@ -39,7 +39,8 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
         ("input", f"{_shape(manifest.input_shape)} {spec.channel_order}, mean {spec.mean}, std {spec.std}"),
         ("logits", f"{_shape(manifest.output_shape)}, 1/{spec.logits_stride} of the window"),
         ("tiling", f"window {tiling.window_h}x{tiling.window_w}, stride {tiling.stride_h}x{tiling.stride_w}, "
-                   f"{tiling.blend} blend, {tiling.padding} padding"),
+                   f"{tiling.blend} blend, {tiling.padding} padding"
+                   + (f", {'x'.join(map(str, tiling.labelled))} of it labelled" if any(tiling.margin) else "")),
         ("engine", f"{manifest.precision}, {manifest.batch} window(s) at once, {manifest.sdk} on {manifest.device}, "
                    f"built {manifest.created}"),
         *_tail(manifest.tail),

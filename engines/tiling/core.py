@@ -17,7 +17,7 @@ from engines.contract import UInt8
 from engines.errors import DeployError, NotFiniteError
 from engines.machine.limits import cores
 from engines.spec import MAX_BANDS, THRESHOLD, cut_of
-from engines.tiling.placement import BLENDS, PADDINGS
+from engines.tiling.placement import BLENDS, NO_MARGIN, PADDINGS, Margin, require_inside
 
 Float32 = NDArray[np.float32]
 Weights = tuple[Float32, Float32]
@@ -53,12 +53,15 @@ def gather(
     padding: str = "zero",
     out: Float32 | None = None,
     threads: int = 0,
+    margin: Margin = NO_MARGIN,
 ) -> Float32:
     """The window at (top, left) as a network input: (C, h, w) float32, (pixel - mean) / std.
 
     image: (H, W, C) uint8, any strides, 1 to 64 channels.  mean, std: by *output* channel, on the 0..255 scale.
     order: image channel of each output channel, (2, 1, 0) for a BGR network; () as they are.
     padding: beyond the image, which a window may reach only where the image is smaller: zero, edge or reflect.
+    margin: of the window that lies around the place: its first pixel is (top - margin[0], left - margin[1]), and it may
+    reach out of the image.
     out: C-contiguous (C, h, w) float32 to write to.  threads: 0 means all cores of this process.
     Raises DeployError when a shape, a dtype or the place of the window is wrong.
     """
@@ -71,21 +74,13 @@ def gather(
     top, left, height, width = _integers("gather: top, left and window", (top, left, *window), 4)
     scale, bias = normalisation(mean, std)
     window, shape = (height, width), (channels, height, width)
-    for axis, start, size, length in (
-        ("row", top, window[0], image.shape[0]),
-        ("column", left, window[1], image.shape[1]),
-    ):
-        if not 0 <= start < length or size < 1 or (start > 0 and start + size > length):
-            raise DeployError(
-                f"gather: window of {size} at {axis} {start} does not fit into {length}; "
-                "it may leave the image only where it starts at 0"
-            )
+    require_inside((top,), (left,), window, margin, (image.shape[0], image.shape[1]))
     if out is None:
         out = np.empty(shape, np.float32)
     elif not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != np.float32 or not out.flags.carray:
         raise DeployError(f"gather: got out {_describe(out)}, expected a writeable, C-contiguous {shape} float32")
     status = library().tile_gather(
-        image.ctypes.data, image.shape[0], image.shape[1], *image.strides, top, left, *window,
+        image.ctypes.data, image.shape[0], image.shape[1], *image.strides, top - margin[0], left - margin[1], *window,
         _floats(scale), _floats(bias), (ctypes.c_int32 * channels)(*order), channels, PADDINGS.index(padding),
         out.ctypes.data, threads_of(threads),
     )  # fmt: skip

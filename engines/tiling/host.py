@@ -12,6 +12,7 @@ from engines.spec import THRESHOLD, ModelSpec
 from engines.tiling import core
 from engines.tiling.device import Band, Mask, Timings
 from engines.tiling.frame import FrameOfStrips
+from engines.tiling.inputs import window_input
 from engines.tiling.placement import Tiling, WindowRow
 
 
@@ -28,9 +29,8 @@ class HostDevice:
 
     def __init__(self, session: Session, spec: ModelSpec, tiling: Tiling, threads: int = 0, batch: int = 1) -> None:
         self.session, self.spec, self.tiling, self.threads, self.batch = session, spec, tiling, threads, batch
-        self.size = (tiling.window_h, tiling.window_w)
-        self.weights = core.blend_weights(tiling.blend, *self.size)
-        self.windows = np.zeros((batch, len(spec.mean), *self.size), np.float32)
+        self.weights = core.blend_weights(tiling.blend, *tiling.labelled)
+        self.windows = np.zeros((batch, len(spec.mean), tiling.window_h, tiling.window_w), np.float32)
         self.timings = Timings()
         self.on_window: Callable[[int, int], None] | None = None
 
@@ -55,10 +55,7 @@ class HostDevice:
 
     def gather(self, image: UInt8, top: int, left: int, slot: int) -> None:
         """Fill window `slot` of the batch."""
-        core.gather(
-            image, top, left, self.size, self.spec.mean, self.spec.std,
-            order=self.spec.order, padding=self.tiling.padding, out=self.windows[slot], threads=self.threads,
-        )  # fmt: skip
+        window_input(image, top, left, self.spec, self.tiling, out=self.windows[slot], threads=self.threads)
 
 
 class HostFrame(FrameOfStrips["HostStrips"]):
@@ -130,7 +127,7 @@ class HostStrips:
         logits = [window for row in step.held for window in self._held[row]]
         labels, certainty = core.stitch(
             logits, [self.steps[row].top for row in step.held for _ in step.lefts], list(step.lefts) * len(step.held),
-            device.size, self._size, rows=step.rows, weights=device.weights,
+            device.tiling.labelled, self._size, rows=step.rows, weights=device.weights,
             labels=None if into is None else into.labels[rows],
             confidence=self._confidence if into is None or into.confidence is None else into.confidence[rows],
             threads=device.threads, threshold=device.spec.threshold or THRESHOLD,

@@ -8,8 +8,8 @@ import numpy as np
 
 from engines.contract import UInt8
 from engines.errors import DeployError, GpuLostError, NotFiniteError
-from engines.tiling import core
 from engines.tiling.device import Device
+from engines.tiling.inputs import window_input
 from engines.tiling.placement import WindowRow
 
 
@@ -34,14 +34,11 @@ def explained(
 def _first(device: Device, image: UInt8, rows: Sequence[WindowRow]) -> str | None:
     """The first such window of `rows`, in words; None where there is none."""
     spec, tiling = device.spec, device.tiling
-    size = (tiling.window_h, tiling.window_w)
-    windows = np.zeros((device.batch, len(spec.mean), *size), np.float32)
+    size = tiling.labelled
+    windows = np.zeros((device.batch, len(spec.mean), tiling.window_h, tiling.window_w), np.float32)
     for row in rows:
         for column, left in enumerate(row.lefts):
-            core.gather(
-                image, row.top, left, size, spec.mean, spec.std,
-                order=spec.order, padding=tiling.padding, out=windows[0],
-            )  # fmt: skip
+            window_input(image, row.top, left, spec, tiling, out=windows[0])
             bad = ~np.isfinite(device.session.run(windows)[0])
             if bad.any():
                 bottom, right = min(row.top + size[0], image.shape[0]), min(left + size[1], image.shape[1])

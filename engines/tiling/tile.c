@@ -32,11 +32,13 @@ typedef struct {
     float *out; /* (channels, window_h, window_w) */
 } tile_gather_args;
 
+/* `inside` pixels of one channel from column `left` on. */
 TILE_CLONES
-static void tile_gather_row(const tile_gather_args *a, const uint8_t *row, int32_t channel, int32_t inside, float *out)
+static void tile_gather_row(const tile_gather_args *a, const uint8_t *row, int32_t channel, int32_t left,
+                            int32_t inside, float *out)
 {
     float scale = a->scale[channel], bias = a->bias[channel];
-    const uint8_t *p = row + (ptrdiff_t)a->left * a->stride_x + (ptrdiff_t)a->order[channel] * a->stride_c;
+    const uint8_t *p = row + (ptrdiff_t)left * a->stride_x + (ptrdiff_t)a->order[channel] * a->stride_c;
     if (a->stride_x == 3) { /* the usual HWC image: a constant stride lets the compiler use vector loads */
         for (int32_t x = 0; x < inside; x++)
             out[x] = tile_normalise(p[3 * (ptrdiff_t)x], scale, bias);
@@ -52,11 +54,23 @@ static void tile_gather_row(const tile_gather_args *a, const uint8_t *row, int32
     }
 }
 
+/* Columns x0..x1 of the window, which lie beside the image. */
+static void tile_gather_outside(const tile_gather_args *a, const uint8_t *row, int32_t channel, int32_t x0, int32_t x1,
+                                float *out)
+{
+    const uint8_t *p = row + (ptrdiff_t)a->order[channel] * a->stride_c;
+    for (int32_t x = x0; x < x1; x++) {
+        int32_t i = tile_pad_index(a->left + x, a->width, a->padding);
+        out[x] = i < 0 ? 0.0f : tile_normalise(p[i * a->stride_x], a->scale[channel], a->bias[channel]);
+    }
+}
+
 static int tile_gather_rows(void *arg, int32_t begin, int32_t end, int32_t thread)
 {
     const tile_gather_args *a = arg;
     (void)thread;
-    int32_t inside = a->width - a->left < a->window_w ? a->width - a->left : a->window_w;
+    int32_t before = a->left < 0 ? -a->left : 0; /* columns of the window that lie left of the image */
+    int32_t behind = a->width - a->left < a->window_w ? a->width - a->left : a->window_w;
     for (int32_t y = begin; y < end; y++) {
         int32_t from = tile_pad_index(a->top + y, a->height, a->padding);
         for (int32_t c = 0; c < a->channels; c++) {
@@ -65,11 +79,10 @@ static int tile_gather_rows(void *arg, int32_t begin, int32_t end, int32_t threa
                 memset(out, 0, (size_t)a->window_w * sizeof *out);
                 continue;
             }
-            tile_gather_row(a, a->image + from * a->stride_y, c, inside, out);
-            for (int32_t x = inside; x < a->window_w; x++) {
-                int32_t i = tile_pad_index(a->left + x, a->width, a->padding);
-                out[x] = i < 0 ? 0.0f : out[i - a->left];
-            }
+            const uint8_t *row = a->image + from * a->stride_y;
+            tile_gather_outside(a, row, c, 0, before, out);
+            tile_gather_row(a, row, c, a->left + before, behind - before, out + before);
+            tile_gather_outside(a, row, c, behind, a->window_w, out);
         }
     }
     return TILE_OK;
@@ -77,16 +90,14 @@ static int tile_gather_rows(void *arg, int32_t begin, int32_t end, int32_t threa
 
 /* Fills out (channels, window_h, window_w) float32 from the window at (top, left) of an image (height, width, channels)
  * uint8.  scale, bias, order: of each output plane.
- * Beyond the image, which a window may only reach at the bottom and right with top = left = 0, `padding` decides. */
+ * Beyond the image `padding` decides; some of the window must lie on it. */
 int tile_gather(const uint8_t *image, int32_t height, int32_t width, ptrdiff_t stride_y, ptrdiff_t stride_x,
                 ptrdiff_t stride_c, int32_t top, int32_t left, int32_t window_h, int32_t window_w, const float *scale,
                 const float *bias, const int32_t *order, int32_t channels, int32_t padding, float *out, int32_t threads)
 {
-    if (height < 1 || width < 1 || window_h < 1 || window_w < 1 || top < 0 || left < 0 || top >= height ||
-        left >= width || threads < 1 || threads > TILE_MAX_THREADS || padding < 0 || padding > TILE_PAD_REFLECT || channels < 1 ||
+    if (height < 1 || width < 1 || window_h < 1 || window_w < 1 || top <= -window_h || left <= -window_w ||
+        top >= height || left >= width || threads < 1 || threads > TILE_MAX_THREADS || padding < 0 || padding > TILE_PAD_REFLECT || channels < 1 ||
         channels > TILE_MAX_BANDS)
-        return TILE_E_ARGUMENT;
-    if ((top > 0 && top + window_h > height) || (left > 0 && left + window_w > width))
         return TILE_E_ARGUMENT;
     tile_gather_args a = {image, height, width, stride_y, stride_x, stride_c, top, left, window_h, window_w,
                           scale, bias, order, channels, padding, out};

@@ -62,17 +62,17 @@ enum { TILE_STATUS_NOT_FINITE = 1, TILE_STATUS_UNCOVERED = 2 };
 /* One channel of one pixel: (v - mean) / std with scale = 1/std and bias = -mean/std. */
 TILE_FN float tile_normalise(uint8_t v, float scale, float bias) { return (float)v * scale + bias; }
 
-/* Index into 0..n-1 for position i >= 0, which may lie beyond the end; -1 means "zero".  Reflection does not repeat
- * the border pixel (numpy's mode="reflect") and goes to and fro for positions more than n beyond the end. */
+/* Index into 0..n-1 for position i, which may lie before the beginning or beyond the end; -1 means "zero".  Reflection
+ * does not repeat the border pixel (numpy's mode="reflect") and goes to and fro for positions more than n outside. */
 TILE_FN int32_t tile_pad_index(int32_t i, int32_t n, int32_t padding)
 {
-    if (i < n)
+    if (i >= 0 && i < n)
         return i;
     if (padding == TILE_PAD_ZERO)
         return -1;
     if (padding == TILE_PAD_EDGE || n == 1)
-        return n - 1;
-    int32_t period = 2 * (n - 1), r = i % period;
+        return i < 0 ? 0 : n - 1;
+    int32_t period = 2 * (n - 1), r = (i < 0 ? -i : i) % period; /* the same on both sides of 0 */
     return r < n ? r : period - r;
 }
 

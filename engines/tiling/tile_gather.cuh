@@ -49,7 +49,7 @@ TILE_DEVICE void tile_gather4(const tile_gather_launch &a, int32_t left, int32_t
     const uint8_t *row = a.image + (int64_t)(from - a.first_row) * a.stride_y;
     uint8_t pixels[4][3] = {};
     bool there[4] = {true, true, true, true};
-    bool easy = from >= 0 && left + x + 4 <= a.width && a.stride_c == 1 && (a.stride_x == 3 || a.stride_x == 4);
+    bool easy = from >= 0 && left + x >= 0 && left + x + 4 <= a.width && a.stride_c == 1 && (a.stride_x == 3 || a.stride_x == 4);
     if (!easy || !tile_read4(row, left + x, a.width, (int32_t)a.stride_x, pixels)) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {

@@ -32,7 +32,7 @@ class ViewsDevice:
     def __init__(self, inner: Device, views: ImageViews, threads: int = 0) -> None:
         self.inner, self.views, self.threads = inner, views, threads
         self.spec, self.tiling, self.batch, self.timings = inner.spec, inner.tiling, inner.batch, Timings()
-        self.window = (self.tiling.window_h, self.tiling.window_w)
+        self.window = self.tiling.labelled
         self.on_window: Callable[[int, int], None] | None = None
 
     @property

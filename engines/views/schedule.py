@@ -56,7 +56,7 @@ class Schedule:
     def touched(self, view: int, rows: tuple[int, int]) -> list[int]:
         """The rows of windows of `view` that rows [r0, r1) of the image are sampled from."""
         first, end = needed(rows, self.height, self.views[view].height)
-        tall = self.tiling.window_h
+        tall = self.tiling.labelled[0]
         return [step.index for step in self.windows[view] if step.top < end and step.top + tall > first]
 
     def most_held(self) -> int:

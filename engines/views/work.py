@@ -15,6 +15,7 @@ from engines.images.resize import resample
 from engines.spec import THRESHOLD
 from engines.tiling import core
 from engines.tiling.device import Device, Timings
+from engines.tiling.inputs import window_input
 from engines.tiling.merge import ViewLogits, merge, needed, source
 from engines.views.schedule import Schedule
 from engines.views.store import InFile, InMemory, Store
@@ -49,9 +50,10 @@ class ViewWork:
     ) -> None:  # fmt: skip
         self._inner, self._views, self._schedule, self._threads = inner, views, schedule, threads
         self._times, self._timings, self._tiling = times, timings, inner.tiling
-        self._window = (inner.tiling.window_h, inner.tiling.window_w)
+        self._window = inner.tiling.labelled
         self._weights = core.blend_weights(inner.tiling.blend, *self._window)
-        self._batch = np.zeros((inner.batch, len(inner.spec.mean), *self._window), np.float32)
+        sides = inner.tiling.window_h, inner.tiling.window_w
+        self._batch = np.zeros((inner.batch, len(inner.spec.mean), *sides), np.float32)
         self._seen: dict[tuple[int, int], UInt8] = {}  # resized images by their size, while windows of them are to come
         self._logits = (0, 0, 0)  # (K, h, w) of a window
         self._store: Store | None = None
@@ -83,9 +85,8 @@ class ViewWork:
             some = step.lefts[start : start + inner.batch]  # what is left in a short batch is run for nothing
             with self._timed("gather", times, "gather"):
                 for slot, left in enumerate(some):
-                    core.gather(
-                        image, step.top, left, self._window, spec.mean, spec.std, order=spec.order,
-                        padding=self._tiling.padding, out=self._batch[slot], threads=self._threads,
+                    window_input(
+                        image, step.top, left, spec, self._tiling, out=self._batch[slot], threads=self._threads
                     )  # fmt: skip
             with self._timed("engine", times, "engine"):
                 logits = inner.session.run(self._batch)

@@ -57,12 +57,14 @@ class LoadedModel:
 
     module: (N, 3, H, W) float32, normalised -> logits (N, K, h, w); eval mode, float32, no gradients.
     ending: what it did with them and no longer does, or None.  remarks: how the file was read, for the user.
+    output: (h, w), where somebody else's code computes them.
     """
 
     module: nn.Module
     spec: ModelSpec
     ending: Ending | None = None
     remarks: tuple[str, ...] = ()
+    output: tuple[int, int] | None = None
 
 
 class Layout(Protocol):

@@ -34,6 +34,10 @@ class OnnxSource:
         return self.given.graph
 
     @property
+    def output(self) -> tuple[int, int]:
+        return self.graph.output_shape[2], self.graph.output_shape[3]
+
+    @property
     def quantised(self) -> str:
         return self.given.quantised
 

@@ -31,7 +31,8 @@ def measure(logits: Tensor, window: tuple[int, int], who: str) -> tuple[int, int
     shape = tuple(logits.shape)
     if len(shape) == 4 and shape[0] == 1 and 1 <= shape[1] <= MAX_CLASSES and min(shape[2:]) > 0:
         rows, columns = shape[2:]
-        if rows <= height and columns <= width and covers_evenly((rows, columns), window):
+        border = height - rows == width - columns  # of convolutions that are not padded
+        if rows <= height and columns <= width and (border or covers_evenly((rows, columns), window)):
             return shape[1], max(1, round(height / rows))
     raise DeployError(
         f"{who}: got logits {shape} for a {height}x{width} window, expected (1, K, {height}/s, {width}/s) with "

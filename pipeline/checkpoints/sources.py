@@ -51,6 +51,7 @@ class Source(Protocol):
     remarks: what a user should know of how the model was read.
     quantised: how it is INT8 already, "" where its activations are floats.
     parameters: numbers that were learned; of an .onnx all that its graph holds as floats.
+    output: height and width of the logits of a window; None of those that are known to cover it.
     """
 
     @property
@@ -68,6 +69,9 @@ class Source(Protocol):
     @property
     def parameters(self) -> int: ...
 
+    @property
+    def output(self) -> tuple[int, int] | None: ...
+
     def logits(self, windows: Sequence[Float32]) -> Float32:
         """The model's own logits (M, K, h, w) for M inputs (1, 3, H, W): what every later step must reproduce."""
 
@@ -83,6 +87,7 @@ class TorchSource:
     reference: str = "the checkpoint in PyTorch"
     remarks: tuple[str, ...] = ()
     quantised: str = ""
+    output: tuple[int, int] | None = None
 
     @property
     def parameters(self) -> int:
@@ -124,7 +129,9 @@ def load_source(model: str, window: tuple[int, int], options: SourceOptions) -> 
         model, weights=options.weights, window=window, named=options.classes is not None, arguments=options.arguments
     )
     remarks = (*loaded.remarks, *_remarks(loaded.ending))
-    return TorchSource(loaded.module, _override(loaded.spec, options), window, remarks=remarks)
+    return TorchSource(
+        loaded.module, _override(loaded.spec, options), window, remarks=remarks, output=loaded.output
+    )  # fmt: skip
 
 
 def _remarks(ending: Ending | None) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def load_factory(
             f"{channels} at 1/{stride}, as the module computes them"
         )
     spec = replace(spec, source=f"factory {source}", source_sha256=digest or spec.source_sha256)
-    return LoadedModel(cut, spec, ending, remarks)
+    return LoadedModel(cut, spec, ending, remarks, output=(output.shape[2], output.shape[3]))
 
 
 def pick_logits(output: Any) -> Tensor:

@@ -26,8 +26,8 @@ from engines.measure.bench import settings
 from engines.spec import Pixels
 from engines.views.views import ImageViews
 from pipeline.build import build_bundle
+from pipeline.checkpoints.margins import load_for
 from pipeline.checkpoints.processor import announce_resize
-from pipeline.checkpoints.sources import announce_source, load_source
 from pipeline.compare.augment import augmented
 from pipeline.compare.frames import Frames
 from pipeline.compare.gpu_floor import SHOWN, gpu_floors
@@ -90,10 +90,11 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
     require_matplotlib()
     build = request.build
     with writing(build.output, check_folder) as folder:
-        source = load_source(build.model, (build.tiling.window_h, build.tiling.window_w), build.options)
+        steps = _Steps("model", log)
+        source, tiling = load_for(build.model, build.tiling, build.options, steps)
         refuse(source.quantised, "auto")
-        spec, steps = source.spec, _Steps("model", log)
-        announce_source(source, steps)
+        spec, build = source.spec, replace(build, tiling=tiling)
+        request = replace(request, build=build)
         announce_resize(spec, build.tiling, steps)
         dataset = open_dataset(
             request.data, spec, label_map=request.label_map, split=request.split, options=request.label_options

@@ -176,8 +176,8 @@ def seam_band(tiling: Tiling, height: int, width: int, px: int) -> Bool:
     if px < 0:
         raise DeployError(f"seam band: got {px} pixels, expected 0 or more")
     tops, lefts = tiling.placements(height, width)
-    rows = _near_edges(tops, tiling.window_h, height, px)
-    columns = _near_edges(lefts, tiling.window_w, width, px)
+    rows = _near_edges(tops, tiling.labelled[0], height, px)
+    columns = _near_edges(lefts, tiling.labelled[1], width, px)
     band: Bool = rows[:, None] | columns[None, :]
     return band
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from calib.ranges.collector import Observed
@@ -16,7 +16,8 @@ from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS
 from engines.spec import COLOUR, ModelSpec, Pixels
 from engines.tiling.placement import Tiling
-from pipeline.checkpoints.sources import Source, SourceOptions, announce_source, load_source
+from pipeline.checkpoints.margins import load_for
+from pipeline.checkpoints.sources import Source, SourceOptions
 from pipeline.graph.export import simplify
 from pipeline.graph.fingerprint import graph_sha256
 from pipeline.graph.onnx_graph import OnnxGraph
@@ -59,9 +60,9 @@ def calibrate(request: CalibrateRequest, log: Log) -> tuple[Ranges, Effort]:
     While it runs, its state lies beside the output; interrupted, the same call continues from there.
     """
     _check(request)
-    source = load_source(request.model, (request.tiling.window_h, request.tiling.window_w), request.options)
+    source, tiling = load_for(request.model, request.tiling, request.options, log)
+    request = replace(request, tiling=tiling)
     refuse(source.quantised, "int8", ranges=True)
-    announce_source(source, log)
     chosen = draw(request, log, source.spec.pixels)
     return measure(graph_of(source, request.rewrites), chosen, source.spec, request, log)
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from pipeline.figures.canvas import encoded, new_figure, style
 from pipeline.figures.theme import LIGHT, Theme
+from pipeline.graph.reach.theory import Reach
 from pipeline.receptive.field import Field
-from pipeline.receptive.theory import Reach
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

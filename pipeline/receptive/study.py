@@ -23,15 +23,16 @@ from engines.machine.limits import cores
 from engines.spec import ModelSpec
 from engines.tiling import core
 from engines.tiling.placement import Tiling
+from pipeline.checkpoints.margins import load_for, require_none
 from pipeline.checkpoints.onnx_source import OnnxSource
-from pipeline.checkpoints.sources import SourceOptions, TorchSource, announce_source, load_source, summary
+from pipeline.checkpoints.sources import SourceOptions, TorchSource, summary
 from pipeline.figures.canvas import require_matplotlib
+from pipeline.graph.reach.theory import Reach, reaches
 from pipeline.receptive.field import SHARES, Field
 from pipeline.receptive.figure import picture
 from pipeline.receptive.gradient import measure
 from pipeline.receptive.graph import tapped_graph
 from pipeline.receptive.perturbation import perturbed
-from pipeline.receptive.theory import Reach, reaches
 from pipeline.receptive.units import OUTPUT, Tap, taps_of
 from pipeline.receptive.windows import stride_shares
 
@@ -102,8 +103,8 @@ def receptive_field(request: FieldRequest, output: Path, log: Log) -> Study:
 def measured(request: FieldRequest, log: Log, stages: bool = True) -> Study:
     """The same without files.  stages: False measures the decoder's output alone.  Raises DeployError."""
     window = (request.tiling.window_h, request.tiling.window_w)
-    source = load_source(request.model, window, request.options)
-    announce_source(source, log)
+    source, tiling = load_for(request.model, request.tiling, request.options, log)
+    require_none(tiling, "receptive field, or --stride auto")
     inputs = (_input(image, source.spec, request.tiling) for image in _images(request, source.spec, log))
     if isinstance(source, OnnxSource):
         model = source.graph.model

@@ -186,6 +186,26 @@ def test_gather_pads_what_lies_beyond(padding: str, size: tuple[int, int]) -> No
     np.testing.assert_allclose(got, tile_reference.gather(image, 0, 0, (64, 96), MEAN, STD, padding=padding), atol=1e-6)
 
 
+@pytest.mark.parametrize("padding", ["zero", "edge", "reflect"])
+@pytest.mark.parametrize("size", [(50, 70), (3, 2), (1, 1), (1, 40), (64, 5)])
+def test_gather_reads_a_margin_around_the_window(padding: str, size: tuple[int, int]) -> None:
+    image, margin, part = IMAGE[: size[0], : size[1]], (9, 4, 6, 13), (20, 30)
+    if size == (64, 5):
+        image = np.random.default_rng(5).integers(0, 256, (*size, 3), np.uint8)
+    tops, lefts = ([0] if length <= inner else [0, 1, length - inner] for length, inner in zip(size, part, strict=True))
+    window = (part[0] + 15, part[1] + 17)
+    around = ((100, 100), (100, 100), (0, 0))
+    normalised = (image.astype(np.float64) - MEAN) / STD
+    beyond = np.pad(normalised, around) if padding == "zero" else np.pad(normalised, around, mode=padding)  # type: ignore[call-overload]
+    for top in tops:
+        for left in lefts:
+            got = core.gather(image, top, left, window, MEAN, STD, padding=padding, threads=3, margin=margin)
+            rows, columns = (
+                slice(100 + at, 100 + at + side) for at, side in zip((top - 9, left - 4), window, strict=True)
+            )
+            np.testing.assert_allclose(got, beyond[rows, columns].transpose(2, 0, 1), atol=1e-5)
+
+
 def test_gather_equals_torch_normalisation() -> None:
     x = (torch.from_numpy(IMAGE).permute(2, 0, 1).float() - torch.tensor(MEAN).view(3, 1, 1)) / (
         torch.tensor(STD).view(3, 1, 1))  # fmt: skip

@@ -91,3 +91,22 @@ def test_the_schedule_finishes_every_row_once_and_holds_exactly_what_touches_it(
     for step in steps:
         touching = [i for i, top in enumerate(tops) if top < step.rows[1] and top + 64 > step.rows[0]]
         assert list(step.held) == touching
+
+
+def test_what_is_labelled_is_placed_as_a_window_of_that_size() -> None:
+    inner, whole = Tiling(64, 80, 33, 40, margin=(9, 12, 7, 8)), Tiling(48, 60, 33, 40)
+    for size in ((150, 233), (48, 60), (20, 90)):
+        assert inner.window_rows(*size) == whole.window_rows(*size)
+    assert Tiling.from_json(json.loads(json.dumps(inner.to_json()))) == inner
+
+
+def test_a_bundle_from_before_margins_has_none() -> None:
+    body = Tiling(64, 80, 33, 40).to_json()
+    del body["margin"]
+    assert Tiling.from_json(body) == Tiling(64, 80, 33, 40)
+
+
+@pytest.mark.parametrize("margin", [(32, 0, 32, 0), (-1, 0, 0, 0), (0, 20, 0, 21)])
+def test_margins_leave_something_that_is_labelled_at_every_stride(margin: tuple[int, int, int, int]) -> None:
+    with pytest.raises(DeployError, match="tiling: got"):
+        Tiling(64, 80, 33, 40, margin=margin)

@@ -61,8 +61,8 @@ def test_masks_equal_the_host(
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_every_way_to_tile_equals_the_host(schedule: int, blend: str, padding: str, dtype: str) -> None:
     configure(lazy=schedule)
-    odd = Tiling(50, 70, 50, 31, blend, padding)
-    for tiling, low in ((replace(TILING, blend=blend, padding=padding), None), (odd, (7, 9))):
+    odd, inner = Tiling(50, 70, 50, 31, blend, padding), Tiling(64, 80, 33, 40, blend, padding, margin=(9, 12, 7, 8))
+    for tiling, low in ((replace(TILING, blend=blend, padding=padding), None), (odd, (7, 9)), (inner, (48, 60))):
         engine = Engine(tiling, 2, low, dtype)
         host = on_host(engine, tiling)
         with opened(engine, tiling) as (segmenter, _, _):
@@ -103,6 +103,17 @@ def test_one_channel_is_compared_with_its_threshold(schedule: int, dtype: str, c
                     assert same(mask, host.segment(picture, confidence))
             shares.append(mask.labels.mean())
     assert 1 > shares[2] > shares[0] > shares[4] > 0
+
+
+def test_strips_of_what_is_read_around_a_window_equal_the_host(schedule: int) -> None:
+    configure(lazy=schedule)
+    tiling = Tiling(64, 80, 33, 40, padding="reflect", margin=(9, 12, 7, 8))
+    engine = Engine(tiling, 2, (48, 60))
+    with opened(engine, tiling) as (segmenter, _, _):
+        for size in ((150, 233), (48, 61), (20, 30)):
+            bands = list(segmenter.bands(image(*size)))
+            right = on_host(engine, tiling).segment(image(*size)).labels
+            assert np.array_equal(np.concatenate([band.labels for band in bands]), right)
 
 
 def test_images_are_read_with_any_strides(schedule: int) -> None:

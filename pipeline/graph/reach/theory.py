@@ -15,8 +15,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from pipeline.graph.reach.axes import REDUCTIONS, Layout, Layouts, cuts, layouts
 from pipeline.graph.surgery import constant, integer, integers, shape, text
-from pipeline.receptive.axes import REDUCTIONS, Layout, Layouts, layouts
 
 Interval = tuple[int, int]  # first and last index, of which a map may have fewer
 Box = tuple[Interval, Interval]  # rows and columns
@@ -69,26 +69,50 @@ def _reach(model: ir.Model, output: ir.Value, found: Layouts, window: tuple[int,
     if grid is None:
         return Reach(declined=found.lost.get(output, "it does not lie over the image"))
     centre = (grid[0] // 2, grid[1] // 2)
-    wanted: dict[ir.Value, Box] = {output: ((centre[0], centre[0]), (centre[1], centre[1]))}
-    strides: set[int] = set()
     try:
-        for node in reversed(list(model.graph)):
-            boxes = [wanted[value] for value in node.outputs if value in wanted]
-            if not boxes:
-                continue
-            for value, box in _read(node, _union(boxes), found.of):
-                if box == ALL:
-                    keys = next((axis.grid for axis in found.of[value] if axis is not None), (1, 1))
-                    strides.add(round(window[0] / keys[0]))
-                else:
-                    wanted[value] = _union([box, *([wanted[value]] if value in wanted else [])])
+        box, keys = _followed(model, output, centre, found)
     except _Unknown as reason:
         return Reach(declined=str(reason))
-    if model.graph.inputs[0] not in wanted:
-        return Reach(key_strides=tuple(sorted(strides)))
-    rows, columns = wanted[model.graph.inputs[0]]
+    strides = tuple(sorted({round(window[0] / rows) for rows, _ in keys}))
+    if box is None:
+        return Reach(key_strides=strides)
+    rows, columns = box
     local = (rows[1] - rows[0] + 1, columns[1] - columns[0] + 1)
-    return Reach(local, corner=(rows[0], columns[0]), key_strides=tuple(sorted(strides)))
+    return Reach(local, corner=(rows[0], columns[0]), key_strides=strides)
+
+
+def field_of(model: ir.Model, units: Sequence[tuple[int, int]]) -> list[Box] | None:
+    """The pixels that convolutions, poolings and resizes let reach units (row, column) of the one output.
+
+    None where it cannot be told, or everything reaches them through attention alone.  Values as for `reaches`.
+    """
+    output, found = model.graph.outputs[0], layouts(model)
+    if output not in found.of:
+        return None
+    try:
+        boxes = [_followed(model, output, unit, found)[0] for unit in units]
+    except _Unknown:
+        return None
+    told = [box for box in boxes if box is not None]
+    return told if len(told) == len(boxes) else None
+
+
+def _followed(
+    model: ir.Model, output: ir.Value, unit: tuple[int, int], found: Layouts
+) -> tuple[Box | None, set[tuple[int, int]]]:
+    """What of the image one unit of `output` reads, None for nothing but through attention; and the keys' grids."""
+    wanted: dict[ir.Value, Box] = {output: ((unit[0], unit[0]), (unit[1], unit[1]))}
+    keys: set[tuple[int, int]] = set()
+    for node in reversed(list(model.graph)):
+        boxes = [wanted[value] for value in node.outputs if value in wanted]
+        if not boxes:
+            continue
+        for value, box in _read(node, _union(boxes), found.of):
+            if box == ALL:
+                keys.add(next((axis.grid for axis in found.of[value] if axis is not None), (1, 1)))
+            else:
+                wanted[value] = _union([box, *([wanted[value]] if value in wanted else [])])
+    return wanted.get(model.graph.inputs[0]), keys
 
 
 def _read(node: ir.Node, box: Box, found: dict[ir.Value, Layout]) -> list[tuple[ir.Value, Box]]:
@@ -208,8 +232,23 @@ def _padded(node: ir.Node, box: Box) -> Box:
     return (box[0][0] - top, box[0][1] - top), (box[1][0] - left, box[1][1] - left)
 
 
+def _cropped(node: ir.Node, box: Box) -> Box:
+    """Slice: of a map every step-th row and column from a start on; of tokens all that lie over the image."""
+    own = shape(node.inputs[0]) or ()
+    if len(own) != 4:
+        return box
+    cut = {axis: (start, step) for axis, start, step in cuts(node, own)}
+    (top, down), (left, across) = cut.get(2, (0, 1)), cut.get(3, (0, 1))
+    rows, columns = box
+    return (
+        (rows[0] * down + top, rows[1] * down + top),
+        (columns[0] * across + left, columns[1] * across + left),
+    )
+
+
 _RULES: dict[str, Callable[[ir.Node, Box], Box]] = {
     "Conv": _slid, "MaxPool": _slid, "AveragePool": _slid, "ConvTranspose": _spread, "Resize": _resized, "Pad": _padded,
+    "Slice": _cropped,
 }  # fmt: skip
 
 

@@ -185,21 +185,31 @@ def _joined(node: ir.Node, sizes: Sequence[int], known: Sequence[Layout]) -> Lay
 
 
 def _sliced(node: ir.Node, sizes: Sequence[int], known: Sequence[Layout]) -> Layout:
-    starts, ends, axes, steps = (constant(value) for value in (*node.inputs[1:], *(None,) * 4)[:4])
-    if starts is None or ends is None:
-        raise _Lost("Slice of computed places")
     layout, own = list(known[0]), shape(node.inputs[0]) or ()
-    for index, start in enumerate(starts.ravel()):
-        axis = (index if axes is None else int(axes.ravel()[index])) % len(layout)
+    for axis, start, step in cuts(node, own):
         label = layout[axis]
         if label is None or sizes[axis] == own[axis]:
             continue
+        if label.kind in ("y", "x") and len(sizes) == 4 and step >= 1 and not any(known[0][:2]):
+            return _over(sizes)  # a crop of the map, or every other row and column of it
         whole = label.grid[0] * label.grid[1]
-        forward = steps is None or int(steps.ravel()[index]) == 1
-        if label.kind != "yx" or not forward or int(start) != label.lead or sizes[axis] != whole:
+        if label.kind != "yx" or step != 1 or start != label.lead or sizes[axis] != whole:
             raise _Lost("Slice of a part of the image")
         layout[axis] = replace(label, lead=0)
     return tuple(layout)
+
+
+def cuts(node: ir.Node, own: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Axis, first index and step of everything that a Slice of a tensor of size `own` cuts."""
+    starts, ends, axes, steps = (constant(value) for value in (*node.inputs[1:], *(None,) * 4)[:4])
+    if starts is None or ends is None:
+        raise _Lost("Slice of computed places")
+    found = []
+    for index, start in enumerate(starts.ravel().tolist()):
+        axis = (index if axes is None else int(axes.ravel()[index])) % len(own)
+        first = max(0, start + own[axis]) if start < 0 else start
+        found.append((axis, int(first), 1 if steps is None else int(steps.ravel()[index])))
+    return found
 
 
 def _split(node: ir.Node, sizes: Sequence[int], known: Sequence[Layout]) -> Layout:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from torch import nn
 
+from pipeline.graph.reach.theory import Reach, reaches
 from pipeline.receptive.gradient import measure
 from pipeline.receptive.graph import tapped_graph
-from pipeline.receptive.theory import Reach, reaches
 from pipeline.receptive.units import OUTPUT, taps_of
 from tests import models
 from tests.pipeline.receptive import networks
