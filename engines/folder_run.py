@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
+from engines.contract import UInt8
 from engines.errors import DeployError, GpuLostError
 from engines.files import make_folder
 from engines.images.bands import Decoded, shown
 from engines.images.inputs import Input, output_names
 from engines.images.read import MAX_PIXELS, read_picture
-from engines.images.write import write_confidence, write_mask, write_overlay
-from engines.segmenter import Running, Segmenter
-from engines.spec import IGNORE_LABEL
+from engines.images.write import label_counts, write_confidence, write_mask, write_overlay
+from engines.segmenter import Segmenter
+from engines.spec import IGNORE_LABEL, ModelSpec
+from engines.stream.behind import Behind
+from engines.stream.budget import PixelBudget
+from engines.stream.flow import Done, Intake, flow
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class RunOptions:
 class ImageReport:
     """One image: its size in pixels, and milliseconds by part.
 
-    total_ms: from opening it to the last write; on a GPU, the work on other images in between included.
+    total_ms: from reading it to the last write, the work on other images in between included.
     views: where it was not run as it is: size, windows and times of each view.
     """
 
@@ -99,118 +102,107 @@ class RunReport:
         return "\n".join(lines)
 
 
-def run_images(segmenter: Segmenter, images: Sequence[Input], output: Path, options: RunOptions) -> RunReport:
+def run_images(
+    segmenter: Segmenter, images: Sequence[Input], output: Path, options: RunOptions, budget: PixelBudget | None = None
+) -> RunReport:  # fmt: skip
     """Segment every image.  One that cannot be read or written is reported in `failed`; the rest are finished.
 
-    As many images are under way at once as the device takes: one is read while another is on the GPU.
+    Threads read images and write masks while this one has the device; images are worked on in the order in which they
+    come off the disk, and reported in that of `images`.  budget: of pixels in flight.
     Where the GPU is lost the rest are reported in `failed`, and `lost` says why; what was written stays.
     """
     names = output_names(images, output)
-    segmenter.spec.pixels.but(options.bands, options.scale)  # raises before anything is read
-    report = RunReport()
+    wanted = segmenter.spec.pixels.but(options.bands, options.scale)  # raises before anything is read
     make_folder(output)
-    running: deque[_Job] = deque()
-    with tqdm(total=len(names), unit="image", disable=None, leave=False) as bar:
+    jobs = [_Job(index, path, output / name) for index, (path, name) in enumerate(names.items())]
+    source = Intake(
+        jobs, lambda job, admit: read_picture(job.path, options.max_pixels, wanted, admit), lambda found: found.pixels
+    )
+    results: dict[int, _Result] = {}
+    quiet = segmenter.device.name == "host"
+    with (
+        tqdm(total=len(names), unit="image", disable=None, leave=False) as bar,
+        Behind[int, _Result](quiet=quiet) as behind,
+    ):
         segmenter.device.on_window = lambda done, total: bar.set_postfix_str(f"window {done}/{total}")
 
-        def finish_one() -> None:
-            job = running.popleft()
-            with _reported(report, job.path):
-                _require_gpu(report)
-                report.images.append(_finish(segmenter, job, options))
-                report.notes += [job.picture.note] if job.picture.note else []
-            bar.update()
-
-        for path, name in names.items():
-            with _reported(report, path):
-                _require_gpu(report)
-                running.append(_begin(segmenter, path, output / name, options))
-            if str(path) in report.failed:
+        def collect(*, wait: bool = False) -> None:
+            for index, result in behind.done(wait=wait):
+                results[index] = result
                 bar.update()
-            while len(running) >= segmenter.device.in_flight:
-                finish_one()
-        while running:
-            finish_one()
-    return report
 
-
-@contextmanager
-def _reported(report: RunReport, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except DeployError as error:
-        report.failed[str(path)] = str(error)
-        if isinstance(error, GpuLostError):
-            report.lost = str(error)
-
-
-def _require_gpu(report: RunReport) -> None:
-    if report.lost is not None:
-        raise GpuLostError(report.lost)
+        with closing(flow(segmenter, source, ordered=False, confidence=options.confidence, budget=budget)) as outcomes:
+            for outcome in outcomes:
+                behind.put(outcome.job.index, partial(_end, outcome, segmenter.spec, options))
+                del outcome  # which holds an image that is else freed only when there is another
+                collect()
+        collect(wait=True)
+    return _report(jobs, results)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """An image that was read and is being segmented."""
-
+    index: int
     path: Path
     target: Path
-    picture: Decoded
-    running: Running
-    clock: _Laps
-    read_ms: float
 
 
-def _begin(segmenter: Segmenter, path: Path, target: Path, options: RunOptions) -> _Job:
-    clock = _Laps()
-    picture = read_picture(path, options.max_pixels, segmenter.spec.pixels.but(options.bands, options.scale))
-    read = clock.lap()
-    running = segmenter.start(picture.pixels, options.confidence)
-    return _Job(path, target, picture=picture, running=running, clock=clock, read_ms=read)
+_Result = tuple[ImageReport, str] | DeployError  # the report, and a note on how the image was read
 
 
-def _finish(segmenter: Segmenter, job: _Job, options: RunOptions) -> ImageReport:
-    mask, target = job.running.mask(), job.target
-    job.clock.lap()
-    palette = segmenter.spec.palette
-    if job.picture.hidden is not None and not options.keep_nodata:
-        mask.labels[job.picture.hidden] = IGNORE_LABEL
+def _report(jobs: Sequence[_Job], results: Mapping[int, _Result]) -> RunReport:
+    report = RunReport()
+    for job in jobs:
+        result = results[job.index]
+        if not isinstance(result, DeployError):
+            report.images.append(result[0])
+            report.notes += [result[1]] if result[1] else []
+            continue
+        report.failed[str(job.path)] = str(result)
+        if isinstance(result, GpuLostError):
+            report.lost = str(result)
+    return report
+
+
+def _end(outcome: Done[_Job, Decoded], spec: ModelSpec, options: RunOptions) -> tuple[ImageReport, str]:
+    """Write what became of an image.  Raises DeployError, also what went wrong before."""
+    try:
+        if outcome.error is not None:
+            raise outcome.error
+        return _written(outcome, spec, options)
+    finally:
+        outcome.release()
+
+
+def _written(outcome: Done[_Job, Decoded], spec: ModelSpec, options: RunOptions) -> tuple[ImageReport, str]:
+    picture, frame, mask, target = outcome.read.value, outcome.frame, outcome.mask, outcome.job.target
+    assert picture is not None
+    assert frame is not None
+    assert mask is not None
+    begin = time.perf_counter()
+    if picture.hidden is not None and not options.keep_nodata:
+        mask.labels[picture.hidden] = IGNORE_LABEL
     make_folder(target.parent)
-    write_mask(target, mask.labels, palette)
+    write_mask(target, mask.labels, spec.palette)
     if options.overlay:
-        write_overlay(target.with_suffix(".overlay.jpg"), shown(job.picture.pixels), mask.labels, palette)
+        write_overlay(target.with_suffix(".overlay.jpg"), shown(picture.pixels), mask.labels, spec.palette)
     if mask.confidence is not None:
         write_confidence(target.with_suffix(".confidence.png"), mask.confidence)
-    write = job.clock.lap()
-    times = job.running.timings
+    end = time.perf_counter()
+    times = frame.timings
     height, width = mask.labels.shape
-    return ImageReport(
-        str(job.path), mask=str(target), width=width, height=height, windows=times.windows,
-        classes=_shares(mask.labels, segmenter.spec.classes),
-        read_ms=job.read_ms, gather_ms=1e3 * times.gather, engine_ms=1e3 * times.engine, stitch_ms=1e3 * times.stitch,
-        write_ms=write, total_ms=job.clock.total(), views=[view.to_json() for view in job.running.views],
+    report = ImageReport(
+        str(outcome.job.path), mask=str(target), width=width, height=height, windows=times.windows,
+        classes=_shares(mask.labels, spec.classes),
+        read_ms=outcome.read.ms, gather_ms=1e3 * times.gather, engine_ms=1e3 * times.engine,
+        stitch_ms=1e3 * times.stitch, write_ms=1e3 * (end - begin), total_ms=1e3 * (end - outcome.read.begin),
+        views=[view.to_json() for view in frame.views],
     )  # fmt: skip
+    return report, picture.note
 
 
-def _shares(labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+def _shares(labels: UInt8, classes: Sequence[str]) -> dict[str, float]:
     """Share of the image by class name, largest first, absent classes left out."""
-    rows = max(1, 2**20 // labels.shape[1])  # bincount makes 8 bytes of each label: a part at a time
-    parts = (labels[row : row + rows].ravel() for row in range(0, labels.shape[0], rows))
-    counts = sum((np.bincount(part, minlength=256) for part in parts), np.zeros(256, np.int64))
+    counts = label_counts(labels)
     order = [int(index) for index in counts.argsort()[::-1] if counts[index] and index < len(classes)]
     return {classes[index]: round(float(counts[index]) / labels.size, 6) for index in order}
-
-
-class _Laps:
-    """Milliseconds since the last lap, and since the start."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        now = time.perf_counter()
-        lap, self._last = 1e3 * (now - self._last), now
-        return lap
-
-    def total(self) -> float:
-        return 1e3 * (time.perf_counter() - self._start)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -16,7 +15,10 @@ from engines.bundle import KERNELS, Bundle, Manifest, open_bundle
 from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Session, UInt8
 from engines.errors import DeployError, NotFiniteError
 from engines.gpu.info import Fingerprint
-from engines.spec import ModelSpec
+from engines.images.bands import Decoded
+from engines.images.read import MAX_PIXELS, Admit, read_picture
+from engines.spec import IGNORE_LABEL, ModelSpec
+from engines.stream.flow import Intake, flow
 from engines.tiling.device import PARTS, Band, Device, Mask, Timings
 from engines.tiling.host import HostDevice
 from engines.tiling.not_finite import explained
@@ -68,29 +70,36 @@ class Segmenter:
         """image: (H, W, 3) uint8 RGB, any size and strides.  Raises DeployError on anything else, or on NaN logits."""
         return self.start(image, confidence).mask()
 
-    def segment_all(self, images: Iterable[UInt8], confidence: bool = False) -> Iterator[Mask]:
-        """The masks of `images` in their order, with as many under way at once as the device takes.
+    def stream(
+        self, images: Iterable[UInt8 | Path | str], confidence: bool = False, max_pixels: int = MAX_PIXELS
+    ) -> Iterator[Mask]:
+        """The masks of `images` in their order: arrays as for `segment`, or files.
 
-        An image is taken from the iterator while those before it are being worked on.  One that cannot be worked on
-        raises DeployError after the masks of those before it, and so does one that the iterator cannot read.
+        Files are read by threads, ahead of the device and in bounded memory, and labels of what they hide (alpha 0,
+        nodata) are 255.  The iterator itself is advanced in the caller's thread, where there are arrays one ahead of
+        the device; an array may be changed again once its mask was yielded.
+        One that cannot be read or worked on raises DeployError after the masks of those before it, and so does the
+        iterator's own DeployError.
         """
-        running: deque[Running] = deque()
-        source = iter(images)
-        while True:
-            try:
-                try:
-                    image = next(source)
-                except StopIteration:
-                    break
-                running.append(self.start(image, confidence))
-            except DeployError:
-                while running:
-                    yield running.popleft().mask()
-                raise
-            if len(running) >= self.device.in_flight:
-                yield running.popleft().mask()
-        while running:
-            yield running.popleft().mask()
+
+        def read(image: UInt8 | Path | str, admit: Admit) -> Decoded:
+            if isinstance(image, Path | str):
+                return read_picture(Path(image), max_pixels, self.spec.pixels, admit)
+            return Decoded(image)
+
+        source = Intake(images, read, lambda picture: picture.pixels, lambda image: not isinstance(image, Path | str))
+        with closing(flow(self, source, ordered=True, confidence=confidence)) as outcomes:
+            for outcome in outcomes:
+                if outcome.error is not None:
+                    raise outcome.error
+                mask, picture = outcome.mask, outcome.read.value
+                assert mask is not None
+                assert picture is not None
+                if picture.hidden is not None:
+                    mask.labels[picture.hidden] = IGNORE_LABEL
+                yield mask
+                outcome.release()
+                del outcome, mask, picture
 
     def bands(self, image: UInt8, confidence: bool = False) -> Iterator[Band]:
         """Like `segment`, but yields rows from top to bottom as soon as they are final, and holds only those.

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     "engines/errors.py", "engines/guard", "engines/files.py", "engines/records.py", "engines/machine",
     "engines/spec.py", "engines/contract.py",
-    "engines/roofline", "engines/tiling", "engines/images", "engines/views", "engines/gpu",
+    "engines/roofline", "engines/tiling", "engines/images", "engines/views", "engines/gpu", "engines/stream",
     "engines/bundle.py", "engines/backends", "engines/arguments", "engines/segmenter.py", "engines/proof",
     "engines/folder_run.py", "engines/measure", "engines/plan", "engines/doctor.py",
     "calib/data", "calib/ranges",

@@ -73,6 +73,11 @@ def overlay(image: UInt8, labels: UInt8, palette: Sequence[RGB], alpha: float = 
     return mixed
 
 
+def label_counts(labels: UInt8) -> NDArray[np.int64]:
+    """(256,) pixels of each label in (H, W) uint8: by Pillow, which makes no copy in a wider type as numpy does."""
+    return np.array(Image.fromarray(labels).histogram(), np.int64)
+
+
 def shrink(image: UInt8, width: int) -> UInt8:
     """(h, w, 3) uint8: `image` (H, W, 3) uint8 resized to `width` columns, averaging; as it is where not wider."""
     if image.shape[1] <= width:

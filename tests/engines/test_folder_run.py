@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ import deploy
 from engines.errors import DeployError, GpuLostError
 from engines.folder_run import RunOptions, run_images
 from engines.images.inputs import expand
+from engines.images.read import read_image, read_labels
 from engines.segmenter import Segmenter, open_segmenter
+from engines.stream.budget import PixelBudget
 from engines.tiling.host import HostDevice, HostFrame
 
 
@@ -98,12 +102,63 @@ def test_a_lost_gpu_ends_the_folder_and_keeps_what_was_written(
     out = tmp_path / "masks"
     code = deploy.main(["run", str(tiny_bundle), str(photographs), "-o", str(out)])
     assert code == 1
-    assert sorted(path.name for path in out.iterdir()) == ["0.png", "1.png"]
+    written = {path.name for path in out.iterdir()}
+    assert len(written) == 2
     for path in out.iterdir():
         Image.open(path).verify()
     text = capsys.readouterr()
     assert text.err.strip().splitlines() == ["error: gpu: an illegal memory access was encountered; run the rest again"]
-    assert all(f"skipped {photographs}/{index}.png" in text.out for index in (2, 3, 4))
+    skipped = [line.split(":")[0] for line in text.out.splitlines() if line.startswith("skipped")]
+    rest = sorted({f"{index}.png" for index in range(5)} - written)
+    assert skipped == [f"skipped {photographs}/{name}" for name in rest]
+
+
+def test_masks_are_those_of_one_image_at_a_time(tiny_bundle: Path, photographs: Path, tmp_path: Path) -> None:
+    for index in range(5, 25):
+        shutil.copy(photographs / f"{index % 5}.png", photographs / f"{index}.png")
+    out = tmp_path / "out"
+    with open_segmenter(tiny_bundle) as (segmenter, _):
+        right = [segmenter.segment(read_image(photographs / f"{index}.png")).labels for index in range(5)]
+        report = run_images(segmenter, expand([str(photographs)], out), out, RunOptions(), PixelBudget(1))
+        masks = [mask.labels for mask in segmenter.stream(photographs / f"{index}.png" for index in range(25))]
+    assert [Path(image.input).stem for image in report.images] == [str(index) for index in range(25)]
+    for index, image in enumerate(report.images):
+        assert np.array_equal(read_labels(out / f"{index}.png"), right[index % 5])
+        assert np.array_equal(masks[index], right[index % 5])
+        shares = {name: (right[index % 5] == at).mean() for at, name in enumerate(segmenter.spec.classes)}
+        assert image.classes == pytest.approx({name: share for name, share in shares.items() if share}, abs=1e-6)
+
+
+def test_an_interruption_leaves_no_thread_and_no_half_file(
+    tiny_bundle: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = _LateFrame.mask
+
+    def interrupted(self: _LateFrame) -> Any:
+        if self._number == 3:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(_LateFrame, "mask", interrupted)
+    out = tmp_path / "out"
+    with open_segmenter(tiny_bundle) as (segmenter, _), pytest.raises(KeyboardInterrupt):
+        run_images(_late(segmenter), expand([str(photographs)], out), out, RunOptions(overlay=True))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("edgeseg")]
+    for path in out.iterdir():
+        Image.open(path).load()
+        assert not path.name.startswith(".")
+
+
+def test_what_cannot_be_written_is_reported_and_the_rest_goes_on(
+    tiny_bundle: Path, photographs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "1.png").mkdir(parents=True)
+    with open_segmenter(tiny_bundle) as (segmenter, _):
+        report = run_images(segmenter, expand([str(photographs)], out), out, RunOptions())
+    assert [Path(path).name for path in report.failed] == ["1.png"]
+    assert "cannot be written" in next(iter(report.failed.values()))
+    assert sorted(path.name for path in out.iterdir() if path.is_file()) == ["0.png", "2.png", "3.png", "4.png"]
 
 
 def test_a_frame_that_fails_does_not_stop_the_others(
@@ -121,8 +176,9 @@ def test_a_frame_that_fails_does_not_stop_the_others(
     out = tmp_path / "out"
     with open_segmenter(tiny_bundle) as (segmenter, _):
         report = run_images(_late(segmenter), expand([str(photographs)], out), out, RunOptions())
-    assert [Path(path).name for path in report.failed] == ["1.png"]
-    assert sorted(path.name for path in out.iterdir()) == ["0.png", "2.png", "3.png", "4.png"]
+    failed = [Path(path).name for path in report.failed]
+    assert len(failed) == 1  # whichever came second
+    assert sorted([*(path.name for path in out.iterdir()), *failed]) == [f"{index}.png" for index in range(5)]
 
 
 def test_an_image_that_cannot_be_read_comes_after_the_masks_before_it(tiny_bundle: Path) -> None:
@@ -131,7 +187,7 @@ def test_an_image_that_cannot_be_read_comes_after_the_masks_before_it(tiny_bundl
         raise DeployError("image 2.png: cannot be read")
 
     with open_segmenter(tiny_bundle) as (segmenter, _):
-        masks = _late(segmenter).segment_all(read())
+        masks = _late(segmenter).stream(read())
         assert next(masks).labels.shape == (40, 60)
         with pytest.raises(DeployError, match=r"2\.png"):
             next(masks)
@@ -140,7 +196,7 @@ def test_an_image_that_cannot_be_read_comes_after_the_masks_before_it(tiny_bundl
 def test_an_image_that_cannot_start_comes_after_the_masks_before_it(tiny_bundle: Path) -> None:
     images = [np.zeros((40, 60, 3), np.uint8), np.zeros((64, 96, 3), np.uint8), np.zeros((64, 96, 3), np.float32)]
     with open_segmenter(tiny_bundle) as (segmenter, _):
-        masks = _late(segmenter).segment_all(images)  # type: ignore[arg-type]
+        masks = _late(segmenter).stream(images)  # type: ignore[arg-type]
         assert [next(masks).labels.shape for _ in range(2)] == [(40, 60), (64, 96)]
         with pytest.raises(DeployError, match=r"expected.*uint8"):
             next(masks)

@@ -201,6 +201,6 @@ def test_images_one_after_another_come_back_in_order(tiny_bundle: Path) -> None:
     images = [rng.integers(0, 256, (size, 2 * size, 3), np.uint8) for size in (40, 90, 40, 120, 40)]
     with _opened(tiny_bundle) as segmenter:
         expected = [segmenter.segment(image).labels for image in images]
-        masks = [mask.labels for mask in segmenter.segment_all(iter(images))]
+        masks = [mask.labels for mask in segmenter.stream(iter(images))]
     assert len(masks) == len(expected)
     assert all(np.array_equal(mask, right) for mask, right in zip(masks, expected, strict=True))

@@ -16,7 +16,7 @@ import tifffile
 from PIL import Image, ImageFile, ImageOps
 
 from engines.errors import DeployError
-from engines.images.read import read_image, read_labels
+from engines.images.read import read_image, read_labels, read_picture
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (23, 31, 3), np.uint8)
@@ -261,3 +261,28 @@ def test_labels_are_read_as_numbers(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "rgb.png")
     with pytest.raises(DeployError, match="RGB"):
         read_labels(tmp_path / "rgb.png")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP"])
+def test_a_file_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    Image.fromarray(RNG.integers(0, 256, (600, 800, 3), np.uint8)).save(path, kind)
+
+    def cut(pixels: int) -> None:
+        assert pixels == 480_000
+        with open(path, "r+b") as file:
+            file.truncate(path.stat().st_size // 8)
+
+    with pytest.raises(DeployError, match="damaged or incomplete"):
+        read_picture(path, admit=cut)
+
+
+def test_a_file_that_grows_while_it_is_read_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(PIXELS).save(path)
+
+    def grow(pixels: int) -> None:
+        with open(path, "ab") as file:
+            file.write(bytes(1000))
+
+    assert np.array_equal(read_picture(path, admit=grow).pixels, PIXELS)

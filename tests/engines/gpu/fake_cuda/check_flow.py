@@ -133,7 +133,7 @@ def test_a_folder_of_mixed_sizes_with_two_in_flight(schedule: int, integrated: i
     sizes = [SIZES[i] for i in (1, 1, 1, 0, 1, 1, 4, 4, 4, 4, 4, 0, 2, 3, 5, 1, 0)]
     pictures = [image(*size, seed) for seed, size in enumerate(sizes)]
     with opened(engine, TILING) as (segmenter, device, _):
-        masks = list(segmenter.segment_all((picture.copy() for picture in pictures), confidence=True))
+        masks = list(segmenter.stream((picture.copy() for picture in pictures), confidence=True))
         assert (device.graph == "on") is capturable
     assert len(masks) == len(pictures)
     for mask, picture in zip(masks, pictures, strict=True):
@@ -163,7 +163,7 @@ def test_an_image_that_does_not_fit_is_done_in_strips(schedule: int) -> None:
     with opened(engine, TILING) as (segmenter, device, _):
         frame = device.whole_frame(700, 500, True)
         assert isinstance(frame, FrameInStrips)
-        masks = list(segmenter.segment_all(pictures, confidence=True))
+        masks = list(segmenter.stream(pictures, confidence=True))
         assert device.graph == "off: the image does not fit, it runs in strips"
         assert isinstance(device.whole_frame(60, 50, True), CudaFrame)
     for mask, picture in zip(masks, pictures, strict=True):
@@ -184,7 +184,7 @@ def test_an_image_of_a_third_of_the_memory_is_always_whole(schedule: int) -> Non
         taken: list[int] = []
         allocate = gpu.allocate
         gpu.allocate = lambda size: taken.append(size) or allocate(size)  # type: ignore[func-returns-value]
-        for mask, picture in zip(segmenter.segment_all(pictures), pictures, strict=True):
+        for mask, picture in zip(segmenter.stream(pictures), pictures, strict=True):
             assert same(mask, on_host(engine, TILING).segment(picture))
         assert len(taken) == 2
         assert all(slot.plan.whole for slots in device.pool.slots.values() for slot in slots)
@@ -320,7 +320,7 @@ def test_images_of_ever_new_sizes_use_each_others_memory(schedule: int) -> None:
         taken: list[int] = []
         allocate = gpu.allocate
         gpu.allocate = lambda size: taken.append(size) or allocate(size)  # type: ignore[func-returns-value]
-        for mask, picture in zip(segmenter.segment_all(pictures, confidence=True), pictures, strict=True):
+        for mask, picture in zip(segmenter.stream(pictures, confidence=True), pictures, strict=True):
             assert same(mask, host.segment(picture, confidence=True))
     assert len(taken) <= SIZES_KEPT + IDLE_KEPT + 2
 
@@ -332,7 +332,7 @@ def test_a_frame_that_was_given_up_goes_to_the_next_image(schedule: int) -> None
         lost = device.whole_frame(150, 333, False)
         lost.put(image(150, 333, 1))
         lost.play()
-        running = segmenter.segment_all(image(150, 333, seed) for seed in range(9))
+        running = segmenter.stream(image(150, 333, seed) for seed in range(9))
         next(running)
         running.close()
         for seed in range(3):
