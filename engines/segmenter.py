@@ -119,7 +119,7 @@ class Segmenter:
             yield band
 
     def start(self, image: UInt8, confidence: bool = False) -> Running:
-        """Begin to segment an image: at most `device.in_flight` at once.  On the host it is done when this returns."""
+        """Begin to segment an image: at most `device.in_flight` at once."""
         _check_image(image, len(self.spec.mean))
         return Running(self.device, image, confidence, self.precision)
 
@@ -139,6 +139,11 @@ class Running:
             self._frame = device.whole_frame(image.shape[0], image.shape[1], confidence)
             self._frame.put(image)
             self._frame.play()
+
+    @property
+    def done(self) -> bool:
+        """Whether its mask has nothing to wait for."""
+        return self._frame.done
 
     def mask(self) -> Mask:
         """Wait for it, once.  Raises NotFiniteError, which names the window, on NaN or infinite logits."""

@@ -68,6 +68,8 @@ class CudaFrame(_Frame):
     The copies run beside the kernels of the frame before and the frame after.
     """
 
+    done = False  # the driver is not asked
+
     def put(self, image: UInt8) -> None:
         with self._working():
             np.copyto(self._slot.arrays["image"], image)
@@ -133,6 +135,8 @@ class CudaStrips(_Frame):
 
 class FrameInStrips(CudaStrips):
     """Stands in for `CudaFrame` where the whole image does not fit: `mask` does the work."""
+
+    done = False
 
     def play(self) -> None:
         self._check_mine()

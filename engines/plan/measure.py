@@ -55,7 +55,7 @@ def costs_of(
     )
     tiling, size = manifest.tiling, sample(manifest.tiling).shape[:2]
     tops, lefts = tiling.placements(*size)
-    runs = len(tops) * -(-len(lefts) // manifest.batch)
+    runs = -(-len(tops) * len(lefts) // manifest.batch)
     whole = statistics.median(each.frame_ms for each in frames) / (gather + engine + stitch)
     return Costs(
         machine, batch=manifest.batch, gather_ms=gather / (len(tops) * len(lefts)), engine_ms=engine / runs,

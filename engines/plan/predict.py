@@ -66,8 +66,8 @@ def predict(costs: Costs, tiling: Tiling, logits: tuple[int, ...], size: tuple[i
     """logits: (1, K, h, w) of a window."""
     tops, lefts = tiling.placements(*size)
     gather = costs.gather_ms * len(tops) * len(lefts)
-    # A row of windows fills its last batch up, with windows that are run for nothing.
-    engine = costs.engine_ms * len(tops) * math.ceil(len(lefts) / costs.batch)
+    # A frame by itself fills its last batch up with windows that are run for nothing.
+    engine = costs.engine_ms * math.ceil(len(tops) * len(lefts) / costs.batch)
     stitch = costs.stitch_ms * covered(tiling, size) / 1e6
     peak = costs.peak_bytes - costs.held_bytes + held_bytes(tiling, logits, size)
     return Prediction(

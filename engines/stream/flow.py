@@ -28,6 +28,9 @@ class UnderWay(Protocol):
 
     timings: Timings
 
+    @property
+    def done(self) -> bool: ...
+
     def mask(self) -> Mask: ...
 
     @property
@@ -97,7 +100,8 @@ def flow(
             jobs.fill()
             if not running and not ahead.pending:
                 break
-            found = ahead.take(wait=not running) if ahead.pending and len(running) < device.in_flight else None
+            finish = running and (not ahead.pending or len(running) == device.in_flight or _over(running[0][1]))
+            found = None if finish else ahead.take(wait=not running)
             if found is not None:
                 running.append((found, lost or found.error or _started(starter, found, source, confidence)))
                 continue
@@ -151,6 +155,10 @@ def _started(
         return starter.start(source.image(found.value), confidence)
     except DeployError as error:
         return error
+
+
+def _over(frame: UnderWay | DeployError) -> bool:
+    return isinstance(frame, DeployError) or frame.done
 
 
 def _finished(read: Read[J, T], frame: UnderWay | DeployError) -> Done[J, T]:

@@ -54,6 +54,10 @@ class WholeFrame(Protocol):
     def play(self) -> None:
         """Start every row.  On a GPU this does not wait, and may be one recorded graph."""
 
+    @property
+    def done(self) -> bool:
+        """Whether `mask` has nothing to wait for, as far as is known without waiting."""
+
     def mask(self) -> Mask:
         """Wait for `play`.  The arrays are the caller's own.  Raises DeployError on NaN or infinite logits."""
 
@@ -114,7 +118,7 @@ class Device(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """How many frames may be under way at once: 1 on the host."""
+        """How many frames may be under way at once."""
 
     @property
     def batch(self) -> int:

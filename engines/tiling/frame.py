@@ -28,5 +28,9 @@ class FrameOfStrips(Generic[S]):
         for index in range(len(self._strips.steps)):
             self._strips.advance(index)
 
+    @property
+    def done(self) -> bool:
+        return True
+
     def mask(self) -> Mask:
         return self._mask

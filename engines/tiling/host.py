@@ -8,9 +8,10 @@ from collections.abc import Callable
 import numpy as np
 
 from engines.contract import Float32, Session, UInt8
+from engines.errors import DeployError
 from engines.spec import THRESHOLD, ModelSpec
 from engines.tiling import core
-from engines.tiling.device import Band, Mask, Timings
+from engines.tiling.device import PARTS, Band, Mask, Timings
 from engines.tiling.frame import FrameOfStrips
 from engines.tiling.inputs import window_input
 from engines.tiling.placement import Tiling, WindowRow
@@ -19,12 +20,14 @@ from engines.tiling.placement import Tiling, WindowRow
 class HostDevice:
     """threads: for gather and stitch; 0 means all cores of this process.  batch: windows per run of the engine.
 
-    on_window: called after each window with (done, total) of the current image.
+    Windows of all frames under way form batches: one that is not full waits for windows of the next frame, or for a
+    result that is asked for; what it then lacks is run for nothing.
+
+    on_window: called after each window with (done, total) of its image.
     """
 
     name = "host"
     graph = transfers = ""
-    in_flight = 1
     parts = True
 
     def __init__(self, session: Session, spec: ModelSpec, tiling: Tiling, threads: int = 0, batch: int = 1) -> None:
@@ -33,6 +36,12 @@ class HostDevice:
         self.windows = np.zeros((batch, len(spec.mean), tiling.window_h, tiling.window_w), np.float32)
         self.timings = Timings()
         self.on_window: Callable[[int, int], None] | None = None
+        self._waiting: list[tuple[HostStrips, WindowRow]] = []  # whose windows lie in `windows`, slot by slot
+
+    @property
+    def in_flight(self) -> int:
+        """As many as may each have a window in one batch."""
+        return self.batch
 
     def whole_frame(self, height: int, width: int, confidence: bool) -> HostFrame:
         return HostFrame(self, height, width, confidence)
@@ -44,7 +53,8 @@ class HostDevice:
         return None
 
     def first_window(self, image: UInt8) -> Float32:
-        self.gather(image, 0, 0, 0)
+        self.run()
+        self._gather(image, 0, 0, 0)
         return self.windows
 
     def engine_ms(self, image: UInt8) -> float:
@@ -53,76 +63,140 @@ class HostDevice:
         self.session.run(windows)
         return 1e3 * (time.perf_counter() - begin)
 
-    def gather(self, image: UInt8, top: int, left: int, slot: int) -> None:
-        """Fill window `slot` of the batch."""
+    def add(self, strips: HostStrips, image: UInt8, step: WindowRow, left: int) -> None:
+        """Put a window into the batch, and run that when it is full.  The image may be changed once this returns."""
+        begin = time.perf_counter()
+        self._gather(image, step.top, left, len(self._waiting))
+        strips.timings.gather += time.perf_counter() - begin
+        self._waiting.append((strips, step))
+        if len(self._waiting) == self.batch:
+            self.run()
+
+    def run(self) -> bool:
+        """Run the windows that wait, and hand their logits to their frames, which also get an error of the engine.
+
+        False where none waits.
+        """
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return False
+        begin = time.perf_counter()
+        try:
+            logits = self.session.run(self.windows)
+        except DeployError as error:
+            for strips, step in waiting:
+                strips.fail(step.index, error)
+            return True
+        each = (time.perf_counter() - begin) / len(waiting)
+        for slot, (strips, step) in enumerate(waiting):
+            strips.timings.engine += each
+            strips.take(step, logits[slot].copy())  # the session may reuse its output
+        return True
+
+    def _gather(self, image: UInt8, top: int, left: int, slot: int) -> None:
         window_input(image, top, left, self.spec, self.tiling, out=self.windows[slot], threads=self.threads)
 
 
 class HostFrame(FrameOfStrips["HostStrips"]):
-    """An image of (height, width) pixels."""
+    """An image of (height, width) pixels.  Its last windows may wait for a batch until the mask is asked for."""
 
     def __init__(self, device: HostDevice, height: int, width: int, confidence: bool) -> None:
         super().__init__(
             height, width, confidence, lambda mask: HostStrips(device, height, width, confidence, into=mask)
         )
 
+    def play(self) -> None:
+        self._strips.hand_in()
+
+    @property
+    def done(self) -> bool:
+        return self._strips.done(len(self._strips.steps) - 1)
+
+    def mask(self) -> Mask:
+        self._strips.advance(len(self._strips.steps) - 1)
+        return super().mask()
+
 
 class HostStrips:
     """Runs as it is told to: `advance` returns when its rows are final.
 
     into: the mask of the whole image, which the bands are then parts of; None for arrays of their own.
+    timings: not yet counted in those of the device.
     """
 
     def __init__(
         self, device: HostDevice, height: int, width: int, confidence: bool, into: Mask | None = None
     ) -> None:  # fmt: skip
         self.steps = device.tiling.window_rows(height, width)
+        self.timings = Timings()
         self._device = device
         self._size = (height, width)
         self._confidence = confidence
         self._into = into
-        self._held: dict[int, list[Float32]] = {}
-        self._band: Band | None = None
+        self._windows = ((step, left) for step in self.steps for left in step.lefts)  # that are still to be run
+        self._held: dict[int, list[Float32]] = {}  # logits by row of windows
+        self._stitched = 0  # rows of windows
+        self._failed: tuple[int, DeployError] | None = None
+        self._bands: dict[int, Band] = {}
         self._image: UInt8 = np.empty((0, 0, 3), np.uint8)
 
     def put(self, image: UInt8) -> None:
         self._image = image
 
     def band(self, index: int) -> Band:
-        assert self._band is not None
-        assert self._band.row0 == self.steps[index].rows[0]
-        return self._band
+        return self._bands.pop(index)
 
     def advance(self, index: int) -> None:
-        step = self.steps[index]
-        self._held[index] = self._run(step)
-        self._stitch(step)
-        self._held = {row: logits for row, logits in self._held.items() if row >= self._next(index)}
+        """Windows of the rows after it fill up the last batch."""
+        while not self.done(index):
+            if not self._add() and not self._device.run():
+                raise DeployError("frame: its windows were lost when the engine was interrupted; start it again")
+        self._count()
+        if self._failed is not None and self._failed[0] <= index:
+            raise self._failed[1]
 
-    def _next(self, index: int) -> int:
-        """The first row of windows that the next row of windows is stitched with."""
-        return self.steps[index + 1].held.start if index + 1 < len(self.steps) else index + 1
+    def hand_in(self) -> None:
+        """All windows, of which the last may wait."""
+        while self._failed is None and self._add():
+            pass
+        self._count()
 
-    def _run(self, step: WindowRow) -> list[Float32]:
-        """The logits (K, h, w) of a row of windows."""
-        device, lefts, out = self._device, step.lefts, []
-        for start in range(0, len(lefts), device.batch):
-            some = lefts[start : start + device.batch]  # what is left in a short batch is run for nothing
+    def done(self, index: int) -> bool:
+        """Whether the rows that the windows of row `index` finish are final, or will never be."""
+        return self._stitched > index or self._failed is not None
+
+    def take(self, step: WindowRow, logits: Float32) -> None:
+        """The logits (K, h, w) of the next window in its row."""
+        device, timings = self._device, self.timings
+        timings.windows += 1
+        if self._failed is not None:
+            return
+        row = self._held.setdefault(step.index, [])
+        row.append(logits)
+        if device.on_window:
+            device.on_window(step.index * len(step.lefts) + len(row), len(self.steps) * len(step.lefts))
+        if len(row) == len(step.lefts):
             begin = time.perf_counter()
-            for slot, left in enumerate(some):
-                device.gather(self._image, step.top, left, slot)
-            gathered = time.perf_counter()
-            logits = device.session.run(device.windows)
-            out += [logits[slot].copy() for slot in range(len(some))]  # the session may reuse its output
-            device.timings.gather += gathered - begin
-            device.timings.engine += time.perf_counter() - gathered
-            device.timings.windows += len(some)
-            if device.on_window:
-                device.on_window(step.index * len(lefts) + start + len(some), len(self.steps) * len(lefts))
-        return out
+            try:
+                self._stitch(step)
+            except DeployError as error:
+                self.fail(step.index, error)
+            timings.stitch += time.perf_counter() - begin
+
+    def fail(self, index: int, error: DeployError) -> None:
+        """The rows that the windows of row `index` finish will never be final."""
+        if self._failed is None:
+            self._failed = (index, error)
+
+    def _add(self) -> bool:
+        """Hand in one more window; False where there is none."""
+        for step, left in self._windows:
+            self._device.add(self, self._image, step, left)
+            return True
+        self._image = np.empty((0, 0, 3), np.uint8)
+        return False
 
     def _stitch(self, step: WindowRow) -> None:
-        begin = time.perf_counter()
         device, rows, into = self._device, slice(*step.rows), self._into
         logits = [window for row in step.held for window in self._held[row]]
         labels, certainty = core.stitch(
@@ -132,5 +206,13 @@ class HostStrips:
             confidence=self._confidence if into is None or into.confidence is None else into.confidence[rows],
             threads=device.threads, threshold=device.spec.threshold or THRESHOLD,
         )  # fmt: skip
-        self._band = Band(*step.rows, labels, certainty)
-        device.timings.stitch += time.perf_counter() - begin
+        if into is None:
+            self._bands[step.index] = Band(*step.rows, labels, certainty)
+        self._stitched = step.index + 1
+        following = self.steps[self._stitched].held.start if self._stitched < len(self.steps) else self._stitched
+        self._held = {row: logits for row, logits in self._held.items() if row >= following}
+
+    def _count(self) -> None:
+        own, self.timings = self.timings, Timings()
+        for part in (*PARTS, "windows"):
+            setattr(self._device.timings, part, getattr(self._device.timings, part) + getattr(own, part))

@@ -133,6 +133,8 @@ class _Device(HostDevice):
 
 
 class _Frame(HostFrame):
+    done = False  # type: ignore[assignment]  # as on a GPU, until its mask is asked for
+
     def __init__(self, device: _Device, *args: Any) -> None:
         super().__init__(device, *args)
         self._owner = device

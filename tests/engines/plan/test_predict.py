@@ -38,10 +38,11 @@ def test_a_prediction_adds_up() -> None:
     assert found.frame_ms == pytest.approx(1.1 * (612 + found.stitch_ms))
 
 
-def test_batches_are_filled_up_in_each_row() -> None:
-    """Three windows a row in batches of two are two runs."""
-    costs = Costs(**{**COSTS.to_json(), "batch": 2})
-    assert predict(costs, TILING, LOGITS, (100, 200)).engine_ms == 2 * 2 * 100
+@pytest.mark.parametrize(("batch", "runs"), [(2, 3), (4, 2), (6, 1), (8, 1)])
+def test_batches_go_on_in_the_next_row(batch: int, runs: int) -> None:
+    """Of two rows of three windows; the last batch is filled up."""
+    costs = Costs(**{**COSTS.to_json(), "batch": batch})
+    assert predict(costs, TILING, LOGITS, (100, 200)).engine_ms == runs * 100
 
 
 def test_memory_is_the_image_two_masks_and_the_logits_that_are_held() -> None:

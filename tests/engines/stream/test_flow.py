@@ -35,7 +35,7 @@ class _Starter:
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         self.started.append(int(image))
-        return SimpleNamespace(timings=Timings(), views=(), mask=lambda: self._mask(image))
+        return SimpleNamespace(timings=Timings(), views=(), done=False, mask=lambda: self._mask(image))
 
     def _mask(self, image: Any) -> Mask:
         self.under_way -= 1

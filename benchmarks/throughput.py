@@ -1,0 +1,119 @@
+"""A folder through `run` against the engine alone, and against one image after the other.
+
+    python -m benchmarks.throughput BUNDLE [--images 200] [--size 2048x1024] [--rounds 5] [--overlay] [--profile]
+
+The folder holds a few rendered scenes as PNGs, under as many names as there are images.  In each round the engine alone
+runs the windows of some frames; those frames are read, segmented and written one after the other; and a part of the
+folder goes through `run`.  Printed are medians over rounds, ratios taken within them, and seconds of processor a frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from calib.data.scenes import render
+from engines.folder_run import RunOptions, run_images
+from engines.images.inputs import Input
+from engines.images.read import read_image
+from engines.images.write import write_mask, write_overlay
+from engines.machine.limits import cores
+from engines.segmenter import Segmenter, open_segmenter
+
+SCENES = 4
+
+
+def _folder(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
+    """`count` names for a few scenes."""
+    first = [folder / f"scene-{index:04}.png" for index in range(min(SCENES, count))]
+    for seed, path in enumerate(first):
+        Image.fromarray(render(seed, size[1], size[0]).image).save(path)
+    rest = [folder / f"scene-{index:04}.png" for index in range(len(first), count)]
+    for index, path in enumerate(rest):
+        os.link(first[index % len(first)], path)
+    return [*first, *rest]
+
+
+def _alone(segmenter: Segmenter, windows: int) -> None:
+    """The engine on so many windows, in full batches."""
+    batch = segmenter.device.batch
+    data = segmenter.first_window(np.zeros((64, 64, 3), np.uint8)).copy()
+    for _ in range(-(-windows // batch)):
+        segmenter.session.run(data)
+
+
+def _serial(segmenter: Segmenter, paths: list[Path], output: Path, overlay: bool) -> None:
+    output.mkdir(exist_ok=True)
+    for path in paths:
+        image = read_image(path)
+        mask = segmenter.segment(image)
+        write_mask(output / path.name, mask.labels, segmenter.spec.palette)
+        if overlay:
+            write_overlay(output / f"{path.stem}.overlay.jpg", image, mask.labels, segmenter.spec.palette)
+
+
+def _clocked(work: Callable[[], object], frames: int) -> tuple[float, float]:
+    """Seconds, and seconds of processor, a frame."""
+    begin, used = time.perf_counter(), time.process_time()
+    work()
+    return (time.perf_counter() - begin) / frames, (time.process_time() - used) / frames
+
+
+def measure(bundle: Path, folder: Path, args: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
+    width, height = (int(side) for side in args.size.split("x"))
+    paths = _folder(folder, (width, height), args.images)
+    some = max(1, min(len(paths), args.serial))
+    part = max(1, len(paths) // args.rounds)
+    found: dict[str, list[tuple[float, float]]] = {"engine alone": [], "one after the other": [], "run": []}
+    with open_segmenter(bundle, args.threads) as (segmenter, _):
+        windows = sum(len(row.lefts) for row in segmenter.tiling.window_rows(height, width))
+        print(f"{bundle.name}: {windows} window(s) of {segmenter.tiling.window_w}x{segmenter.tiling.window_h} a frame, "
+              f"batch {segmenter.device.batch}, {args.threads or cores()} thread(s)")  # fmt: skip
+        _serial(segmenter, paths[:1], folder / "masks", args.overlay)
+        for turn in range(args.rounds):
+            mine = [Input(path) for path in paths[turn * part : (turn + 1) * part]]
+            works: dict[str, tuple[Callable[[], object], int]] = {
+                "engine alone": (lambda: _alone(segmenter, some * windows), some),
+                "one after the other": (lambda: _serial(segmenter, paths[:some], folder / "masks", args.overlay), some),
+                "run": (
+                    lambda mine=mine: run_images(segmenter, mine, folder / "run", RunOptions(args.overlay)), len(mine)
+                ),
+            }  # fmt: skip
+            for name, (work, frames) in works.items():
+                found[name].append(_clocked(work, frames))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--serial", type=int, default=8, help="frames of a round for the other two")
+    parser.add_argument("--size", default="2048x1024")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--overlay", action="store_true")
+    args = parser.parse_args()
+    print(f"load {os.getloadavg()[0]:.1f}; {args.images} PNGs of {args.size}, {args.rounds} rounds")
+    for bundle in args.bundles:
+        with tempfile.TemporaryDirectory(prefix="throughput-") as name:
+            found = measure(bundle, Path(name), args)
+        alone = [seconds for seconds, _ in found["engine alone"]]
+        print(f"{'':22}{'ms a frame':>12}{'of the engine':>15}{'(least, most)':>18}{'processor ms':>14}")
+        for kind, times in found.items():
+            ratios = [reference / seconds for reference, (seconds, _) in zip(alone, times, strict=True)]
+            seconds, used = (statistics.median(values) for values in zip(*times, strict=True))
+            print(f"{kind:22}{1e3 * seconds:12.1f}{statistics.median(ratios):15.3f}"
+                  f"{f'({min(ratios):.3f}, {max(ratios):.3f})':>18}{1e3 * used:14.0f}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
