@@ -42,7 +42,8 @@ class MapsEngine(Engine):
         maps = []
         for rows, columns, channels in SHAPE.outputs:
             some = points[:, :, :: -(-16 // rows), :: -(-24 // columns)][:, :, :rows, :columns]
-            maps.append(np.resize(some.transpose(0, 2, 3, 1), (len(windows), rows, columns, channels)))
+            each = some.transpose(0, 2, 3, 1)  # a window's maps are its own, wherever in a batch it lies
+            maps.append(np.stack([np.resize(points, (rows, columns, channels)) for points in each]))
         return pack(maps).astype(self._type)
 
 
