@@ -23,6 +23,7 @@ from engines.segmenter import Segmenter, open_segmenter
 from engines.tiling.placement import Tiling
 from pipeline.build import build_bundle
 from pipeline.checkpoints.sources import SourceOptions
+from pipeline.exact import sample_image
 from pipeline.request import BuildRequest
 
 NEAR_TIE = 1e-3
@@ -58,7 +59,9 @@ def _row(path: Path, tile: int, output: str | None) -> str:
         except DeployError as error:
             return f"{head} {error} | | |"
         with open_segmenter(Path(folder) / "b") as (segmenter, _):
-            window = segmenter.first_window(render(3, height, width).image)[:1].copy()
+            bands = len(segmenter.spec.mean)
+            scene = render(3, height, width).image if bands == 3 else sample_image(None, tiling, bands)[::-1, ::-1]
+            window = segmenter.first_window(scene)[:1].copy()
             own = session.run([said.name], {image.name: _fed(window, image.type, last)})[0]
             labels, error = _agreement(segmenter, window, own)
     return f"{head} builds | {labels} | {error} |"

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from engines.contract import Float32
+from engines.errors import GateError
 from engines.files import file_sha256
 from engines.images.palettes import default_classes, palette_for
-from engines.proof.agreement import GATES, compare_logits
+from engines.proof.agreement import FLAT, GATES, compare_logits
 from engines.spec import ModelSpec
 from pipeline.graph.endings import require_same_labels
 from pipeline.graph.given import Given, read_onnx
@@ -58,10 +59,16 @@ class OnnxSource:
         return sum(int(tensor.size) for tensor in values if tensor is not None and tensor.dtype.is_floating_point())
 
     def logits(self, windows: Sequence[Float32]) -> Float32:
-        """Raises GateError where they are not what the file as it was given computes, or do not lead to its labels."""
-        logits = run_onnx(self.graph, list(windows))
-        for one, end in zip(logits, self.given.original.run(windows), strict=True):
+        """Raises GateError where they are not what the file as it was given computes, or do not lead to its labels.
+
+        A file that rounds to halves is only the judge of its numbers as floats, within what that rounding does.
+        """
+        logits, given = run_onnx(self.graph, list(windows)), self.given
+        for one, end in zip(logits, (given.widened or given.original).run(windows), strict=True):
             self._require_same(one[None], end)
+        if given.widened is not None:
+            for end, own in zip(given.widened.run(windows), given.original.run(windows), strict=True):
+                _require_rounded(end, own, given.halves)
         return logits
 
     def _require_same(self, logits: Float32, end: Any) -> None:
@@ -72,7 +79,7 @@ class OnnxSource:
         if ending is not None:
             require_same_labels(ending, logits, end)
             return
-        gate = GATES["int8" if self.quantised else "fp16" if self.given.halves else "fp32"]
+        gate = GATES["int8" if self.quantised else "fp32"]
         read = compare_logits(
             "reading", logits, "the file", end.astype(np.float32).reshape(size), gate, self.spec.threshold
         )
@@ -80,6 +87,24 @@ class OnnxSource:
 
     def export(self) -> tuple[OnnxGraph, torch.export.ExportedProgram | None]:
         return self.graph, None
+
+
+def _require_rounded(end: Any, own: Any, halves: str) -> None:
+    """Raise GateError unless `own`, which the file computes, is `end` but for rounding in `halves`.
+
+    Labels are not compared one by one: rounding decides those of near-ties, and nobody knows here which are.
+    """
+    if own.dtype.kind in "iub":
+        off, allowed = float((end != own).mean()), 1 - GATES["int8"].min_labels
+    else:
+        wide, narrow = end.astype(np.float64), own.astype(np.float64)
+        off = float(np.sqrt(((wide - narrow) ** 2).mean()) / max(narrow.std(), FLAT * np.abs(narrow).max(), 1e-30))
+        allowed = GATES["fp16"].max_relative
+    if not off <= allowed:
+        raise GateError(
+            f"model: as floats it is off by {off:.1e} from itself in {halves} (allowed {allowed:.1e}); give the file "
+            "as it was before it was converted"
+        )
 
 
 def load_onnx(path: Path, window: tuple[int, int], output: str | None = None) -> OnnxSource:

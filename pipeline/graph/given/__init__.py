@@ -6,7 +6,7 @@ time become constants only then.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from pipeline.graph.export import fold
 from pipeline.graph.given.file import is_onnx, read_file, readable
 from pipeline.graph.given.halves import as_float32, as_stored
 from pipeline.graph.given.integers import quantised, to_qdq
-from pipeline.graph.given.interface import as_map, choose_output, face_of, set_image, with_channel
+from pipeline.graph.given.interface import as_floats, as_map, choose_output, face_of, set_image, with_channel
 from pipeline.graph.given.normalisation import pixels_taken
 from pipeline.graph.given.original import Original
 from pipeline.graph.onnx_graph import OnnxGraph, Step, from_model
@@ -35,6 +35,7 @@ class Given:
     ending: what the file did with its logits, or None.  remarks: how it was read, where that is not plain.
     pixels: 255.0 or 1.0 where the network normalises pixels of 0..255 or 0..1 itself, else None.
     halves: the types narrower or wider than float32 that the file computes in, "" for none.
+    widened: of such a file, the same with every number a float32, and nothing else changed.
     quantised: how its activations are quantised, "" where they are floats.
     turned: whether the scores of the file have their channels last.
     """
@@ -47,6 +48,7 @@ class Given:
     halves: str = ""
     quantised: str = ""
     turned: bool = False
+    widened: Original | None = None
 
 
 def import_onnx(path: Path, window: tuple[int, int]) -> OnnxGraph:
@@ -66,6 +68,7 @@ def read_onnx(path: Path, window: tuple[int, int], output: str | None = None) ->
         original = Original(model.clone(), face, str(model.graph.outputs[0].name))
         kind = quantised(model)
         halves = as_float32(model)
+        widened = replace(original, model=model.clone(), face=as_floats(face)) if halves else None
         to_qdq(model)
         pixels = 255.0 if face.integer else pixels_taken(model)
         set_image(model, face)
@@ -87,7 +90,7 @@ def read_onnx(path: Path, window: tuple[int, int], output: str | None = None) ->
     said += [f"stored in {halves}, read as float32"] if halves else []
     said += [f"int8 already: {kind}; kept as it is"] if kind else []
     return Given(graph, original, ending=ending, remarks=tuple(said), pixels=pixels, halves=halves, quantised=kind,
-                 turned=turned)  # fmt: skip
+                 turned=turned, widened=widened)  # fmt: skip
 
 
 def _folded(model: ir.Model, path: Path) -> tuple[ir.Model, str]:

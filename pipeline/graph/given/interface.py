@@ -8,7 +8,7 @@ which cancel against those that the exporter wrote.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,11 @@ def face_of(model: ir.Model, window: tuple[int, int], path: Path) -> Face:
     if channels > MAX_BANDS:
         raise DeployError(f"model {path}: got {channels} channels in, expected 1 to {MAX_BANDS}")
     return Face(channels, order, value.dtype, size)
+
+
+def as_floats(face: Face) -> Face:
+    """The same of a file whose halves have become floats; bytes stay bytes."""
+    return face if face.integer else replace(face, dtype=ir.DataType.FLOAT)
 
 
 def _image(model: ir.Model, path: Path) -> ir.Value:

@@ -159,6 +159,25 @@ def test_halves_and_doubles_are_read_as_float32(tmp_path: Path, kind: int) -> No
     assert any(line.startswith("stored in") for line in given.remarks)
 
 
+def test_what_halves_decide_by_rounding_is_no_fault_of_the_reading(tmp_path: Path) -> None:
+    """A step at a number that is no half: the file itself takes 2 % of the pixels for the other side of it."""
+    exact = np.float32(0.4056)
+    step = np.float16(exact)  # below it
+    nodes = [node("Gather", ["image", "first"], ["x"], axis=1), node("Sub", ["x", "step"], ["d"]),
+             node("Mul", ["d", "gain"], ["m"]), node("Sub", ["m", "three"], ["s"]), node("Sigmoid", ["s"], ["p"]),
+             node("Mul", ["p", "one"], ["f"]), node("Sub", ["f", "half"], ["e"]), node("Mul", ["x", "five"], ["y"]),
+             node("Add", ["y", "e"], ["z"]), node("Concat", ["y", "z"], ["out"], axis=1)]  # fmt: skip
+    numbers = {"step": step, "gain": 6e4, "three": 3, "one": 1, "half": 0.5, "five": 5}
+    weights = [numpy_helper.from_array(np.array(value, np.float16), name) for name, value in numbers.items()]
+    path = _save(tmp_path / "m.onnx", nodes, [*weights, _ints("first", [0])], (T.FLOAT16, [1, 3, *WINDOW]),
+                 ("out", T.FLOAT16, [1, 2, *WINDOW]))  # fmt: skip
+    window = _window()
+    window[0, 0, 0, :20] = exact
+    assert step < exact
+    assert (load_source(str(path), WINDOW, SourceOptions()).logits([window]).argmax(1)[0, 0, :20] == 1).all()
+    assert (_own(path, window.astype(np.float16)).argmax(1)[0, 0, :20] == 0).all()
+
+
 @pytest.mark.parametrize("precision", [each for each in PRECISIONS if each != "fp8"])
 def test_a_network_of_halves_builds_in_every_precision(tmp_path: Path, precision: str, photos: Path) -> None:
     nodes = [_conv("image", "c"), node("Relu", ["c"], ["r"]), _conv("r", "d", "w2"), _conv("d", "out", "w3")]
@@ -255,8 +274,9 @@ def test_every_opset(tmp_path: Path, opset: int) -> None:
     np.testing.assert_allclose(run_onnx(graph, [window]), expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_convolutions_without_padding_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = _save(tmp_path / "m.onnx", [node("Conv", ["image", "w"], ["out"])], [_weight("w", 4, 3, 5, 5)],
+def test_borders_that_are_not_told_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [node("Conv", ["image", "w"], ["c"]), node("LRN", ["c"], ["out"], size=3)]
+    path = _save(tmp_path / "m.onnx", nodes, [_weight("w", 4, 3, 5, 5)],
                  (T.FLOAT, [1, 3, *WINDOW]), ("out", T.FLOAT, [1, 4, 28, 28]))  # fmt: skip
     assert deploy.main(["build-engine", str(path), "-o", str(tmp_path / "b"), "--tile", str(SIDE)]) == 2
     assert "got 28x28 logits for a 32x32 window" in capsys.readouterr().err
