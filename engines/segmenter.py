@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -130,11 +131,14 @@ class Segmenter:
 
 
 class Running:
-    """An image on its way.  timings: of this image alone, complete once its mask was taken."""
+    """An image on its way.  timings: of this image alone, complete once its mask was taken.
+
+    seconds: until then from its start, with what others took in between.
+    """
 
     def __init__(self, device: Device, image: UInt8, confidence: bool, precision: str) -> None:
         self._device, self._image, self._precision = device, image, precision
-        self.timings = Timings()
+        self.timings, self.seconds, self._begin = Timings(), 0.0, time.perf_counter()
         with self._counted():
             self._frame = device.whole_frame(image.shape[0], image.shape[1], confidence)
             self._frame.put(image)
@@ -148,7 +152,9 @@ class Running:
     def mask(self) -> Mask:
         """Wait for it, once.  Raises NotFiniteError, which names the window, on NaN or infinite logits."""
         with self._counted():
-            return self._frame.mask()
+            mask = self._frame.mask()
+        self.seconds = time.perf_counter() - self._begin
+        return mask
 
     @property
     def views(self) -> tuple[ViewTimes, ...]:

@@ -27,6 +27,7 @@ class UnderWay(Protocol):
     """An image on its way, as `engines.segmenter.Running`."""
 
     timings: Timings
+    seconds: float
 
     @property
     def done(self) -> bool: ...

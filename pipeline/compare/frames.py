@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,9 +11,10 @@ from calib.data.datasets import Dataset
 from calib.data.label_map import LabelMap
 from engines.contract import UInt8
 from engines.errors import DeployError
-from engines.images.read import MAX_PIXELS, read_image
+from engines.images.read import MAX_PIXELS, Admit, read_picture
 from engines.images.resize import resize_image, resize_labels
 from engines.spec import ModelSpec
+from engines.stream.ahead import read_ahead
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,16 @@ class Frames:
         return len(self._dataset.samples)
 
     def __getitem__(self, index: int) -> Frame:
+        return self._read(index, lambda pixels: None)
+
+    def ahead(self) -> Iterator[Frame]:
+        """All, in order, the next ones read while the caller works: not where time is measured."""
+        return read_ahead(range(len(self)), self._read)
+
+    def _read(self, index: int, admit: Admit) -> Frame:
         sample = self._dataset.samples[index]
-        image = read_image(sample.image, self._max_pixels, replace(self._pixels, upright=not self._dataset.as_stored))
+        pixels = replace(self._pixels, upright=not self._dataset.as_stored)
+        image = read_picture(sample.image, self._max_pixels, pixels, admit).pixels
         truth = self._dataset.labels(sample, image.shape[:2]) if self.labelled else None
         if self._map.image_size is not None:
             image = resize_image(image, self._map.image_size)

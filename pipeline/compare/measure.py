@@ -120,8 +120,8 @@ def _accuracy(
 ) -> list[tuple[int, tuple[int, int]]]:
     """Label every frame with every engine and count.  Returns (index, size) of the frames of the commonest size."""
     sizes: list[tuple[int, tuple[int, int]]] = []
-    for index in tqdm(range(len(frames)), desc="accuracy", unit="image", disable=None, leave=False):
-        frame = frames[index]
+    shown = tqdm(frames.ahead(), total=len(frames), desc="accuracy", unit="image", disable=None, leave=False)
+    for index, frame in enumerate(shown):
         sizes.append((index, (frame.image.shape[0], frame.image.shape[1])))
         expected = _labels(lanes[reference].worker, frame.image)
         for name in list(lanes):

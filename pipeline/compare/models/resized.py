@@ -17,8 +17,9 @@ def miou_at(bundle: Path, frames: Frames, factors: Sequence[float], threads: int
     """mIoU 0..1 by factor: each image is resized, segmented, and its labels are brought to the size of the truth."""
     confusions = {factor: Confusion(len(frames.classes)) for factor in factors}
     with Worker(bundle, threads) as worker:
-        for index in tqdm(range(len(frames)), desc="resolutions", unit="image", disable=None, leave=False):
-            frame = frames[index]
+        for frame in tqdm(
+            frames.ahead(), total=len(frames), desc="resolutions", unit="image", disable=None, leave=False
+        ):
             if frame.truth is None:
                 continue
             height, width = frame.image.shape[:2]

@@ -76,6 +76,9 @@ def test_the_engine_of_a_gpu_is_the_engine(monkeypatch: pytest.MonkeyPatch) -> N
         def __getitem__(self, index: int) -> Any:
             return SimpleNamespace(name="a.png", image=IMAGE, truth=None)
 
+        def ahead(self) -> Any:
+            return iter([self[0]])
+
     spec = ModelSpec("test", "", ("a", "b"), ((0, 0, 0), (1, 1, 1)))
     bundles = {name: Path(name) for name in ("host", "gpu", "dies")}
     found = measure(bundles, Images(), spec, Tiling(16, 24, 16, 24), 3, 1)  # type: ignore[arg-type]
