@@ -20,8 +20,19 @@ _UNLIMITED = 1 << 60  # version 1 says so with the largest number that is a mult
 
 def cores(root: Path = ROOT) -> int:
     """Threads that are worth starting: the cores this process may run on, and no more than its share of their time."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min((count, *_quotas(root))))
+    return max(1, min((_allowed(), *_quotas(root))))
+
+
+def quota(root: Path = ROOT) -> int | None:
+    """`cores`, where a container's share of time makes them fewer than those this process may run on; else None.
+
+    Libraries that choose their threads themselves see which cores they may run on, and not this.
+    """
+    return found if (found := cores(root)) < _allowed() else None
+
+
+def _allowed() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache  # asked for every window; the cores, unlike the quota, are often set by the program itself

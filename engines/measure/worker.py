@@ -73,7 +73,10 @@ class OnDevice:
 
 @dataclass(frozen=True)
 class Opened:
-    """What the worker loaded.  load_ms: reading, checking and loading the bundle.  threads: of engine and stitching."""
+    """What the worker loaded.  load_ms: reading, checking and loading the bundle.
+
+    threads: of stitching, and of the engine at most.
+    """
 
     precision: str
     backend: str

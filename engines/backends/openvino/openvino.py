@@ -26,7 +26,7 @@ from engines.contract import Backend, BuildConfig, Float32, Layer, Session, chec
 from engines.errors import DeployError
 from engines.guard.ledger import ledger
 from engines.machine.interpreter import pip_install
-from engines.machine.limits import cores
+from engines.machine.limits import quota
 
 
 class OpenVINOSession:
@@ -205,12 +205,12 @@ def _openvino() -> ModuleType:
 
 
 def _properties(config: BuildConfig, hint: str) -> dict[str, Any]:
-    # Without the hint OpenVINO silently computes in bf16 on CPUs that have it.
-    return {
-        "INFERENCE_PRECISION_HINT": hint,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": config.threads or cores(),
-    }
+    # Without the hint OpenVINO silently computes in bf16 on CPUs that have it.  How many threads to take it knows best:
+    # of a hybrid CPU not the slow cores, of two threads on one core one.  They are not pinned, since threads of ours
+    # that read and write run beside them, and a pinned one on a busy core holds up all others of a layer.
+    properties = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+    threads = config.threads or quota()
+    return properties if threads is None else {**properties, "INFERENCE_NUM_THREADS": threads}
 
 
 def _one_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.machine.limits import available_memory, cores, total_memory
+from engines.machine.limits import available_memory, cores, quota, total_memory
 
 GB = 10**9
 
@@ -59,6 +59,7 @@ def test_a_container_of_version_2(tmp_path: Path) -> None:
         "cpu.max": "250000 100000",
     })  # fmt: skip
     assert (cores(root), total_memory(root), available_memory(root)) == (3, 4 * GB, 2 * GB)
+    assert quota(root) == 3
 
 
 def test_a_container_of_version_1(tmp_path: Path) -> None:
@@ -98,3 +99,4 @@ def test_files_that_say_nothing_bound_nothing(tmp_path: Path, text: str) -> None
 
 def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
     assert (cores(tmp_path), total_memory(tmp_path), available_memory(tmp_path)) == (8, None, None)
+    assert quota(tmp_path) is None

@@ -131,3 +131,30 @@ def test_an_int8_convolution_over_few_channels_is_computed_right(width: int, str
     wanted = run_onnx(graph, [x])
     assert np.abs(got - wanted).mean() < 1e-2 * np.abs(wanted).mean()
     assert any(layer.precision == "int8" for layer in layers)
+
+
+@pytest.mark.parametrize(("asked", "group", "taken"), [(0, None, None), (1, None, 1), (0, 1, 1), (2, 1, 2)])
+def test_threads_are_openvinos_choice_unless_the_user_or_a_control_group_says(
+    asked: int, group: int | None, taken: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
+    from engines.backends.openvino import openvino as wrapper
+
+    model = helper.make_model(
+        helper.make_graph(
+            [node("Relu", ["image"], ["logits"])], "test",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, (1, 3, 16, 16))],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, (1, 3, 16, 16))],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)], ir_version=10,
+    )  # fmt: skip
+    onnx.save(model, tmp_path / "model.onnx")
+    monkeypatch.setattr(wrapper, "quota", lambda: group)
+    config = BuildConfig("fp32", asked)
+    with OPENVINO.load(OPENVINO.build(tmp_path / "model.onnx", config), config) as session:
+        compiled = session._request.get_compiled_model()  # type: ignore[attr-defined]
+        found = compiled.get_property("INFERENCE_NUM_THREADS")
+    core = openvino.Core()
+    own = core.compile_model(core.read_model(tmp_path / "model.onnx"), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    assert found == (own.get_property("INFERENCE_NUM_THREADS") if taken is None else taken)
