@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from calib.data.scenes import render
+from calib.data.scenes import render_bands
 from engines.contract import Float32
 from engines.errors import DeployError
 from engines.segmenter import Segmenter, open_segmenter
 from engines.tiling.placement import Tiling
 from pipeline.build import build_bundle
 from pipeline.checkpoints.sources import SourceOptions
-from pipeline.exact import sample_image
 from pipeline.request import BuildRequest
 
 NEAR_TIE = 1e-3
@@ -60,7 +59,7 @@ def _row(path: Path, tile: int, output: str | None) -> str:
             return f"{head} {error} | | |"
         with open_segmenter(Path(folder) / "b") as (segmenter, _):
             bands = len(segmenter.spec.mean)
-            scene = render(3, height, width).image if bands == 3 else sample_image(None, tiling, bands)[::-1, ::-1]
+            scene = render_bands(3, height, width, bands)
             window = segmenter.first_window(scene)[:1].copy()
             own = session.run([said.name], {image.name: _fed(window, image.type, last)})[0]
             labels, error = _agreement(segmenter, window, own)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from calib.data.scenes import render
+from calib.data.scenes import render_bands
 from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
 from engines.errors import DeployError
 from engines.images.read import read_image
@@ -116,15 +116,10 @@ def _photograph(request: BuildRequest, wanted: Pixels) -> UInt8 | None:
 
 
 def sample_image(image: UInt8 | None, tiling: Tiling, channels: int = 3) -> UInt8:
-    """What the build is verified on: two overlapping windows of the given photograph, or of a rendered scene.
-
-    Of a scene further bands are negatives of its colours, so that no two are alike.
-    """
+    """What the build is verified on: two overlapping windows of the given photograph, or of a rendered scene."""
     height, width = tiling.labelled[0], tiling.labelled[1] + tiling.stride_w
     if image is None:
-        scene = render(0, height, width).image
-        bands = [scene[:, :, band % 3] // (1 + band // 6) ^ (255 if band // 3 % 2 else 0) for band in range(channels)]
-        return scene if channels == 3 else np.stack(bands, 2)
+        return render_bands(0, height, width, channels)
     return np.ascontiguousarray(image[:height, :width])
 
 

@@ -44,6 +44,15 @@ def render(seed: int, height: int, width: int) -> Scene:
     return Scene(canvas.finish(), canvas.labels)
 
 
+def render_bands(seed: int, height: int, width: int, count: int) -> UInt8:
+    """(height, width, count): the scene's colours; those of other networks than RGB's are its colours and negatives of
+    them, darker and darker, so that no two are alike.
+    """
+    scene = render(seed, height, width).image
+    bands = [scene[:, :, band % 3] // (1 + band // 6) ^ (255 if band // 3 % 2 else 0) for band in range(count)]
+    return scene if count == 3 else np.stack(bands, 2)
+
+
 def render_folder(folder: Path, seeds: Sequence[int], height: int, width: int) -> Path:
     """Write one PPM a seed into `folder` / images and return that: for who reads photographs."""
     images = folder / "images"

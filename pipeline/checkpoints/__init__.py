@@ -79,7 +79,8 @@ def _load_file(path: Path, window: tuple[int, int], named: bool) -> LoadedModel:
     except DeployError as error:
         raise DeployError(f"{path}, read as {layout.NAME}: {str(error).removeprefix('checkpoint: ')}") from error
     fields = meta_fields(weights.meta, config, parsed.classes, path, layout.NAME, named)
-    return _loaded(replace(parsed, remarks=(*weights.remarks, *config.remarks())), fields, layout.NAME, [path])
+    remarks = (*weights.remarks, *parsed.remarks, *config.remarks())
+    return _loaded(replace(parsed, remarks=remarks), fields, layout.NAME, [path])
 
 
 def _loaded(parsed: Parsed, fields: Mapping[str, Any], source: str, files: list[Path]) -> LoadedModel:

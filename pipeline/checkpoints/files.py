@@ -150,7 +150,8 @@ def _refused(path: Path, reason: str) -> DeployError:
     if names:
         return DeployError(
             f"{path}: got a pickle that would run {names}, expected tensors and plain containers only; if you trust "
-            'it, load it where it came from and save torch.save({k: ckpt[k] for k in ("state_dict", "meta")}, ...)'
+            "it, load it where it came from and save torch.save(model.state_dict(), ...), or of a dictionary "
+            'torch.save({k: ckpt[k] for k in ("state_dict", "meta")}, ...)'
         )
     if "Unsupported operand" in reason and zipfile.is_zipfile(path):
         return DeployError(f"{path}: got a newer pickle protocol, expected torch.save's own; leave out pickle_protocol")

@@ -31,7 +31,7 @@ ARCHITECTURE = "SegformerForSemanticSegmentation"
 
 
 @dataclass(frozen=True)
-class _Keys:
+class Keys:
     """Where a key layout keeps things.  {s} is the stage, {b} the block; `inner` pairs our names in one with theirs."""
 
     embed: str
@@ -41,7 +41,7 @@ class _Keys:
     inner: Mapping[str, str]
 
 
-_HUB = _Keys(
+HUB = Keys(
     embed="segformer.encoder.patch_embeddings.{s}",
     norm="segformer.encoder.layer_norm.{s}",
     block="segformer.encoder.block.{s}.{b}",
@@ -60,7 +60,7 @@ _HUB = _Keys(
         "ffn.fc2": "mlp.dense2",
     },
 )
-_MEMORY = _Keys(
+MEMORY = Keys(
     embed="segformer.stages.{s}.patch_embeddings",
     norm="segformer.stages.{s}.layer_norm",
     block="segformer.stages.{s}.blocks.{b}",
@@ -106,21 +106,21 @@ def load_folder(folder: Path, named: bool = False) -> tuple[Parsed, dict[str, An
     labels, remarks = label_fields({**config, **(dict.fromkeys(NAMING) if named else {})}, classes)
     spec = labels | processor_fields(folder)
     shape = config_from_json(config, classes)
-    keys = _MEMORY if any(key.startswith("segformer.stages.") for key in state) else _HUB
+    keys = MEMORY if any(key.startswith("segformer.stages.") for key in state) else HUB
     with torch.device("meta"):
         model = SegFormer(shape)
-    transfer(model, state, _renamer(keys))
-    return Parsed(model, "segformer", _variant(shape), shape.strides[0], remarks=remarks), spec, files
+    transfer(model, state, renamer(keys))
+    return Parsed(model, "segformer", variant(shape), shape.strides[0], remarks=remarks), spec, files
 
 
-def _variant(shape: SegFormerConfig) -> str:
+def variant(shape: SegFormerConfig) -> str:
     for name, dims in VARIANTS.items():
         if dims == (shape.dims, shape.depths, shape.decoder_dim):
             return name
     return "custom"
 
 
-def _renamer(keys: _Keys) -> Callable[[str], str]:
+def renamer(keys: Keys) -> Callable[[str], str]:
     def rename(ours: str) -> str:
         stem, leaf = ours.rsplit(".", 1)
         match stem.split("."):
@@ -143,4 +143,4 @@ def _renamer(keys: _Keys) -> Callable[[str], str]:
 
 def hub_key(ours: str) -> str:
     """The name that ``save_pretrained`` gives a parameter of our `SegFormer`."""
-    return _renamer(_HUB)(ours)
+    return renamer(HUB)(ours)

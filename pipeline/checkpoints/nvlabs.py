@@ -67,12 +67,17 @@ def load(state: State, window: tuple[int, int], config: TrainingConfig | None = 
 
 @dataclass(frozen=True)
 class MiTNames:
-    """Where a layout keeps MiT; {i} stands for the stage, counted from `first`."""
+    """Where a layout keeps MiT; {i} stands for the stage, counted from `first`.
+
+    reduce, reduce_norm: how the names of the kernel that reduces a stage's keys, and of its LayerNorm's weight, end.
+    """
 
     first: int
     embed: str
     blocks: str
     fc1: str
+    reduce: str = ".attn.sr.weight"
+    reduce_norm: str = ".attn.norm.weight"
 
 
 NAMES = MiTNames(
@@ -89,18 +94,20 @@ def encoder_shape(state: State, names: MiTNames) -> SegFormerConfig:
     return SegFormerConfig(
         dims=dims,
         depths=tuple(count_blocks(state, names.blocks.format(i=i)) for i in stages),
-        reductions=tuple(_reduction(state, names.blocks.format(i=i), i - names.first) for i in stages),
+        reductions=tuple(_reduction(state, names, i) for i in stages),
         mlp_ratios=tuple(max(1, width // dim) for width, dim in zip(hidden, dims, strict=True)),
         patch_sizes=tuple(shape[-1] for shape in embeds),
     )
 
 
-def _reduction(state: State, prefix: str, stage: int) -> int:
+def _reduction(state: State, names: MiTNames, i: int) -> int:
     """By the kernel that reduces a stage's keys; MiT's where that is missing but its LayerNorm is there."""
-    parts = {key.split(".attn.")[-1]: key for key in state if key.startswith(prefix)}
-    if "sr.weight" in parts:
-        return state[parts["sr.weight"]].shape[-1]
-    return SegFormerConfig.reductions[stage] if "norm.weight" in parts else 1
+    below = [key for key in state if key.startswith(names.blocks.format(i=i))]
+    kernel = next((key for key in below if key.endswith(names.reduce)), None)
+    if kernel is not None:
+        return state[kernel].shape[-1]
+    normed = any(key.endswith(names.reduce_norm) for key in below)
+    return SegFormerConfig.reductions[i - names.first] if normed else 1
 
 
 def heads_of(shape: SegFormerConfig, config: TrainingConfig, published: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from engines.files import file_sha256
 from engines.images.palettes import default_classes, palette_for
 from engines.proof.agreement import FLAT, GATES, compare_logits
 from engines.spec import ModelSpec
+from pipeline.checkpoints.probe import passed_on
 from pipeline.graph.endings import require_same_labels
 from pipeline.graph.given import Given, read_onnx
 from pipeline.graph.onnx_graph import OnnxGraph, run_onnx
@@ -49,7 +50,7 @@ class OnnxSource:
             said = (*said, f"it normalises pixels of 0..{self.given.pixels:g} itself: none is done before")
         channels = self.given.original.face.channels
         if self.given.pixels is None and channels != 3 and self.normalised:
-            said = (*said, f"{channels} band(s), passed on as 0..1; --mean and --std of the training say better")
+            said = (*said, passed_on(channels))
         ending = self.given.ending
         return said if ending is None else (*said, f"ending: {ending.what}")
 

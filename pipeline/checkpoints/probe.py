@@ -6,13 +6,29 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import DeployError
-from engines.spec import MAX_CLASSES
+from engines.spec import MAX_BANDS, MAX_CLASSES
 
 
-def probe(module: nn.Module, window: tuple[int, int], who: str) -> Tensor:
+def channels_of(module: nn.Module, window: tuple[int, int], said: int | None, who: str) -> int:
+    """How many channels a module takes: `said`, where it is, else 3, else what its first convolution was made for.
+
+    Raises DeployError where it takes none of these.
+    """
+    first = next((part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d)), 3)
+    if said is not None or first == 3 or not 1 <= first <= MAX_BANDS:
+        return said or 3
+    try:
+        probe(module, window, who)
+    except DeployError:
+        probe(module, window, who, first)
+        return first
+    return 3
+
+
+def probe(module: nn.Module, window: tuple[int, int], who: str, channels: int = 3) -> Tensor:
     """The output for a window of noise, by which logits can be told from probabilities.  Raises DeployError."""
     height, width = window
-    noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
     try:
         with torch.inference_mode():
             output: Tensor = module(noise)
@@ -20,9 +36,14 @@ def probe(module: nn.Module, window: tuple[int, int], who: str) -> Tensor:
     except (RuntimeError, ValueError) as error:
         line = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise DeployError(
-            f"{who}: the module failed on (1, 3, {height}, {width}) float32: {line}; "
+            f"{who}: the module failed on (1, {channels}, {height}, {width}) float32: {line}; "
             "expected it to take this window, choose another with --tile"
         ) from error
+
+
+def passed_on(bands: int) -> str:
+    """In words: of bands nobody knows the mean, so they become 0..1."""
+    return f"{bands} band(s), passed on as 0..1; --mean and --std of the training say better"
 
 
 def measure(logits: Tensor, window: tuple[int, int], who: str) -> tuple[int, int]:

@@ -8,12 +8,12 @@ from typing import Any
 
 from engines.errors import DeployError
 from engines.spec import THRESHOLD
-from pipeline.checkpoints import mmseg_segformer, nvlabs, setr_fudan, setr_mmseg
+from pipeline.checkpoints import huggingface_alone, mmseg_segformer, nvlabs, setr_fudan, setr_mmseg
 from pipeline.checkpoints.common import Layout, some
 from pipeline.checkpoints.huggingface import is_huggingface
 from pipeline.checkpoints.training_config import TrainingConfig
 
-LAYOUTS: tuple[Layout, ...] = (nvlabs, mmseg_segformer, setr_fudan, setr_mmseg)
+LAYOUTS: tuple[Layout, ...] = (nvlabs, mmseg_segformer, setr_fudan, setr_mmseg, huggingface_alone)
 _THRESHOLDS = {mmseg_segformer.NAME: 0.3, setr_mmseg.NAME: 0.3}  # mmsegmentation's own, where the config names none
 
 
@@ -30,15 +30,13 @@ def layout_of(keys: frozenset[str], path: Path) -> Layout:
             "expected them merged; save model.merge_and_unload().state_dict()"
         )
     found = [layout for layout in LAYOUTS if layout.matches(keys)]
+    if is_huggingface(keys) and (path.parent / "config.json").is_file():
+        raise DeployError(f"{path}: got Hugging Face weights with a config.json beside them; pass the folder")
     if len(found) == 1:
         return found[0]
     if found:
         names = " and ".join(layout.NAME for layout in found)
         raise DeployError(f"{path}: got tensors of {names}, expected one network; save them apart")
-    if is_huggingface(keys):
-        raise DeployError(
-            f"{path}: got Hugging Face weights alone, expected the folder with their config.json; pass it"
-        )
     known = ", ".join(layout.NAME for layout in LAYOUTS)
     if not any(key.startswith("decode_head.") for key in keys):
         raise DeployError(

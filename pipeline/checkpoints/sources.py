@@ -105,7 +105,7 @@ class TorchSource:
             ) from error
 
     def export(self) -> tuple[OnnxGraph, torch.export.ExportedProgram | None]:
-        program = trace(self.module, self.window)
+        program = trace(self.module, self.window, len(self.spec.mean))
         graph = export(program)
         steps = [Step(remark, len(graph.model.graph), places=1) for remark in self.remarks]
         return replace(graph, history=(*steps, *graph.history)), program

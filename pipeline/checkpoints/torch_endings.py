@@ -49,14 +49,16 @@ class WithoutEnding(nn.Module):
         return logits  # type: ignore[no-any-return]
 
 
-def cut_module(module: nn.Module, window: tuple[int, int], output: Tensor) -> tuple[nn.Module, Ending | None]:
-    """`module`, or what returns its logits.  output: what it returns for some window (1, 3, *window).
+def cut_module(
+    module: nn.Module, window: tuple[int, int], output: Tensor, channels: int = 3
+) -> tuple[nn.Module, Ending | None]:
+    """`module`, or what returns its logits.  output: what it returns for some window (1, channels, *window).
 
     Raises DeployError where it returns labels that no logits can be found for.
     """
     if not _may_be_final(output):
         return module, None
-    parts = trace(module, window).module()
+    parts = trace(module, window, channels).module()
     assert isinstance(parts, fx.GraphModule)
     (end,) = parts.graph.output_node().all_input_nodes
     found = _find(end)

@@ -15,7 +15,8 @@ from torch import Tensor
 Fits = Callable[[frozenset[str]], bool]
 
 _AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "params_ema", "ema")  # the best first
-_CONTAINERS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "weights", "params")
+_CONTAINERS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "network_weights",
+               "weights", "params")  # fmt: skip
 _AVERAGED_PREFIXES = ("ema_model.", "model_ema.", "ema.")
 _PREFIXES = (
     "module.", "_orig_mod.", "base_model.model.", "model.", "net.", "network.", "segmentor.", "student.",

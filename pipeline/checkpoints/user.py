@@ -18,7 +18,7 @@ from engines.errors import DeployError
 from engines.spec import THRESHOLD, ModelSpec
 from pipeline.checkpoints.common import LoadedModel
 from pipeline.checkpoints.files import files_sha256, fill, read_weights
-from pipeline.checkpoints.probe import measure, probe
+from pipeline.checkpoints.probe import channels_of, measure, passed_on, probe
 from pipeline.checkpoints.torch_endings import cut_module
 
 _OUTPUTS = ("logits", "out")  # of Hugging Face and torchvision
@@ -58,17 +58,22 @@ def load_factory(
         fill(module.inner, read.state, weights)
         remarks = read.remarks
         digest = files_sha256([weights])
-    output = probe(module, window, f"factory {source}")
-    cut, ending = cut_module(module, window, output)
+    who, said = f"factory {source}", _said(module.inner, source)
+    taken = said.get("mean") if spec is None else spec.mean
+    bands = channels_of(module, window, None if taken is None else len(taken), who)
+    output = probe(module, window, who, bands)
+    cut, ending = cut_module(module, window, output, bands)
     if ending is not None:
-        output = probe(cut, window, f"factory {source}")
-    channels, stride = measure(output, window, f"factory {source}")
+        output = probe(cut, window, who, bands)
+    channels, stride = measure(output, window, who)
     threshold = None if ending is None else ending.threshold
     if spec is None:
         # Imported here: this table of data sets is no part of reading weights.
         from engines.images.palettes import default_classes, palette_for
 
-        said = _said(module.inner, source)
+        if taken is None and bands != 3:
+            said |= {"mean": (0.0,) * bands, "std": (255.0,) * bands}
+            remarks += (passed_on(bands),)
         names = said.pop("classes", None) or default_classes(channels)
         fields: dict[str, Any] = {"palette": palette_for(names), "logits_stride": stride, "threshold": threshold} | said
         spec = ModelSpec("custom", source, names, **fields)

@@ -31,9 +31,9 @@ _SKIPPED_OPTIMIZERS = [
 ]  # the last makes an operator that ONNX Runtime alone has
 
 
-def trace(module: nn.Module, window: tuple[int, int]) -> torch.export.ExportedProgram:
-    """Capture `module` at (1, 3, *window).  Raises DeployError naming what torch.export could not capture."""
-    example = torch.zeros(1, 3, *window)
+def trace(module: nn.Module, window: tuple[int, int], channels: int = 3) -> torch.export.ExportedProgram:
+    """Capture `module` at (1, channels, *window).  Raises DeployError naming what torch.export could not capture."""
+    example = torch.zeros(1, channels, *window)
     try:
         with torch.no_grad(), _quiet():
             return torch.export.export(module, (example,))

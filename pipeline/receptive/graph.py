@@ -21,12 +21,14 @@ class _Tapped(nn.Module):
         return (*(caught[tap.name] for tap in self.taps), output)
 
 
-def tapped_graph(module: nn.Module, taps: tuple[Tap, ...], window: tuple[int, int]) -> ir.Model:
-    """`module` at (1, 3, *window), with an output for each tap, named like it, and then its own.  Raises DeployError.
+def tapped_graph(
+    module: nn.Module, taps: tuple[Tap, ...], window: tuple[int, int], channels: int = 3
+) -> ir.Model:  # fmt: skip
+    """`module` at (1, channels, *window), with an output for each tap, named like it, and then its own.
 
-    Every value has its static shape.
+    Every value has its static shape.  Raises DeployError.
     """
     # A map that is the output of two taps at once would be one output: each gets its own name all the same.
-    model = translate(trace(_Tapped(module, taps), window), [*(tap.name for tap in taps), OUTPUT])
+    model = translate(trace(_Tapped(module, taps), window, channels), [*(tap.name for tap in taps), OUTPUT])
     settle(model)
     return model

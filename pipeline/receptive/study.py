@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from calib.data.scenes import render
+from calib.data.scenes import render_bands
 from calib.ranges.split import photographs
 from calib.ranges.windows import draw_from
 from engines.bundle import writing
@@ -112,11 +112,12 @@ def measured(request: FieldRequest, log: Log, stages: bool = True) -> Study:
         told = {OUTPUT: reaches(model)[str(model.graph.outputs[0].name)]}
     else:
         assert isinstance(source, TorchSource)
-        taps: tuple[Tap, ...] = taps_of(source.module, window) if stages else ()
+        channels = len(source.spec.mean)
+        taps: tuple[Tap, ...] = taps_of(source.module, window, channels) if stages else ()
         torch.set_num_threads(request.threads or cores())
         bar = tqdm(inputs, total=request.windows, unit="window", disable=None, leave=False)
         fields, how = measure(source.module, bar, window, taps, request.seed), ""
-        told = reaches(tapped_graph(source.module, taps, window))
+        told = reaches(tapped_graph(source.module, taps, window, channels))
     seen = f"{fields[-1].images} window(s) of {request.data.name if request.data else 'rendered scenes'}{how}"
     log("fields", f"{len(fields)} map(s), {seen}, {window[0]}x{window[1]}")
     return Study(
@@ -136,16 +137,23 @@ def _images(request: FieldRequest, spec: ModelSpec, log: Log) -> Iterator[UInt8]
     if request.data is None:
         log("images", "rendered scenes; --data takes photographs of what the model is for")
         for seed in range(request.windows):
-            yield render(seed, height, width).image
+            yield render_bands(seed, height, width, len(spec.mean))
         return
     every, notes = photographs([str(request.data)])
-    chosen = draw_from(every, request.tiling, count=request.windows, seed=request.seed, max_pixels=request.max_pixels)
+    chosen = draw_from(
+        every,
+        request.tiling,
+        count=request.windows,
+        seed=request.seed,
+        max_pixels=request.max_pixels,
+        wanted=spec.pixels,
+    )
     for note in notes:
         log("warning", note)
     small: tuple[int, int] | None = None
     taken = 0
     for place in chosen.places:
-        image = sized(read_image(place.image, request.max_pixels), spec, request.tiling)
+        image = sized(read_image(place.image, request.max_pixels, spec.pixels), spec, request.tiling)
         if image.shape[0] < height or image.shape[1] < width:
             small = image.shape[:2]
             continue

@@ -77,7 +77,7 @@ def _covers(grid: tuple[int, int], window: tuple[int, int]) -> bool:
     return min(grid) >= 1 and abs(height * columns - width * rows) <= max(window)
 
 
-def taps_of(module: nn.Module, window: tuple[int, int]) -> tuple[Tap, ...]:
+def taps_of(module: nn.Module, window: tuple[int, int], channels: int = 3) -> tuple[Tap, ...]:
     """The stages of `module` and the steps of its decoder, in the order in which they are computed, without the output.
 
     SegFormer and SETR are known by name.  Of any other network a stage is the last map of each resolution that is
@@ -88,7 +88,7 @@ def taps_of(module: nn.Module, window: tuple[int, int]) -> tuple[Tap, ...]:
         if isinstance(part, SegFormer | SETR):
             known = _of_segformer(part) if isinstance(part, SegFormer) else _of_setr(part)
             return tuple(replace(tap, path=prefix + tap.path) for tap in known)
-    return _found(module, window)
+    return _found(module, window, channels)
 
 
 def _of_segformer(module: SegFormer) -> tuple[Tap, ...]:
@@ -108,7 +108,7 @@ def _of_setr(module: SETR) -> tuple[Tap, ...]:
     return (*blocks, Tap(last, "head.classify", True))
 
 
-def _found(module: nn.Module, window: tuple[int, int]) -> tuple[Tap, ...]:
+def _found(module: nn.Module, window: tuple[int, int], channels: int) -> tuple[Tap, ...]:
     seen: list[tuple[str, Grid]] = []
 
     def note(path: str) -> Callable[..., None]:
@@ -122,7 +122,7 @@ def _found(module: nn.Module, window: tuple[int, int]) -> tuple[Tap, ...]:
     handles = [part.register_forward_hook(note(path)) for path, part in module.named_modules() if path]
     try:
         with torch.no_grad():
-            module(torch.zeros(1, 3, *window))
+            module(torch.zeros(1, channels, *window))
     finally:
         for handle in handles:
             handle.remove()

@@ -10,8 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 import tifffile
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from torch import Tensor, nn
 
 import deploy
 from engines.bundle import open_bundle
@@ -133,3 +135,60 @@ def test_a_bundle_of_before_reads_rgb(tiny_bundle: Path) -> None:
     from engines.spec import COLOUR, ModelSpec
 
     assert ModelSpec.from_json(manifest["spec"]).pixels == COLOUR
+
+
+class _Bands(nn.Module):
+    """Its first module is no convolution of the image."""
+
+    def __init__(self, bands: int) -> None:
+        super().__init__()
+        self.classify = nn.Conv2d(16, 5, 1)
+        self.encode = nn.Sequential(nn.Conv2d(bands, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.encode(x))
+
+
+def of_bands(bands: int, said: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Identity(), nn.Conv2d(bands, 5, 3, padding=1)) if not said else _Bands(bands)
+    if said:
+        module.mean, module.std = [100.0] * bands, [60.0] * bands  # type: ignore[assignment]
+    return module
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("bands", [1, 4])
+def test_a_factory_takes_any_number_of_bands(
+    tmp_path: Path, bands: int, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says how many by its mean; where it does not, its first convolution does, and values become 0..1."""
+    values = _images(tmp_path / "images", bands, 2)
+    model = "tests.pipeline.test_bands:of_bands"
+    words = [model, "--arg", f"bands={bands}", "--arg", f"said={said}", "--tile", str(SIDE)]
+    argv = ["build-engine", *words, "-o", str(tmp_path / "b"), "--backend", "openvino", "--scale", "0..4095"]
+    assert deploy.main([*argv, "--threads", "1"]) == 0
+    assert (f"{bands} band(s), passed on as 0..1" in capsys.readouterr().out) is not said
+    assert deploy.main(["run", str(tmp_path / "b"), str(tmp_path / "images"), "-o", str(tmp_path / "o")]) == 0
+    mean, std = (100.0, 60.0) if said else (0.0, 255.0)
+    for index, each in enumerate(values):
+        pixels = np.rint(each.astype(np.float64) * 255 / 4095)
+        window = torch.from_numpy(((pixels - mean) / std).transpose(2, 0, 1)[None].astype(np.float32))
+        with torch.inference_mode():
+            scores = of_bands(bands, said)(window)[0].numpy()
+        ranked = np.sort(scores, 0)
+        clear = ranked[-1] - ranked[-2] > 1e-3 * np.abs(scores).max()
+        mask = np.asarray(Image.open(tmp_path / "o" / f"{index}.png"))
+        assert np.array_equal(mask[clear], scores.argmax(0)[clear])
+
+
+@pytest.mark.parametrize("onnx_file", [True, False])
+def test_how_far_a_network_of_four_bands_sees(tmp_path: Path, onnx_file: bool) -> None:
+    _images(tmp_path / "images", 4, 2)
+    model = [str(_network(tmp_path / "m.onnx", 4))] if onnx_file else ["tests.pipeline.test_bands:of_bands"]
+    more = [] if onnx_file else ["--arg", "bands=4"]
+    for data in ([], ["--data", str(tmp_path / "images")]):
+        argv = ["receptive-field", *model, *more, "--tile", str(SIDE), "--windows", "2", *data]
+        assert deploy.main([*argv, "-o", str(tmp_path / "f")]) == 0
+        body = json.loads((tmp_path / "f" / "receptive-field.json").read_text())
+        assert body["fields"][-1]["theory"]["local"] == [5, 5]

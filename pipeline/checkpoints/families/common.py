@@ -43,7 +43,7 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class Network:
-    """module: (N, 3, H, W) float32, normalised -> (N, K, h, w).  architecture: its name.
+    """module: (N, channels, H, W) float32, normalised -> (N, K, h, w).  architecture: its name.
 
     fields: of a `ModelSpec`, of preprocessing; None: the folder's own processor says them.  remarks: for the user.
     """
@@ -52,6 +52,7 @@ class Network:
     architecture: str
     fields: Mapping[str, Any] | None = None
     remarks: tuple[str, ...] = ()
+    channels: int = 3
 
 
 class Family(Protocol):

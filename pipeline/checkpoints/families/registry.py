@@ -25,7 +25,7 @@ def load_family(source: FolderSource, named: bool) -> LoadedModel:
     family = _family_of(source)
     network = family.load(source)
     who = f"{source.folder} ({network.architecture})"
-    channels, stride = measure(probe(network.module, source.window, who), source.window, who)
+    channels, stride = measure(probe(network.module, source.window, who, network.channels), source.window, who)
     labels, remarks = label_fields({**source.config, **(dict.fromkeys(NAMING) if named else {})}, channels)
     names = labels.get("classes") or default_classes(channels)
     processor = processor_fields(source.folder) if network.fields is None else network.fields

@@ -13,10 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from engines.errors import DeployError
+from engines.spec import MAX_BANDS
 from pipeline.checkpoints.common import check_finite
 from pipeline.checkpoints.families.common import FolderSource, Network
 from pipeline.checkpoints.files import fill
 from pipeline.checkpoints.folder import read_folder
+from pipeline.checkpoints.probe import passed_on
 
 NAME = "segmentation_models_pytorch"
 TYPES: tuple[str, ...] = ("a folder of segmentation_models_pytorch",)
@@ -34,8 +36,9 @@ def load(source: FolderSource) -> Network:
     name = source.config[_NAMED]
     if name not in known:
         raise DeployError(f"{source.folder}: {_NAMED}: got {name!r}, expected one of {', '.join(sorted(known))}")
-    if source.config.get("in_channels", 3) != 3:
-        raise DeployError(f"{source.folder}: in_channels: got {source.config['in_channels']}, expected 3, RGB")
+    channels = source.config.get("in_channels", 3)
+    if type(channels) is not int or not 1 <= channels <= MAX_BANDS:
+        raise DeployError(f"{source.folder}: in_channels: got {channels!r}, expected 1 to {MAX_BANDS}")
     said = {key: value for key, value in source.config.items() if not key.startswith("_")}
     try:
         module = known[name](**(said | {"encoder_weights": None, "activation": None}))
@@ -51,7 +54,7 @@ def load(source: FolderSource) -> Network:
     activation = source.config.get("activation")
     if activation is not None:
         remarks += (f"its activation, {activation}, is left out: the logits before it are used",)
-    return Network(_FirstOutput(module.float().eval().requires_grad_(False)), name, fields, remarks)
+    return Network(_FirstOutput(module.float().eval().requires_grad_(False)), name, fields, remarks, channels=channels)
 
 
 def _library() -> ModuleType:
@@ -67,7 +70,9 @@ def _library() -> ModuleType:
 
 def _preprocessing(library: ModuleType, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What timm says its encoder was trained with, on the 0..255 scale; of others it stands on the network alone."""
-    encoder = str(config.get("encoder_name", "resnet34"))
+    encoder, channels = str(config.get("encoder_name", "resnet34")), config.get("in_channels", 3)
+    if channels != 3:
+        return {"mean": (0.0,) * channels, "std": (255.0,) * channels}, (passed_on(channels),)
     try:
         said = library.encoders.get_preprocessing_params(encoder) if encoder.startswith("tu-") else None
     except ValueError:  # an encoder that was never trained

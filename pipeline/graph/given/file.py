@@ -32,6 +32,7 @@ def read_file(path: Path) -> ir.Model:
         model = load(path)
         if not len(model.graph):
             raise DeployError(f"model {path}: not an ONNX graph, or an empty one; expected a segmentation network")
+        passes.TopologicalSortPass()(model)  # converters to halves append the casts of the image, which come first
         if model.functions:
             model = passes.InlinePass()(model).model
         for node in model.graph:

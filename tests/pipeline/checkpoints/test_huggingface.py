@@ -16,8 +16,10 @@ from tests.pipeline.checkpoints.published import (
     CLASSES,
     TINY,
     huggingface_model,
+    picture,
     refusal,
     transformers,
+    variant_config,
 )
 
 
@@ -59,9 +61,24 @@ def test_damaged_huggingface_tensor_is_named(damage: str, folder: Path) -> None:
     assert key in refusal(lambda: load_model(str(folder)))
 
 
-def test_huggingface_weights_alone_are_told(folder: Path) -> None:
+def test_a_file_of_a_huggingface_folder_is_told(folder: Path) -> None:
     message = refusal(lambda: load_model(str(folder / "model.safetensors")))
-    assert "expected the folder with their config.json" in message
+    assert "with a config.json beside them; pass the folder" in message
+
+
+@pytest.mark.parametrize("hub", [False, True], ids=["in memory", "as on the hub"])
+@pytest.mark.parametrize("config", [variant_config("b0"), {**variant_config("b1"), "mlp_ratios": [2, 2, 3, 4]}])
+def test_weights_alone_are_computed_as_transformers_does(hub: bool, config: dict[str, Any], tmp_path: Path) -> None:
+    """Of a training of one's own, in Lightning: names and tensors, and no config.json."""
+    model = huggingface_model(**{**config, "depths": [1, 2, 1, 1], "sr_ratios": [4, 4, 2, 1]})
+    model.save_pretrained(tmp_path / "folder")
+    state = load_file(tmp_path / "folder" / "model.safetensors") if hub else model.state_dict()
+    wrapped = {"state_dict": {f"model.{key}": value for key, value in state.items()}, "hyper_parameters": {"lr": 1e-4}}
+    torch.save(wrapped, tmp_path / "last.ckpt")
+    loaded = load_model(str(tmp_path / "last.ckpt"))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.module(picture()), model(picture()).logits, rtol=1e-4, atol=1e-4)
+    assert any("no config.json: assumed" in line for line in loaded.remarks)
 
 
 @pytest.mark.parametrize(

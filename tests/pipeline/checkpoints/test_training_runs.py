@@ -121,7 +121,7 @@ def test_stand_ins_run_nothing(state: State, history_buffer: type, tmp_path: Pat
     assert not any("system" in name or "eval" in name or "exec" in name or "import" in name for name in NAMES)
 
 
-@pytest.mark.parametrize("container", ["model", "model_state_dict", "state_dict", "net"])
+@pytest.mark.parametrize("container", ["model", "model_state_dict", "state_dict", "net", "network_weights"])
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "net._orig_mod.", "base_model.model.", "model.module."])
 def test_containers_and_prefixes(container: str, prefix: str, state: State, tmp_path: Path) -> None:
     inside = {prefix + key: value for key, value in state.items()}

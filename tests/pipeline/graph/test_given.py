@@ -191,6 +191,19 @@ def test_a_network_of_halves_builds_in_every_precision(tmp_path: Path, precision
     assert deploy.main([*argv, "--precision", precision, "--calib", str(photos)]) == 0
 
 
+def test_nodes_may_stand_in_any_order(tmp_path: Path) -> None:
+    """As converters to halves leave them: the cast of the image at the end."""
+    nodes = [
+        _conv("half", "c"),
+        node("Cast", ["c"], ["out"], to=T.FLOAT),
+        node("Cast", ["image"], ["half"], to=T.FLOAT16),
+    ]
+    weights = [_weight("w", 4, 3, 3, 3, kind=np.float16)]
+    path = _save(tmp_path / "m.onnx", nodes, weights, (T.FLOAT, [1, 3, *WINDOW]), ("out", T.FLOAT, [1, 4, *WINDOW]))
+    got = load_source(str(path), WINDOW, SourceOptions()).logits([_window()])
+    np.testing.assert_allclose(got, _own(path, _window()), atol=2e-2)
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_a_network_that_takes_bytes_normalises_them_itself(tmp_path: Path, last: bool) -> None:
     nodes = [
