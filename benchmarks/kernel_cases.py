@@ -63,9 +63,13 @@ class GatherCase:
         shape = (len(self.lefts), len(self.order), *self.window)
         canvas = np.full(self.offset + int(np.prod(shape)) + 5, CANARY, dtype)
         out = machine.put(canvas)
+        places = kernels.place(
+            memory, self.size, image.strides, self.top, self.lefts, self.window, [0] * len(self.lefts), 0, first,
+            self.margin,
+        )  # fmt: skip
         launch = kernels.gather(
-            memory, *self.size, image.strides, self.top, self.lefts, self.window, mean, std, self.order, self.padding,
-            out + self.offset * canvas.itemsize, dtype, first, self.margin,
+            machine.put(places), len(places), self.window, mean, std, self.order, self.padding,
+            out + self.offset * canvas.itemsize, dtype,
         )  # fmt: skip
         machine.launch(launch)
         machine.take(canvas, out)
@@ -74,6 +78,37 @@ class GatherCase:
         inner = canvas[self.offset : -5].reshape(shape)
         wrong = _unequal(inner, np.stack(expected).astype(dtype))
         return wrong + int((canvas[: self.offset] != CANARY).sum() + (canvas[-5:] != CANARY).sum())
+
+
+@dataclass(frozen=True)
+class ScatterCase:
+    """Windows of so many elements to places in another order, each `offset` elements after a multiple of 256 bytes.
+
+    One is run for nothing.
+    """
+
+    windows: int
+    elements: int
+    offset: int = 0
+
+    def differences(self, machine: Machine, dtype: str) -> int:
+        rng = np.random.default_rng(6)
+        logits = rng.standard_normal((self.windows, self.elements)).astype(dtype)
+        pitch = self.offset + -(-self.elements // 128) * 128 + 128
+        canvas, arrived = np.full((self.windows, pitch), CANARY, dtype), np.zeros(2, np.int32)
+        out, counts, order = machine.put(canvas), machine.put(arrived), rng.permutation(self.windows)
+        wanted = [out + (int(i) * pitch + self.offset) * canvas.itemsize for i in order]
+        wanted[-1] *= self.windows == 1
+        places = kernels.place(256, (9, 9), (27, 3, 1), 0, [0] * self.windows, (9, 9), wanted, counts)
+        launch = kernels.scatter(machine.put(places), self.windows, machine.put(logits), self.elements, dtype)
+        machine.launch(launch)
+        machine.take(canvas, out)
+        machine.take(arrived, counts)
+        expected = np.full_like(canvas, CANARY)
+        there = [(row, to) for row, (to, address) in enumerate(zip(order, wanted, strict=True)) if address]
+        for row, to in there:
+            expected[to, self.offset : self.offset + self.elements] = logits[row]
+        return _unequal(canvas, expected) + int(tuple(arrived) != (len(there), 0))
 
 
 @dataclass(frozen=True)
@@ -186,6 +221,10 @@ TAILS = [
     TailCase(TailShape(2, 3, 4, 4, 8, ((1, 2),))),
     TailCase(TailShape(2, 3, 4, 4, 2, ((2, 2),))),
 ]
+SCATTERS = [
+    ScatterCase(1, 1), ScatterCase(3, 5 * 16 * 24), ScatterCase(4, 1023), ScatterCase(2, 19 * 64 * 64, 8),
+    ScatterCase(5, 77, 3), ScatterCase(64, 9),
+]  # fmt: skip
 GATHERS = [
     GatherCase((50, 70), 0, (0, 3, 38), (48, 32)),
     GatherCase((50, 70), 2, (0, 1, 2, 3, 4, 5, 6, 7), (47, 63)),  # every place in a word; odd rows
@@ -282,6 +321,8 @@ def check(machine: Machine) -> Iterator[tuple[str, int]]:
             yield f"tail {dtype} {tail}", tail.differences(machine, dtype)
         for case in GATHERS:
             yield f"gather {dtype} {case}", case.differences(machine, dtype)
+        for scatter in SCATTERS:
+            yield f"scatter {dtype} {scatter}", scatter.differences(machine, dtype)
         for stitch in STITCHES:
             for confidence in (False, True):
                 for bands in (False, True):

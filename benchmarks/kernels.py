@@ -92,14 +92,27 @@ def gather_work(dtype: str, size: tuple[int, int] = FRAME, window: int = 1024) -
     _, lefts = Tiling(window, window, window * 3 // 4, window * 3 // 4).placements(*size)
 
     def make(machine: GpuMachine, image: int, outputs: Sequence[int]) -> Launch:
+        places = kernels.place(image, size, (3 * size[1], 3, 1), 0, lefts, (window, window), [0] * len(lefts), 0)
         return kernels.gather(
-            image, *size, (3 * size[1], 3, 1), 0, lefts, (window, window), MEAN, STD, (0, 1, 2), "zero", outputs[0],
-            dtype,
-        )  # fmt: skip
+            machine.put(places), len(lefts), (window, window), MEAN, STD, (0, 1, 2), "zero", outputs[0], dtype
+        )
 
     return Work(
         f"gather {dtype}", 3 * size[0] * size[1], [len(lefts) * 3 * window**2 * ITEM[dtype]], make
     )  # fmt: skip
+
+
+def scatter_work(dtype: str, windows: int = 3, classes: int = 19, low: int = 256) -> Work:
+    each = classes * low**2
+
+    def make(machine: GpuMachine, logits: int, outputs: Sequence[int]) -> Launch:
+        wanted = [outputs[0] + window * each * ITEM[dtype] for window in range(windows)]
+        arrived = machine.put(np.zeros(1, np.int32))
+        places = kernels.place(logits, (low, low), (low, 1, 1), 0, [0] * windows, (low, low), wanted, arrived)
+        return kernels.scatter(machine.put(places), windows, logits, each, dtype)
+
+    bytes_ = windows * each * ITEM[dtype]
+    return Work(f"scatter {dtype}", bytes_, [bytes_], make)
 
 
 def stitch_work(
@@ -130,6 +143,7 @@ def works() -> list[Work]:
     for dtype in ITEM:
         found += [
             gather_work(dtype),
+            scatter_work(dtype),
             stitch_work("1/4", dtype),
             stitch_work("1/4, confidence", dtype, confidence=True),
             stitch_work("1/4, 2050x1027", dtype, size=(1027, 2050)),  # the last windows not at multiples of 4

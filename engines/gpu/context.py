@@ -21,7 +21,7 @@ from engines.gpu import driver, graph
 from engines.gpu.driver import DriverError
 from engines.gpu.info import GpuInfo
 from engines.gpu.kernels import Launch
-from engines.gpu.memory import CudaMemory, HostBuffer, Kernels
+from engines.gpu.memory import CudaEvent, CudaMemory, HostBuffer, Kernels
 from engines.machine.jetson import read_module
 from engines.machine.limits import available_memory
 
@@ -141,18 +141,18 @@ class CudaGpu:
         """Copy a C-contiguous array to `address`; it may be changed when this returns."""
         with self._errors("copying to the GPU"):
             self._cuda.memcpy_htod_async(address, array, self.main)
-            self.main.synchronize()
+            self._wait(self.main)
 
     def download(self, array: NDArray[np.generic], address: int) -> None:
         """Fill a C-contiguous array from `address`, and wait for it."""
         with self._errors("copying from the GPU"):
             self._cuda.memcpy_dtoh_async(array, address, self.main)
-            self.main.synchronize()
+            self._wait(self.main)
 
     def synchronize(self) -> None:
         with self._errors("waiting for the GPU"):
             for stream in (self.up, self.main, self.down):
-                stream.synchronize()
+                self._wait(stream)
 
     def copy_in(self, address: int, array: NDArray[Any], stream: Any) -> None:
         """Start copying a C-contiguous array of a host buffer."""
@@ -200,29 +200,33 @@ class CudaGpu:
                 launch.argument, grid=launch.grid, block=launch.block, stream=self.main, shared=launch.shared
             )  # fmt: skip
 
-    def event(self) -> Any:
+    def event(self, timed: bool = False) -> CudaEvent:
+        """To be marked, followed and waited for, and if it is `timed` read by `seconds`."""
+        flags = self._cuda.event_flags
         with self._errors("making an event"):
-            return self._cuda.Event()
+            event = CudaEvent(self._cuda.Event(flags.BLOCKING_SYNC | (0 if timed else flags.DISABLE_TIMING)))
+        self._owned.add(event)
+        return event
 
-    def mark(self, event: Any, stream: Any) -> None:
+    def mark(self, event: CudaEvent, stream: Any) -> None:
         """`event` happens when what was started on `stream` so far is done."""
         with self._errors("recording an event"):
-            event.record(stream)
+            event.event.record(stream)
 
-    def follow(self, stream: Any, event: Any) -> None:
+    def follow(self, stream: Any, event: CudaEvent) -> None:
         """What is started on `stream` from now on waits for `event`; the caller does not."""
         with self._errors("waiting for an event"):
-            stream.wait_for_event(event)
+            stream.wait_for_event(event.event)
 
-    def finish(self, event: Any) -> None:
-        """Wait for `event`."""
+    def finish(self, event: CudaEvent) -> None:
+        """Wait for `event`, asleep: a core that spins would be missing to who decodes the next image."""
         with self._errors("waiting for the GPU"):
-            event.synchronize()
+            event.event.synchronize()
 
-    def seconds(self, start: Any, end: Any) -> float:
+    def seconds(self, start: CudaEvent, end: CudaEvent) -> float:
         """Between two events that have happened."""
         with self._errors("reading an event"):
-            return float(end.time_since(start)) * 1e-3
+            return float(end.event.time_since(start.event)) * 1e-3
 
     def record(self, work: Callable[[], None]) -> graph.Graph:
         """Record what `work` starts on main.  Raises graph.CaptureRefusedError."""
@@ -266,6 +270,11 @@ class CudaGpu:
                     "take a smaller --tile or --batch, or close other programs that use it"
                 ) from error
             raise DeployError(f"GPU {self.info.name}: {doing}: {error}") from error
+
+    def _wait(self, stream: Any) -> None:
+        event = self._cuda.Event(self._cuda.event_flags.BLOCKING_SYNC | self._cuda.event_flags.DISABLE_TIMING)
+        event.record(stream)
+        event.synchronize()
 
     def _free(self) -> int:
         free, total = map(int, self._cuda.mem_get_info())
@@ -318,6 +327,7 @@ def _describe(cuda: Any) -> GpuInfo:
             driver=cuda.get_driver_version(),
             memory=device.total_memory(),
             integrated=bool(integrated),
+            coherent=bool(device.get_attribute(cuda.device_attribute.PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES)),
             multiprocessors=multiprocessors,
             module=read_module() if integrated else "",
         )

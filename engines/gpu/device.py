@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from types import TracebackType
 
 from engines.contract import DeviceSession, Float32, Log, Tensor, UInt8
 from engines.errors import DeployError
 from engines.gpu.context import CudaGpu
-from engines.gpu.engine_alone import EngineAlone
 from engines.gpu.frames import CudaFrame, CudaStrips, FrameInStrips
 from engines.gpu.host_copies import DTYPES
-from engines.gpu.kernels import MAX_LEFTS
+from engines.gpu.kernels import MAX_WINDOWS
 from engines.gpu.launcher import Launcher
-from engines.gpu.pool import IN_FLIGHT, Pool, Slot
+from engines.gpu.pool import IN_FLIGHT
 from engines.spec import ModelSpec
-from engines.tiling.device import WholeFrame
 from engines.tiling.placement import Tiling
 
 
@@ -28,7 +25,6 @@ class CudaDevice:
     """
 
     name = "cuda"
-    in_flight = IN_FLIGHT
 
     def __init__(
         self, gpu: CudaGpu, session: DeviceSession, spec: ModelSpec, tiling: Tiling, cubin: bytes,
@@ -37,18 +33,25 @@ class CudaDevice:
         _check(session, tiling, spec)
         self.gpu, self.session, self.spec, self.tiling = gpu, session, spec, tiling
         self._launcher = Launcher(gpu, session=session, spec=spec, tiling=tiling, cubin=cubin, log=log)
-        self.batch, self.timings = self._launcher.batch, self._launcher.timings
+        self.batch, self.timings = self._launcher.run.batch, self._launcher.timings
         self.transfers = "mapped" if gpu.info.integrated else "pinned"
-        self.pool = Pool(gpu, tiling, self.batch, window_bytes=self._launcher.window_bytes, channels=len(spec.mean))
-        self._slot: Slot | None = None  # of the last frame of a whole image
+        self._last: tuple[int, int, bool] | None = None  # height, width and confidence of the last whole image
+        self._whole, self._in_flight = True, IN_FLIGHT  # for images like that
+        self._frame: CudaFrame | FrameInStrips | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """For images like the last one: more where few windows are in one, so that those of several fill a batch."""
+        return self._in_flight
 
     @property
     def parts(self) -> bool:
-        return self._launcher.parts
+        return self._launcher.run.parts
 
     @parts.setter
     def parts(self, value: bool) -> None:
-        self._launcher.parts = value
+        self._launcher.run.flush()
+        self._launcher.run.parts = value
 
     @property
     def on_window(self) -> Callable[[int, int], None] | None:
@@ -60,37 +63,37 @@ class CudaDevice:
 
     @property
     def graph(self) -> str:
-        """``on`` where frames like the last one are recorded as graphs and replayed, otherwise ``off: `` and why."""
-        reason = self._launcher.unrecorded(None if self._slot is None else self._slot.plan)
+        """``on`` where windows are replayed as a recorded graph, otherwise ``off: `` and why."""
+        reason = self._launcher.run.unrecorded()
         return "on" if reason is None else f"off: {reason}"
 
-    def whole_frame(self, height: int, width: int, confidence: bool) -> WholeFrame:
-        slot = self.pool.take(height, width, confidence, whole=True)
-        self._slot = slot
-        return CudaFrame(self._launcher, slot) if slot.plan.whole else FrameInStrips(self._launcher, slot)
+    def whole_frame(self, height: int, width: int, confidence: bool) -> CudaFrame | FrameInStrips:
+        if self._last != (height, width, confidence):
+            bands = len(self.spec.mean)
+            pixel = 4 if bands == 3 else bands  # at most: see `bytes_a_pixel`
+            plan = self._launcher.plan((height, width), pixel, confidence, whole=True)
+            self._whole, self._in_flight = self._launcher.whole(plan), self._launcher.in_flight(plan)
+            self._last = height, width, confidence
+        self._frame = (CudaFrame if self._whole else FrameInStrips)(self._launcher, (height, width), confidence)
+        return self._frame
 
     def strips(self, height: int, width: int, confidence: bool) -> CudaStrips:
-        return CudaStrips(self._launcher, self.pool.take(height, width, confidence, whole=False))
+        return CudaStrips(self._launcher, (height, width), confidence)
 
     def held_logits(self) -> bytes | None:
-        if self._slot is None or not self._slot.addresses:  # none yet, or its size is gone
-            return None
-        return self._launcher.logits(self._slot)
+        return None if self._frame is None else self._frame.logits()
 
     def first_window(self, image: UInt8) -> Float32:
         return self._launcher.first_window(image)
 
     def engine_ms(self, image: UInt8) -> float:
-        with EngineAlone(self.gpu, self.session, self.first_window(image)) as alone:
-            alone.run()  # what an engine sets up for new addresses is not timed
-            begin = time.perf_counter()
-            alone.run()
-            return 1e3 * (time.perf_counter() - begin)
+        self.first_window(image)
+        return self._launcher.run.engine_ms()
 
     def close(self) -> None:
         """Free everything.  Does not raise after the GPU was lost."""
+        self._frame = None
         self._launcher.close()
-        self.pool.close()
 
     def __enter__(self) -> CudaDevice:
         return self
@@ -109,8 +112,8 @@ def _check(session: DeviceSession, tiling: Tiling, spec: ModelSpec) -> None:
         raise DeployError(
             f"engine: got input {_say(source)}, expected (N, {bands}, {window[0]}, {window[1]}); build it again"
         )
-    if source.shape[0] > MAX_LEFTS:
-        raise DeployError(f"engine: got a batch of {source.shape[0]} windows, expected {MAX_LEFTS} at most")
+    if source.shape[0] > MAX_WINDOWS:
+        raise DeployError(f"engine: got a batch of {source.shape[0]} windows, expected {MAX_WINDOWS} at most")
     if len(target.shape) != 4 or target.shape[:2] != (source.shape[0], channels) or min(target.shape) < 1:
         raise DeployError(
             f"engine: got output {_say(target)}, expected ({source.shape[0]}, {channels}, h, w); build it again"

@@ -6,64 +6,110 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from engines.contract import UInt8
 from engines.errors import DeployError, NotFiniteError
-from engines.gpu.kernels import NOT_FINITE, NOT_RUN
+from engines.gpu.clock import PartClock
+from engines.gpu.kernels import NOT_FINITE
 from engines.gpu.launcher import Launcher
-from engines.gpu.pool import IN_FLIGHT, Slot
+from engines.gpu.layout import ARRIVED, STATUS, STRIPS, Plan
+from engines.gpu.pool import Slot
 from engines.tiling import core
 from engines.tiling.core import MESSAGES
 from engines.tiling.device import Band, Mask
+from engines.tiling.placement import WindowRow
 
 
 class _Frame:
-    """The use of a slot by one image; it ends with the result, with an error, or when a later image needs the slot."""
+    """The use of a slot by one image, from `put` on; it ends with the result or with an error.
 
-    def __init__(self, launcher: Launcher, slot: Slot) -> None:
-        self.steps = slot.plan.steps
-        self._launcher, self._slot, self._gpu = launcher, slot, launcher.gpu
-        slot.owner = self
+    Windows are handed to the launcher's batches row by row; rows are stitched as soon as all their windows are started.
+    """
 
-    def _check_mine(self) -> None:
-        if self._slot.owner is not self:
-            raise DeployError(
-                "frame: its memory went to a later image, or its result was taken; "
-                f"take each result once, and have at most {IN_FLIGHT} images under way"
-            )
+    def __init__(self, launcher: Launcher, size: tuple[int, int], confidence: bool) -> None:
+        self._launcher, self._gpu, self._size, self._confidence = launcher, launcher.gpu, size, confidence
+        self._slot: Slot | None = None
+        self._used: Slot | None = None  # what that was
+        self._clock = PartClock(launcher.gpu)
+        self._error: DeployError | None = None
+        self._added = self._started = self._stitched = 0  # windows, windows, rows of windows
+
+    def started(self, count: int) -> None:
+        """See `engines.gpu.windows.Job`."""
+        plan = self._held.plan
+        self._started += count
+        first, self._stitched = self._stitched, self._started // plan.columns
+        if self._stitched > first:
+            self._stitch(first, self._stitched - 1)
+        if self._launcher.on_window:
+            self._launcher.on_window(self._started, plan.windows)
+
+    def failed(self, error: DeployError) -> None:
+        self._error = error
+
+    def mark(self, part: str) -> None:
+        self._clock.mark(part)
+
+    def logits(self) -> bytes | None:
+        """What is held of them, once the result was taken."""
+        return None if self._used is None else self._launcher.logits(self._used)
+
+    def _stitch(self, first: int, last: int) -> None:
+        raise NotImplementedError
+
+    @property
+    def _held(self) -> Slot:
+        if self._slot is None:
+            raise DeployError("frame: its result was taken, or it got no image; take each result once")
+        return self._slot
+
+    def _take(self, plan: Plan) -> None:
+        self._slot = self._launcher.pool.take(plan, self)
 
     def _release(self) -> None:
-        if self._slot.owner is self:
-            self._slot.owner = None
+        if self._slot is not None:
+            self._slot.release()
+            self._slot, self._used = None, self._slot
 
     @contextmanager
     def _working(self) -> Iterator[None]:
         """After an error the slot is free again, once nothing that was started uses it any more."""
-        self._check_mine()
+        if self._error is not None and self._slot is None:
+            raise self._error
         try:
             yield
         except BaseException:
+            self._launcher.run.drop(self)
             with suppress(DeployError):  # the error at hand is the one to tell
                 self._gpu.synchronize()
             self._release()
             raise
 
-    def _wait(self) -> None:
+    def _start(self, step: WindowRow, strip: int) -> None:
+        """Hand over the windows of a row, whose pixels are on their way."""
+        self._added += len(step.lefts)
+        self._launcher.run.add(list(self._launcher.place(self._held, step, strip)), self)
+
+    def _finish(self, strip: int, rows: int, marks: int, windows: int) -> tuple[UInt8, np.ndarray | None]:
         """Wait for the download, count the time, and raise DeployError if the logits were not numbers."""
-        slot = self._slot
-        self._gpu.finish(slot.done)
-        slot.clock.add_to(self._launcher.timings)
-        status = int(slot.arrays["status"][0])
-        if status == NOT_RUN:
+        slot = self._held
+        self._gpu.finish(slot.done[strip])
+        self._clock.add_to(self._launcher.timings, marks)
+        status, arrived = (int(slot.arrays["status"][strip, word]) for word in (STATUS, ARRIVED))
+        if arrived != windows:
             raise DeployError("frame: the GPU did not run what was started; start the program again, and report this")
         if status & NOT_FINITE:
             raise NotFiniteError(f"stitch: {MESSAGES[core.NOT_FINITE]}")
         if status:
             raise DeployError(f"stitch: {MESSAGES[2]}")
+        self._launcher.timings.windows += windows
+        return slot.result(strip, rows)
 
 
 class CudaFrame(_Frame):
-    """Holds the whole image.  Starts everything at once, as a recorded graph where that is possible.
+    """Holds the whole image.  Starts everything at once; windows that fill no batch wait for the next frame's, or for
+    `mask`.
 
     The copies run beside the kernels of the frame before and the frame after.
     """
@@ -72,79 +118,119 @@ class CudaFrame(_Frame):
 
     def put(self, image: UInt8) -> None:
         with self._working():
-            np.copyto(self._slot.arrays["image"], image)
+            plan = self._launcher.plan(self._size, bytes_a_pixel(image), self._confidence, whole=True)
+            self._take(plan)
+            copy_pixels(self._held.arrays["image"][0], image)
 
     def play(self) -> None:
         with self._working():
-            slot, gpu = self._slot, self._gpu
-            slot.upload(slot.plan.height, gpu.up)
-            gpu.mark(slot.uploaded, gpu.up)
-            gpu.follow(gpu.main, slot.uploaded)
-            slot.clock.start()
-            self._launcher.start(slot)
-            if not self._launcher.parts:
-                slot.clock.mark("engine")
-            gpu.mark(slot.computed, gpu.main)
-            gpu.follow(gpu.down, slot.computed)
-            slot.download(slot.plan.height, gpu.down)
+            slot, launcher = self._held, self._launcher
+            slot.upload(0, slot.plan.height)
+            self._clock = PartClock(self._gpu, launcher.last)
+            self._clock.mark("")
+            for step in slot.plan.steps:
+                self._start(step, 0)
+            if launcher.run.parts:
+                launcher.run.flush()
 
     def mask(self) -> Mask:
         with self._working():
-            self._wait()
-            self._launcher.timings.windows += self._slot.plan.windows
-            mask = Mask(*self._slot.result(self._slot.plan.height))
+            slot = self._held
+            if self._started < slot.plan.windows and self._error is None:
+                self._launcher.run.flush()
+            if self._error is not None:
+                raise self._error
+            mask = Mask(*self._finish(0, slot.plan.height, self._clock.count, slot.plan.windows))
         self._release()
         return mask
 
+    def _stitch(self, first: int, last: int) -> None:
+        slot, launcher = self._held, self._launcher
+        launcher.stitch(slot, first, last, 0)
+        whole = self._stitched == len(slot.plan.steps)
+        if launcher.run.parts or whole:
+            self.mark("stitch" if launcher.run.parts else "engine")
+        if whole:
+            launcher.last = self._clock.last
+            slot.download(0, slot.plan.height)
+
 
 class CudaStrips(_Frame):
-    """Holds the rows at work, so that an image of any height fits.  One row of windows after another."""
+    """Holds the rows at work, so that an image of any height fits.  While a row of windows is worked on, the next is
+    brought and started.
+    """
 
-    def __init__(self, launcher: Launcher, slot: Slot) -> None:
-        super().__init__(launcher, slot)
+    def __init__(self, launcher: Launcher, size: tuple[int, int], confidence: bool) -> None:
+        super().__init__(launcher, size, confidence)
+        self.steps = tuple(launcher.tiling.window_rows(*size))
         self._image: UInt8 = np.empty((0, 0, 3), np.uint8)
+        self._brought = 0  # rows of windows
+        self._marks: list[int] = []  # of the clock, by row
 
     def put(self, image: UInt8) -> None:
-        self._check_mine()
-        self._image = image
+        with self._working():
+            plan = self._launcher.plan(self._size, bytes_a_pixel(image), self._confidence, whole=False)
+            self._take(plan)
+            self._image = image
 
     def advance(self, index: int) -> None:
         with self._working():
-            step, slot, gpu = self.steps[index], self._slot, self._gpu
-            first = slot.plan.first_row(step)
-            rows = self._image[first : first + slot.plan.regions["image"].shape[0]]
-            np.copyto(slot.arrays["image"][: rows.shape[0]], rows)
-            slot.upload(rows.shape[0], gpu.main)
-            slot.clock.start()
-            self._launcher.start_row(slot, step)
-            if not self._launcher.parts:
-                slot.clock.mark("engine")
-            slot.download(step.rows[1] - step.rows[0], gpu.main)
+            while self._brought <= min(index + STRIPS - 1, len(self.steps) - 1):
+                self._bring(self.steps[self._brought])
 
     def band(self, index: int) -> Band:
         start, end = self.steps[index].rows
         with self._working():
-            self._wait()
-            self._launcher.timings.windows += len(self.steps[index].lefts)
-            labels, certainty = self._slot.result(end - start)
+            if self._stitched <= index and self._error is None:
+                self._launcher.run.flush()
+            if self._error is not None:
+                raise self._error
+            strip, windows = index % STRIPS, len(self.steps[index].lefts)
+            labels, certainty = self._finish(strip, end - start, self._marks[index], windows)
         if index + 1 == len(self.steps):
             self._release()
             self._image = np.empty((0, 0, 3), np.uint8)
         return Band(start, end, labels, certainty)
 
+    def _bring(self, step: WindowRow) -> None:
+        slot, strip = self._held, step.index % STRIPS
+        first = slot.plan.first_row(step)
+        rows = self._image[first : first + slot.plan.regions["image"].shape[1]]
+        copy_pixels(slot.arrays["image"][strip, : rows.shape[0]], rows)
+        slot.upload(strip, rows.shape[0])
+        if self._stitched == self._brought:  # otherwise the time goes on from the row before
+            self._clock.mark("")
+        self._brought += 1
+        self._start(step, strip)
+        if self._launcher.run.parts:
+            self._launcher.run.flush()
+
+    def _stitch(self, first: int, last: int) -> None:
+        slot, parts = self._held, self._launcher.run.parts
+        for index in range(first, last + 1):
+            self._launcher.stitch(slot, index, index, index % STRIPS)
+            self.mark("stitch" if parts else "engine")
+            self._marks.append(self._clock.count)
+            slot.download(index % STRIPS, self.steps[index].rows[1] - self.steps[index].rows[0])
+
 
 class FrameInStrips(CudaStrips):
-    """Stands in for `CudaFrame` where the whole image does not fit: `mask` does the work."""
+    """Stands in for `CudaFrame` where the whole image does not fit: `mask` does the work, and has the memory."""
+
+    def put(self, image: UInt8) -> None:
+        self._image = image
 
     done = False
 
     def play(self) -> None:
-        self._check_mine()
+        """All is done by `mask`."""
 
     def mask(self) -> Mask:
-        height, width = self._slot.plan.height, self._slot.plan.width
-        labels = np.empty((height, width), np.uint8)
-        certainty = np.empty((height, width), np.float32) if "confidence" in self._slot.plan.regions else None
+        if not self._image.size:
+            raise DeployError("frame: its result was taken, or it got no image; take each result once")
+        super().put(self._image)
+        labels = np.empty(self._size, np.uint8)
+        certainty = np.empty(self._size, np.float32) if self._confidence else None
         for step in self.steps:
             self.advance(step.index)
             band = self.band(step.index)
@@ -152,3 +238,22 @@ class FrameInStrips(CudaStrips):
             if certainty is not None:
                 certainty[slice(*step.rows)] = band.confidence
         return Mask(labels, certainty)
+
+
+def bytes_a_pixel(image: UInt8) -> int:
+    """Of its copy on the GPU: 4 where three channels lie in rows of four bytes a pixel, as Pillow has them."""
+    return 4 if image.shape[2] == 3 and image.strides[1:] == (4, 1) else image.shape[2]
+
+
+def copy_pixels(target: UInt8, image: UInt8) -> None:
+    """image (H, W, C) -> target (H, W, bytes_a_pixel), contiguous.
+
+    A fourth byte of no channel is copied along, but not behind the last pixel of a row, where it may not be there.
+    """
+    height, width, pixel = target.shape
+    if pixel == image.shape[2]:
+        np.copyto(target, image)
+    else:
+        count = pixel * width - 1
+        rows = as_strided(image, (height, count), (image.strides[0], 1), writeable=False)
+        np.copyto(target.reshape(height, pixel * width)[:, :count], rows)

@@ -1,4 +1,4 @@
-"""CUDA graphs: the work of a frame, recorded once and started by one call (CUDA 11.4 and later)."""
+"""CUDA graphs: work that is recorded once and started by one call (CUDA 11.4 and later)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ _NEEDED = ("cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateW
 
 class CaptureRefusedError(DeployError):
     """The work cannot be recorded.  It has not run, and may be run without a graph."""
-
-
-class InstantiateRefusedError(CaptureRefusedError):
-    """This work was recorded, but is not made a graph.  Other work may be."""
 
 
 class Graph:
@@ -84,7 +80,7 @@ def record(stream: int, work: Callable[[], None], lost: Callable[[], bool]) -> G
         executable = ctypes.c_void_p()
         driver.call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
     except DriverError as error:
-        raise InstantiateRefusedError(str(error)) from error
+        raise CaptureRefusedError(str(error)) from error
     finally:
         driver.library().cuGraphDestroy(graph)
     return Graph(executable.value or 0)

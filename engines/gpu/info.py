@@ -66,7 +66,7 @@ class GpuInfo:
     """A GPU as its driver describes it.  driver: the newest CUDA that it runs, 13000 for 13.0.  memory: bytes.
 
     integrated: shares memory with the CPU, as every Jetson does.  multiprocessors: 0 where they are not known.  module:
-    NVIDIA's number of the Jetson module, or "".
+    NVIDIA's number of the Jetson module, or "".  coherent: it caches what it reads of the host's memory.
     """
 
     name: str
@@ -76,6 +76,7 @@ class GpuInfo:
     integrated: bool
     multiprocessors: int = 0
     module: str = ""
+    coherent: bool = False
 
     @property
     def cuda(self) -> Pair:

@@ -14,25 +14,35 @@ from engines.spec import MAX_BANDS, THRESHOLD, cut_of
 from engines.tiling.core import MAX_PIXELS, check_order, normalisation
 from engines.tiling.placement import NO_MARGIN, PADDINGS, Margin, Tiling, require_inside
 
-MAX_LEFTS = 64  # TILE_MAX_LEFTS
+MAX_WINDOWS = 64  # of one launch: TILE_MAX_WINDOWS
 NOT_FINITE, UNCOVERED = 1, 2  # bits of the status word: TILE_STATUS_NOT_FINITE, TILE_STATUS_UNCOVERED
 NOT_RUN = -1  # the status word of a frame until its work has begun, all of whose bytes are 0xff
 SUFFIX = {"float32": "f32", "float16": "f16"}  # of the kernels' names, by dtype of the network's inputs or logits
 GATHER_BLOCK, GATHER_PIXELS = (64, 4, 1), 4  # pixels a thread: 4 of one row
+SCATTER_BLOCK, SCATTER_BYTES = (256, 1, 1), 64  # bytes a thread, about
 STITCH_BLOCK, STITCH_PATCH, STITCH_STRIP = (32, 4, 1), (4, 4), (1, 4)  # rows and columns a thread
 MAX_PHASES_LOG2 = 5  # beyond a ratio of 32 (TILE_MAX_RATIO of tile.c) columns are interpolated one by one
 _GRID_Y = 65535  # the most blocks of a grid along y
 
-GATHER = np.dtype(
+PLACE = np.dtype(
     [
-        ("image", np.uint64), ("out", np.uint64), ("stride_y", np.int64), ("stride_x", np.int64),
-        ("stride_c", np.int64), ("plane", np.int32, MAX_BANDS), ("scale", np.float32, MAX_BANDS),
-        ("bias", np.float32, MAX_BANDS), ("channels", np.int32), ("height", np.int32),
-        ("width", np.int32), ("first_row", np.int32), ("top", np.int32), ("window_h", np.int32),
-        ("window_w", np.int32), ("padding", np.int32), ("windows", np.int32), ("lefts", np.int32, MAX_LEFTS),
+        ("image", np.uint64), ("logits", np.uint64), ("arrived", np.uint64), ("stride_y", np.int64),
+        ("stride_x", np.int64), ("stride_c", np.int64), ("height", np.int32), ("width", np.int32),
+        ("first_row", np.int32), ("top", np.int32), ("left", np.int32),
     ],
     align=True,
 )  # fmt: skip
+GATHER = np.dtype(
+    [
+        ("places", np.uint64), ("out", np.uint64), ("plane", np.int32, MAX_BANDS), ("scale", np.float32, MAX_BANDS),
+        ("bias", np.float32, MAX_BANDS), ("channels", np.int32), ("window_h", np.int32), ("window_w", np.int32),
+        ("padding", np.int32), ("windows", np.int32),
+    ],
+    align=True,
+)  # fmt: skip
+SCATTER = np.dtype(
+    [("places", np.uint64), ("logits", np.uint64), ("elements", np.int64), ("windows", np.int32)], align=True
+)
 STITCH = np.dtype(
     [
         *((name, np.uint64) for name in ("logits", "weight_y", "weight_x", "labels", "confidence", "status")),
@@ -64,13 +74,46 @@ class Launch:
     shared: int = 0
 
 
-def gather(
+def place(
     image: int,
-    height: int,
-    width: int,
+    size: tuple[int, int],
     strides: tuple[int, int, int],
     top: int,
     lefts: Sequence[int],
+    window: tuple[int, int],
+    logits: Sequence[int],
+    arrived: int,
+    first_row: int = 0,
+    margin: Margin = NO_MARGIN,
+) -> np.ndarray[Any, np.dtype[np.void]]:
+    """Where windows of one row of windows lie, and where their logits go: one record of PLACE each.
+
+    image: address of row `first_row` of an image (height, width, C) uint8, with all rows that the windows need from
+    there on.  strides: bytes from row to row, pixel to pixel and channel to channel, negative ones too.
+    top, lefts, window: where the windows lie, less their margin, see `engines.tiling.core.gather`, and their (height,
+    width).
+    logits: addresses, one a window; 0 for none.  arrived: address of an int32, 1 more with each window's logits.
+    Raises DeployError when a window reaches out of the image or above `first_row`.
+    """
+    _addresses("gather", image=image)
+    require_inside((top,), lefts, window, margin, size)
+    if max(size) > MAX_PIXELS:
+        raise DeployError(f"gather: got an image of {size[1]}x{size[0]}, expected sides of {MAX_PIXELS} at most")
+    if not 0 <= first_row <= max(top - margin[0], 0):
+        raise DeployError(f"gather: got an image from row {first_row} on, expected 0 to the window's top, {top}")
+    records = np.zeros(len(lefts), PLACE)
+    for name, value in {
+        "image": image, "logits": logits, "arrived": arrived, "stride_y": strides[0], "stride_x": strides[1],
+        "stride_c": strides[2], "height": size[0], "width": size[1], "first_row": first_row, "top": top - margin[0],
+        "left": [left - margin[1] for left in lefts],
+    }.items():  # fmt: skip
+        records[name] = value
+    return records
+
+
+def gather(
+    places: int,
+    windows: int,
     window: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
@@ -78,44 +121,46 @@ def gather(
     padding: str,
     out: int,
     dtype: str,
-    first_row: int = 0,
-    margin: Margin = NO_MARGIN,
 ) -> Launch:
-    """The windows of one row of windows as network inputs (n, C, h, w), the same bits as `engines.tiling.core.gather`.
+    """Windows as network inputs (n, C, h, w), the same bits as `engines.tiling.core.gather`.
 
-    image: address of row `first_row` of an image (height, width, C) uint8, with all rows that the windows need from
-    there on.  strides: bytes from row to row, pixel to pixel and channel to channel, negative ones too.
-    top, lefts: where the 1 to 64 windows lie, less their margin, see `engines.tiling.core.gather`.  window: (height,
-    width).  mean, std: by *output* channel, on the 0..255 scale.  order: image channel of each output channel.
-    padding: zero, edge or reflect.
+    places: address of n records of `place`.  windows: n, 1 to 64.  window: (height, width).  mean, std: by *output*
+    channel, on the 0..255 scale.  order: image channel of each output channel.  padding: zero, edge or reflect.
     out: address of n * C * h * w contiguous values of `dtype`, float32 or float16 (rounded to the nearest).
-    Raises DeployError when a value is out of range, or a window reaches out of the image or above `first_row`.
+    Raises DeployError when a value is out of range.
     """
-    _addresses("gather", image=image, out=out)
+    _addresses("gather", places=places, out=out)
     if padding not in PADDINGS:
         raise DeployError(f"gather: got padding {padding!r}, expected one of {', '.join(PADDINGS)}")
     count = len(mean)
     order = check_order(order, count)
-    if not 1 <= len(lefts) <= MAX_LEFTS:
-        raise DeployError(f"gather: got {len(lefts)} windows, expected 1 to {MAX_LEFTS}; launch several times")
-    require_inside((top,), lefts, window, margin, (height, width))
-    if max(height, width) > MAX_PIXELS:
-        raise DeployError(f"gather: got an image of {width}x{height}, expected sides of {MAX_PIXELS} at most")
-    if not 0 <= first_row <= max(top - margin[0], 0):
-        raise DeployError(f"gather: got an image from row {first_row} on, expected 0 to the window's top, {top}")
+    _windows("gather", windows)
     scale, bias = normalisation(mean, std)
     channels = [list(order).index(channel) for channel in range(count)]  # the plane that each becomes
     argument = _record(
-        GATHER, image=image, out=out, stride_y=strides[0], stride_x=strides[1], stride_c=strides[2],
-        plane=_filled(channels), scale=_filled(scale[channels]), bias=_filled(bias[channels]), channels=count,
-        height=height, width=width, first_row=first_row, top=top - margin[0], window_h=window[0], window_w=window[1],
-        padding=PADDINGS.index(padding), windows=len(lefts),
-        lefts=[*(left - margin[1] for left in lefts), *[0] * (MAX_LEFTS - len(lefts))],
+        GATHER, places=places, out=out, plane=_filled(channels), scale=_filled(scale[channels]),
+        bias=_filled(bias[channels]), channels=count, window_h=window[0], window_w=window[1],
+        padding=PADDINGS.index(padding), windows=windows,
     )  # fmt: skip
     columns = -(-window[1] // GATHER_PIXELS)
-    grid = (-(-columns // GATHER_BLOCK[0]), min(-(-window[0] // GATHER_BLOCK[1]), _GRID_Y), len(lefts))
+    grid = (-(-columns // GATHER_BLOCK[0]), min(-(-window[0] // GATHER_BLOCK[1]), _GRID_Y), windows)
     kernel = "tile_gather" if count == 3 else "tile_gather_bands"
     return Launch(f"{kernel}_{_suffix('gather', dtype)}", grid, GATHER_BLOCK, argument)
+
+
+def scatter(places: int, windows: int, logits: int, elements: int, dtype: str) -> Launch:
+    """Copies the logits of each window, `elements` values of `dtype` from `logits` on, to where its place says."""
+    _addresses("scatter", places=places, logits=logits)
+    _windows("scatter", windows)
+    argument = _record(SCATTER, places=places, logits=logits, elements=elements, windows=windows)
+    itemsize = np.dtype(dtype).itemsize
+    blocks = max(1, elements * itemsize // (SCATTER_BYTES * SCATTER_BLOCK[0]))
+    return Launch(f"tile_scatter_{_suffix('scatter', dtype)}", (blocks, 1, windows), SCATTER_BLOCK, argument)
+
+
+def _windows(name: str, count: int) -> None:
+    if not 1 <= count <= MAX_WINDOWS:
+        raise DeployError(f"{name}: got {count} windows, expected 1 to {MAX_WINDOWS}; launch several times")
 
 
 def _filled(values: Sequence[float] | Float32) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from engines.tiling.placement import Tiling, WindowRow
 
 ALIGNMENT = 256  # of everything that an engine reads or writes, in bytes
+STRIPS = 2  # of an image that is not held as a whole: one is brought while the other is worked on
+STATUS, ARRIVED = 0, 1  # the status words: bits of what went wrong, and how many windows have their logits
 
 
 @dataclass(frozen=True)
@@ -28,21 +31,21 @@ class Region:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the frames of one image size hold.
+    """What a frame holds.
 
-    whole: the image and its labels, in one piece; otherwise only the rows at work.
-    steps: the rows of windows.  ring: how many of them have their logits held.  pitch: windows in each, rounded up to
-    whole batches, because the engine writes whole batches.
-    above: rows of the image that a window reads before those that it labels, see `Tiling.margin`.
-    regions: image, labels, confidence if asked for, status, logits.  device, host: bytes of each kind in all.
+    whole: the image and its labels, in one piece; otherwise only the rows at work, `STRIPS` times.
+    pixel: bytes of one.  above: rows of the image that a window reads before those that it labels, see `Tiling.margin`.
+    steps: the rows of windows.  ring: how many of them have their logits held.
+    regions: image, labels, confidence if asked for, status, each as often as there are strips; logits.
+    device, host: bytes of each kind in all.
     """
 
     height: int
     width: int
+    pixel: int
     whole: bool
     steps: tuple[WindowRow, ...]
     ring: int
-    pitch: int
     regions: dict[str, Region]
     device: int
     host: int
@@ -50,25 +53,29 @@ class Plan:
 
     @classmethod
     def of(
-        cls, tiling: Tiling, size: tuple[int, int], confidence: bool, whole: bool, batch: int, window_bytes: int,
-        shared: bool, channels: int = 3,
+        cls, tiling: Tiling, size: tuple[int, int], pixel: int, confidence: bool, whole: bool, batch: int,
+        window_bytes: int, shared: bool, staged: bool,
     ) -> Plan:  # fmt: skip
         """size: (height, width) of the image.  batch: windows per run of the engine.  window_bytes: logits of one.
-        channels: of the image.
 
-        shared: the GPU uses the host's memory in place, so that the image and what comes back need no copy.
+        shared: the GPU uses the host's memory in place, so that what comes back needs no copy.  staged: nevertheless
+        the image gets one, because the GPU does not cache that memory and windows overlap.
         """
         height, width = size
-        steps = tuple(tiling.window_rows(height, width))
-        ring, pitch = max(len(step.held) for step in steps), -(-len(steps[0].lefts) // batch) * batch
+        steps = _steps(tiling, height, width)
+        columns = len(steps[0].lefts)
+        # A batch may end some rows further on, whose logits must not fall on those that are still to be stitched.
+        ring = min(max(len(step.held) for step in steps) + -(-(batch - 1) // columns), len(steps))
+        times = 1 if whole else STRIPS
         image_rows = height if whole else min(tiling.window_h, height)
         label_rows = height if whole else max(end - start for start, end in (step.rows for step in steps))
+        copied = not shared or (staged and len(steps) * columns > 1)
         wanted: list[tuple[str, tuple[int, ...], type[np.generic], bool, bool]] = [
-            ("image", (image_rows, width, channels), np.uint8, not shared, True),
-            ("labels", (label_rows, width), np.uint8, not shared, True),
-            ("confidence", (label_rows, width), np.float32, not shared, True),
-            ("status", (1,), np.int32, True, True),
-            ("logits", (ring * pitch * window_bytes,), np.uint8, True, False),
+            ("image", (times, image_rows, width, pixel), np.uint8, copied, True),
+            ("labels", (times, label_rows, width), np.uint8, not shared, True),
+            ("confidence", (times, label_rows, width), np.float32, not shared, True),
+            ("status", (times, 2), np.int32, True, True),
+            ("logits", (ring * columns * window_bytes,), np.uint8, True, False),
         ]
         regions, device, host = {}, 0, 0
         for name, shape, dtype, on_device, on_host in wanted:
@@ -79,26 +86,27 @@ class Plan:
             room = -(-region.bytes // ALIGNMENT) * ALIGNMENT
             device, host = device + room * on_device, host + room * on_host
         return cls(
-            height,
-            width=width,
-            whole=whole,
-            steps=steps,
-            ring=ring,
-            pitch=pitch,
-            regions=regions,
-            device=device,
-            host=host,
-            above=tiling.margin[0],
-        )
+            height, width=width, pixel=pixel, whole=whole, steps=steps, ring=ring, regions=regions, device=device,
+            host=host, above=tiling.margin[0],
+        )  # fmt: skip
 
     def first_row(self, step: WindowRow) -> int:
         """Of the image, the first that is held while `step` runs: as many follow as the image's region has."""
-        return max(0, min(step.top - self.above, self.height - self.regions["image"].shape[0]))
+        return max(0, min(step.top - self.above, self.height - self.regions["image"].shape[1]))
 
     @property
     def bytes(self) -> int:
         return self.device + self.host
 
     @property
+    def columns(self) -> int:
+        return len(self.steps[0].lefts)
+
+    @property
     def windows(self) -> int:
-        return len(self.steps) * len(self.steps[0].lefts)
+        return len(self.steps) * self.columns
+
+
+@lru_cache(maxsize=64)
+def _steps(tiling: Tiling, height: int, width: int) -> tuple[WindowRow, ...]:
+    return tuple(tiling.window_rows(height, width))

@@ -38,6 +38,16 @@ class HostBuffer:
             allocation.free()
 
 
+class CudaEvent:
+    """Something that happens on a stream, freed by `free`, with the last reference, or when the GPU is closed."""
+
+    def __init__(self, event: Any) -> None:
+        self.event = event
+
+    def free(self) -> None:
+        self.event = None
+
+
 class Kernels:
     """The functions of a loaded cubin."""
 

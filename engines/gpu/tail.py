@@ -9,7 +9,7 @@ from engines.contract import DeviceSession, Float32, Tensor, packed
 from engines.errors import DeployError
 from engines.gpu.context import CudaGpu
 from engines.gpu.host_copies import DTYPES, HostRun
-from engines.gpu.kernels import MAX_LEFTS, SUFFIX, Launch
+from engines.gpu.kernels import MAX_WINDOWS, SUFFIX, Launch
 from engines.gpu.memory import CudaMemory
 from engines.tiling.tail import PIXELS, Tail, TailShape, launch_of
 
@@ -25,8 +25,9 @@ def tail(shape: TailShape, dtype: str, maps: int, weights: list[int], logits: in
     """
     if dtype not in SUFFIX:
         raise DeployError(f"tail: got maps in {dtype} on the GPU, expected {' or '.join(SUFFIX)}; build it again")
-    if not 1 <= windows <= MAX_LEFTS or shape.height > _GRID_Y:
-        raise DeployError(f"tail: got {windows} windows of {shape.height} rows, expected 1 to {MAX_LEFTS} of {_GRID_Y}")
+    if not 1 <= windows <= MAX_WINDOWS or shape.height > _GRID_Y:
+        most = f"{MAX_WINDOWS} of {_GRID_Y}"
+        raise DeployError(f"tail: got {windows} windows of {shape.height} rows, expected 1 to {most}")
     if min(maps, logits, *weights) <= 0 or any(address % 16 for address in (maps, logits, *weights)):
         raise DeployError(f"tail: got addresses {maps}, {weights} and {logits}, expected memory of the GPU, aligned")
     itemsize = 4 if dtype == "float32" else 2

@@ -1,6 +1,6 @@
-/* gather, stitch and a decoder's tail on a GPU: the same bits as tile.c and tail.c, if compiled with --fmad=false.
+/* gather, scatter, stitch and a decoder's tail on a GPU: the same bits as tile.c and tail.c, if compiled with --fmad=false.
  *
- * Every kernel takes one struct of tile.h or tail.h by value, and no stack.  In gather and stitch threads work alone; the
+ * Every kernel takes one struct of tile.h or tail.h by value, and no stack.  In all but the tail threads work alone; the
  * tail's share memory.
  * Compiled by nvcc, by NVRTC (which has no headers of its own), and as C++ by the tests.
  */
@@ -24,6 +24,8 @@ TILE_KERNEL(tile_gather_f32, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_g
 TILE_KERNEL(tile_gather_f16, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_gather<tile_half, true>)
 TILE_KERNEL(tile_gather_bands_f32, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_gather<float, false>)
 TILE_KERNEL(tile_gather_bands_f16, tile_gather_launch, 256, TILE_GATHER_BLOCKS, tile_gather<tile_half, false>)
+TILE_KERNEL(tile_scatter_f32, tile_scatter_launch, 256, 4, tile_scatter<float>)
+TILE_KERNEL(tile_scatter_f16, tile_scatter_launch, 256, 4, tile_scatter<tile_half>)
 
 #define TILE_STITCH(way, suffix, blocks, sure, T, ...) \
     TILE_KERNEL(tile_stitch_##way##_##suffix, tile_stitch_launch, 128, blocks, tile_stitch<T, __VA_ARGS__, TILE_LABELS>) \

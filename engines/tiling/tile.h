@@ -24,20 +24,37 @@ enum { TILE_PAD_ZERO = 0, TILE_PAD_EDGE = 1, TILE_PAD_REFLECT = 2 };
 
 /* ---- what the kernels of tile.cu take; engines/gpu/kernels.py writes the same layouts -------------------------- */
 
-#define TILE_MAX_LEFTS 64 /* windows of one gather */
-#define TILE_MAX_BANDS 64 /* channels of an image: engines/spec.py, MAX_BANDS */
+#define TILE_MAX_WINDOWS 64 /* of one launch */
+#define TILE_MAX_BANDS 64   /* channels of an image: engines/spec.py, MAX_BANDS */
 
-/* One row of windows, out of an image of which the rows from first_row on lie at `image`.  Strides in bytes.
- * plane, scale, bias: by channel of the image: the plane of a window that it becomes, and its normalisation. */
+/* One window of a launch: where it lies, and where its logits go.  Places are read from memory of the GPU, so that one
+ * recorded launch serves every window.  The rows of the image from first_row on lie at `image`; null for a window that
+ * is run for nothing.  Strides in bytes.  arrived: counts the windows whose logits are there. */
 typedef struct {
     const uint8_t *image;
-    void *out; /* (windows, channels, window_h, window_w), float or half */
+    void *logits;
+    int32_t *arrived;
     int64_t stride_y, stride_x, stride_c;
+    int32_t height, width, first_row, top, left;
+} tile_window;
+
+/* The windows of `places`.  plane, scale, bias: by channel of the image: the plane of a window that it becomes, and its
+ * normalisation. */
+typedef struct {
+    const tile_window *places;
+    void *out; /* (windows, channels, window_h, window_w), float or half */
     int32_t plane[TILE_MAX_BANDS];
     float scale[TILE_MAX_BANDS], bias[TILE_MAX_BANDS];
-    int32_t channels, height, width, first_row, top, window_h, window_w, padding, windows;
-    int32_t lefts[TILE_MAX_LEFTS];
+    int32_t channels, window_h, window_w, padding, windows;
 } tile_gather_launch;
+
+/* Logits (windows, elements), float or half, to where `places` want them. */
+typedef struct {
+    const tile_window *places;
+    const void *logits;
+    int64_t elements;
+    int32_t windows;
+} tile_scatter_launch;
 
 /* Rows [row0, row1) of an image.  Windows lie where Tiling.placements puts them: `rows` x `columns` of them.  Logits
  * of window (r, c) are (classes, logits_h, logits_w) elements at (r % ring * pitch + c) times as many, for the rows of

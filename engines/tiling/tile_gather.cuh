@@ -1,4 +1,4 @@
-/* gather on a GPU: a thread makes 4 pixels of one row, in all planes.
+/* gather on a GPU: a thread makes 4 pixels of one row, in all planes.  scatter: what the engine made of them, where it is held.
  *
  * Of three channels a warp reads 384 contiguous bytes as three words a lane and writes three runs of 512 (fp16: 256)
  * bytes.  Where a window does not start at a word, four words are read and shifted: never a word outside the image's row. */
@@ -43,21 +43,22 @@ TILE_DEVICE bool tile_read4(const uint8_t *row, int32_t x, int32_t width, int32_
 
 /* Row y of window blockIdx.z, columns x..x+4. */
 template <typename T>
-TILE_DEVICE void tile_gather4(const tile_gather_launch &a, int32_t left, int32_t x, int32_t y)
+TILE_DEVICE void tile_gather4(const tile_gather_launch &a, const tile_window &at, int32_t x, int32_t y)
 {
-    int32_t from = tile_pad_index(a.top + y, a.height, a.padding), n = tile_min(4, a.window_w - x);
-    const uint8_t *row = a.image + (int64_t)(from - a.first_row) * a.stride_y;
+    int32_t from = tile_pad_index(at.top + y, at.height, a.padding), n = tile_min(4, a.window_w - x);
+    const uint8_t *row = at.image + (int64_t)(from - at.first_row) * at.stride_y;
     uint8_t pixels[4][3] = {};
     bool there[4] = {true, true, true, true};
-    bool easy = from >= 0 && left + x >= 0 && left + x + 4 <= a.width && a.stride_c == 1 && (a.stride_x == 3 || a.stride_x == 4);
-    if (!easy || !tile_read4(row, left + x, a.width, (int32_t)a.stride_x, pixels)) {
+    bool inside = from >= 0 && at.left + x >= 0 && at.left + x + 4 <= at.width;
+    bool easy = inside && at.stride_c == 1 && (at.stride_x == 3 || at.stride_x == 4);
+    if (!easy || !tile_read4(row, at.left + x, at.width, (int32_t)at.stride_x, pixels)) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int32_t column = from < 0 || i >= n ? -1 : tile_pad_index(left + x + i, a.width, a.padding);
+            int32_t column = from < 0 || i >= n ? -1 : tile_pad_index(at.left + x + i, at.width, a.padding);
             there[i] = column >= 0;
 #pragma unroll
             for (int c = 0; c < 3; c++)
-                pixels[i][c] = column < 0 ? 0 : row[column * a.stride_x + c * a.stride_c];
+                pixels[i][c] = column < 0 ? 0 : row[column * at.stride_x + c * at.stride_c];
         }
     }
     T *out = static_cast<T *>(a.out) + (size_t)y * (size_t)a.window_w + x;
@@ -83,13 +84,13 @@ TILE_DEVICE void tile_gather4(const tile_gather_launch &a, int32_t left, int32_t
 
 /* The same of any number of channels, one after another: bytes are read one by one. */
 template <typename T>
-TILE_DEVICE void tile_gather4_bands(const tile_gather_launch &a, int32_t left, int32_t x, int32_t y)
+TILE_DEVICE void tile_gather4_bands(const tile_gather_launch &a, const tile_window &at, int32_t x, int32_t y)
 {
-    int32_t from = tile_pad_index(a.top + y, a.height, a.padding), n = tile_min(4, a.window_w - x), column[4];
-    const uint8_t *row = a.image + (int64_t)(from - a.first_row) * a.stride_y;
+    int32_t from = tile_pad_index(at.top + y, at.height, a.padding), n = tile_min(4, a.window_w - x), column[4];
+    const uint8_t *row = at.image + (int64_t)(from - at.first_row) * at.stride_y;
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        column[i] = from < 0 || i >= n ? -1 : tile_pad_index(left + x + i, a.width, a.padding);
+        column[i] = from < 0 || i >= n ? -1 : tile_pad_index(at.left + x + i, at.width, a.padding);
     T *out = static_cast<T *>(a.out) + (size_t)y * (size_t)a.window_w + x;
     size_t plane = (size_t)a.window_h * (size_t)a.window_w;
     bool whole = n == 4 && a.window_w % 4 == 0 && tile_aligned(a.out, 4 * sizeof(T));
@@ -99,7 +100,7 @@ TILE_DEVICE void tile_gather4_bands(const tile_gather_launch &a, int32_t left, i
 #pragma unroll
         for (int i = 0; i < 4; i++)
             v[i] = column[i] < 0 ? 0.0f
-                                 : tile_normalise(row[column[i] * a.stride_x + c * a.stride_c], a.scale[c], a.bias[c]);
+                                 : tile_normalise(row[column[i] * at.stride_x + c * at.stride_c], a.scale[c], a.bias[c]);
         if (whole)
             tile_store4(p, v);
         else {
@@ -115,14 +116,37 @@ TILE_DEVICE void tile_gather4_bands(const tile_gather_launch &a, int32_t left, i
 template <typename T, bool three> TILE_DEVICE void tile_gather(const tile_gather_launch &a)
 {
     int32_t x = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x) * 4;
-    if (x >= a.window_w)
+    const tile_window at = a.places[blockIdx.z];
+    if (x >= a.window_w || at.image == nullptr)
         return;
-    int32_t left = a.lefts[blockIdx.z];
     for (int32_t y = (int32_t)(blockIdx.y * blockDim.y + threadIdx.y); y < a.window_h; y += gridDim.y * blockDim.y)
         if (three)
-            tile_gather4<T>(a, left, x, y);
+            tile_gather4<T>(a, at, x, y);
         else
-            tile_gather4_bands<T>(a, left, x, y);
+            tile_gather4_bands<T>(a, at, x, y);
+}
+
+/* scatter: the logits of every window to their image's.  They may start at any element there. */
+template <typename T> TILE_DEVICE void tile_scatter(const tile_scatter_launch &a)
+{
+    const tile_window *at = a.places + blockIdx.z;
+    if (at->logits == nullptr)
+        return;
+    int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, step = (int64_t)gridDim.x * blockDim.x;
+    const T *from = static_cast<const T *>(a.logits) + (size_t)blockIdx.z * (size_t)a.elements;
+    T *to = static_cast<T *>(at->logits);
+    int64_t done = 0;
+    if (tile_aligned(from, 16) && tile_aligned(to, 16)) {
+        const uint4 *words = reinterpret_cast<const uint4 *>(from);
+        int64_t count = a.elements * (int64_t)sizeof(T) / 16;
+        for (int64_t i = first; i < count; i += step)
+            reinterpret_cast<uint4 *>(to)[i] = words[i];
+        done = count * 16 / (int64_t)sizeof(T);
+    }
+    for (int64_t i = done + first; i < a.elements; i += step)
+        to[i] = from[i];
+    if (first == 0)
+        atomicAdd(at->arrived, 1);
 }
 
 #endif

@@ -55,7 +55,7 @@ def _finished(process: subprocess.Popen[str]) -> tuple[str, str]:
     return out, err
 
 
-@pytest.mark.parametrize("name", ["check_flow", "check_errors", "check_tail"])
+@pytest.mark.parametrize("name", ["check_flow", "check_errors", "check_tail", "check_counts"])
 def test_on_the_fake_driver(environment: dict[str, str], name: str) -> None:
     out, err = _finished(_check(environment, name))
     assert "skipped" not in out

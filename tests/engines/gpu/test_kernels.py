@@ -13,7 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.kernel_cases import GATHERS, MEAN, STD, STITCHES, TAILS, GatherCase, StitchCase, TailCase
+from benchmarks.kernel_cases import (
+    GATHERS,
+    MEAN,
+    SCATTERS,
+    STD,
+    STITCHES,
+    TAILS,
+    GatherCase,
+    ScatterCase,
+    StitchCase,
+    TailCase,
+)  # fmt: skip
 from engines.contract import packed
 from engines.errors import DeployError
 from engines.gpu import kernels
@@ -39,6 +50,12 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", GATHERS, ids=str)
 def test_gather_equals_the_c_core(machine: Emulated, case: GatherCase, dtype: str) -> None:
+    assert case.differences(machine, dtype) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", SCATTERS, ids=str)
+def test_logits_go_where_their_places_want_them(machine: Emulated, case: ScatterCase, dtype: str) -> None:
     assert case.differences(machine, dtype) == 0
 
 
@@ -257,21 +274,37 @@ def test_stitch_refuses(changes: dict[str, object], message: str) -> None:
         ({"padding": "wrap"}, "padding"),
         ({"order": (0, 0, 1)}, "order"),
         ({"std": (1, 0, 1)}, "std above 0"),
-        ({"lefts": ()}, "0 windows"),
-        ({"lefts": range(65)}, "65 windows"),
-        ({"lefts": (0, 41)}, "41 does not fit"),
-        ({"top": 31}, "row 31 does not fit"),
-        ({"top": 0, "first_row": 1}, "from row 1 on"),
+        ({"windows": 0}, "0 windows"),
+        ({"windows": 65}, "65 windows"),
         ({"out": 0}, "address 0 for out"),
+        ({"places": 0}, "address 0 for places"),
     ],
 )
 def test_gather_refuses(changes: dict[str, object], message: str) -> None:
     arguments = {
-        "image": 256, "height": 40, "width": 50, "strides": (150, 3, 1), "top": 3, "lefts": (0,), "window": (10, 10),
-        "mean": MEAN, "std": STD, "order": (0, 1, 2), "padding": "zero", "out": 256, "dtype": "float32", **changes,
+        "places": 256, "windows": 1, "window": (10, 10), "mean": MEAN, "std": STD, "order": (0, 1, 2),
+        "padding": "zero", "out": 256, "dtype": "float32", **changes,
     }  # fmt: skip
     with pytest.raises(DeployError, match=message):
         kernels.gather(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lefts": (0, 41)}, "41 does not fit"),
+        ({"top": 31}, "row 31 does not fit"),
+        ({"top": 0, "first_row": 1}, "from row 1 on"),
+        ({"image": 0}, "address 0 for image"),
+    ],
+)
+def test_places_outside_of_the_image_are_refused(changes: dict[str, object], message: str) -> None:
+    arguments = {
+        "image": 256, "size": (40, 50), "strides": (150, 3, 1), "top": 3, "lefts": (0,), "window": (10, 10),
+        "logits": (256,), "arrived": 256, **changes,
+    }  # fmt: skip
+    with pytest.raises(DeployError, match=message):
+        kernels.place(**arguments)  # type: ignore[arg-type]
 
 
 def test_huge_images_do_not_need_more_blocks_than_a_grid_has() -> None:
@@ -293,7 +326,9 @@ def test_rows_beyond_the_grid_are_stitched_too(machine: Emulated) -> None:
 
 def test_blocks_are_those_that_registers_are_limited_for() -> None:
     source = (ROOT / "engines" / "tiling" / "tile.cu").read_text()
-    for argument, block in (("gather", kernels.GATHER_BLOCK), ("stitch", kernels.STITCH_BLOCK)):
+    for argument, block in (
+        ("gather", kernels.GATHER_BLOCK), ("scatter", kernels.SCATTER_BLOCK), ("stitch", kernels.STITCH_BLOCK)
+    ):  # fmt: skip
         threads = re.findall(rf"tile_{argument}_launch, (\d+),", source)
         assert threads
         assert {int(number) for number in threads} == {np.prod(block)}
@@ -307,7 +342,8 @@ def test_layouts_are_the_compilers(tmp_path: Path) -> None:
         pytest.skip("gcc is not installed")
     lines, expected = [], []
     for kind, layout in (
-        ("tile_gather_launch", kernels.GATHER), ("tile_stitch_launch", kernels.STITCH), ("tail_launch", tails.LAUNCH)
+        ("tile_window", kernels.PLACE), ("tile_gather_launch", kernels.GATHER), ("tail_launch", tails.LAUNCH),
+        ("tile_scatter_launch", kernels.SCATTER), ("tile_stitch_launch", kernels.STITCH),
     ):  # fmt: skip
         lines.append(f'printf("%zu\\n", sizeof({kind}));')
         expected.append(layout.itemsize)
@@ -315,8 +351,8 @@ def test_layouts_are_the_compilers(tmp_path: Path) -> None:
         for name, field in layout.fields.items():
             lines.append(f'printf("%zu %zu\\n", offsetof({kind}, {name}), sizeof((({kind} *)0)->{name}));')
             expected += [field[1], field[0].itemsize]
-    lines.append('printf("%d %d %d\\n", TILE_MAX_LEFTS, TILE_STATUS_NOT_FINITE, TILE_STATUS_UNCOVERED);')
-    expected += [kernels.MAX_LEFTS, kernels.NOT_FINITE, kernels.UNCOVERED]
+    lines.append('printf("%d %d %d\\n", TILE_MAX_WINDOWS, TILE_STATUS_NOT_FINITE, TILE_STATUS_UNCOVERED);')
+    expected += [kernels.MAX_WINDOWS, kernels.NOT_FINITE, kernels.UNCOVERED]
     lines.append('printf("%d\\n", TILE_MAX_BANDS);')
     expected.append(MAX_BANDS)
     lines.append('printf("%d %d %d\\n", TAIL_MAPS, TAIL_PIXELS, TAIL_CHUNK);')

@@ -24,6 +24,9 @@ struct alignas(4) uchar4 {
 struct alignas(8) uint2 {
     unsigned x, y;
 };
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
 struct alignas(16) float4 {
     float x, y, z, w;
 };
@@ -45,5 +48,6 @@ void __syncthreads(); /* of emulated.cpp */
 template <typename T> static inline T __ldg(const T *p) { return *p; }
 
 static inline int atomicOr(int *address, int value) { return __atomic_fetch_or(address, value, __ATOMIC_RELAXED); }
+static inline int atomicAdd(int *address, int value) { return __atomic_fetch_add(address, value, __ATOMIC_RELAXED); }
 
 #endif

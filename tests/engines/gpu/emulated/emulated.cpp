@@ -111,6 +111,10 @@ struct Gather {
     const char *name;
     void (*kernel)(tile_gather_launch);
 };
+struct Scatter {
+    const char *name;
+    void (*kernel)(tile_scatter_launch);
+};
 struct Stitch {
     const char *name;
     void (*kernel)(tile_stitch_launch);
@@ -127,6 +131,7 @@ struct Tail {
 
 const Gather GATHERS[] = {NAMED(tile_gather_f32), NAMED(tile_gather_f16), NAMED(tile_gather_bands_f32),
                          NAMED(tile_gather_bands_f16)};
+const Scatter SCATTERS[] = {KINDS(tile_scatter)};
 const Stitch STITCHES[] = {WAYS(tile_stitch_quarter), WAYS(tile_stitch_whole), WAYS(tile_stitch_whole_weighted),
                            WAYS(tile_stitch_any), WAYS(tile_stitch_any_weighted)};
 
@@ -149,6 +154,9 @@ extern "C" int emulated_launch(const char *kernel, const unsigned grid[3], const
     if (shared)
         return 3;
     for (const Gather &known : GATHERS)
+        if (std::strcmp(known.name, kernel) == 0)
+            return run(known.kernel, grid, block, args), 0;
+    for (const Scatter &known : SCATTERS)
         if (std::strcmp(known.name, kernel) == 0)
             return run(known.kernel, grid, block, args), 0;
     for (const Stitch &known : STITCHES)

@@ -16,7 +16,8 @@ from engines.gpu import context as cuda
 from engines.gpu import driver
 from engines.gpu.context import CudaGpu, GpuMemoryError, open_gpu
 from engines.gpu.device import CudaDevice
-from engines.gpu.kernels import MAX_LEFTS, Launch
+from engines.gpu.frames import CudaFrame
+from engines.gpu.kernels import MAX_WINDOWS, Launch
 from engines.tiling.placement import Tiling
 from tests.engines.gpu.fake_cuda import support
 from tests.engines.gpu.fake_cuda.support import CUBIN, SPEC, Engine, configure, image, on_host, opened, same
@@ -41,12 +42,12 @@ def test_no_memory_left_says_how_much_was_wanted() -> None:
 
 
 def test_memory_of_other_sizes_makes_room() -> None:
-    configure(memory=900_000)  # room for one size
+    configure(memory=1_200_000)  # room for one size
     engine = Engine(TILING)
     with opened(engine, TILING) as (segmenter, device, _):
         for size in ((150, 333), (333, 150), (200, 240), (150, 333)):
             assert same(segmenter.segment(image(*size)), on_host(engine, TILING).segment(image(*size)))
-            assert all(slot.plan.whole for slots in device.pool.slots.values() for slot in slots)
+            assert isinstance(device._frame, CudaFrame)
 
 
 def test_an_engine_that_does_not_fit_is_told_before_anything_runs() -> None:
@@ -76,7 +77,7 @@ def test_logits_that_are_no_numbers_are_refused_as_on_the_host(runs: int, lazy: 
 @pytest.mark.parametrize("lazy", [0, 1])
 @pytest.mark.parametrize("spoiled", range(4))
 def test_no_numbers_in_one_frame_are_told_of_that_frame_alone(spoiled: int, integrated: int, lazy: int) -> None:
-    """Frame 0 runs, 1 is recorded and replayed, 2 and 3 are replayed: a status of before must not stand for now."""
+    """A status of before must not stand for now."""
     configure(lazy=lazy, integrated=integrated)
     engine, right = Engine(TILING), on_host(Engine(TILING), TILING)
     runs = len(TILING.placements(150, 333)[0]) * len(TILING.placements(150, 333)[1])
@@ -153,6 +154,57 @@ def test_an_engine_that_refuses_to_run_leaves_the_frames_free() -> None:
             assert same(segmenter.segment(image(150, 333)), on_host(Engine(TILING), TILING).segment(image(150, 333)))
 
 
+@pytest.mark.parametrize("lazy", [0, 1])
+def test_no_numbers_in_a_shared_batch_are_told_of_their_image_alone(lazy: int) -> None:
+    class Bright(Engine):
+        """No number of a window that is bright all over."""
+
+        def logits(self, windows: np.ndarray) -> np.ndarray:
+            found = super().logits(windows)
+            found[windows.astype(np.float32).mean((1, 2, 3)) > 2] = np.nan
+            return found
+
+        def run(self, windows: np.ndarray) -> np.ndarray:
+            return self.logits(windows)
+
+    configure(lazy=lazy)
+    engine = Bright(TILING, 8)
+    pictures = [image(64, 96, seed) for seed in range(8)]
+    pictures[5][:] = 255
+    with opened(engine, TILING) as (segmenter, _, _):
+        running = [segmenter.start(picture) for picture in pictures]
+        for seed, (each, picture) in enumerate(zip(running, pictures, strict=True)):
+            if seed == 5:
+                with pytest.raises(NotFiniteError):
+                    each.mask()
+            else:
+                assert same(each.mask(), on_host(Engine(TILING), TILING).segment(picture))
+
+
+def test_a_batch_that_is_refused_is_told_to_every_image_in_it() -> None:
+    class Refusing(Engine):
+        broken = False
+
+        def enqueue(self, source: int, target: int, stream: int) -> None:
+            if self.broken:
+                raise DeployError("engine: the SDK says no")
+            super().enqueue(source, target, stream)
+
+    engine = Refusing(TILING, 4, capturable=False)
+    right = on_host(Engine(TILING), TILING)
+    with opened(engine, TILING) as (segmenter, _, _):
+        before = segmenter.start(image(64, 96, 1))
+        other = segmenter.start(image(64, 96, 2))
+        engine.broken = True
+        with pytest.raises(DeployError, match="SDK says no"):
+            segmenter.start(image(64, 160, 3))
+        engine.broken = False
+        for waiting in (other, before):
+            with pytest.raises(DeployError, match="SDK says no"):
+                waiting.mask()
+        assert same(segmenter.segment(image(64, 96, 4)), right.segment(image(64, 96, 4)))
+
+
 @pytest.mark.parametrize(
     ("cubin", "reason"),
     [
@@ -176,7 +228,7 @@ def test_a_kernel_that_is_not_there_is_named() -> None:
     ("change", "reason"),
     [
         ({"input": Tensor("image", (1, 3, 64, 64), "fp32")}, r"expected \(N, 3, 64, 96\)"),
-        ({"input": Tensor("image", (MAX_LEFTS + 1, 3, 64, 96), "fp32")}, "batch"),
+        ({"input": Tensor("image", (MAX_WINDOWS + 1, 3, 64, 96), "fp32")}, "batch"),
         ({"output": Tensor("logits", (1, 4, 16, 24), "fp32")}, r"expected \(1, 5, h, w\)"),
         ({"output": Tensor("logits", (1, 5, 16, 24), "int8")}, "expected one of fp32, fp16"),
     ],
@@ -247,4 +299,4 @@ def test_the_tiling_may_blend() -> None:
     """The weights are the device's own, and freed with it."""
     for blend in ("hann", "uniform"):
         with opened(Engine(TILING), replace(TILING, blend=blend)):
-            assert support.alive()[0]["device"] == (3 if blend == "hann" else 1)
+            assert support.alive()[0]["device"] == (5 if blend == "hann" else 3)

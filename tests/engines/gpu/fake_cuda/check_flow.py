@@ -11,13 +11,13 @@ import pytest
 from engines.errors import DeployError, GateError
 from engines.gpu import driver
 from engines.gpu import pool as cuda_pool
+from engines.gpu import windows as windows_of_gpu
 from engines.gpu.context import gpu_info, open_gpu, unavailable
 from engines.gpu.frames import CudaFrame, FrameInStrips
 from engines.gpu.host_copies import HostRun
-from engines.gpu.pool import IDLE_KEPT, SIZES_KEPT
 from engines.proof.replay import replayed
 from engines.tiling.placement import Tiling
-from tests.engines.gpu.fake_cuda import support
+from tests.engines.gpu.fake_cuda import counts, support
 from tests.engines.gpu.fake_cuda.support import Engine, configure, image, on_host, opened, same
 
 TILING = Tiling(64, 96, 48, 64)
@@ -51,9 +51,7 @@ def test_masks_equal_the_host(
             picture = image(*size, seed)
             assert same(segmenter.segment(picture, confidence), host.segment(picture, confidence))
         assert device.graph == "on"
-        tops, lefts = TILING.placements(*size)
-        runs = len(tops) * -(-len(lefts) // batch)
-        assert engine.enqueued == 2 * runs  # the first frame, and its recording; the others replay it
+        assert engine.enqueued == 2  # before the first frame, and to be recorded; every window replays that
 
 
 @pytest.mark.parametrize("blend", ["uniform", "gaussian", "hann"])
@@ -164,41 +162,40 @@ def test_an_image_that_does_not_fit_is_done_in_strips(schedule: int) -> None:
         frame = device.whole_frame(700, 500, True)
         assert isinstance(frame, FrameInStrips)
         masks = list(segmenter.stream(pictures, confidence=True))
-        assert device.graph == "off: the image does not fit, it runs in strips"
+        assert device.graph == "on"
+        assert engine.enqueued == 2
         assert isinstance(device.whole_frame(60, 50, True), CudaFrame)
     for mask, picture in zip(masks, pictures, strict=True):
         assert same(mask, on_host(engine, TILING).segment(picture, confidence=True))
 
 
 def test_an_image_of_a_third_of_the_memory_is_always_whole(schedule: int) -> None:
-    """Two of 35 % fit, although the second is more than 40 % of what the first leaves."""
+    """Two of a third fit, although the second is more than 40 % of what the first leaves."""
     configure(lazy=schedule)
     engine = Engine(TILING)
     pictures = [image(700, 500, seed) for seed in range(6)]
     with opened(engine, TILING) as (segmenter, device, gpu):
         before = support.driver().fake_used()
-        slot = device.whole_frame(700, 500, False)._slot  # type: ignore[attr-defined]
-        size, slot.owner = slot.blocks.device.size, None
-        device.pool.close()
-        configure(lazy=schedule, memory=before + int(size / 0.39))
+        segmenter.segment(pictures[0])
+        size = device._launcher.pool.busy[0].blocks.device.size
+        configure(lazy=schedule, memory=before + int(size / 0.31))
         taken: list[int] = []
         allocate = gpu.allocate
         gpu.allocate = lambda size: taken.append(size) or allocate(size)  # type: ignore[func-returns-value]
         for mask, picture in zip(segmenter.stream(pictures), pictures, strict=True):
+            assert isinstance(device._frame, CudaFrame)
             assert same(mask, on_host(engine, TILING).segment(picture))
-        assert len(taken) == 2
-        assert all(slot.plan.whole for slots in device.pool.slots.values() for slot in slots)
+        assert len(taken) == 1  # beside that of before
 
 
-def test_idle_sizes_keep_only_a_part_of_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_memory_is_only_a_part_of_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_pool, "host_memory", lambda: 4 * 150_000)
     with opened(Engine(TILING), TILING) as (segmenter, device, _):
-        for height in (150, 160, 170, 180):
-            segmenter.segment(image(height, 150))  # some 90 kB of page-locked memory each
-        assert [key[0] for key in device.pool.slots] == [170, 180]
-        assert support.alive()[0]["host"] == 2
-        segmenter.segment(image(600, 600))  # itself more than that, and at work
-        assert device.pool._kept() <= 150_000
+        pool = device._launcher.pool
+        for height in (40, 150, 300, 600, 40):
+            segmenter.segment(image(height, 150))
+            assert sum(blocks.host.array.nbytes for blocks in pool.idle) <= 150_000
+        assert support.alive()[0]["host"] <= 3  # with the ring of places
 
 
 def test_what_bands_hold_does_not_grow_with_the_height() -> None:
@@ -211,12 +208,14 @@ def test_what_bands_hold_does_not_grow_with_the_height() -> None:
         assert used[1] - used[0] <= used[0]
 
 
-@pytest.mark.parametrize(("how", "reason"), [(1, "BeginCapture"), (2, "SDK says 900"), (3, "has no cuGraphLaunch")])
+@pytest.mark.parametrize(
+    ("how", "reason"), [(1, "BeginCapture"), (2, "SDK says 900"), (3, "Instantiate"), (4, "has no cuGraphLaunch")]
+)
 def test_a_refused_recording_is_told_once_and_the_frames_still_run(
     monkeypatch: pytest.MonkeyPatch, how: int, reason: str
 ) -> None:
     configure(refuse_capture=how)
-    if how == 3:
+    if how == 4:
         monkeypatch.setattr(driver, "has", lambda name: name != "cuGraphLaunch")
     told: list[tuple[str, str]] = []
     engine = Engine(TILING)
@@ -229,30 +228,18 @@ def test_a_refused_recording_is_told_once_and_the_frames_still_run(
     assert [step for step, _ in told] == ["graph"]
 
 
-def test_a_graph_that_is_not_instantiated_is_remembered_for_its_size_alone() -> None:
-    told: list[str] = []
-    engine = Engine(TILING)
-    with opened(engine, TILING, log=lambda step, text: told.append(text)) as (segmenter, device, _):
-        for refuse, size, state in ((3, (150, 333), "off: cuGraphInstantiate"), (0, (64, 97), "on"),
-                                    (0, (150, 333), "off: cuGraphInstantiate")):  # fmt: skip
-            configure(refuse_capture=refuse)
-            for seed in range(3):
-                picture = image(*size, seed)
-                assert same(segmenter.segment(picture), on_host(engine, TILING).segment(picture))
-            assert device.graph.startswith(state)
-    assert len(told) == 1
-    assert told[0].startswith("images of 333x150 are not recorded: cuGraphInstantiate")
-
-
-def test_images_of_many_windows_are_not_recorded() -> None:
-    engine = Engine(TILING)
-    with opened(engine, TILING) as (segmenter, device, _):
-        for height, state in ((13 * 48 + 16, "off: the image has 65 windows, and 64 at most"), (48, "on")):
-            for seed in range(3):
-                picture = image(height, 4 * 64 + 96, seed)
-                assert same(segmenter.segment(picture), on_host(engine, TILING).segment(picture))
-            assert device.graph.startswith(state)
+def test_one_graph_serves_every_size_of_any_number_of_windows(schedule: int) -> None:
+    configure(lazy=schedule)
+    engine = Engine(TILING, 3)
+    host = on_host(engine, TILING)
+    with opened(engine, TILING) as (segmenter, _, _):
+        for seed, size in enumerate(((13 * 48 + 16, 4 * 64 + 96), (48, 300), (333, 97), (20, 20))):
+            assert same(segmenter.segment(image(*size, seed)), host.segment(image(*size, seed)))
+            bands = segmenter.bands(image(*size, seed))
+            labels = np.concatenate([band.labels for band in bands])
+            assert np.array_equal(labels, host.segment(image(*size, seed)).labels)
         assert support.alive()[0]["graphs"] == 1
+    assert engine.enqueued == 2
 
 
 def test_an_engine_that_cannot_be_recorded_is_told_before_the_first_frame() -> None:
@@ -278,7 +265,7 @@ def test_parts_are_timed_one_by_one_and_otherwise_the_frame() -> None:
         device.parts = False
         segmenter.segment(image(150, 333))
         segmenter.segment(image(150, 333))
-    assert windows[:3] == [(2, 15), (4, 15), (5, 15)]
+    assert windows[:8] == [(2, 15), (4, 15), (6, 15), (8, 15), (10, 15), (12, 15), (14, 15), (15, 15)]
     assert windows[-1] == (15, 15)
 
 
@@ -301,14 +288,13 @@ def test_the_first_window_and_the_engine_alone_equal_the_host(dtype: str) -> Non
             run.close()
 
 
-def test_only_the_last_sizes_are_kept() -> None:
-    with opened(Engine(TILING), TILING) as (segmenter, device, _):
-        for height in range(100, 100 + 3 * SIZES_KEPT):
-            for _ in range(3):
-                segmenter.segment(image(height, 100))
-            assert len(device.pool.slots) <= SIZES_KEPT
-        assert support.alive()[0]["graphs"] == SIZES_KEPT
-        assert support.alive()[0]["host"] <= SIZES_KEPT + IDLE_KEPT
+def test_a_frames_memory_is_its_pixels_logits_and_labels() -> None:
+    """Images of ever new sizes one after another leave no graphs and few blocks."""
+    with opened(Engine(TILING), TILING) as (segmenter, _, _):
+        for height in range(100, 130):
+            segmenter.segment(image(height, 100))
+            assert support.alive()[0]["graphs"] == 1
+            assert support.alive()[0]["host"] <= 4  # one at work, two idle, and the ring of places
 
 
 def test_images_of_ever_new_sizes_use_each_others_memory(schedule: int) -> None:
@@ -322,24 +308,96 @@ def test_images_of_ever_new_sizes_use_each_others_memory(schedule: int) -> None:
         gpu.allocate = lambda size: taken.append(size) or allocate(size)  # type: ignore[func-returns-value]
         for mask, picture in zip(segmenter.stream(pictures, confidence=True), pictures, strict=True):
             assert same(mask, host.segment(picture, confidence=True))
-    assert len(taken) <= SIZES_KEPT + IDLE_KEPT + 2
+    assert len(taken) <= 6
 
 
-def test_a_frame_that_was_given_up_goes_to_the_next_image(schedule: int) -> None:
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_frame_that_was_given_up_leaves_its_memory(schedule: int, batch: int) -> None:
     configure(lazy=schedule)
-    engine = Engine(TILING)
+    engine = Engine(TILING, batch)
     with opened(engine, TILING) as (segmenter, device, _):
-        lost = device.whole_frame(150, 333, False)
-        lost.put(image(150, 333, 1))
-        lost.play()
+        kept = device.whole_frame(150, 333, False)
+        kept.put(image(150, 333, 1))
+        kept.play()
+        for seed in range(9):  # each is begun and dropped
+            frame = device.whole_frame(150, 333, False)
+            frame.put(image(150, 333, seed))
+            frame.play()
         running = segmenter.stream(image(150, 333, seed) for seed in range(9))
         next(running)
         running.close()
         for seed in range(3):
             picture = image(150, 333, seed)
             assert same(segmenter.segment(picture), on_host(engine, TILING).segment(picture))
-        with pytest.raises(DeployError, match="went to a later image"):
-            lost.mask()
+        assert len(device._launcher.pool.busy) + len(device._launcher.pool.idle) <= 6
+        assert same(kept.mask(), on_host(engine, TILING).segment(image(150, 333, 1)))
+        with pytest.raises(DeployError, match="take each result once"):
+            kept.mask()
+
+
+@pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])
+@pytest.mark.parametrize("sizes", [((64, 96),), ((64, 96), (64, 97), (150, 333), (20, 30))], ids=["one", "mixed"])
+def test_windows_of_many_images_share_a_batch(
+    schedule: int, integrated: int, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    configure(lazy=schedule, integrated=integrated)
+    engine = Engine(TILING, 8)
+    host = on_host(engine, TILING)
+    pictures = [image(*sizes[seed % len(sizes)], seed) for seed in range(24)]
+    windows = sum(len(TILING.placements(*p.shape[:2])[0]) * len(TILING.placements(*p.shape[:2])[1]) for p in pictures)
+    with opened(engine, TILING) as (segmenter, device, _):
+        before = counts.counted()["engines"]
+        for mask, picture in zip(segmenter.stream(pictures, confidence=True), pictures, strict=True):
+            assert same(mask, host.segment(picture, confidence=True))
+        runs = counts.counted()["engines"] - before - 1  # that before the recording
+        assert device.timings.windows == windows
+        assert runs == windows // 8 if len(sizes) == 1 else runs <= windows // 8 + len(pictures) // 2
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_more_windows_than_places_on_their_way(schedule: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ring of places is written again only once it was copied."""
+    monkeypatch.setattr(windows_of_gpu, "RING", 4 * batch)
+    configure(lazy=schedule)
+    engine = Engine(TILING, batch)
+    host = on_host(engine, TILING)
+    with opened(engine, TILING) as (segmenter, _, _):
+        for seed, size in enumerate(((500, 333), (40, 50), (150, 333))):
+            assert same(segmenter.segment(image(*size, seed)), host.segment(image(*size, seed)))
+
+
+@pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])
+def test_four_bytes_a_pixel_are_gathered_as_they_are(schedule: int, integrated: int) -> None:
+    configure(lazy=schedule, integrated=integrated)
+    engine = Engine(TILING, 2)
+    host = on_host(engine, TILING)
+    with opened(engine, TILING) as (segmenter, device, _):
+        for seed, size in enumerate(((150, 333), (64, 96), (40, 50))):
+            plain = image(*size, seed)
+            four = np.full((*size, 4), 99, np.uint8)
+            four[..., :3] = plain
+            for picture in (four[..., :3], four[::-1][..., :3]):
+                right = host.segment(picture, confidence=True)
+                assert same(segmenter.segment(picture, confidence=True), right)
+                assert device._frame is not None
+                assert device._frame._used.plan.pixel == 4
+                bands = list(segmenter.bands(picture))
+                assert np.array_equal(np.concatenate([band.labels for band in bands]), right.labels)
+        edge = np.zeros(4 * 96 * 64 - 1, np.uint8)  # the last pixel has no fourth byte
+        view = np.lib.stride_tricks.as_strided(edge, (64, 96, 3), (4 * 96, 4, 1))
+        assert same(segmenter.segment(view), host.segment(np.zeros((64, 96, 3), np.uint8)))
+
+
+def test_a_board_that_caches_the_hosts_memory_needs_no_copy_of_the_image(schedule: int) -> None:
+    engine = Engine(TILING)
+    for coherent, windows, copies in ((0, 15, 1), (1, 15, 0), (0, 1, 0)):
+        configure(lazy=schedule, integrated=1, coherent=coherent)
+        size = (150, 333) if windows == 15 else (64, 96)
+        with opened(engine, TILING) as (segmenter, _, _):
+            segmenter.segment(image(*size))
+            taken = counts.during(lambda size=size: segmenter.segment(image(*size)))  # type: ignore[misc]
+            places = 64 * windows
+            assert taken["bytes in"] == places * 72 // 64 + copies * 3 * size[0] * size[1]
 
 
 def test_the_gpu_is_shared_by_who_opens_it_inside() -> None:
@@ -374,11 +432,10 @@ def test_the_gpu_is_shared_by_who_opens_it_inside() -> None:
 def test_a_replayed_frame_is_verified_bit_by_bit(schedule: int, integrated: int, dtype: str) -> None:
     configure(lazy=schedule, integrated=integrated)
     engine = Engine(TILING, 2, dtype=dtype)
-    with opened(engine, TILING) as (segmenter, device, _):
+    with opened(engine, TILING) as (segmenter, _, _):
         (agreement,) = replayed(image(150, 333), segmenter)
         assert (agreement.step, agreement.labels) == ("replayed frame", 1.0)
-        slots = [slot for slots in device.pool.slots.values() for slot in slots]
-        assert [slot.graph is not None for slot in slots] == [True, True]
+        assert support.alive()[0]["graphs"] == 1
     with opened(Engine(TILING, 2, capturable=False), TILING) as (segmenter, _, _):
         assert replayed(image(150, 333), segmenter) == []
 
@@ -388,7 +445,7 @@ def test_an_engine_whose_work_is_not_in_the_recording_is_caught(schedule: int) -
 
     class Elsewhere(Engine):
         def enqueue(self, source: int, target: int, stream: int) -> None:
-            if self.enqueued < 2 * runs:  # of the two pictures, part by part
+            if self.enqueued < 2 * runs:  # of the two pictures, part by part, and not when it is recorded
                 super().enqueue(source, target, stream)
 
     configure(lazy=schedule)
@@ -406,12 +463,12 @@ def test_page_locked_memory_in_flight_has_a_limit(schedule: int, monkeypatch: py
     configure(lazy=schedule)
     engine, picture = Engine(TILING), image(700, 500)
     with opened(engine, TILING) as (segmenter, device, _):
-        monkeypatch.setattr(cuda_pool, "available_memory", lambda: 4 * 700 * 500 * 4)
+        monkeypatch.setattr(cuda_pool, "available_memory", lambda: 4 * 700 * 500 * 2)
         assert same(segmenter.segment(picture), on_host(engine, TILING).segment(picture))
-        assert device.graph == "off: the image does not fit, it runs in strips"
-        monkeypatch.setattr(cuda_pool, "available_memory", lambda: 8 * 700 * 500 * 4)
+        assert isinstance(device._frame, FrameInStrips)
+        monkeypatch.setattr(cuda_pool, "available_memory", lambda: 8 * 700 * 500 * 5)
         assert same(segmenter.segment(image(700, 501)), on_host(engine, TILING).segment(image(700, 501)))
-        assert "does not fit" not in device.graph
+        assert isinstance(device._frame, CudaFrame)
 
 
 def test_on_a_board_free_memory_is_what_linux_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_masks_equal_the_host_and_frames_are_recorded(lazy: int, integrated: int
     engine = MapsEngine(batch, dtype)
     host = _on_host(engine)
     with _opened(engine) as (segmenter, device):
-        for seed in range(4):  # runs, is recorded, is replayed
+        for seed in range(4):
             picture = image(150, 333, seed)
             assert same(segmenter.segment(picture, True), host.segment(picture, True))
         assert device.graph == "on"

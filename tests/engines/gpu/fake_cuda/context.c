@@ -14,9 +14,10 @@
 #define PAGE 4096u
 #define EXPORT __attribute__((visibility("default")))
 
-struct settings fake_settings = {1LL << 30, 0, 0, -1, 0, 1};
+struct settings fake_settings = {1LL << 30, 0, 0, -1, 0, 1, 0};
 CUresult fake_sticky = CUDA_SUCCESS;
 long fake_alive[KINDS];
+long long fake_counted[COUNTS];
 
 static struct block {
     char *map, *start;
@@ -54,6 +55,7 @@ EXPORT int fake_set(const char *name, long long value) {
         {"memory", &fake_settings.memory},         {"integrated", &fake_settings.integrated},
         {"lazy", &fake_settings.lazy},             {"fail_after", &fake_settings.fail_after},
         {"refuse_capture", &fake_settings.refuse_capture}, {"devices", &fake_settings.devices},
+        {"coherent", &fake_settings.coherent},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(name, known[i].name)) {
@@ -68,6 +70,8 @@ EXPORT void fake_set_launcher(fake_launcher function) { launcher = function; }
 /* Bytes of the GPU that are taken. */
 EXPORT long long fake_used(void) { return used; }
 
+EXPORT void fake_counts(long long *counts) { memcpy(counts, fake_counted, sizeof fake_counted); }
+
 /* How often something was wrong, and what is alive now: device, host, modules, streams, events, graphs, contexts. */
 EXPORT int fake_state(long *alive) {
     memcpy(alive, fake_alive, sizeof fake_alive);
@@ -76,7 +80,7 @@ EXPORT int fake_state(long *alive) {
 }
 
 __attribute__((constructor)) static void read_environment(void) {
-    const char *names[] = {"memory", "integrated", "lazy", "fail_after", "refuse_capture", "devices"};
+    const char *names[] = {"memory", "integrated", "lazy", "fail_after", "refuse_capture", "devices", "coherent"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char variable[64] = "FAKE_CUDA_";
         for (size_t j = 0; names[i][j]; j++) variable[10 + j] = (char)(names[i][j] == '_' ? '_' : names[i][j] - 32);
@@ -125,7 +129,8 @@ CUresult cuDeviceTotalMem(size_t *bytes, CUdevice device) {
 }
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
     (void)device;
-    *value = attribute == CU_DEVICE_ATTRIBUTE_INTEGRATED ? (int)fake_settings.integrated : 1;
+    *value = attribute == CU_DEVICE_ATTRIBUTE_INTEGRATED ? (int)fake_settings.integrated
+             : attribute == CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES ? (int)fake_settings.coherent : 1;
     return CUDA_SUCCESS;
 }
 CUresult cuGetErrorString(CUresult error, const char **text) {
@@ -174,7 +179,7 @@ CUresult cuCtxGetCurrent(CUcontext *context) {
     return *context = depth ? stack[depth - 1] : NULL, CUDA_SUCCESS;
 }
 CUresult cuCtxGetDevice(CUdevice *device) { ENTER(1); return *device = 0, CUDA_SUCCESS; }
-CUresult cuCtxSynchronize(void) { ENTER(1); return fake_run_all(), fake_sticky; }
+CUresult cuCtxSynchronize(void) { ENTER(1); fake_counted[HOST_WAITS]++, fake_counted[SPINS]++; return fake_run_all(), fake_sticky; }
 
 static CUresult take(void **address, size_t size, int host, unsigned flags) {
     ENTER(1);

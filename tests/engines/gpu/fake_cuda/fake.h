@@ -7,6 +7,7 @@
  * Settings, from the environment when it is loaded (FAKE_CUDA_MEMORY ...) or by fake_set at any time:
  *   memory        bytes that the GPU has                         integrated  1: shares memory with the CPU
  *   lazy          1: streams run as late as possible             devices     how many GPUs there are, 0 or 1
+ *   coherent      1: caches what it reads of the host's memory
  *   refuse_capture  1: nothing can be recorded, 2: no host function can be, 3: no graph is instantiated
  *   fail_after    this many launches from now, counted once it is set, an illegal address breaks the context; -1 never
  */
@@ -21,7 +22,7 @@ typedef int (*fake_launcher)(const char *kernel, const uint32_t *grid, const uin
                              unsigned shared);
 
 struct settings {
-    long long memory, integrated, lazy, fail_after, refuse_capture, devices;
+    long long memory, integrated, lazy, fail_after, refuse_capture, devices, coherent;
 };
 extern struct settings fake_settings;
 extern CUresult fake_sticky; /* what broke the context, or CUDA_SUCCESS */
@@ -29,6 +30,12 @@ extern CUresult fake_sticky; /* what broke the context, or CUDA_SUCCESS */
 /* Objects of the context, for the report of what was never freed. */
 enum kind { DEVICE, HOST, MODULE, STREAM, EVENT, GRAPH, KINDS };
 extern long fake_alive[KINDS];
+
+/* What the program asked of the driver, by kind, since it was loaded: `fake_counts`.  Bytes of copies by direction; what a
+ * graph holds counts as it runs. */
+enum count { KERNELS, ENGINES, GRAPHS, SETS, RECORDS, FOLLOWS, HOST_WAITS, SPINS, COPIES_IN, COPIES_OUT, COPIES_WITHIN,
+             BYTES_IN, BYTES_OUT, BYTES_WITHIN, COUNTS };
+extern long long fake_counted[COUNTS];
 
 struct stream;
 extern struct stream *fake_capturing; /* the stream that is being recorded, at most one at a time */

@@ -10,6 +10,7 @@ struct event {
     struct stream *stream; /* where it was recorded last */
     size_t place;          /* how many operations of that stream must have run */
     long times, happened;  /* how often it was recorded, and which of these has happened */
+    unsigned flags;
     double when;
 };
 
@@ -18,7 +19,7 @@ struct op {
     void *target;
     const void *source;
     size_t size;
-    int value;
+    int value, way;
     uint32_t grid[3], block[3], shared;
     const char *name;
     CUhostFn function;
@@ -70,22 +71,25 @@ static CUresult execute(const struct op *op) {
     }
     switch (op->type) {
         case COPY:
+            fake_counted[op->way]++, fake_counted[op->way + BYTES_IN - COPIES_IN] += (long long)op->size;
             if (op->value & 1) status = check(op->source, op->size, "copy from");
             if (!status && (op->value & 2)) status = check(op->target, op->size, "copy to");
             if (!status) memcpy(op->target, op->source, op->size);
             break;
         case SET:
+            fake_counted[SETS]++;
             status = check(op->target, op->size, "set");
             if (!status) memset(op->target, op->value, op->size);
             break;
-        case KERNEL: status = fake_run_kernel(op->name, op->grid, op->block, op->source, op->shared); break;
-        case FUNCTION: op->function(op->target); break;
+        case KERNEL: fake_counted[KERNELS]++; status = fake_run_kernel(op->name, op->grid, op->block, op->source, op->shared); break;
+        case FUNCTION: fake_counted[ENGINES]++; op->function(op->target); break;
         case RECORD:
+            fake_counted[RECORDS]++;
             clock_gettime(CLOCK_MONOTONIC, &now);
             op->event->when = 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec;
             op->event->happened = op->times;
             break;
-        case WAIT: run(op->stream, op->size); break;
+        case WAIT: fake_counted[FOLLOWS]++; run(op->stream, op->size); break;
     }
     return status;
 }
@@ -140,6 +144,7 @@ CUresult cuStreamSynchronize(CUstream handle) {
     ENTER(1);
     struct stream *stream = (struct stream *)handle;
     if (stream == fake_capturing) return fake_spoil_capture(), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    fake_counted[HOST_WAITS]++, fake_counted[SPINS]++;
     run(stream, stream->list.count);
     return fake_sticky;
 }
@@ -152,9 +157,10 @@ CUresult cuStreamQuery(CUstream handle) {
 
 CUresult cuEventCreate(CUevent *event, unsigned flags) {
     ENTER(1);
-    (void)flags;
+    struct event *made = calloc(1, sizeof *made);
+    made->flags = flags;
     fake_alive[EVENT]++;
-    return *event = calloc(1, sizeof(struct event)), CUDA_SUCCESS;
+    return *event = (CUevent)made, CUDA_SUCCESS;
 }
 CUresult cuEventDestroy(CUevent event) {
     ENTER(1);
@@ -179,6 +185,8 @@ CUresult cuStreamWaitEvent(CUstream stream, CUevent handle, unsigned flags) {
 CUresult cuEventSynchronize(CUevent handle) {
     ENTER(1);
     struct event *event = (struct event *)handle;
+    fake_counted[HOST_WAITS]++;
+    if (!(event->flags & CU_EVENT_BLOCKING_SYNC)) fake_counted[SPINS]++;
     if (event->stream) run(event->stream, event->place);
     return fake_sticky;
 }
@@ -227,11 +235,12 @@ CUresult cuMemsetD8Async(CUdeviceptr target, unsigned char value, size_t size, C
 CUresult cuMemcpyDtoDAsync(CUdeviceptr target, CUdeviceptr source, size_t size, CUstream stream) {
     ENTER(1);
     return start(stream, (struct op){.type = COPY, .target = (void *)target, .source = (void *)source, .size = size,
-                                     .value = 3});
+                                     .value = 3, .way = COPIES_WITHIN});
 }
 CUresult cuMemcpyHtoDAsync(CUdeviceptr target, const void *source, size_t size, CUstream stream) {
     ENTER(1);
-    struct op op = {.type = COPY, .target = (void *)target, .source = source, .size = size, .value = 3};
+    struct op op = {.type = COPY, .target = (void *)target, .source = source, .size = size, .value = 3,
+                    .way = COPIES_IN};
     if (!fake_is_host(source)) { /* plain memory is staged before the call returns */
         op.source = duplicate(source, size);
         op.value = 2;
@@ -241,7 +250,8 @@ CUresult cuMemcpyHtoDAsync(CUdeviceptr target, const void *source, size_t size, 
 CUresult cuMemcpyDtoHAsync(void *target, CUdeviceptr source, size_t size, CUstream stream) {
     ENTER(1);
     int locked = fake_is_host(target);
-    struct op op = {.type = COPY, .target = target, .source = (void *)source, .size = size, .value = locked ? 3 : 1};
+    struct op op = {.type = COPY, .target = target, .source = (void *)source, .size = size, .value = locked ? 3 : 1,
+                    .way = COPIES_OUT};
     CUresult status = start(stream, op);
     if (!locked && !status) run((struct stream *)stream, ((struct stream *)stream)->list.count);
     return status ? status : fake_sticky;
@@ -283,6 +293,7 @@ CUresult cuGraphLaunch(CUgraphExec graph, CUstream stream) {
     ENTER(1);
     struct list *list = (struct list *)graph;
     CUresult status = CUDA_SUCCESS;
+    fake_counted[GRAPHS]++;
     for (size_t i = 0; i < list->count && !status; i++) status = start(stream, list->ops[i]);
     return status;
 }

@@ -1,0 +1,54 @@
+"""What frames cost in calls of the driver, bytes and waits: figures that need no GPU.  Run by test_cuda.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engines.gpu.fake_cuda import support
+from tests.engines.gpu.fake_cuda.counts import CASES, Case
+
+FOUND = {case.name: case for case in CASES}
+IMAGE, LABELS, STATUS, PLACE = 3 * 150 * 333, 150 * 333, 8, 72  # bytes
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    with support.nothing_stays():
+        yield
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_nothing_spins_and_little_waits(case: Case) -> None:
+    """The host sleeps once an image, or once a band, and nothing is copied within the GPU by the copy engine."""
+    first, later = case.count()
+    assert later["spins"] == first["spins"] == 0
+    assert later["waits"] == (16 if case.strips else len(case.sizes))
+    assert first["waits"] == later["waits"] + 3  # before the graph is recorded
+    assert later["copies within"] == 0
+
+
+def test_windows_cost_one_launch_and_one_small_copy() -> None:
+    _, later = FOUND["8 images of 15 windows, batch 1"].count()
+    assert (later["graphs"], later["engines"]) == (120, 120)
+    assert later["kernels"] == 2 * 120 + 8 * 3  # gather and scatter of windows, stitch of rows
+    assert later["copies in"] == 120 + 8
+    assert later["bytes in"] == 8 * IMAGE + 120 * PLACE
+    assert later["bytes out"] == 8 * (LABELS + STATUS)
+
+
+def test_no_image_costs_more_than_its_windows() -> None:
+    _, later = FOUND["8 images of 1 window, batch 8"].count()
+    assert (later["engines"], later["graphs"]) == (1, 1)  # 8 before windows of several images shared a batch
+    _, later = FOUND["8 images of 15 windows, batch 8"].count()
+    assert later["engines"] == 120 // 8
+    _, later = FOUND["8 images of 8 sizes, batch 4"].count()
+    assert later["engines"] == 31  # of 118 windows, and once more where none is to come
+
+
+def test_strips_and_large_images_are_replayed_too() -> None:
+    _, later = FOUND["1 image of 80 windows, batch 1"].count()
+    assert later["graphs"] == later["engines"] == 80
+    _, later = FOUND["1 image of 80 windows in strips, batch 4"].count()
+    assert later["graphs"] == later["engines"] == 20
