@@ -36,7 +36,7 @@ SDK_OWNER = {
     "onnxruntime": "engines/backends/onnxruntime.py pipeline/graph/onnx_graph.py",
     "tensorrt": "engines/backends/tensorrt/tensorrt.py",
     "tensorrt_rtx": "engines/backends/tensorrt/tensorrt_rtx.py",
-    "pycuda": "engines/gpu/context.py",
+    "pycuda": "engines/gpu/found.py",
     "PIL": "engines/images/read.py engines/images/resize.py engines/images/write.py engines/images/shared_pixels.py"
     " engines/images/pillow.py",
     "onnx": "pipeline/graph/export.py pipeline/graph/proto.py pipeline/graph/types.py pipeline/graph/batches/walk.py",

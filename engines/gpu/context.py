@@ -1,4 +1,4 @@
-"""The GPU through pycuda: the primary context, its streams, memory and kernels.  Nothing else imports pycuda.
+"""The GPU through pycuda: the primary context, its streams, memory and kernels.  found.py imports it.
 
 The primary context is the one that TensorRT and torch use too.  It is retained, never made: pycuda's autoinit would
 make a second one, in which their addresses mean nothing.
@@ -6,9 +6,9 @@ make a second one, in which their addresses mean nothing.
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -19,11 +19,12 @@ from numpy.typing import DTypeLike, NDArray
 from engines.errors import DeployError, GpuLostError
 from engines.gpu import driver, graph
 from engines.gpu.driver import DriverError
-from engines.gpu.info import GpuInfo
+from engines.gpu.found import describe, gpu_info, pycuda, unavailable
 from engines.gpu.kernels import Launch
 from engines.gpu.memory import CudaEvent, CudaMemory, HostBuffer, Kernels
-from engines.machine.jetson import read_module
 from engines.machine.limits import available_memory
+
+__all__ = ["CudaGpu", "GpuMemoryError", "gpu_info", "open_gpu", "unavailable"]
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for what others start on the default stream
 
@@ -43,21 +44,6 @@ _opened = _Opened()
 _lost: list[str] = []  # what broke the primary context of this process, at most one
 
 
-def unavailable() -> str | None:
-    """None where a GPU can be used, otherwise what is missing and what to do.  Makes no context."""
-    reason = driver.absent()
-    if reason:
-        return reason
-    if importlib.util.find_spec("pycuda") is None:
-        return "GPU: pycuda is not installed; install the CUDA toolkit and run: pip install pycuda"
-    return None
-
-
-def gpu_info() -> GpuInfo:
-    """The first GPU that this process sees, without a context.  Raises DeployError without driver, GPU or pycuda."""
-    return _describe(_pycuda())
-
-
 @contextmanager
 def open_gpu() -> Iterator[CudaGpu]:
     """The first GPU, with its primary context current in this thread.  Opened again inside, it is the same object.
@@ -67,7 +53,7 @@ def open_gpu() -> Iterator[CudaGpu]:
     if _opened.gpu is None:
         if _lost:
             raise GpuLostError(_lost[0])
-        _opened.gpu = CudaGpu(_pycuda())
+        _opened.gpu = CudaGpu(pycuda())
     _opened.users += 1
     try:
         yield _opened.gpu
@@ -86,10 +72,11 @@ class CudaGpu:
 
     def __init__(self, cuda: Any) -> None:
         self._cuda = cuda
-        self.info = _describe(cuda)
+        self.info = describe(cuda)
         self.lost: str | None = None
         self._thread = threading.get_ident()
         self._owned: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._spare: dict[bool, deque[Any]] = {timed: deque() for timed in (False, True)}  # events
         try:
             self._context = cuda.Device(0).retain_primary_context()
             self._context.push()
@@ -203,8 +190,11 @@ class CudaGpu:
     def event(self, timed: bool = False) -> CudaEvent:
         """To be marked, followed and waited for, and if it is `timed` read by `seconds`."""
         flags = self._cuda.event_flags
+        spare = self._spare[timed]
         with self._errors("making an event"):
-            event = CudaEvent(self._cuda.Event(flags.BLOCKING_SYNC | (0 if timed else flags.DISABLE_TIMING)))
+            made = spare.popleft() if spare else None
+            made = made or self._cuda.Event(flags.BLOCKING_SYNC | (0 if timed else flags.DISABLE_TIMING))
+        event = CudaEvent(made, spare)
         self._owned.add(event)
         return event
 
@@ -245,6 +235,8 @@ class CudaGpu:
         if self.lost is None:
             for thing in list(self._owned):
                 thing.free()
+            for spare in self._spare.values():
+                spare.clear()
             self.main = self.up = self.down = None
             self._leave()
 
@@ -272,9 +264,9 @@ class CudaGpu:
             raise DeployError(f"GPU {self.info.name}: {doing}: {error}") from error
 
     def _wait(self, stream: Any) -> None:
-        event = self._cuda.Event(self._cuda.event_flags.BLOCKING_SYNC | self._cuda.event_flags.DISABLE_TIMING)
-        event.record(stream)
-        event.synchronize()
+        event = self.event()
+        event.event.record(stream)
+        event.event.synchronize()
 
     def _free(self) -> int:
         free, total = map(int, self._cuda.mem_get_info())
@@ -296,43 +288,6 @@ class CudaGpu:
         with suppress(DriverError):  # a lost context answers everything with its fault
             if driver.current_context() == self._handle:
                 driver.pop_context()
-
-
-def _pycuda() -> Any:
-    reason = unavailable()
-    if reason:
-        raise DeployError(reason)
-    try:
-        import pycuda.driver as cuda
-    except ImportError as error:
-        raise DeployError(
-            f"GPU: pycuda does not load: {error}; build it against this machine's CUDA: "
-            "pip install --force-reinstall --no-binary pycuda --no-cache-dir pycuda"
-        ) from error
-    try:
-        cuda.init()
-    except cuda.Error as error:
-        raise DeployError(f"GPU: the driver does not start: {error}; look at nvidia-smi") from error
-    return cuda
-
-
-def _describe(cuda: Any) -> GpuInfo:
-    try:
-        device = cuda.Device(0)
-        integrated, sm = device.get_attribute(cuda.device_attribute.INTEGRATED), device.compute_capability()
-        multiprocessors = device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)
-        return GpuInfo(
-            device.name(),
-            sm=sm,
-            driver=cuda.get_driver_version(),
-            memory=device.total_memory(),
-            integrated=bool(integrated),
-            coherent=bool(device.get_attribute(cuda.device_attribute.PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES)),
-            multiprocessors=multiprocessors,
-            module=read_module() if integrated else "",
-        )
-    except cuda.Error as error:
-        raise DeployError(f"GPU: the driver does not describe it: {error}; look at nvidia-smi") from error
 
 
 def _mib(size: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,17 @@ class HostBuffer:
 
 
 class CudaEvent:
-    """Something that happens on a stream, freed by `free`, with the last reference, or when the GPU is closed."""
+    """Something that happens on a stream, until the last reference is gone or the GPU is closed.
 
-    def __init__(self, event: Any) -> None:
-        self.event = event
+    spare: takes the driver's event then.  The last reference may be another thread's, where pycuda could not free it.
+    """
+
+    def __init__(self, event: Any, spare: deque[Any]) -> None:
+        self.event, self._spare = event, spare
+
+    def __del__(self) -> None:
+        if self.event is not None:
+            self._spare.append(self.event)
 
     def free(self) -> None:
         self.event = None

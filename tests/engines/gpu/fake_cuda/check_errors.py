@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -256,7 +258,7 @@ def test_a_context_that_was_current_is_current_again() -> None:
 
 
 def test_no_driver_and_no_pycuda_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert cuda.unavailable() == "GPU: pycuda is not installed; install the CUDA toolkit and run: pip install pycuda"
     with pytest.raises(DeployError, match="pip install pycuda"), open_gpu():
         pass
@@ -293,6 +295,20 @@ def test_a_gpu_is_used_in_the_thread_that_opened_it() -> None:
         thread.join()
         gpu.free_memory()
     assert caught
+
+
+def test_a_frame_may_be_dropped_by_another_thread() -> None:
+    """As by the one that writes masks: pycuda frees nothing there, and warns."""
+    with opened(Engine(TILING, 2), TILING) as (segmenter, _, _), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for played in (True, False):
+            held = [segmenter.start(image(150, 333)) for _ in range(3)]
+            for each in held if played else ():
+                each.mask()
+            thread = threading.Thread(target=held.clear)
+            thread.start()
+            thread.join()
+        segmenter.segment(image(150, 333))
 
 
 def test_the_tiling_may_blend() -> None:
