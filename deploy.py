@@ -23,6 +23,7 @@ from engines.bundle import is_bundle, open_bundle
 from engines.contract import Log
 from engines.doctor import examine, require_building
 from engines.errors import DeployError, GateError, GpuLostError
+from engines.gpu.visible import choose
 from engines.guard.child import guarded, interrupt
 from engines.images.read import read_image
 from engines.proof.first_run import prover
@@ -62,17 +63,24 @@ def build_engine(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """segment images with a bundle: index PNGs, and overlays and confidences if asked for"""
-    from engines.folder_run import RunOptions, run_images
+    from engines.folder_run import RunOptions, RunReport, run_images
+    from engines.gpu.visible import visible
     from engines.images.inputs import expand, left_out
+    from engines.stream.devices import on_every_gpu, own_command
 
     inputs = [_photographs(text) for text in args.inputs]
     images = expand(inputs, args.output, recursive=args.recursive)
-    with open_segmenter(args.bundle, *_loading(args)) as (segmenter, _):
-        options = RunOptions(
-            args.overlay, args.confidence, args.max_pixels, bands=args.bands, scale=args.scale,
-            keep_nodata=args.keep_nodata,
-        )  # fmt: skip
-        report = run_images(segmenter, images, args.output, options)
+    if args.device == "all":
+        if args.shard != (0, 1):
+            raise DeployError("--shard with --device all: got both, expected one; all deals the images out by itself")
+        report = RunReport.of_shards(on_every_gpu(*own_command(args.words), visible()))
+    else:
+        with open_segmenter(args.bundle, *_loading(args)) as (segmenter, _):
+            options = RunOptions(
+                args.overlay, args.confidence, args.max_pixels, bands=args.bands, scale=args.scale, shard=args.shard,
+                keep_nodata=args.keep_nodata,
+            )  # fmt: skip
+            report = run_images(segmenter, images, args.output, options)
     report.left_out = left_out(inputs, args.output, recursive=args.recursive)
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
     if report.lost is not None:
@@ -283,13 +291,14 @@ def _logger(quiet: bool) -> Log:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code; argparse itself exits with 2 on a wrong command line."""
-    return _called(_parser().parse_args(argv))
+    words = sys.argv[1:] if argv is None else list(argv)
+    return _called(_parser().parse_args(words), words)
 
 
 def command() -> int:
     """Entry point of the command line: `main` in a process of its own, whose crash is one line."""
     args = _parser().parse_args()
-    return guarded(lambda: _called(args), f"{args.verb} {_subject(args)}".strip())
+    return guarded(lambda: _called(args, sys.argv[1:]), f"{args.verb} {_subject(args)}".strip())
 
 
 def _subject(args: argparse.Namespace) -> str:
@@ -297,12 +306,15 @@ def _subject(args: argparse.Namespace) -> str:
     return next((" ".join(each) if isinstance(each, list) else str(each) for each in found if each), "")
 
 
-def _called(args: argparse.Namespace) -> int:
+def _called(args: argparse.Namespace, words: Sequence[str]) -> int:
+    args.words = words
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a file's name may be in any encoding
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, interrupt)  # kill, too, leaves nothing half-written
     try:
+        if isinstance(getattr(args, "device", None), int):
+            choose(args.device)
         return int(args.function(args))
     except DeployError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,27 +2,31 @@
 # Everything that only a GPU can tell, on a machine with an NVIDIA GPU, the CUDA toolkit and a torch for CUDA, and without
 # a network.
 #
-#     benchmarks/gpu_check.sh WHEELS [OUT] [--steps install,kernels,times,flow,peers,tensorrt,tests] [--cpu]
+#     benchmarks/gpu_check.sh WHEELS [OUT] [--steps install,kernels,times,...] [--budget SECONDS] [--cpu]
 #
 # WHEELS: the folder that benchmarks/gpu_wheels.sh filled.  OUT (out/gpu-check): logs, figures and the summary; its
 # environment and reference masks are used again by the next call, so that the steps can be run one after the other, each
 # into an OUT/gpu_check.json that holds the checks and figures of that call alone.  A check first removes the figures that
 # it writes.  Each is reported as PASS, FAIL or SKIP with a reason, and the next one runs all the same, unless it reads
-# the figures of one that did not pass.  Exit code 0 when no check failed, 1 when one did, 2 when the words are wrong, 130
-# after Ctrl-C.  --cpu tries the script itself where there is no GPU: what needs one is skipped, the rest runs on small
-# models.
+# the figures of one that did not pass.  The steps come in the order of their worth; with --budget a check that would not
+# be done in time is skipped, and says so.  The first line of the summary says what ran: TensorRT, TensorRT-RTX, torch
+# alone, or kernels alone; each figure has a line with its name, in OUT/figures.tsv too.
+# Exit code 0 when TensorRT or TensorRT-RTX ran and no check failed, 3 when none failed but neither of them ran, 1 when a
+# check failed, 2 when the words are wrong, 130 after Ctrl-C.  --cpu tries the script itself where there is no GPU: what
+# needs one is skipped, the rest runs on small models, and 0 means that none failed.
 set -uo pipefail
 
-usage() { sed -n '2,15s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,19s/^# \{0,1\}//p' "$0"; }
 
-all=install,kernels,times,flow,peers,tensorrt,tests
-wheels="" out="" cpu=0 steps=$all
+all=install,kernels,times,sanitize,flow,throughput,tensorrt,peers,tests
+wheels="" out="" cpu=0 steps=$all budget=0
 while (($#)); do
   case $1 in
     --cpu) cpu=1 ;;
     --steps) steps=${2:?--steps needs names}; shift ;;
+    --budget) budget=${2:?--budget needs seconds}; shift ;;
     -h | --help) usage; exit 0 ;;
-    -*) echo "gpu_check: got $1, expected --steps or --cpu" >&2; exit 2 ;;
+    -*) echo "gpu_check: got $1, expected --steps, --budget or --cpu" >&2; exit 2 ;;
     *) if [[ -z $wheels ]]; then wheels=$1; else out=$1; fi ;;
   esac
   shift
@@ -30,6 +34,7 @@ done
 for step in ${steps//,/ }; do # a misspelt step would pass, since nothing of it fails
   [[ ,$all, == *,$step,* ]] || { echo "gpu_check: got the step $step, expected some of $all" >&2; exit 2; }
 done
+[[ $budget =~ ^[0-9]+$ ]] || { echo "gpu_check: got --budget $budget, expected whole seconds" >&2; exit 2; }
 if [[ ! -d $wheels ]]; then
   echo "gpu_check: got ${wheels:-no folder of wheels}, expected one that benchmarks/gpu_wheels.sh filled" >&2
   usage >&2
@@ -61,9 +66,17 @@ record() { # status name seconds detail
 
 skip() { record SKIP "$1" 0 "$2"; }
 
-check() { # name, most seconds, command...; 0 is PASS, 77 is SKIP; the last line that it printed is the detail
-  local name=$1 most=$2 log=$out/logs/$1.log begin=$SECONDS code status word last=""
+# name, most seconds and about how many it takes (600:90), command...; 0 is PASS, 77 is SKIP; the last line that it
+# printed is the detail
+check() {
+  local name=$1 most=${2%:*} about=${2#*:} log=$out/logs/$1.log begin=$SECONDS code status word last="" left
+  [[ $2 == *:* ]] || about=10
   shift 2
+  if ((budget)); then
+    left=$((budget - SECONDS))
+    if ((left < about)); then skip "$name" "it takes about $about s, and $((left > 0 ? left : 0)) s of --budget are left"; return 1; fi
+    ((most <= left)) || most=$left
+  fi
   for word in "$@"; do # figures of an earlier call must not pass for those of this one
     if [[ $last == --json ]]; then
       rm -f "$word" || { record FAIL "$name" 0 "cannot remove the figures of an earlier call: $word"; return 1; }
@@ -103,7 +116,7 @@ keys = ("status", "name", "seconds", "detail")
 checks = [dict(zip(keys, line.split("\t"))) for line in results.read_text().splitlines()]
 for check in checks:
     check["seconds"] = int(check["seconds"])
-figures = {}
+figures, named = {}, []
 for path in sorted(out / "figures" / name for name in set(Path(sys.argv[5]).read_text().splitlines())):
     if not path.exists():  # its check ended before it wrote any, and says so
         continue
@@ -111,16 +124,60 @@ for path in sorted(out / "figures" / name for name in set(Path(sys.argv[5]).read
         figures[path.stem] = json.loads(path.read_text())
     except ValueError as error:
         figures[path.stem] = {"unreadable": str(error)}
+
+
+def name(text):
+    return "_".join("".join(c if c.isalnum() or c in "./-" else " " for c in text).split())
+
+
+def tell(key, value, unit):
+    if value is not None:
+        named.append((key, f"{value:.6g}", unit))
+
+
+for key, found in figures.items():
+    for t in found.get("timings", ()):  # of kernels
+        where = f"{key}.{name(t['name'])}.{t['cache']}"
+        tell(f"{where}.kernel", t["kernel_us"], "us")
+        tell(f"{where}.copy_of_its_bytes", t["copy_us"], "us")
+        tell(f"{where}.over_copy", t["ratio"], "")
+    tell(f"{key}.labels_as_fp32_torch", found.get("agreement"), "")
+    tell(f"{key}.build", found.get("build_s"), "s")
+    bench = found.get("bench") or {}
+    for part in ("window", "frame", "gather", "engine", "stitch"):
+        tell(f"{key}.{part}_p50", (bench.get(f"{part}_ms") or {}).get("p50"), "ms")
+    flow = bench.get("throughput") or {}
+    tell(f"{key}.in_flight", flow.get("frames_per_second"), "frames/s")
+    tell(f"{key}.energy", flow.get("joules_per_frame"), "J/frame")
+passed = {c["name"] for c in checks if c["status"] == "PASS"}
+if "throughput" in passed:
+    for line in (out / "logs" / "throughput.log").read_text().splitlines():
+        for kind in ("engine alone", "one after the other", "run"):
+            if line.startswith(kind.ljust(22)):
+                each, ratio = line[22:].split()[:2]
+                tell(f"throughput.{name(kind)}.a_frame", float(each), "ms")
+                tell(f"throughput.{name(kind)}.of_the_engine", float(ratio), "")
+engines = {title: any(n.startswith(f"flow-{key}-") for n in passed)
+           for title, key in (("TensorRT", "tensorrt"), ("TensorRT-RTX", "tensorrt_rtx"))}
+ran = [title for title, there in engines.items() if there]
+torch = any(n.startswith("flow-torch_c") for n in passed)
+kernels = "kernels" in passed or "times" in passed
+what = " and ".join(ran) or ("torch only" if torch else "kernels only" if kernels else "nothing on a GPU")
 now = datetime.now(timezone.utc).isoformat(timespec="seconds")
 count = {status: sum(c["status"] == status for c in checks) for status in ("PASS", "FAIL", "SKIP")}
-body = {"date": now, "gpu": gpu, "cpu_mode": cpu, "count": count, "checks": checks, "figures": figures}
+body = {"date": now, "gpu": gpu, "cpu_mode": cpu, "ran": what, "count": count, "checks": checks, "figures": figures,
+        "named": {key: [float(value), unit] for key, value, unit in named}}
 (out / "gpu_check.json").write_text(json.dumps(body, indent=1) + "\n")
-lines = [f"{gpu}, {now}", ""]
+(out / "figures.tsv").write_text("".join("\t".join(row) + "\n" for row in named))
+lines = [f"ran: {what}", f"{gpu}, {now}", ""]
 lines += [f"{c['status']:5}{c['name']:34}{c['seconds']:6} s  {c['detail']}" for c in checks]
-lines += ["", f"{count['PASS']} passed, {count['FAIL']} failed, {count['SKIP']} skipped"]
+lines += ["", *(f"{key:60} {value} {unit}".rstrip() for key, value, unit in named)]
+lines += [f"{count['PASS']} passed, {count['FAIL']} failed, {count['SKIP']} skipped"]
+if not ran and not cpu:
+    lines += ["neither TensorRT nor TensorRT-RTX ran: what an engine does here is not known"]
 (out / "summary.txt").write_text("\n".join(lines) + "\n")
 print("\n" + "\n".join(lines) + f"\n{out / 'gpu_check.json'}")
-sys.exit(1 if count["FAIL"] else 0)
+sys.exit(1 if count["FAIL"] else 0 if ran or cpu else 3)
 PY
 }
 
@@ -273,9 +330,9 @@ if wanted install; then
   else
     check environment 120 environment
   fi
-  check packages 300 packages
-  check core 300 core
-  if [[ -z $nogpu || -n $cuda ]]; then check pycuda 600 pycuda; else skip pycuda "$nogpu, no nvcc"; fi
+  check packages 300:60 packages
+  check core 300:40 core
+  if [[ -z $nogpu || -n $cuda ]]; then check pycuda 600:120 pycuda; else skip pycuda "$nogpu, no nvcc"; fi
   if [[ -z $nogpu ]]; then check driver 60 driver; else skip driver "$nogpu"; fi
   check doctor 120 "$python" deploy.py doctor
 fi
@@ -294,15 +351,7 @@ if wanted kernels; then
   elif ! module benchmarks.kernels; then
     skip kernels "this version has no benchmarks.kernels"
   else
-    check kernels 600 "$python" -m benchmarks.kernels --check
-    sanitizer=$(command -v compute-sanitizer || ls "$cuda"/compute-sanitizer/compute-sanitizer 2>/dev/null || true)
-    for tool in memcheck racecheck initcheck; do
-      if [[ -z $sanitizer ]]; then
-        skip "kernels-$tool" "compute-sanitizer is not installed"
-      else
-        check "kernels-$tool" 900 "$sanitizer" --tool "$tool" --error-exitcode 9 "$python" -m benchmarks.kernels --check
-      fi
-    done
+    check kernels 600:40 "$python" -m benchmarks.kernels --check
   fi
 fi
 ratios() {
@@ -311,7 +360,7 @@ import json, sys
 from pathlib import Path
 timings = json.loads(Path(sys.argv[1]).read_text())["timings"]
 print("; ".join(f"{t['name']} {t['cache']} {t['ratio']:.2f}x" for t in timings))
-sys.exit(any(t["ratio"] > 2 for t in timings))
+sys.exit(any(t["ratio"] > 2 for t in timings if not t["name"].startswith("tail")))  # which arithmetic bounds
 PY
 }
 export -f ratios
@@ -321,13 +370,25 @@ if wanted times; then
   elif ! module benchmarks.kernels; then
     skip times "this version has no benchmarks.kernels"
   else
-    if check times 600 "$python" -m benchmarks.kernels --json "$out/figures/kernels.json"; then
+    if check times 600:60 "$python" -m benchmarks.kernels --json "$out/figures/kernels.json"; then
       check times-within-2x-of-a-copy 60 ratios
     else
       skip times-within-2x-of-a-copy "times did not pass"
     fi
     cat "$out/logs/times.log"
   fi
+fi
+if wanted sanitize; then
+  sanitizer=$(command -v compute-sanitizer || ls "$cuda"/compute-sanitizer/compute-sanitizer 2>/dev/null || true)
+  for tool in memcheck racecheck initcheck; do
+    if [[ -n $nogpu ]]; then
+      skip "kernels-$tool" "$nogpu"
+    elif [[ -z $sanitizer ]]; then
+      skip "kernels-$tool" "compute-sanitizer is not installed"
+    else
+      check "kernels-$tool" 900:60 "$sanitizer" --tool "$tool" --error-exitcode 9 "$python" -m benchmarks.kernels --check
+    fi
+  done
 fi
 
 # --- the whole flow, beside peers, in TensorRT -------------------------------------------------------------------------
@@ -336,7 +397,7 @@ flow() { # backend, precision, model, more words...
   local name=flow-$1-$2-$3 backend=$1 precision=$2 model=$3
   shift 3
   [[ " $* " != *" --batch "* ]] || name+=-batch
-  check "$name" 1800 "$python" -m benchmarks.gpu_flow "$out/work" --backend "$backend" --precision "$precision" \
+  check "$name" 1800:90 "$python" -m benchmarks.gpu_flow "$out/work" --backend "$backend" --precision "$precision" \
     --model "$model" --json "$out/figures/$name.json" "$@"
 }
 
@@ -345,21 +406,17 @@ if wanted flow; then
     skip flow-torch_cuda "$nogpu"
     flow torch fp32 small --size 300x200 --frames 2 --rounds 2
   else
-    for precision in fp32 fp16; do
-      flow torch_cuda "$precision" b0
-      flow torch_compile "$precision" b0
-    done
+    for precision in fp16 fp32; do flow torch_cuda "$precision" b0; done
   fi
 fi
-if wanted peers; then
-  if [[ -n $nogpu ]]; then
-    skip peers "$nogpu"
-    if "$python" -c 'import openvino' 2>/dev/null; then backends=openvino; else backends=torch; fi
-    check peers-on-cpu 600 "$python" -m benchmarks.gpu_peers --device cpu --models tiny --size 200x150 --rounds 2 \
-      --backends "$backends" --json "$out/figures/peers-on-cpu.json"
+if wanted throughput; then # of the bundle that flow built
+  bundle=$out/work/b0-torch_cuda-fp16-1 size=2048x1024
+  [[ -z $nogpu ]] || bundle=$out/work/small-torch-fp32-1 size=300x200
+  if [[ -e $bundle/manifest.json ]]; then
+    check throughput 600:60 "$python" -m benchmarks.throughput "$bundle" --images 60 --rounds 3 --size "$size"
+    cat "$out/logs/throughput.log"
   else
-    check peers 1800 "$python" -m benchmarks.gpu_peers --models b0,b2 --json "$out/figures/peers.json"
-    cat "$out/logs/peers.log"
+    skip throughput "no $(basename "$bundle"): the step flow builds it"
   fi
 fi
 rtx() { # tensorrt_rtx from the folder, unless it is there
@@ -375,6 +432,8 @@ if wanted tensorrt; then
   for backend in tensorrt tensorrt_rtx; do
     if [[ -n $nogpu ]]; then
       skip "flow-$backend" "$nogpu"
+    elif [[ $backend == tensorrt_rtx && $gpu =~ sm_(90|87|110) ]]; then
+      skip "flow-$backend" "TensorRT-RTX compiles for no GPU of ${BASH_REMATCH[0]}"
     elif ! "$python" -c "import $backend" 2>/dev/null; then
       skip "flow-$backend" "$backend is not installed"
     else
@@ -385,6 +444,19 @@ if wanted tensorrt; then
       flow "$backend" fp16 b0 --batch 2
     fi
   done
+fi
+
+if wanted peers; then
+  if [[ -n $nogpu ]]; then
+    skip peers "$nogpu"
+    if "$python" -c 'import openvino' 2>/dev/null; then backends=openvino; else backends=torch; fi
+    check peers-on-cpu 600 "$python" -m benchmarks.gpu_peers --device cpu --models tiny --size 200x150 --rounds 2 \
+      --backends "$backends" --json "$out/figures/peers-on-cpu.json"
+  else
+    for precision in fp16 fp32; do flow torch_compile "$precision" b0; done
+    check peers 1800:300 "$python" -m benchmarks.gpu_peers --models b0,b2 --json "$out/figures/peers.json"
+    cat "$out/logs/peers.log"
+  fi
 fi
 
 # --- tests -----------------------------------------------------------------------------------------------------------
@@ -398,6 +470,6 @@ tests() { # the files that have such tests, so that what the others need may be 
 
 export -f tests
 if wanted tests; then
-  if [[ -n $nogpu ]]; then skip tests "$nogpu"; else check tests 900 tests; fi
+  if [[ -n $nogpu ]]; then skip tests "$nogpu"; else check tests 900:120 tests; fi
 fi
 finish

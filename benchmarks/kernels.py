@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.kernel_cases import MEAN, STD, check
+from benchmarks.kernel_cases import MEAN, STD, TailCase, check
 from engines.gpu import kernels
 from engines.gpu.compile import compile_kernels
 from engines.gpu.kernels import Launch
+from engines.gpu.tail import tail
 from engines.tiling import core
 from engines.tiling.placement import Tiling
+from engines.tiling.tail import TailShape
 
 FRAME = (1024, 2048)
 COLD_BYTES = 400 * 2**20  # several times any second-level cache
@@ -138,7 +140,19 @@ def stitch_work(
     )  # fmt: skip
 
 
+def tail_work(name: str, dtype: str, shape: TailShape) -> Work:
+    """Of one window.  Its bytes are a floor that it cannot reach where it is bound by arithmetic."""
+    case = TailCase(shape)
+
+    def make(machine: GpuMachine, maps: int, outputs: Sequence[int]) -> Launch:
+        return tail(shape, dtype, maps, [machine.put(array) for array in case.tail().weights], outputs[0], 1)
+
+    logits = 4 * shape.classes * shape.height * shape.width
+    return Work(f"tail {name} {dtype}", case.maps(dtype).nbytes, [logits], make)
+
+
 def works() -> list[Work]:
+    small, large = ((128, 128), (64, 64), (32, 32)), (256, 256)
     found = []
     for dtype in ITEM:
         found += [
@@ -151,6 +165,8 @@ def works() -> list[Work]:
             stitch_work("1/8", dtype, ratio=8),
             stitch_work("1/16", dtype, ratio=16),
             stitch_work("full resolution", dtype, ratio=1),
+            tail_work("B0", dtype, TailShape(*large, 32, 256, 19, small)),
+            tail_work("B2", dtype, TailShape(*large, 64, 768, 19, small)),
         ]
     return found
 
@@ -176,7 +192,7 @@ def measure(machine: GpuMachine, work: Work, cold: bool, rounds: int, launches: 
             gpu.copy(jobs[index % sets][1], jobs[index % sets][2], total)
 
     runs, graphs = _recorded(gpu, (compute, copy))
-    start, end = gpu.event(), gpu.event()
+    start, end = gpu.event(timed=True), gpu.event(timed=True)
     seconds: tuple[list[float], list[float]] = ([], [])
     for index in range(rounds + 1):
         for run, times in zip(runs, seconds, strict=True):

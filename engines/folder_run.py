@@ -30,7 +30,7 @@ from engines.stream.flow import Done, Intake, flow
 @dataclass(frozen=True)
 class RunOptions:
     """bands, scale: in place of what the bundle says, see `engines.spec.Pixels`.  keep_nodata: label what the file
-    hides (alpha 0, nodata), which else becomes 255.
+    hides (alpha 0, nodata), which else becomes 255.  shard: (i, n), every n-th image from the i-th on.
     """
 
     overlay: bool = False
@@ -38,6 +38,7 @@ class RunOptions:
     max_pixels: int = MAX_PIXELS
     bands: tuple[int, ...] | None = None
     scale: tuple[float, float] | None = None
+    shard: tuple[int, int] = (0, 1)
     keep_nodata: bool = False
 
 
@@ -81,6 +82,18 @@ class RunReport:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def of_shards(cls, found: Sequence[dict[str, Any]]) -> RunReport:
+        """One of the reports of all shards, as JSON: images in the order in which they were dealt out."""
+        report, dealt = cls(), [[ImageReport(**image) for image in each["images"]] for each in found]
+        for turn in range(max(map(len, dealt))):
+            report.images += [images[turn] for images in dealt if turn < len(images)]
+        for each in found:
+            report.failed |= each["failed"]
+            report.notes += each["notes"]
+            report.lost = report.lost or each["lost"]
+        return report
+
     def __str__(self) -> str:
         lines = []
         if self.images:
@@ -111,7 +124,7 @@ def run_images(
     come off the disk, and reported in that of `images`.  budget: of pixels in flight.
     Where the GPU is lost the rest are reported in `failed`, and `lost` says why; what was written stays.
     """
-    names = output_names(images, output)
+    names = dict(list(output_names(images, output).items())[options.shard[0] :: options.shard[1]])
     wanted = segmenter.spec.pixels.but(options.bands, options.scale)  # raises before anything is read
     make_folder(output)
     jobs = [_Job(index, path, output / name) for index, (path, name) in enumerate(names.items())]

@@ -30,6 +30,7 @@ from engines.arguments.values import (
     number,
     percent,
     positive,
+    shard,
     share,
     size,
     width_height,
@@ -128,6 +129,8 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
     threshold_argument(verb, "the bundle's")
     verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
     band_arguments(verb)
+    verb.add_argument("--shard", type=shard, default=(0, 1), metavar="I/N", help="of the images every N-th alone, from "
+                      "the I-th (0) on: for as many machines")  # fmt: skip
     verb.add_argument("--keep-nodata", action="store_true", help="label pixels that the image hides, too (alpha 0, its "
                       "nodata value); else they are 255")  # fmt: skip
     loading_arguments(verb)

@@ -13,6 +13,7 @@ from engines.arguments.values import (
     bands,
     by_channel,
     count,
+    gpu_or_all,
     inside,
     interval,
     label,
@@ -42,6 +43,7 @@ def engine_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--blend", choices=BLENDS, default="uniform", help="weights of overlapping windows")
     threshold_argument(verb, "the model's, or 0.5")
     verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
+    device_argument(verb)
     model_arguments(verb)
     preprocessing_arguments(verb)
 
@@ -197,8 +199,16 @@ def rewrite_argument(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--no-rewrites", dest="rewrites", action="store_false", help="leave the graph as exported")
 
 
+def device_argument(verb: argparse.ArgumentParser) -> None:
+    every = verb.prog.endswith(" run")
+    verb.add_argument("--device", type=gpu_or_all if every else count, metavar="N|all" if every else "N",
+                      help="which GPU, from 0 as CUDA counts those that are visible"
+                      f"{', or all, each in a process of its own' if every else ''} (the first)")  # fmt: skip
+
+
 def loading_arguments(verb: argparse.ArgumentParser) -> None:
     """Of verbs that load an engine which was built before."""
     verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
+    device_argument(verb)
     verb.add_argument("--allow-host-code", dest="host_code", action="store_true", help="load an engine that was built "
                       "with --version-compatible: it runs native code of its own, so know whence it comes")  # fmt: skip

@@ -27,6 +27,19 @@ def count(text: str) -> int:
     return value
 
 
+def gpu_or_all(text: str) -> int | str:
+    return text if text == "all" else count(text)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """``1/4``: the second of four."""
+    index, _, number_of = text.partition("/")
+    found = count(index), positive(number_of)
+    if found[0] >= found[1]:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected I/N with I from 0 to N - 1")
+    return found
+
+
 def mebibytes(text: str) -> int:
     """In bytes."""
     return up_to(MAX_MEBIBYTES, text) * 2**20

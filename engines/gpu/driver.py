@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
 from typing import Any
 
@@ -76,17 +77,28 @@ def describe(code: int) -> str:
 def absent() -> str | None:
     """None where the driver sees a GPU, otherwise what is missing and what to do.  Makes no context."""
     try:
-        library()
-        call("cuInit", 0)
-        count = ctypes.c_int()
-        call("cuDeviceGetCount", ctypes.byref(count))
+        count()
     except DeployError as error:
         return str(error)
-    except DriverError as error:
-        return f"GPU: {error}; look at nvidia-smi, and whether driver and kernel module are of one version"
-    if count.value == 0:
-        return "GPU: the driver sees no GPU; look at CUDA_VISIBLE_DEVICES"
     return None
+
+
+def count() -> int:
+    """GPUs that this process sees, 1 or more.  Raises DeployError.  Makes no context."""
+    library()
+    found, seen = ctypes.c_int(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        call("cuInit", 0)
+        call("cuDeviceGetCount", ctypes.byref(found))
+    except DriverError as error:
+        if seen is not None:
+            raise DeployError(f"GPU: {error}; CUDA_VISIBLE_DEVICES is {seen!r}: look at nvidia-smi -L") from error
+        raise DeployError(
+            f"GPU: {error}; look at nvidia-smi, and whether driver and kernel module are of one version"
+        ) from error
+    if found.value == 0:
+        raise DeployError("GPU: the driver sees no GPU; look at CUDA_VISIBLE_DEVICES")
+    return found.value
 
 
 def current_context() -> int:

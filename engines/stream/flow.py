@@ -101,7 +101,7 @@ def flow(
             jobs.fill()
             if not running and not ahead.pending:
                 break
-            finish = running and (not ahead.pending or len(running) == device.in_flight or _over(running[0][1]))
+            finish = running and (not ahead.pending or len(running) >= device.in_flight or _over(running[0][1]))
             found = None if finish else ahead.take(wait=not running)
             if found is not None:
                 running.append((found, lost or found.error or _started(starter, found, source, confidence)))

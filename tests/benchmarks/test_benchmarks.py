@@ -308,6 +308,8 @@ def test_gpu_check_reports_every_step_and_goes_on(tmp_path: Path) -> None:
         found = {check["name"]: (check["status"], check["detail"]) for check in body["checks"]}
         assert found["tests"] == ("SKIP", "no GPU (--cpu)")
         assert found["facts"][0] == "PASS"
+        assert body["ran"] == "nothing on a GPU"
+        assert (tmp_path / "out" / "summary.txt").read_text().startswith("ran: nothing on a GPU\n")
     assert found["peers-on-cpu"] == ("FAIL", "exit 5: no output")
     assert "1 failed" in (tmp_path / "out" / "summary.txt").read_text()
 
@@ -334,7 +336,7 @@ def test_gpu_check_on_a_gpu_runs_every_check(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(0o755)
-    steps = "kernels,times,flow,peers,tensorrt,tests"
+    steps = "kernels,times,sanitize,flow,throughput,tensorrt,peers,tests"
     command = [str(SCRIPTS[0]), str(tmp_path / "wheels"), str(tmp_path / "out"), "--steps", steps]
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -342,10 +344,13 @@ def test_gpu_check_on_a_gpu_runs_every_check(tmp_path: Path) -> None:
     body = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
     assert body["gpu"] == "NVIDIA Fake, sm_90, torch 2"
     failed = {check["name"]: check["detail"] for check in body["checks"] if check["status"] == "FAIL"}
-    names = ["times", *(f"flow-{b}-int8-{m}" for b in ("tensorrt", "tensorrt_rtx") for m in ("b0", "setr-pup"))]
+    names = ["times", *(f"flow-tensorrt-int8-{model}" for model in ("b0", "setr-pup"))]
     assert failed == dict.fromkeys(names, "exit 1: no scales")
     skipped = {check["name"]: check["detail"] for check in body["checks"] if check["status"] == "SKIP"}
     assert skipped["times-within-2x-of-a-copy"] == "times did not pass"
+    assert skipped["flow-tensorrt_rtx"] == "TensorRT-RTX compiles for no GPU of sm_90"
+    assert skipped["throughput"].startswith("no b0-torch_cuda-fp16-1")
+    assert body["ran"] == "TensorRT"
     assert body["figures"]["peers"] == {"new": 1}
     assert all(found == {"new": 1} for found in body["figures"].values())
     assert {"kernels", "left-over", "flow-tensorrt-int8-b0"}.isdisjoint(body["figures"])
@@ -368,3 +373,68 @@ def test_gpu_check_on_a_gpu_runs_every_check(tmp_path: Path) -> None:
         if module.endswith(("gpu_flow", "gpu_peers")):  # the real parsers take them
             {"gpu_flow": gpu_flow, "gpu_peers": gpu_peers}[module.split(".")[1]]._arguments().parse_args(arguments)
     assert any(line.startswith("-m pytest -m gpu") and "test_torch_gpu.py" in line for line in lines)
+
+
+def _as_on_a_gpu(folder: Path, python: str) -> tuple[list[str], dict[str, str]]:
+    """A call of gpu_check.sh where torch sees a GPU and `python` answers for the environment's."""
+    (folder / "wheels").mkdir()
+    tools = {
+        "bin/nvidia-smi": "exit 0",
+        "bin/python3": 'input=$(cat)\ncase $input in\n*"is_available()"*) echo "NVIDIA Fake, sm_90, torch 2" ;;\n'
+        f'*) echo "$input" | {sys.executable} "$@" ;;\nesac',
+        "bin/compute-sanitizer": "exit 0",
+        "out/venv/bin/python": python,
+    }
+    for name, body in tools.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    return [str(SCRIPTS[0]), str(folder / "wheels"), str(folder / "out"), "--steps"], environment
+
+
+def test_gpu_check_is_not_green_without_tensorrt(tmp_path: Path) -> None:
+    """Nothing fails, and neither TensorRT is installed: the exit code and the first line say so."""
+    command, environment = _as_on_a_gpu(tmp_path, '[[ $2 == "import tensorrt"* ]] && exit 1; echo fine')
+    for steps, ran in (("kernels,sanitize,flow,tensorrt", "torch only"), ("kernels", "kernels only")):
+        done = subprocess.run([*command, steps], capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 3, done.stdout + done.stderr
+        lines = (tmp_path / "out" / "summary.txt").read_text().splitlines()
+        assert lines[0] == f"ran: {ran}"
+        assert lines[-1].startswith("neither TensorRT nor TensorRT-RTX ran")
+
+
+def test_gpu_check_says_what_does_not_fit_its_budget(tmp_path: Path) -> None:
+    command, environment = _as_on_a_gpu(tmp_path, "echo fine")
+    words = ["kernels,times,sanitize,flow", "--budget", "50"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, env=environment)
+    body = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
+    found = {check["name"]: (check["status"], check["detail"]) for check in body["checks"]}
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert found["kernels"][0] == "PASS"
+    assert found["times"][0] == found["flow-torch_cuda-fp16-b0"][0] == "SKIP"
+    assert found["times"][1].startswith("it takes about 60 s, and ")
+    assert found["times"][1].endswith(" s of --budget are left")
+    wrong = subprocess.run([*command, "kernels", "--budget", "1m"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, "expected whole seconds" in wrong.stderr) == (2, True)
+
+
+def test_every_figure_of_gpu_check_has_a_name(tmp_path: Path) -> None:
+    timing = {"name": "gather float16", "kernel": "k", "cache": "cold", "bytes": 1, "kernel_us": 3.0, "copy_us": 2.0,
+              "ratio": 1.5, "graph": True}  # fmt: skip
+    bench = {"frame_ms": {"p50": 7.25}, "throughput": {"frames_per_second": 140.0, "joules_per_frame": 0.5}}
+    found = {"timings": [timing], "agreement": 0.999, "build_s": 12.0, "bench": bench}
+    python = (
+        f"""while [ $# -gt 1 ]; do [ "$1" = --json ] && echo '{json.dumps(found)}' > "$2"; shift; done; echo fine"""
+    )
+    command, environment = _as_on_a_gpu(tmp_path, python)
+    subprocess.run([*command, "times,flow"], capture_output=True, text=True, check=False, env=environment)
+    lines = (tmp_path / "out" / "figures.tsv").read_text().splitlines()
+    named = {name: (float(value), unit) for name, value, unit in (line.split("\t") for line in lines)}
+    assert named["kernels.gather_float16.cold.over_copy"] == (1.5, "")
+    assert named["flow-torch_cuda-fp16-b0.frame_p50"] == (7.25, "ms")
+    assert named["flow-torch_cuda-fp16-b0.energy"] == (0.5, "J/frame")
+    assert named["flow-torch_cuda-fp16-b0.in_flight"] == (140.0, "frames/s")
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert all(name in summary for name in named)

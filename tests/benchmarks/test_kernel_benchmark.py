@@ -19,6 +19,7 @@ from benchmarks import kernels as benchmark
 from engines.errors import DeployError
 from engines.gpu.info import GpuInfo
 from engines.gpu.kernels import Launch
+from engines.tiling.tail import TailShape
 from tests.engines.gpu.emulated import Emulated, build
 
 
@@ -56,7 +57,7 @@ class FakeGpu:
 
     def synchronize(self) -> None: ...
 
-    def event(self) -> dict[str, int]:
+    def event(self, timed: bool = False) -> dict[str, int]:
         return {}
 
     def mark(self, event: dict[str, int], stream: str) -> None:
@@ -129,7 +130,9 @@ def test_times_are_printed_and_written(
     small = {"size": (32, 64), "window": 32}
     works = [
         benchmark.gather_work("float16", **small),
+        benchmark.scatter_work("float16", 2, 3, 8),
         benchmark.stitch_work("gaussian", "float32", confidence=True, blend="gaussian", **small),
+        benchmark.tail_work("small", "float16", TailShape(9, 66, 8, 36, 9, ((5, 33),))),
     ]
     monkeypatch.setattr(benchmark, "works", lambda: works)
     monkeypatch.setattr(benchmark, "COLD_BYTES", 2**17)
@@ -137,7 +140,12 @@ def test_times_are_printed_and_written(
     report = json.loads((tmp_path / "times.json").read_text())
     assert [(t["kernel"], t["cache"], t["kernel_us"], t["ratio"], t["graph"]) for t in report["timings"]] == [
         (kernel, cache, 1.0, 1.0, not refuse)
-        for kernel in ("tile_gather_f16", "tile_stitch_whole_weighted_confidence_f32")
+        for kernel in (
+            "tile_gather_f16",
+            "tile_scatter_f16",
+            "tile_stitch_whole_weighted_confidence_f32",
+            "tail_16_f16",
+        )
         for cache in ("cached", "cold")
     ]
     out = capsys.readouterr()

@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +116,57 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
         deploy.main(["build-engine", str(folder / "gpu"), "-o", str(folder / "openvino"), "--backend", "openvino"]) == 0
     )
     return folder
+
+
+COMMAND = """
+import sys
+import tests.engines.gpu.fake_cuda.check_bundle
+import deploy
+sys.argv[0] = "command.py"
+sys.exit(deploy.command())
+"""
+
+
+def _commanded(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, with the GPU's backend."""
+    (folder / "command.py").write_text(COMMAND)
+    return subprocess.run(
+        [sys.executable, "command.py", *words], cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_a_folder_is_dealt_out_to_all_gpus(bundles: Path, tmp_path: Path) -> None:
+    pictures = {f"{index}.png": support.image(80 + index, 130, index) for index in range(5)}
+    (tmp_path / "in").mkdir()
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    one = _commanded(tmp_path, "run", str(bundles / "gpu"), "in", "-o", "one", "--json")
+    both = _commanded(tmp_path, "run", str(bundles / "gpu"), "in", "-o", "both", "--json", "--device", "all",
+                      FAKE_CUDA_DEVICES="2")  # fmt: skip
+    assert (one.returncode, both.returncode) == (2, 2), one.stderr + both.stderr
+    first, second = json.loads(one.stdout), json.loads(both.stdout)
+    assert [Path(each["input"]).name for each in second["images"]] == list(pictures)
+    assert [each["classes"] for each in first["images"]] == [each["classes"] for each in second["images"]]
+    assert list(second["failed"]) == list(first["failed"])
+    assert second["left_out"] == first["left_out"] == {".txt": 1}
+    for name in pictures:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
+    words = ("run", str(bundles / "gpu"), "in", "-o", "other")
+    third = _commanded(tmp_path, *words, "--device", "3", FAKE_CUDA_DEVICES="2")
+    assert third.returncode == 2
+    assert "CUDA_VISIBLE_DEVICES is '3': look at nvidia-smi -L" in third.stderr
+    fourth = _commanded(tmp_path, *words, "--device", "1", CUDA_VISIBLE_DEVICES="0", FAKE_CUDA_DEVICES="2")
+    assert "--device: got 1, expected 0 to 0: CUDA_VISIBLE_DEVICES is '0'" in fourth.stderr
+    none = _commanded(tmp_path, *words, "--device", "all", FAKE_CUDA_DEVICES="0")
+    assert "no CUDA-capable device" in none.stderr
+    mixed = _commanded(tmp_path, *words, "--device", "all", "--shard", "0/2")
+    assert "error: --shard with --device all" in mixed.stderr
+    for each in (one, both, third, fourth, none, mixed):
+        assert "Traceback" not in each.stderr
+        assert "FAKE CUDA" not in each.stderr
 
 
 def _build(output: Path, backend: str) -> list[str]:

@@ -103,13 +103,25 @@ CUresult fake_enter(int needs_context) {
     return retained ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
 }
 
+/* As CUDA_VISIBLE_DEVICES has it: up to the first that is not there. */
+static int visible(void) {
+    const char *seen = getenv("CUDA_VISIBLE_DEVICES");
+    if (!seen) return (int)fake_settings.devices;
+    int found = 0;
+    for (char *end; *seen; seen = *end ? end + 1 : end, found++) {
+        long index = strtol(seen, &end, 10);
+        if (end == seen || index < 0 || index >= fake_settings.devices) break;
+    }
+    return found;
+}
+
 CUresult cuInit(unsigned flags) {
-    if (!fake_settings.devices) return CUDA_ERROR_NO_DEVICE;
+    if (!visible()) return CUDA_ERROR_NO_DEVICE;
     initialised = 1;
     return flags ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 CUresult cuDriverGetVersion(int *version) { return *version = CUDA_VERSION, CUDA_SUCCESS; }
-CUresult cuDeviceGetCount(int *number) { ENTER(0); return *number = 1, CUDA_SUCCESS; }
+CUresult cuDeviceGetCount(int *number) { ENTER(0); return *number = visible(), CUDA_SUCCESS; }
 CUresult cuDeviceGet(CUdevice *device, int ordinal) {
     ENTER(0);
     return *device = 0, ordinal ? CUDA_ERROR_INVALID_DEVICE : CUDA_SUCCESS;

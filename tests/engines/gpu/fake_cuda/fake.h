@@ -6,7 +6,7 @@
  *
  * Settings, from the environment when it is loaded (FAKE_CUDA_MEMORY ...) or by fake_set at any time:
  *   memory        bytes that the GPU has                         integrated  1: shares memory with the CPU
- *   lazy          1: streams run as late as possible             devices     how many GPUs there are, 0 or 1
+ *   lazy          1: streams run as late as possible             devices     how many GPUs there are
  *   coherent      1: caches what it reads of the host's memory
  *   refuse_capture  1: nothing can be recorded, 2: no host function can be, 3: no graph is instantiated
  *   fail_after    this many launches from now, counted once it is set, an illegal address breaks the context; -1 never

@@ -198,7 +198,7 @@ CUresult cuEventQuery(CUevent handle) {
 CUresult cuEventElapsedTime(float *milliseconds, CUevent first, CUevent second) {
     ENTER(1);
     struct event *start = (struct event *)first, *end = (struct event *)second;
-    if (!start->times || !end->times) return CUDA_ERROR_INVALID_HANDLE;
+    if (!start->times || !end->times || (start->flags | end->flags) & CU_EVENT_DISABLE_TIMING) return CUDA_ERROR_INVALID_HANDLE;
     if (start->happened != start->times || end->happened != end->times) return CUDA_ERROR_NOT_READY;
     return *milliseconds = (float)(end->when - start->when), CUDA_SUCCESS;
 }
