@@ -1,6 +1,6 @@
 """A folder through `run` against the engine alone, and against one image after the other.
 
-    python -m benchmarks.throughput BUNDLE [--images 200] [--size 2048x1024] [--rounds 5] [--overlay] [--profile]
+    python -m benchmarks.throughput BUNDLE [--images 200] [--size 2048x1024] [--rounds 5] [--overlay]
 
 The folder holds a few rendered scenes as PNGs, under as many names as there are images.  In each round the engine alone
 runs the windows of some frames; those frames are read, segmented and written one after the other; and a part of the

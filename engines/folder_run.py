@@ -25,6 +25,7 @@ from engines.spec import IGNORE_LABEL, ModelSpec
 from engines.stream.behind import Behind
 from engines.stream.budget import PixelBudget
 from engines.stream.flow import Done, Intake, flow
+from engines.tiling.device import PARTS
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class RunOptions:
 class ImageReport:
     """One image: its size in pixels, and milliseconds by part.
 
-    total_ms: from reading it to the last write, the work on other images in between included.
+    total_ms: of all parts; images overlap, so that a run takes less than the sum of theirs.
     views: where it was not run as it is: size, windows and times of each view.
     """
 
@@ -67,13 +68,16 @@ class ImageReport:
 
 @dataclass
 class RunReport:
-    """failed: why, by input.  notes: how images were read, where that is not plain.
+    """seconds: from the first read to the last write.
+
+    failed: why, by input.  notes: how images were read, where that is not plain.
 
     left_out: how many files of the input folders are no images, by ending.
 
     lost: why nothing after the last of `images` could run, or None."""
 
     images: list[ImageReport] = field(default_factory=list)
+    seconds: float = 0.0
     failed: dict[str, str] = field(default_factory=dict)
     lost: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -99,12 +103,12 @@ class RunReport:
         if self.images:
             parts = {
                 part: statistics.median(getattr(image, f"{part}_ms") for image in self.images)
-                for part in ("read", "gather", "engine", "stitch", "write", "total")
+                for part in ("read", "gather", "engine", "stitch", "write")
             }
-            total = parts.pop("total")
             split = ", ".join(f"{part} {value:.0f}" for part, value in parts.items())
-            windows = sum(image.windows for image in self.images)
-            lines.append(f"{len(self.images)} image(s), {windows} window(s); median {total:.0f} ms an image ({split})")
+            windows, each = sum(image.windows for image in self.images), 1e3 * self.seconds / len(self.images)
+            counted = f"{len(self.images)} image(s), {windows} window(s)"
+            lines.append(f"{counted}; {each:.0f} ms an image, side by side; the median's own: {split}")
         if self.notes:
             more = f" (and {len(self.notes) - 1} more image(s) likewise)" if len(self.notes) > 1 else ""
             lines.append(f"warning: {self.notes[0]}{more}")
@@ -132,6 +136,7 @@ def run_images(
         jobs, lambda job, admit: read_picture(job.path, options.max_pixels, wanted, admit), lambda found: found.pixels
     )
     results: dict[int, _Result] = {}
+    begin = time.perf_counter()
     quiet = segmenter.device.name == "host"
     with (
         tqdm(total=len(names), unit="image", disable=None, leave=False) as bar,
@@ -150,7 +155,7 @@ def run_images(
                 del outcome  # which holds an image that is else freed only when there is another
                 collect()
         collect(wait=True)
-    return _report(jobs, results)
+    return _report(jobs, results, time.perf_counter() - begin)
 
 
 @dataclass(frozen=True)
@@ -163,8 +168,8 @@ class _Job:
 _Result = tuple[ImageReport, str] | DeployError  # the report, and a note on how the image was read
 
 
-def _report(jobs: Sequence[_Job], results: Mapping[int, _Result]) -> RunReport:
-    report = RunReport()
+def _report(jobs: Sequence[_Job], results: Mapping[int, _Result], seconds: float) -> RunReport:
+    report = RunReport(seconds=seconds)
     for job in jobs:
         result = results[job.index]
         if not isinstance(result, DeployError):
@@ -201,15 +206,13 @@ def _written(outcome: Done[_Job, Decoded], spec: ModelSpec, options: RunOptions)
         write_overlay(target.with_suffix(".overlay.jpg"), shown(picture.pixels), mask.labels, spec.palette)
     if mask.confidence is not None:
         write_confidence(target.with_suffix(".confidence.png"), mask.confidence)
-    end = time.perf_counter()
-    times = frame.timings
+    parts = {part: 1e3 * getattr(frame.timings, part) for part in PARTS}
+    parts |= {"read": outcome.read.ms, "write": 1e3 * (time.perf_counter() - begin)}
     height, width = mask.labels.shape
     report = ImageReport(
-        str(outcome.job.path), mask=str(target), width=width, height=height, windows=times.windows,
-        classes=_shares(mask.labels, spec.classes),
-        read_ms=outcome.read.ms, gather_ms=1e3 * times.gather, engine_ms=1e3 * times.engine,
-        stitch_ms=1e3 * times.stitch, write_ms=1e3 * (end - begin), total_ms=1e3 * (end - outcome.read.begin),
-        views=[view.to_json() for view in frame.views],
+        str(outcome.job.path), mask=str(target), width=width, height=height, windows=frame.timings.windows,
+        classes=_shares(mask.labels, spec.classes), **{f"{part}_ms": taken for part, taken in parts.items()},
+        total_ms=sum(parts.values()), views=[view.to_json() for view in frame.views],
     )  # fmt: skip
     return report, picture.note
 

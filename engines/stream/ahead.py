@@ -18,7 +18,6 @@ from engines.stream.threads import reading_threads, threads
 
 J = TypeVar("J")
 T = TypeVar("T")
-JOBS = 16  # handed in and not taken yet: enough for the threads to be busy while the device works on one image
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,6 @@ class Read(Generic[J, T]):
     value: T | None
     error: DeployError | None
     share: Share
-    begin: float
     ms: float
 
 
@@ -37,18 +35,24 @@ class Ahead(Generic[J, T]):
     """read: called in threads with a job and `Share.admit`; a DeployError that it raises is part of the result.
 
     ordered: whether jobs are taken in the order in which they were put; a late one then holds back those after it.
+    ready: jobs that may be read and wait, beside those that threads are at; the bound is `full`.
     quiet: whether its threads stand back behind a device that works on the same cores.
     """
 
     def __init__(
-        self, read: Callable[[J, Admit], T], budget: PixelBudget, *, ordered: bool, quiet: bool = False
+        self, read: Callable[[J, Admit], T], budget: PixelBudget, *, ordered: bool, ready: int = 2, quiet: bool = False
     ) -> None:  # fmt: skip
         self._read, self._budget, self._ordered = read, budget, ordered
         self._threads = threads("read", reading_threads(), quiet=quiet)
         self._order: deque[Future[Read[J, T]]] = deque()
         self._arrived: SimpleQueue[Future[Read[J, T]]] = SimpleQueue()
         self._put = 0
-        self.pending = 0
+        self._most = reading_threads() + ready
+        self.pending = 0  # put and not taken
+
+    @property
+    def full(self) -> bool:
+        return self.pending >= self._most
 
     def put(self, job: J) -> None:
         turn = self._put if self._ordered else None
@@ -59,7 +63,7 @@ class Ahead(Generic[J, T]):
         done: Future[Read[J, T]] = Future()
         share = Share(self._budget, self._put if self._ordered else None)
         share.end_turn()
-        done.set_result(Read(job, value, error, share, begin=time.perf_counter(), ms=0.0))
+        done.set_result(Read(job, value, error, share, ms=0.0))
         self._add(done)
 
     def take(self, *, wait: bool = True) -> Read[J, T] | None:
@@ -118,7 +122,7 @@ class Ahead(Generic[J, T]):
         finally:
             share.end_turn()
         taken = time.perf_counter() - begin - waited
-        return Read(job, value, failed, share, begin=begin + waited, ms=1e3 * taken)
+        return Read(job, value, failed, share, ms=1e3 * taken)
 
 
 def read_ahead(jobs: Iterable[J], read: Callable[[J, Admit], T]) -> Iterator[T]:
@@ -131,7 +135,7 @@ def read_ahead(jobs: Iterable[J], read: Callable[[J, Admit], T]) -> Iterator[T]:
         while True:
             for job in source:
                 ahead.put(job)
-                if ahead.pending == JOBS:
+                if ahead.full:
                     break
             if not ahead.pending:
                 return

@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 from engines.contract import UInt8
 from engines.errors import DeployError, GpuLostError
 from engines.images.read import Admit
-from engines.stream.ahead import JOBS, Ahead, Read
+from engines.stream.ahead import Ahead, Read
 from engines.stream.budget import PixelBudget
 from engines.tiling.device import Device, Mask, Timings
 from engines.views.work import ViewTimes
@@ -94,7 +94,8 @@ def flow(
     """
     device, running = starter.device, deque[tuple[Read[J, T], UnderWay | DeployError]]()
     room = budget or PixelBudget()
-    with Ahead(source.read, room, ordered=ordered, quiet=device.name == "host") as ahead:
+    quiet, ready = device.name == "host", device.in_flight + 1
+    with Ahead(source.read, room, ordered=ordered, ready=ready, quiet=quiet) as ahead:
         jobs = _Feed(source, ahead)
         lost: GpuLostError | None = None
         while True:
@@ -127,7 +128,7 @@ class _Feed(Generic[J, T]):
         self.lost: GpuLostError | None = None
 
     def fill(self) -> None:
-        while self._jobs is not None and self._ahead.pending < (1 if self._held else JOBS):
+        while self._jobs is not None and not (self._ahead.pending if self._held else self._ahead.full):
             try:
                 job = next(self._jobs)
             except StopIteration:

@@ -122,6 +122,8 @@ def test_masks_are_those_of_one_image_at_a_time(tiny_bundle: Path, photographs: 
         report = run_images(segmenter, expand([str(photographs)], out), out, RunOptions(), PixelBudget(1))
         masks = [mask.labels for mask in segmenter.stream(photographs / f"{index}.png" for index in range(25))]
     assert [Path(image.input).stem for image in report.images] == [str(index) for index in range(25)]
+    assert f"25 image(s), {sum(image.windows for image in report.images)} window(s); " in str(report)
+    assert report.seconds >= max(image.engine_ms for image in report.images) / 1e3
     for index, image in enumerate(report.images):
         assert np.array_equal(read_labels(out / f"{index}.png"), right[index % 5])
         assert np.array_equal(masks[index], right[index % 5])

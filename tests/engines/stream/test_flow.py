@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from engines.errors import DeployError, GpuLostError
-from engines.stream.ahead import JOBS, read_ahead
+from engines.stream.ahead import read_ahead
 from engines.stream.behind import Behind
 from engines.stream.budget import LEAST, PixelBudget
 from engines.stream.flow import Done, Intake, flow
+from engines.stream.threads import reading_threads
 from engines.tiling.device import Mask, Timings
 
 WAIT = 30  # seconds until a test that waits for a thread is called stuck
@@ -180,7 +181,7 @@ def test_after_a_lost_gpu_nothing_more_is_read() -> None:
     errors = [outcome.error for outcome in flow(starter, _source(range(1000), reading), ordered=False)]
     assert len(errors) == 1000
     assert all(isinstance(error, GpuLostError) for error in errors)
-    assert len(read) <= JOBS + 2
+    assert len(read) <= reading_threads() + 3 + 2
     assert len(starter.started) <= 2
 
 
@@ -250,7 +251,7 @@ def test_reading_ahead_keeps_order_and_bounds() -> None:
     found = read_ahead(range(100), reading)
     for job in range(70):
         assert next(found) == job
-        assert len(read) <= job + 1 + JOBS
+        assert len(read) <= job + 1 + reading_threads() + 2
     with pytest.raises(DeployError, match="cannot be read"):
         next(found)
     assert _no_threads()
