@@ -62,14 +62,15 @@ class OnnxSource:
     def logits(self, windows: Sequence[Float32]) -> Float32:
         """Raises GateError where they are not what the file as it was given computes, or do not lead to its labels.
 
-        A file that rounds to halves is only the judge of its numbers as floats, within what that rounding does.
+        A file that rounds to halves, or dynamically to bytes, is judged by its own numbers as floats, and these by it
+        within what its rounding does.
         """
         logits, given = run_onnx(self.graph, list(windows)), self.given
         for one, end in zip(logits, (given.widened or given.original).run(windows), strict=True):
             self._require_same(one[None], end)
         if given.widened is not None:
             for end, own in zip(given.widened.run(windows), given.original.run(windows), strict=True):
-                _require_rounded(end, own, given.halves)
+                _require_rounded(end, own, "8 bits" if given.dynamic else given.halves, bool(given.dynamic))
         return logits
 
     def _require_same(self, logits: Float32, end: Any) -> None:
@@ -90,8 +91,8 @@ class OnnxSource:
         return self.graph, None
 
 
-def _require_rounded(end: Any, own: Any, halves: str) -> None:
-    """Raise GateError unless `own`, which the file computes, is `end` but for rounding in `halves`.
+def _require_rounded(end: Any, own: Any, kind: str, eight: bool) -> None:
+    """Raise GateError unless `own`, which the file computes, is `end` but for rounding to `kind`, of 8 bits or more.
 
     Labels are not compared one by one: rounding decides those of near-ties, and nobody knows here which are.
     """
@@ -100,10 +101,10 @@ def _require_rounded(end: Any, own: Any, halves: str) -> None:
     else:
         wide, narrow = end.astype(np.float64), own.astype(np.float64)
         off = float(np.sqrt(((wide - narrow) ** 2).mean()) / max(narrow.std(), FLAT * np.abs(narrow).max(), 1e-30))
-        allowed = GATES["fp16"].max_relative
+        allowed = GATES["int8" if eight else "fp16"].max_relative
     if not off <= allowed:
         raise GateError(
-            f"model: as floats it is off by {off:.1e} from itself in {halves} (allowed {allowed:.1e}); give the file "
+            f"model: as floats it is off by {off:.1e} from itself in {kind} (allowed {allowed:.1e}); give the file "
             "as it was before it was converted"
         )
 

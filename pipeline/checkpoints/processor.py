@@ -14,7 +14,8 @@ from engines.tiling.sizes import Resize
 from pipeline.checkpoints.files import read_json
 
 PROCESSOR = "preprocessor_config.json"
-_BEYOND = ("do_center_crop", "do_pad")  # with one of them an image is not only resized
+_BEYOND = ("do_center_crop", "do_pad", "do_split_image")  # with one of them an image is not only resized
+_DIVIDED = ("MaskFormer", "Mask2Former")  # processors that enlarge sizes to multiples of 32, and pad batches alone
 _SIDE = 512  # of SegformerImageProcessor, where the file names none
 
 
@@ -42,7 +43,7 @@ def processor_fields(folder: Path) -> dict[str, Any]:
             "std": tuple(round(value / scale, 10) for value in std),
             "channel_order": "BGR" if config.get("do_flip_channel_order", apple) else "RGB",
             "reduce_zero_label": bool(reduce),
-            "resize": _resize(config),
+            "resize": resize_words(config),
             "resample": _filter(config.get("resample", 2)),
             "direct": True,
         }
@@ -56,6 +57,13 @@ def asked_resize(model: str, asked: str) -> str:
         resize = Resize.parse(asked)
         return "none" if resize is None else str(resize)
     found = str(processor_fields(Path(model)).get("resize", "")) if Path(model).is_dir() else ""
+    if not found and Path(model, PROCESSOR).is_file():
+        config = read_json(Path(model, PROCESSOR))
+        more = [f"{name}={config[name]}" for name in (*_BEYOND, "size") if config.get(name)]
+        raise DeployError(
+            f"--resize checkpoint: the processor of {model} does more than resize images ({', '.join(more)}); give the "
+            "size with WxH, short=N, short=N,long=M or long=N"
+        )
     if not found:
         raise DeployError(
             f"--resize checkpoint: got {model}, where no {PROCESSOR} says what images are resized to alone; expected "
@@ -75,20 +83,26 @@ def announce_resize(spec: ModelSpec, tiling: Tiling, log: Log) -> None:
         log("resize", f"images are {done}{as_well}")
 
 
-def _resize(config: Mapping[str, Any]) -> str:
+def resize_words(config: Mapping[str, Any]) -> str:
     """In the words of ``--resize``; "" where the processor does what those cannot say."""
-    if any(config.get(name) for name in _BEYOND):
+    kind = str(config.get("image_processor_type", config.get("feature_extractor_type", "")))
+    divided = kind.startswith(_DIVIDED)
+    if any(config.get(name) for name in _BEYOND if not (divided and name == "do_pad")):
         return ""
     if not config.get("do_resize", True):
         return "none"
     size = config.get("size", _SIDE)
     if isinstance(size, int):
         size = {"height": size, "width": size}
+    divisor = config.get("size_divisor", 32) if divided else 1
+    by = f",by={divisor}" if divisor > 1 else ""
     match size:
         case {"height": int(height), "width": int(width)}:
-            text = f"{width}x{height}"
+            text = "x".join(str(-(-side // max(1, divisor)) * max(1, divisor)) for side in (width, height))
+        case {"shortest_edge": int(short), "longest_edge": int(long)}:
+            text = f"short={short},long={long}{by}:floor"
         case {"shortest_edge": int(short), **others} if not others.get("longest_edge"):
-            text = f"short={short}:floor"
+            text = f"short={short}{by}:floor"
         case _:
             return ""
     Resize.parse(text)

@@ -16,6 +16,7 @@ import onnx_ir.passes.common as passes
 from engines.errors import DeployError
 from pipeline.graph.endings import Ending, cut_ending
 from pipeline.graph.export import fold
+from pipeline.graph.given.dynamic import undo_dynamic
 from pipeline.graph.given.file import is_onnx, read_file, readable
 from pipeline.graph.given.halves import as_float32, as_stored
 from pipeline.graph.given.integers import quantised, to_qdq
@@ -35,7 +36,8 @@ class Given:
     ending: what the file did with its logits, or None.  remarks: how it was read, where that is not plain.
     pixels: 255.0 or 1.0 where the network normalises pixels of 0..255 or 0..1 itself, else None.
     halves: the types narrower or wider than float32 that the file computes in, "" for none.
-    widened: of such a file, the same with every number a float32, and nothing else changed.
+    dynamic: which operators of the file quantise as it runs, "" for none.
+    widened: of such files, the same with every number a float32, and nothing else changed.
     quantised: how its activations are quantised, "" where they are floats.
     turned: whether the scores of the file have their channels last.
     """
@@ -49,6 +51,7 @@ class Given:
     quantised: str = ""
     turned: bool = False
     widened: Original | None = None
+    dynamic: str = ""
 
 
 def import_onnx(path: Path, window: tuple[int, int]) -> OnnxGraph:
@@ -66,9 +69,10 @@ def read_onnx(path: Path, window: tuple[int, int], output: str | None = None) ->
         choose_output(model, output, path)
         face = face_of(model, window, path)
         original = Original(model.clone(), face, str(model.graph.outputs[0].name))
+        dynamic = undo_dynamic(model)
         kind = quantised(model)
         halves = as_float32(model)
-        widened = replace(original, model=model.clone(), face=as_floats(face)) if halves else None
+        widened = replace(original, model=model.clone(), face=as_floats(face)) if halves or dynamic else None
         to_qdq(model)
         pixels = 255.0 if face.integer else pixels_taken(model)
         set_image(model, face)
@@ -88,9 +92,10 @@ def read_onnx(path: Path, window: tuple[int, int], output: str | None = None) ->
     graph = from_model(folded, (*steps, Step("imported .onnx", len(folded.graph), left_out)))
     said = [] if str(face) == "channels first, float" else [f"image: {face}"]
     said += [f"stored in {halves}, read as float32"] if halves else []
+    said += [f"quantised dynamically ({dynamic}); read as the float network that it stands for"] if dynamic else []
     said += [f"int8 already: {kind}; kept as it is"] if kind else []
     return Given(graph, original, ending=ending, remarks=tuple(said), pixels=pixels, halves=halves, quantised=kind,
-                 turned=turned, widened=widened)  # fmt: skip
+                 turned=turned, widened=widened, dynamic=dynamic)  # fmt: skip
 
 
 def _folded(model: ir.Model, path: Path) -> tuple[ir.Model, str]:

@@ -52,6 +52,9 @@ def test_what_fits_is_left_alone() -> None:
         ("long=512", (384, 512)),
         ("short=512:floor", (512, 682)),
         ("short=1", (1, 1)),
+        ("short=512,long=700", (512, 683)),
+        ("short=512,long=600", (450, 600)),
+        ("short=512,long=600,by=32", (480, 608)),
     ],
 )
 def test_sizes_as_mmcv_computes_them(text: str, size: tuple[int, int]) -> None:

@@ -224,6 +224,8 @@ def test_nan_names_the_window_of_the_view() -> None:
         (lambda: Resize.parse("0x5"), "expected sides of 1"),
         (lambda: Resize.parse("short=0"), "expected sides of 1"),
         (lambda: Resize.parse("half"), "expected none, WxH"),
+        (lambda: Resize.parse("long=5,long=9"), "expected short=N,long=M"),
+        (lambda: Resize.parse("short=5,long=4"), "expected short=N,long=M"),
         (lambda: Resize.parse("99999999x1"), "expected sides of 1"),
     ],
 )

@@ -13,7 +13,9 @@ from PIL import Image
 
 from deploy import main
 from engines.bundle import open_bundle
-from pipeline.checkpoints import load_model
+from engines.images.resize import pixels
+from engines.tiling.sizes import Resize
+from pipeline.checkpoints import load_model, processor
 from tests.pipeline.checkpoints.published import TINY, huggingface_model, refusal, transformers
 
 
@@ -38,13 +40,13 @@ def _photos(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
 
 def _judged(folder: Path, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """transformers' labels of an image, and whether they are no near-tie."""
-    processor = transformers().SegformerImageProcessorPil.from_pretrained(folder)
+    own = transformers().SegformerImageProcessorPil.from_pretrained(folder)
     model = transformers().SegformerForSemanticSegmentation.from_pretrained(folder).eval()
     image = Image.open(path)
     with torch.no_grad():
-        outputs = model(**processor(image, return_tensors="pt"))
+        outputs = model(**own(image, return_tensors="pt"))
     size = (image.height, image.width)
-    labels = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0].numpy()
+    labels = own.post_process_semantic_segmentation(outputs, target_sizes=[size])[0].numpy()
     probabilities = torch.nn.functional.interpolate(outputs.logits, size, mode="bilinear")[0].softmax(0)
     top2 = probabilities.topk(2, 0).values
     return labels, (top2[0] - top2[1] > 1e-4).numpy()
@@ -112,7 +114,8 @@ def test_the_shorter_edge_is_rounded_as_transformers_rounds_it(tmp_path: Path) -
         ({"size": 320}, "320x320", "pillow-bilinear"),
         ({"size": {"height": 256, "width": 512}, "resample": 3}, "512x256", "pillow-bicubic"),
         ({"size": {"shortest_edge": 512}}, "short=512:floor", "pillow-bilinear"),
-        ({"size": {"shortest_edge": 512, "longest_edge": 2048}}, "", "pillow-bilinear"),
+        ({"size": {"shortest_edge": 512, "longest_edge": 2048}}, "short=512,long=2048:floor", "pillow-bilinear"),
+        ({"do_split_image": True, "size": {"shortest_edge": 512, "longest_edge": 512}}, "", "pillow-bilinear"),
         ({"do_resize": False}, "none", "pillow-bilinear"),
         ({"do_center_crop": True, "crop_size": 512}, "", "pillow-bilinear"),
     ],
@@ -122,6 +125,21 @@ def test_what_the_processor_does_is_read(fields: dict[str, Any], resize: str, re
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
     spec = load_model(str(tmp_path)).spec
     assert (spec.resize, spec.resample, spec.direct) == (resize, resample, True)
+
+
+@pytest.mark.parametrize("name", ["MaskFormer", "Mask2Former", "OneFormer"])
+@pytest.mark.parametrize("edges", [(48, 80), (64, 64), (33, 70)])
+def test_two_edges_and_a_divisor_are_those_of_transformers(name: str, edges: tuple[int, int]) -> None:
+    extra = {"repo_path": None, "class_info_file": None, "num_text": 1, "metadata": {}} if name == "OneFormer" else {}
+    size = {"shortest_edge": edges[0], "longest_edge": edges[1]}
+    made = getattr(transformers(), f"{name}ImageProcessorPil")(size=size, **({} if extra else {"size_divisor": 32}))
+    config = {**made.to_dict(), "image_processor_type": f"{name}ImageProcessor"}
+    asked = Resize.parse(processor.resize_words(config))
+    assert asked is not None
+    rng = np.random.default_rng(edges)
+    for height, width in [(48, 48), (48, 200), (33, 90), *rng.integers(20, 300, (60, 2)).tolist()]:
+        got = made.preprocess(Image.new("RGB", (width, height)), return_tensors="np")["pixel_values"].shape[2:]
+        assert pixels(asked.of(height, width)) == got, (height, width)
 
 
 @pytest.mark.parametrize(
@@ -138,3 +156,11 @@ def test_without_a_processor_there_is_nothing_to_do_as(tmp_path: Path, capsys: p
     assert main(["build-engine", str(tmp_path), "-o", str(tmp_path / "b"), "--resize", "checkpoint"]) == 2
     assert "where no preprocessor_config.json says" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+def test_what_a_processor_does_besides_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = _folder(tmp_path / "model")
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "do_center_crop": True}))
+    assert main(["build-engine", str(folder), "-o", str(tmp_path / "b"), "--resize", "checkpoint"]) == 2
+    assert "does more than resize images (do_center_crop=True" in capsys.readouterr().err
