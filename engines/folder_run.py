@@ -96,6 +96,7 @@ class RunReport:
             report.failed |= each["failed"]
             report.notes += each["notes"]
             report.lost = report.lost or each["lost"]
+            report.seconds = max(report.seconds, each["seconds"])
         return report
 
     def __str__(self) -> str:

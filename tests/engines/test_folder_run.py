@@ -14,7 +14,7 @@ from PIL import Image
 
 import deploy
 from engines.errors import DeployError, GpuLostError
-from engines.folder_run import RunOptions, run_images
+from engines.folder_run import RunOptions, RunReport, run_images
 from engines.images.inputs import expand
 from engines.images.read import read_image, read_labels
 from engines.segmenter import Segmenter, open_segmenter
@@ -202,3 +202,16 @@ def test_an_image_that_cannot_start_comes_after_the_masks_before_it(tiny_bundle:
         assert [next(masks).labels.shape for _ in range(2)] == [(40, 60), (64, 96)]
         with pytest.raises(DeployError, match=r"expected.*uint8"):
             next(masks)
+
+
+def test_the_report_of_shards_is_that_of_the_whole(tiny_bundle: Path, photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (photographs / "2b.png").write_bytes(b"not an image")
+    inputs = expand([str(photographs)], out)
+    with open_segmenter(tiny_bundle) as (segmenter, _):
+        parts = [run_images(segmenter, inputs[index::2], out, RunOptions()) for index in range(2)]
+    whole = RunReport.of_shards([part.to_json() for part in parts])
+    assert sorted(Path(image.input).name for image in whole.images) == [f"{index}.png" for index in range(5)]
+    assert [Path(path).name for path in whole.failed] == ["2b.png"]
+    assert whole.seconds == max(part.seconds for part in parts) > 0
+    assert "5 image(s)" in str(whole)
