@@ -4,7 +4,9 @@
 
 The folder holds a few rendered scenes as PNGs, under as many names as there are images.  In each round the engine alone
 runs the windows of some frames; those frames are read, segmented and written one after the other; and a part of the
-folder goes through `run`.  Printed are medians over rounds, ratios taken within them, and seconds of processor a frame.
+folder goes through `run`.  Printed are medians over rounds, ratios taken within them, and milliseconds of processor a
+frame; then what each part beside the engine takes of the processor, at its quickest: where all cores are busy, that is
+what a folder costs beside its engine, however it is arranged.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from calib.data.scenes import render
 from engines.folder_run import RunOptions, run_images
 from engines.images.inputs import Input
 from engines.images.read import read_image
-from engines.images.write import write_mask, write_overlay
+from engines.images.write import label_counts, write_mask, write_overlay
 from engines.machine.limits import cores
 from engines.segmenter import Segmenter, open_segmenter
 
 SCENES = 4
+TRIED = 7
 
 
 def _folder(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
@@ -67,6 +70,13 @@ def _clocked(work: Callable[[], object], frames: int) -> tuple[float, float]:
     return (time.perf_counter() - begin) / frames, (time.process_time() - used) / frames
 
 
+def _of_this_thread(work: Callable[[], object]) -> float:
+    """Seconds of processor."""
+    used = time.thread_time()
+    work()
+    return time.thread_time() - used
+
+
 def measure(bundle: Path, folder: Path, args: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     width, height = (int(side) for side in args.size.split("x"))
     paths = _folder(folder, (width, height), args.images)
@@ -92,6 +102,31 @@ def measure(bundle: Path, folder: Path, args: argparse.Namespace) -> dict[str, l
     return found
 
 
+def parts(bundle: Path, folder: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds of processor of what is done with one image beside the engine."""
+    width, height = (int(side) for side in args.size.split("x"))
+    (path,) = _folder(folder, (width, height), 1)
+    with open_segmenter(bundle, args.threads) as (segmenter, _):
+        image = read_image(path)
+        labels, palette = segmenter.segment(image).labels, segmenter.spec.palette
+        works: dict[str, Callable[[], object]] = {
+            "read": lambda: read_image(path),
+            "mask": lambda: write_mask(folder / "mask.png", labels, palette),
+            "shares": lambda: label_counts(labels),
+            "overlay": lambda: write_overlay(folder / "overlay.jpg", image, labels, palette),
+        }
+        found = {name: min(_of_this_thread(work) for _ in range(TRIED)) for name, work in works.items()}
+        times = []
+        for _ in range(TRIED):
+            running = segmenter.start(image)
+            running.mask()
+            times.append(running.timings)
+        # On all cores, but so short that they mostly run undisturbed.
+        for name in ("gather", "stitch"):
+            found[f"{name} (wall)"] = min(getattr(each, name) for each in times)
+    return {name: 1e3 * seconds for name, seconds in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
@@ -113,6 +148,9 @@ def main() -> None:
             seconds, used = (statistics.median(values) for values in zip(*times, strict=True))
             print(f"{kind:22}{1e3 * seconds:12.1f}{statistics.median(ratios):15.3f}"
                   f"{f'({min(ratios):.3f}, {max(ratios):.3f})':>18}{1e3 * used:14.0f}", flush=True)  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="throughput-") as name:
+            beside = parts(bundle, Path(name), args)
+        print("beside the engine:", ", ".join(f"{part} {taken:.1f}" for part, taken in beside.items()), "ms")
 
 
 if __name__ == "__main__":

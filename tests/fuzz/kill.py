@@ -72,7 +72,7 @@ def _ranges(path: Path) -> None:
 
 
 def _masks(path: Path) -> None:
-    """Every file that has its final name is complete; `run` writes one after the other."""
+    """Every file that has its final name is complete; `run` writes several at once."""
     for file in path.iterdir():
         if not file.name.startswith("."):
             with Image.open(file) as image:
