@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -215,3 +218,21 @@ def test_the_report_of_shards_is_that_of_the_whole(tiny_bundle: Path, photograph
     assert [Path(path).name for path in whole.failed] == ["2b.png"]
     assert whole.seconds == max(part.seconds for part in parts) > 0
     assert "5 image(s)" in str(whole)
+
+
+def test_a_disk_that_takes_no_more_costs_the_image_that_did_not_fit(tiny_bundle: Path, tmp_path: Path) -> None:
+    """As for a full disk, writing fails in the middle of a file: here at the limit of a file's size."""
+    rng, folder, out = np.random.default_rng(0), tmp_path / "photographs", tmp_path / "out"
+    folder.mkdir()
+    for index in range(6):
+        size = (700, 900) if index == 2 else (16, 16)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{index}.png")
+    done = subprocess.run(
+        [sys.executable, "deploy.py", "run", tiny_bundle, folder, "-o", out], cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "")
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("skipped")]
+    assert line == f"skipped {folder}/2.png: output {out}/2.png: cannot be written: File too large"
+    assert sorted(path.name for path in out.iterdir()) == [f"{index}.png" for index in (0, 1, 3, 4, 5)]
