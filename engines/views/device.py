@@ -15,6 +15,7 @@ from engines.tiling.device import Band, Device, Mask, Timings
 from engines.tiling.frame import FrameOfStrips
 from engines.tiling.placement import WindowRow
 from engines.views.schedule import Schedule
+from engines.views.store import InFile
 from engines.views.views import ImageViews, View
 from engines.views.work import ViewTimes, ViewWork, mirrored
 
@@ -23,7 +24,7 @@ class ViewsDevice:
     """What `inner` holds, used on several views of each image.  Closed with `inner`.
 
     threads: for gathering, resizing and merging; 0 means all cores of this process.  timings: of all images so far;
-    resizing counts as gathering, reading and writing of logits as stitching.
+    resizing counts as gathering, reading and writing of logits as stitching.  spare: see `ViewWork`.
     """
 
     in_flight = 1
@@ -34,6 +35,7 @@ class ViewsDevice:
         self.spec, self.tiling, self.batch, self.timings = inner.spec, inner.tiling, inner.batch, Timings()
         self.window = self.tiling.labelled
         self.on_window: Callable[[int, int], None] | None = None
+        self.spare: list[InFile] = []
 
     @property
     def name(self) -> str:
@@ -107,8 +109,9 @@ class ViewsStrips:
         ]
         self.times = tuple(ViewTimes(view) for view in self._schedule.views)
         self._work = ViewWork(
-            device.inner, device.views, self._schedule, times=self.times, timings=device.timings, threads=device.threads
-        )
+            device.inner, device.views, self._schedule, times=self.times, timings=device.timings,
+            threads=device.threads, spare=device.spare,
+        )  # fmt: skip
         self._band: Band | None = None
 
     def put(self, image: UInt8) -> None:

@@ -107,6 +107,12 @@ class InFile:
         for key in [key for key in self._places if key[:2] == (view, row)]:
             self._free.append(self._places.pop(key))
 
+    def clear(self) -> None:
+        """Forget all windows, and keep the file: the next image's go where the system has pages already."""
+        self._settle(0)
+        self._free += self._places.values()
+        self._places.clear()
+
     def _settle(self, left: int) -> None:
         """Wait until no more than so many windows are to be written.  Raises DeployError where one could not be."""
         while len(self._pending) > left:

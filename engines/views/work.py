@@ -42,13 +42,17 @@ class ViewTimes:
 
 
 class ViewWork:
-    """threads: for all but the engine.  times, timings: are added to."""
+    """threads: for all but the engine.  times, timings: are added to.
+
+    spare: files for logits that other images are done with; its own comes back to them.
+    """
 
     def __init__(
         self, inner: Device, views: ImageViews, schedule: Schedule, times: Sequence[ViewTimes], timings: Timings,
-        threads: int,
+        threads: int, spare: list[InFile],
     ) -> None:  # fmt: skip
         self._inner, self._views, self._schedule, self._threads = inner, views, schedule, threads
+        self._spare = spare
         self._times, self._timings, self._tiling = times, timings, inner.tiling
         self._window = inner.tiling.labelled
         self._weights = core.blend_weights(inner.tiling.blend, *self._window)
@@ -124,7 +128,7 @@ class ViewWork:
             most = max(len(step.held) * len(step.lefts) for step in plain) * logits.nbytes
             held = self._schedule.most_held() * logits.nbytes
             few = len(self._schedule.views) == 1 or held <= max(IN_MEMORY, most)
-            self._store = InMemory() if few else InFile()
+            self._store = InMemory() if few else self._spare.pop() if self._spare else InFile()
         return self._store
 
     def _rows_at_once(self) -> int:
@@ -192,6 +196,9 @@ class ViewWork:
         """Drop the logits that no row after those of this turn is sampled from."""
         assert self._store is not None
         if index + 1 == len(self._schedule.turns):
+            if isinstance(self._store, InFile):
+                self._store.clear()
+                self._spare.append(self._store)
             self._store = None
             return
         after = self._schedule.turns[index].rows[1]

@@ -51,7 +51,9 @@ def plan_int8(
         )
     attention = _attentions(graph, ranges) if kind in placement.attention else frozenset()
     reasons = {
-        node: _declined(node, ranges, classifier, options) or placement.refused(node) or _lossy(node, placement, kind)
+        node: _declined(node, ranges, classifier, options)
+        or placement.refused(node, kind)
+        or _lossy(node, placement, kind)
         for node in candidates
     }
     able = [node for node in candidates if not reasons[node]]

@@ -17,7 +17,7 @@ class Placement:
     """source: where the rules are from, in words.
 
     fine: whether a layer's weight has one scale an output channel; otherwise it has one for all.
-    refused: why a layer is not quantised there whatever it saves, or "".
+    refused: why a layer is not quantised to int8 or fp8 there whatever it saves, or "".
     epilogues: whether 8-bit kernels take bias, activation function and sum along and can write 8 bits, as those for
     halves do; None where cost decides nothing, as on a CPU, whose time is measured.
     attention: the types in which a whole attention, softmax(QK)V, is one kernel.
@@ -26,7 +26,7 @@ class Placement:
 
     source: str
     fine: Callable[[ir.Node], bool]
-    refused: Callable[[ir.Node], str]
+    refused: Callable[[ir.Node, str], str]
     epilogues: bool | None = None
     attention: tuple[str, ...] = ()
     board: str = ""
@@ -36,5 +36,5 @@ def always(node: ir.Node) -> bool:
     return True
 
 
-def nothing(node: ir.Node) -> str:
+def nothing(node: ir.Node, kind: str) -> str:
     return ""

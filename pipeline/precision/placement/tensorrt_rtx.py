@@ -14,13 +14,15 @@
 - An attention whose Q, K, V and softmax are FP8 is one kernel, for heads of 32 and of 64 channels; one in INT8 is not,
   and writes its scores.
 - The sum of a residual connection fuses with a product in halves alone.
+- Projections without a bias whose result an attention reads are one product in halves that writes what the attention
+  reads; in INT8 each leaves its scale to a kernel of its own.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from pipeline.graph.surgery import constant, integer, shape
+from pipeline.graph.surgery import MOVES, constant, integer, shape
 from pipeline.precision.placement.cost import bias_of
 from pipeline.precision.placement.rules import Placement
 
@@ -29,12 +31,23 @@ def _fine(node: ir.Node) -> bool:
     return node.op_type != "Conv" and bias_of(node) is not None
 
 
-def _refused(node: ir.Node) -> str:
+def _refused(node: ir.Node, kind: str) -> str:
     weight = constant(node.inputs[1])
     if node.op_type == "Conv" and weight is not None and weight.shape[1] == 1 < integer(node, "group", 1):
         channels = (shape(node.inputs[0]) or (0, weight.shape[0]))[1]
         return f"depthwise over {channels} channels: TensorRT-RTX pads it to four times that"
+    if kind == "int8" and node.op_type == "MatMul" and bias_of(node) is None and _feeds_attention(node.outputs[0]):
+        return "no bias, and an attention reads it: TensorRT-RTX scales it in a kernel of its own"
     return ""
+
+
+def _feeds_attention(value: ir.Value) -> bool:
+    return any(
+        _feeds_attention(reader.outputs[0])
+        if reader.op_type in (*MOVES, "Cast", "Mul")
+        else reader.op_type == "MatMul" and all(constant(source) is None for source in reader.inputs)
+        for reader in value.consumers()
+    )
 
 
 PLACEMENT = Placement(

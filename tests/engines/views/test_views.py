@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 import torch
 
 from engines.errors import DeployError, NotFiniteError
+from engines.guard.ledger import nameless_file
 from engines.images.resize import resample
 from engines.segmenter import Segmenter, open_segmenter
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 from engines.tiling.sizes import Resize
-from engines.views import work
+from engines.views import store, work
 from engines.views.schedule import Schedule
 from engines.views.views import SCALES, ImageViews
 from tests.engines.views.reference import merged, require_equal, slide, view_size
@@ -181,6 +183,27 @@ def test_views_need_no_more_memory_than_a_plain_run_holds(monkeypatch: pytest.Mo
     Segmenter.on_host(_Pooled(), THREE, tiling).on_views(views).segment(_image(256, 512))
     assert read
     assert max(read) <= 3 * 16 * 16 * 4 // 2, "a window is read in parts"
+
+
+def test_the_file_of_one_image_serves_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New pages cost more than what is written into them: one file, and nothing of the last image in the next mask."""
+    made: list[int] = []
+    monkeypatch.setattr(store, "nameless_file", lambda: made.append(nameless_file()) or made[-1])
+    monkeypatch.setattr(work, "IN_MEMORY", 0)
+    tiling, views = Tiling(128, 128, 96, 96), ImageViews(scales=SCALES, flip=True)
+
+    def fresh() -> Segmenter:
+        return Segmenter.on_host(_Pooled(), THREE, tiling).on_views(views)
+
+    images = [_image(256, 512), _image(300, 400)[::-1].copy(), _image(256, 512)[:, ::-1].copy()]
+    expected = [fresh().segment(image).labels for image in images]
+    assert len(made) == len(images)
+    segmenter, sizes = fresh(), set()
+    for image, labels in zip(images, expected, strict=True):
+        assert np.array_equal(segmenter.segment(image).labels, labels)
+        sizes.add(os.fstat(made[-1]).st_size)
+    assert len(made) == len(images) + 1
+    assert len(sizes) <= 2, "places of the first image are used again"
 
 
 @pytest.mark.parametrize(("size", "tiling", "views"), CASES)

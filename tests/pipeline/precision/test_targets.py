@@ -15,8 +15,10 @@ from engines.contract import Float32
 from engines.errors import DeployError
 from engines.roofline.boards import BOARDS
 from engines.roofline.kernels import KernelPlan
+from pipeline.graph.forms import query_bias
 from pipeline.graph.onnx_graph import OnnxGraph
 from pipeline.graph.proto import stored
+from pipeline.graph.rewrites import apply_rule, apply_rules
 from pipeline.graph.surgery import output_name
 from pipeline.precision.lower import draft, prepare_int8
 from pipeline.precision.placement import board_of, placement_of
@@ -165,6 +167,21 @@ def test_the_compiler_moves_less(build: Build) -> None:
     assert eight.fp32_written <= half.fp32_written
     assert eight.fused_attentions == eight.attentions == half.fused_attentions
     assert not [kernel.name for kernel in eight.kernels if _only_scales(kernel.name)]
+
+
+@compiled
+def test_projections_without_a_bias_that_an_attention_reads_stay_in_halves() -> None:
+    """In the form for GPUs that has none.  Where INT8 takes them, as OpenVINO does, this compiler moves more."""
+    graph = apply_rule(apply_rules(vit_block())[-1], query_bias)
+    reasons = {node.output: node.reason for node in planned(graph, RTX).nodes}
+    assert all("no bias, and an attention reads it" in reasons[name] for name in "qkv")
+    everywhere = planned(graph, "openvino")
+    assert {"q", "k", "v"} <= layers(everywhere).keys()
+    half, eight = kernels(lowered(graph, "fp16")), kernels(lowered(graph, "int8", "openvino"))
+    assert eight.bytes > half.bytes
+    assert len(eight.kernels) > len(half.kernels)
+    fp8 = {node.output: node.reason for node in planned(graph, RTX, "AGX Thor", kind="fp8").nodes}
+    assert not any("an attention reads it" in fp8[name] for name in "qkv")  # which is in 8 bits itself
 
 
 @compiled
