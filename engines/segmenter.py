@@ -20,7 +20,7 @@ from engines.images.bands import Decoded
 from engines.images.read import MAX_PIXELS, Admit, read_picture
 from engines.spec import IGNORE_LABEL, ModelSpec
 from engines.stream.flow import Intake, flow
-from engines.tiling.device import PARTS, Band, Device, Mask, Timings
+from engines.tiling.device import PARTS, Band, Device, LazyRows, Mask, Timings
 from engines.tiling.host import HostDevice
 from engines.tiling.not_finite import explained
 from engines.tiling.placement import Tiling, WindowRow
@@ -102,9 +102,10 @@ class Segmenter:
                 outcome.release()
                 del outcome, mask, picture
 
-    def bands(self, image: UInt8, confidence: bool = False) -> Iterator[Band]:
+    def bands(self, image: UInt8 | LazyRows, confidence: bool = False) -> Iterator[Band]:
         """Like `segment`, but yields rows from top to bottom as soon as they are final, and holds only those.
 
+        image: as for `segment`, or one in a file, of which no more than a row of windows needs is held.
         The arrays of a band are its own; at most the window rows that touch the band are held as logits.
         """
         _check_image(image, len(self.spec.mean))
@@ -273,12 +274,16 @@ def open_on_device(
         yield Segmenter(stack.enter_context(device), config.precision)
 
 
-def _windows(device: Device, image: UInt8, rows: Sequence[WindowRow]) -> Sequence[tuple[UInt8, Sequence[WindowRow]]]:
+def _windows(
+    device: Device, image: UInt8 | LazyRows, rows: Sequence[WindowRow]
+) -> Sequence[tuple[UInt8 | LazyRows, Sequence[WindowRow]]]:
     """What the engine was run on: the rows of windows of an image, or those of each of its views."""
-    return device.placed(image) if isinstance(device, ViewsDevice) else [(image, rows)]
+    if isinstance(device, ViewsDevice) and isinstance(image, np.ndarray):
+        return device.placed(image)
+    return [(image, rows)]
 
 
-def _check_image(image: UInt8, channels: int) -> None:
+def _check_image(image: UInt8 | LazyRows, channels: int) -> None:
     if image.ndim != 3 or image.shape[2] != channels or image.dtype != np.uint8 or 0 in image.shape:
         what = "uint8 RGB" if channels == 3 else "uint8"
         raise DeployError(

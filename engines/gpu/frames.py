@@ -17,7 +17,7 @@ from engines.gpu.layout import ARRIVED, STATUS, STRIPS, Plan
 from engines.gpu.pool import Slot
 from engines.tiling import core
 from engines.tiling.core import MESSAGES
-from engines.tiling.device import Band, Mask
+from engines.tiling.device import Band, LazyRows, Mask
 from engines.tiling.placement import WindowRow
 
 
@@ -163,11 +163,11 @@ class CudaStrips(_Frame):
     def __init__(self, launcher: Launcher, size: tuple[int, int], confidence: bool) -> None:
         super().__init__(launcher, size, confidence)
         self.steps = tuple(launcher.tiling.window_rows(*size))
-        self._image: UInt8 = np.empty((0, 0, 3), np.uint8)
+        self._image: UInt8 | LazyRows = np.empty((0, 0, 3), np.uint8)
         self._brought = 0  # rows of windows
         self._marks: list[int] = []  # of the clock, by row
 
-    def put(self, image: UInt8) -> None:
+    def put(self, image: UInt8 | LazyRows) -> None:
         with self._working():
             plan = self._launcher.plan(self._size, bytes_a_pixel(image), self._confidence, whole=False)
             self._take(plan)
@@ -226,7 +226,7 @@ class FrameInStrips(CudaStrips):
         """All is done by `mask`."""
 
     def mask(self) -> Mask:
-        if not self._image.size:
+        if 0 in self._image.shape:
             raise DeployError("frame: its result was taken, or it got no image; take each result once")
         super().put(self._image)
         labels = np.empty(self._size, np.uint8)
@@ -240,9 +240,9 @@ class FrameInStrips(CudaStrips):
         return Mask(labels, certainty)
 
 
-def bytes_a_pixel(image: UInt8) -> int:
+def bytes_a_pixel(image: UInt8 | LazyRows) -> int:
     """Of its copy on the GPU: 4 where three channels lie in rows of four bytes a pixel, as Pillow has them."""
-    return 4 if image.shape[2] == 3 and image.strides[1:] == (4, 1) else image.shape[2]
+    return 4 if isinstance(image, np.ndarray) and image.shape[2] == 3 and image.strides[1:] == (4, 1) else image.shape[2]
 
 
 def copy_pixels(target: UInt8, image: UInt8) -> None:

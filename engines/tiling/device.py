@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from engines.contract import Float32, Session, UInt8
 from engines.spec import ModelSpec
@@ -45,6 +48,25 @@ class Timings:
     windows: int = 0
 
 
+class LazyRows(ABC):
+    """An image (H, W, C) uint8 in a file, of which rows are read as windows need them, from top to bottom.
+
+    What strips take in place of an array: they slice its rows, and nothing else.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 3
+    shape: tuple[int, int, int]
+
+    @abstractmethod
+    def __getitem__(self, rows: slice) -> UInt8:
+        """Rows [start, stop).  Raises DeployError."""
+
+    @abstractmethod
+    def blank(self, top: int, left: int, height: int, width: int) -> bool:
+        """Whether the file has nothing in a part of the rows at hand, so that nobody looks at its labels."""
+
+
 class WholeFrame(Protocol):
     """One image, held as a whole, on its way through a device.  Use: `put`, `play`, `mask`."""
 
@@ -69,7 +91,7 @@ class Strips(Protocol):
     def steps(self) -> Sequence[WindowRow]:
         """The rows of windows, in the order that `advance` takes them."""
 
-    def put(self, image: UInt8) -> None:
+    def put(self, image: UInt8 | LazyRows) -> None:
         """Take the image (H, W, 3) uint8 RGB of this size.  It may be changed again only after the last band."""
 
     def advance(self, index: int) -> None:

@@ -11,7 +11,7 @@ from engines.contract import Float32, Session, UInt8
 from engines.errors import DeployError
 from engines.spec import THRESHOLD, ModelSpec
 from engines.tiling import core
-from engines.tiling.device import PARTS, Band, Mask, Timings
+from engines.tiling.device import PARTS, Band, LazyRows, Mask, Timings
 from engines.tiling.frame import FrameOfStrips
 from engines.tiling.inputs import window_input
 from engines.tiling.placement import Tiling, WindowRow
@@ -35,8 +35,9 @@ class HostDevice:
         self.weights = core.blend_weights(tiling.blend, *tiling.labelled)
         self.windows = np.zeros((batch, len(spec.mean), tiling.window_h, tiling.window_w), np.float32)
         self.timings = Timings()
+        self.nothing: Float32 | None = None  # logits of a window that nobody looks at
         self.on_window: Callable[[int, int], None] | None = None
-        self._waiting: list[tuple[HostStrips, WindowRow]] = []  # whose windows lie in `windows`, slot by slot
+        self._waiting: list[tuple[HostStrips, WindowRow, int]] = []  # whose windows lie in `windows`, slot by slot
 
     @property
     def in_flight(self) -> int:
@@ -63,12 +64,12 @@ class HostDevice:
         self.session.run(windows)
         return 1e3 * (time.perf_counter() - begin)
 
-    def add(self, strips: HostStrips, image: UInt8, step: WindowRow, left: int) -> None:
+    def add(self, strips: HostStrips, image: UInt8 | LazyRows, step: WindowRow, left: int) -> None:
         """Put a window into the batch, and run that when it is full.  The image may be changed once this returns."""
         begin = time.perf_counter()
         self._gather(image, step.top, left, len(self._waiting))
         strips.timings.gather += time.perf_counter() - begin
-        self._waiting.append((strips, step))
+        self._waiting.append((strips, step, left))
         if len(self._waiting) == self.batch:
             self.run()
 
@@ -84,16 +85,19 @@ class HostDevice:
         try:
             logits = self.session.run(self.windows)
         except DeployError as error:
-            for strips, step in waiting:
+            for strips, step, _ in waiting:
                 strips.fail(step.index, error)
             return True
         each = (time.perf_counter() - begin) / len(waiting)
-        for slot, (strips, step) in enumerate(waiting):
+        if self.nothing is None:
+            self.nothing = np.zeros_like(logits[0])
+        for slot, (strips, step, left) in enumerate(waiting):
             strips.timings.engine += each
-            strips.take(step, logits[slot].copy())  # the session may reuse its output
+            strips.timings.windows += 1
+            strips.take(step, left, logits[slot].copy())  # the session may reuse its output
         return True
 
-    def _gather(self, image: UInt8, top: int, left: int, slot: int) -> None:
+    def _gather(self, image: UInt8 | LazyRows, top: int, left: int, slot: int) -> None:
         window_input(image, top, left, self.spec, self.tiling, out=self.windows[slot], threads=self.threads)
 
 
@@ -134,13 +138,13 @@ class HostStrips:
         self._confidence = confidence
         self._into = into
         self._windows = ((step, left) for step in self.steps for left in step.lefts)  # that are still to be run
-        self._held: dict[int, list[Float32]] = {}  # logits by row of windows
+        self._held: dict[int, dict[int, Float32]] = {}  # logits by row of windows and first column
         self._stitched = 0  # rows of windows
         self._failed: tuple[int, DeployError] | None = None
         self._bands: dict[int, Band] = {}
-        self._image: UInt8 = np.empty((0, 0, 3), np.uint8)
+        self._image: UInt8 | LazyRows = np.empty((0, 0, 3), np.uint8)
 
-    def put(self, image: UInt8) -> None:
+    def put(self, image: UInt8 | LazyRows) -> None:
         self._image = image
 
     def band(self, index: int) -> Band:
@@ -165,23 +169,26 @@ class HostStrips:
         """Whether the rows that the windows of row `index` finish are final, or will never be."""
         return self._stitched > index or self._failed is not None
 
-    def take(self, step: WindowRow, logits: Float32) -> None:
-        """The logits (K, h, w) of the next window in its row."""
-        device, timings = self._device, self.timings
-        timings.windows += 1
+    def take(self, step: WindowRow, left: int, logits: Float32) -> None:
+        """The logits (K, h, w) of a window."""
+        device = self._device
         if self._failed is not None:
             return
-        row = self._held.setdefault(step.index, [])
-        row.append(logits)
+        row = self._held.setdefault(step.index, {})
+        row[left] = logits
         if device.on_window:
             device.on_window(step.index * len(step.lefts) + len(row), len(self.steps) * len(step.lefts))
-        if len(row) == len(step.lefts):
-            begin = time.perf_counter()
+        while self._failed is None and self._complete(self._stitched):
+            begin, index = time.perf_counter(), self._stitched
             try:
-                self._stitch(step)
+                self._stitch(self.steps[index])
             except DeployError as error:
-                self.fail(step.index, error)
-            timings.stitch += time.perf_counter() - begin
+                self.fail(index, error)
+            self.timings.stitch += time.perf_counter() - begin
+
+    def _complete(self, index: int) -> bool:
+        """Whether all windows of a row have their logits; of a later row they may come sooner, where it has no data."""
+        return index < len(self.steps) and len(self._held.get(index, ())) == len(self.steps[index].lefts)
 
     def fail(self, index: int, error: DeployError) -> None:
         """The rows that the windows of row `index` finish will never be final."""
@@ -191,14 +198,24 @@ class HostStrips:
     def _add(self) -> bool:
         """Hand in one more window; False where there is none."""
         for step, left in self._windows:
-            self._device.add(self, self._image, step, left)
+            nothing = self._device.nothing
+            if nothing is not None and self._blank(step, left):
+                self.take(step, left, nothing)
+            else:
+                self._device.add(self, self._image, step, left)
             return True
         self._image = np.empty((0, 0, 3), np.uint8)
         return False
 
+    def _blank(self, step: WindowRow, left: int) -> bool:
+        image, (height, width) = self._image, self._device.tiling.labelled
+        if not isinstance(image, LazyRows):
+            return False
+        return image.blank(step.top, left, len(image[step.top : step.top + height]), width)
+
     def _stitch(self, step: WindowRow) -> None:
         device, rows, into = self._device, slice(*step.rows), self._into
-        logits = [window for row in step.held for window in self._held[row]]
+        logits = [self._held[row][left] for row in step.held for left in step.lefts]
         labels, certainty = core.stitch(
             logits, [self.steps[row].top for row in step.held for _ in step.lefts], list(step.lefts) * len(step.held),
             device.tiling.labelled, self._size, rows=step.rows, weights=device.weights,

@@ -8,13 +8,13 @@ import numpy as np
 
 from engines.contract import UInt8
 from engines.errors import DeployError, GpuLostError, NotFiniteError
-from engines.tiling.device import Device
+from engines.tiling.device import Device, LazyRows
 from engines.tiling.inputs import window_input
 from engines.tiling.placement import WindowRow
 
 
 def explained(
-    device: Device, windows: Iterable[tuple[UInt8, Sequence[WindowRow]]], precision: str
+    device: Device, windows: Iterable[tuple[UInt8 | LazyRows, Sequence[WindowRow]]], precision: str
 ) -> NotFiniteError:  # fmt: skip
     """The error to raise where `windows` gave such logits.  Runs them again, one by one, up to the first.
 
@@ -31,7 +31,7 @@ def explained(
     return NotFiniteError(f"the engine's logits are NaN or infinite, {where}: {_cause(precision)}")
 
 
-def _first(device: Device, image: UInt8, rows: Sequence[WindowRow]) -> str | None:
+def _first(device: Device, image: UInt8 | LazyRows, rows: Sequence[WindowRow]) -> str | None:
     """The first such window of `rows`, in words; None where there is none."""
     spec, tiling = device.spec, device.tiling
     size = tiling.labelled

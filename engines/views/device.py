@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from engines.contract import Float32, Session, UInt8
+from engines.errors import DeployError
 from engines.images.resize import resample
-from engines.tiling.device import Band, Device, Mask, Timings
+from engines.tiling.device import Band, Device, LazyRows, Mask, Timings
 from engines.tiling.frame import FrameOfStrips
 from engines.tiling.placement import WindowRow
 from engines.views.schedule import Schedule
@@ -114,7 +115,9 @@ class ViewsStrips:
         )  # fmt: skip
         self._band: Band | None = None
 
-    def put(self, image: UInt8) -> None:
+    def put(self, image: UInt8 | LazyRows) -> None:
+        if isinstance(image, LazyRows):
+            raise DeployError("views: got an image whose rows are read as they are needed, expected one in memory")
         self._work.image = image
 
     def band(self, index: int) -> Band:

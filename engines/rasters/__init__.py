@@ -1,0 +1,1 @@
+"""Rasters of any size, in and out by windows: GeoTIFFs, and what else GDAL reads."""

@@ -1,0 +1,141 @@
+"""What is finished of a raster, on disk: a file for every part, so that a run that was killed goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+from engines.contract import UInt8
+from engines.errors import DeployError
+from engines.files import replacing, write_json
+from engines.rasters.gdal import TILE, Box, Place, read_chunk, write_chunk
+from engines.spec import ModelSpec
+
+_RUN, _EMPTY = "run.json", ".none"
+
+
+class Chunks:
+    """A hidden folder beside the results, with the finished parts of one layer each: labels, and confidence.
+
+    height, width: of the whole, in pixels.  A part that is absent is `nothing` throughout.
+    """
+
+    def __init__(self, folder: Path, height: int, width: int, place: Place) -> None:
+        self.folder, self.height, self.width, self._place = folder, height, width, place
+
+    @classmethod
+    def begin(
+        cls, folder: Path, identity: Mapping[str, Any], size: tuple[int, int], place: Place, resume: bool
+    ) -> Chunks:  # fmt: skip
+        """identity: what the results depend on.  Raises DeployError where `resume` finds parts of another run."""
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        found = cls(folder, *size, place)
+        if folder.exists():
+            same = found._key() == key
+            if resume and not same:
+                raise DeployError(
+                    f"--resume: {folder} holds parts of a run with another bundle, input or options; run again without"
+                )
+            if not resume:
+                shutil.rmtree(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DeployError(f"output {folder}: cannot be created: {error.strerror}") from error
+        write_json(folder / _RUN, {"key": key, **identity})
+        return found
+
+    def _key(self) -> str:
+        try:
+            return str(json.loads((self.folder / _RUN).read_text())["key"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
+    def put(self, layer: str, box: Box, values: UInt8, nothing: int) -> None:
+        """values (h, w): of the part `box`.  Whole or not at all.  Raises DeployError."""
+        path = self._path(layer, box)
+        if (values == nothing).all():
+            with replacing(path.with_suffix(_EMPTY)):
+                return
+        with unfinished(path) as new:
+            write_chunk(new, values, self._place.moved(box[0], box[2]))
+
+    def done(self, layer: str, box: Box) -> bool:
+        path = self._path(layer, box)
+        return path.exists() or path.with_suffix(_EMPTY).exists()
+
+    def parts(self, layer: str) -> Iterator[UInt8]:
+        """All that are finished, but for those that hold nothing."""
+        yield from map(read_chunk, sorted(self.folder.glob(f"{layer}-*.tif")))
+
+    def mosaic(self, layer: str, nothing: int | None, spec: ModelSpec | None = None) -> Path:
+        """All parts of a layer as one file for GDAL.  spec: whose classes its labels are.  Raises DeployError."""
+        parts = sorted(path for path in self.folder.glob(f"{layer}-*.tif"))
+        numbers = ", ".join(repr(number) for number in _gdal_order(self._place))
+        crs = f"<SRS>{escape(self._place.crs)}</SRS>" if self._place.crs else ""
+        where = f"<GeoTransform>{numbers}</GeoTransform>" if self._place.known else ""
+        path = self.folder / f"{layer}.vrt"
+        with replacing(path) as file:
+            file.write(
+                f'<VRTDataset rasterXSize="{self.width}" rasterYSize="{self.height}">{crs}{where}'
+                f"{'' if spec is None else _names(spec)}"
+                f'<VRTRasterBand dataType="Byte" band="1" blockXSize="{TILE}" blockYSize="{TILE}">'
+                f"{'' if nothing is None else f'<NoDataValue>{nothing}</NoDataValue>'}"
+                f"{'' if spec is None else _colours(spec)}".encode()
+            )
+            for part in parts:
+                file.write(self._source(part).encode())
+            file.write(b"</VRTRasterBand></VRTDataset>\n")
+        return path
+
+    def _source(self, part: Path) -> str:
+        _, row, column, height, width = part.stem.split("-")
+        size = f'xSize="{width}" ySize="{height}"'
+        return (
+            f'<SimpleSource><SourceFilename relativeToVRT="1">{part.name}</SourceFilename><SourceBand>1</SourceBand>'
+            f'<SourceProperties RasterXSize="{width}" RasterYSize="{height}" DataType="Byte" BlockXSize="{TILE}" '
+            f'BlockYSize="{TILE}"/><SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="{column}" yOff="{row}" {size}/>'
+            "</SimpleSource>"
+        )
+
+    def _path(self, layer: str, box: Box) -> Path:
+        row0, row1, column0, column1 = box
+        return self.folder / f"{layer}-{row0}-{column0}-{row1 - row0}-{column1 - column0}.tif"
+
+    def end(self) -> None:
+        """Remove them, once the results are there."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def unfinished(target: Path) -> Iterator[Path]:
+    """A path for GDAL to write to, which takes the place of `target` when the block ends without an error."""
+    path = target.with_name(f".edgeseg-{target.name}")
+    try:
+        yield path
+        path.replace(target)
+    except OSError as error:
+        raise DeployError(f"output {target}: cannot be written: {error.strerror}") from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _gdal_order(place: Place) -> tuple[float, ...]:
+    a, b, c, d, e, f = place.transform
+    return c, a, b, f, d, e
+
+
+def _names(spec: ModelSpec) -> str:
+    items = (f'<MDI key="CLASS_{index}">{escape(name)}</MDI>' for index, name in enumerate(spec.classes))
+    return f"<Metadata>{''.join(items)}</Metadata>"
+
+
+def _colours(spec: ModelSpec) -> str:
+    entries = (f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="255"/>' for r, g, b in spec.palette)
+    return f"<ColorInterp>Palette</ColorInterp><ColorTable>{''.join(entries)}</ColorTable>"

@@ -1,0 +1,48 @@
+"""A raster cut into panels of columns that fit in memory, and into runs of rows, with the windows of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engines.errors import DeployError
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of one axis.  kept: [start, end) of the pixels that it decides.  seen: of those under its windows."""
+
+    kept: tuple[int, int]
+    seen: tuple[int, int]
+
+
+def part(starts: Sequence[int], window: int, length: int, kept: tuple[int, int]) -> Part:
+    """The windows (their first pixels: `starts`) that touch `kept`, which alone give an axis of `length` pixels.
+
+    Placed alone they lie as among all: those of an axis that is cut at the first one's start and at the last one's end.
+    """
+    first = min(start for start in starts if start + window > kept[0])
+    last = max(start for start in starts if start < kept[1])
+    return Part(kept, (first, min(last + window, length)))
+
+
+def parts(
+    starts: Sequence[int], window: int, length: int, most: int, step: int, wanted: tuple[int, int]
+) -> list[Part]:  # fmt: skip
+    """Of pixels `wanted`: `most` windows at most in each, and borders every so many steps of `step` pixels.
+
+    Raises DeployError where `most` is too few for that.
+    """
+    found: list[Part] = []
+    begin = wanted[0]
+    while begin < wanted[1]:
+        first = next(index for index, start in enumerate(starts) if start + window > begin)
+        after = first + most
+        end = wanted[1]
+        if after < len(starts) and starts[after] < end:
+            end = begin + (starts[after] - begin) // step * step
+        if end <= begin:
+            raise DeployError(f"raster: got {most} windows side by side, expected more for borders every {step} pixels")
+        found.append(part(starts, window, length, (begin, end)))
+        begin = end
+    return found

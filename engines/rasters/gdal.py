@@ -1,0 +1,245 @@
+"""GDAL through rasterio: a raster read by windows, and what is made of it written."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.contract import UInt8
+from engines.errors import DeployError
+from engines.machine.limits import cores
+
+SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img"})
+CACHE_MB = 64  # GDAL's, of decoded blocks
+TILE = 512  # a side of what is compressed together
+INSTALL = "pip install 'edgeseg[geo]'"
+
+Box = tuple[int, int, int, int]  # rows [0, 1) and columns [2, 3) in pixels
+Ring = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where pixels lie on a map.
+
+    crs: well-known text, or "".  transform: GDAL's six numbers (a, b, c, d, e, f): x = a column + b row + c and
+    y = d column + e row + f.  metres: how many the map's unit is long, None where it is not a length.
+    """
+
+    crs: str
+    transform: tuple[float, float, float, float, float, float]
+    metres: float | None
+
+    @property
+    def known(self) -> bool:
+        return bool(self.crs) or self.transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+    @property
+    def determinant(self) -> float:
+        """The area of a pixel on the map, negative where rows go down."""
+        a, b, _, d, e, _ = self.transform
+        return a * e - b * d
+
+    def moved(self, row: int, column: int) -> Place:
+        """Of a part of the raster whose first pixel is that one."""
+        a, b, c, d, e, f = self.transform
+        return Place(self.crs, (a, b, a * column + b * row + c, d, e, d * column + e * row + f), self.metres)
+
+    def pixels(self, west: float, south: float, east: float, north: float) -> Box:
+        """The smallest box of whole pixels around one in map coordinates; it may lie outside of the raster.
+
+        Raises DeployError where the raster has no coordinates.
+        """
+        a, b, c, d, e, f = self.transform
+        scale = self.determinant
+        if not self.known or scale == 0:
+            raise DeployError("--bbox: the raster has no map coordinates; use --window")
+        corners = [(x, y) for x in (west, east) for y in (south, north)]
+        columns = [(e * (x - c) - b * (y - f)) / scale for x, y in corners]
+        rows = [(a * (y - f) - d * (x - c)) / scale for x, y in corners]
+        near = 1e-6  # of a pixel: the corner of a pixel in map coordinates is rounded
+        return (
+            int(np.floor(min(rows) + near)), int(np.ceil(max(rows) - near)),
+            int(np.floor(min(columns) + near)), int(np.ceil(max(columns) - near)),
+        )  # fmt: skip
+
+
+class RasterFile:
+    """An open raster.  height, width in pixels.  count: bands but for one of alpha.  colours: of a paletted band."""
+
+    def __init__(self, path: Path, dataset: Any) -> None:
+        from rasterio.enums import ColorInterp, MaskFlags
+
+        self.path, self._data = path, dataset
+        self.height, self.width = int(dataset.height), int(dataset.width)
+        kinds = list(dataset.colorinterp)
+        self._bands = [i + 1 for i, kind in enumerate(kinds) if kind != ColorInterp.alpha]
+        self.dtype = np.dtype(dataset.dtypes[self._bands[0] - 1])
+        self.nodata = dataset.nodata
+        flags = dataset.mask_flag_enums[self._bands[0] - 1]
+        self._masked = MaskFlags.alpha in flags or MaskFlags.per_dataset in flags
+        self.colours: UInt8 | None = None
+        if len(self._bands) == 1 and kinds[self._bands[0] - 1] == ColorInterp.palette:
+            table = dataset.colormap(self._bands[0])
+            self.colours = np.zeros((256, 3), np.uint8)
+            for index, colour in table.items():
+                self.colours[index] = colour[:3]
+        self.place = _place(dataset)
+
+    @property
+    def count(self) -> int:
+        return len(self._bands)
+
+    def read(self, box: Box, bands: Sequence[int]) -> NDArray[Any]:
+        """(h, w, B) of the file's own type.  bands: counted from 1, () for all.  Raises DeployError."""
+        chosen = [self._bands[band - 1] for band in bands] if bands else self._bands
+        with _explained(self.path, "raster"):
+            values = self._data.read(chosen, window=_window(box))
+        return np.moveaxis(values, 0, 2)
+
+    def hidden(self, box: Box) -> NDArray[np.bool_] | None:
+        """(h, w): where alpha or a mask say that there is nothing; None where the file has neither."""
+        if not self._masked:
+            return None
+        with _explained(self.path, "raster"):
+            found: NDArray[np.bool_] = self._data.read_masks(self._bands[0], window=_window(box)) == 0
+        return found
+
+
+@contextmanager
+def open_raster(path: Path) -> Iterator[RasterFile]:
+    """Raises DeployError where GDAL cannot read it, or rasterio is not installed."""
+    rasterio = _rasterio(path)
+    with _environment(), _explained(path, "raster"):
+        dataset = rasterio.open(path)
+    with _environment(), dataset:
+        if dataset.count == 0:
+            raise DeployError(f"raster {path}: got none but sub-datasets, expected bands; name one of them")
+        yield RasterFile(path, dataset)
+
+
+def is_raster(path: Path, most: int) -> bool:
+    """Whether GDAL reads the file, and it lies on a map or has more than `most` pixels; not without rasterio."""
+    if path.suffix.lower() not in SUFFIXES:
+        return False
+    try:
+        import rasterio
+        from rasterio.errors import RasterioIOError
+    except ImportError:
+        return False
+    with _environment():
+        try:
+            with rasterio.open(path) as dataset:
+                return _place(dataset).known or dataset.width * dataset.height > most
+        except RasterioIOError:
+            return False
+
+
+def place_at(path: Path) -> Place:
+    """Where the file's pixels lie on a map.  Raises DeployError."""
+    with open_raster(path) as file:
+        return file.place
+
+
+def write_chunk(path: Path, values: UInt8, place: Place) -> None:
+    """`values` (h, w) as a compressed TIFF.  Raises DeployError."""
+    rasterio = _rasterio(path)
+    with _environment(), _explained(path, "output"), rasterio.open(
+        path, "w", driver="GTiff", width=values.shape[1], height=values.shape[0], count=1, dtype="uint8",
+        tiled=True, blockxsize=TILE, blockysize=TILE, compress="deflate", zlevel=1, crs=place.crs or None,
+        transform=_affine(place),
+    ) as file:  # fmt: skip
+        file.write(values, 1)
+
+
+def write_cog(source: Path, target: Path, labels: bool) -> None:
+    """`source`, one band of labels or of a quantity, as a cloud-optimised GeoTIFF with overviews.  Raises DeployError.
+
+    Overviews of labels hold the most frequent one.
+    """
+    _rasterio(target)
+    from rasterio.shutil import copy
+
+    with _environment(), _explained(target, "output"):
+        copy(
+            source, target, driver="COG", compress="DEFLATE", blocksize=TILE, bigtiff="IF_SAFER", sparse_ok=True,
+            overview_resampling="MODE" if labels else "AVERAGE", num_threads=cores(),
+        )  # fmt: skip
+
+
+def read_chunk(path: Path) -> UInt8:
+    """(h, w), what `write_chunk` wrote.  Raises DeployError."""
+    with open_raster(path) as file:
+        values: UInt8 = file.read((0, file.height, 0, file.width), ())[:, :, 0]
+        return values
+
+
+def outlines(path: Path, nodata: int) -> Iterator[tuple[int, list[Ring]]]:
+    """(label, rings in map coordinates, the outer one first) of every connected area of equal labels, 4-connected.
+
+    GDAL goes through the raster row by row, and joins what belongs together.  Raises DeployError.
+    """
+    rasterio = _rasterio(path)
+    from rasterio.features import shapes
+
+    with _environment(), _explained(path, "output"), rasterio.open(path) as dataset:
+        for shape, label in shapes(rasterio.band(dataset, 1), transform=dataset.transform):
+            if int(label) != nodata:
+                yield int(label), shape["coordinates"]
+
+
+def _place(dataset: Any) -> Place:
+    metres = None
+    if dataset.crs and dataset.crs.is_projected:
+        metres = float(dataset.crs.linear_units_factor[1])
+    transform = dataset.transform
+    numbers = (transform.a, transform.b, transform.c, transform.d, transform.e, transform.f)
+    return Place(dataset.crs.to_wkt() if dataset.crs else "", numbers, metres)
+
+
+def _affine(place: Place) -> Any:
+    from rasterio import Affine
+
+    return Affine(*place.transform) if place.known else None
+
+
+def _window(box: Box) -> Any:
+    from rasterio.windows import Window
+
+    return Window.from_slices(box[:2], box[2:])
+
+
+def _environment() -> Any:
+    """GDAL's own lines are not for our user."""
+    from rasterio import Env
+    from rasterio.errors import NotGeoreferencedWarning
+
+    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a picture is a raster too
+    return Env(GDAL_CACHEMAX=CACHE_MB, CPL_LOG=os.devnull)
+
+
+def _rasterio(path: Path) -> Any:
+    try:
+        import rasterio
+    except ImportError as error:
+        raise DeployError(f"raster {path}: expected rasterio for it; {INSTALL}") from error
+    return rasterio
+
+
+@contextmanager
+def _explained(path: Path, what: str) -> Iterator[None]:
+    from rasterio.errors import RasterioError
+
+    try:
+        yield
+    except (RasterioError, OSError, ValueError) as error:
+        line = " ".join(str(error).split())[:160]
+        raise DeployError(f"{what} {path}: GDAL says: {line}") from error

@@ -1,0 +1,79 @@
+"""Labels of a raster as polygons in a file that geographic information systems read."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from engines.errors import DeployError
+from engines.rasters.chunks import unfinished
+from engines.rasters.gdal import INSTALL, Ring, outlines, place_at
+from engines.spec import IGNORE_LABEL
+
+Format = Literal["gpkg", "geojson"]
+FORMATS: dict[str, str] = {"gpkg": "GPKG", "geojson": "GeoJSON"}
+_AT_ONCE = 20_000  # polygons held
+_POLYGON = 3  # well-known binary's number
+
+
+def write_polygons(raster: Path, kind: Format, classes: Sequence[str]) -> int:
+    """Outlines of the areas of equal labels in `raster`, as NAME.gpkg or NAME.geojson beside it.  Returns how many.
+
+    Fields: label, class, and area in m² where the map's unit is a length, else in pixels (`pixels`).  GeoJSON is in
+    degrees, as RFC 7946 has it, where the raster's map is known.  Raises DeployError.
+    """
+    try:
+        from pyogrio.errors import DataSourceError
+        from pyogrio.raw import write
+    except ImportError as error:
+        raise DeployError(f"--polygons {kind}: expected pyogrio for it; {INSTALL}") from error
+    place = place_at(raster)
+    unit = "pixels" if place.metres is None else "area_m2"
+    scale = 1 / abs(place.determinant) if place.metres is None else place.metres**2
+    options = {"RFC7946": "YES"} if kind == "geojson" and place.crs else {}
+    target, total = raster.with_suffix(f".{kind}"), 0
+    source = outlines(raster, IGNORE_LABEL)
+    with unfinished(target) as new:
+        while True:
+            some = list(source if kind == "geojson" else islice(source, _AT_ONCE))
+            if not some and total:
+                break
+            labels = np.array([label for label, _ in some], np.int32)
+            names = np.array([classes[label] for label, _ in some], object)
+            areas = np.array([scale * area(rings) for _, rings in some])
+            geometry = np.array([wkb(rings) for _, rings in some], object)
+            try:
+                write(
+                    str(new), geometry, [labels, names, areas], ["label", "class", unit], layer="labels",
+                    driver=FORMATS[kind], geometry_type="Polygon", crs=place.crs or None, append=total > 0,
+                    layer_options=options,
+                )  # fmt: skip
+            except (DataSourceError, OSError, ValueError) as error:
+                raise DeployError(f"output {target}: GDAL says: {' '.join(str(error).split())[:160]}") from error
+            total += len(some)
+            if kind == "geojson" or len(some) < _AT_ONCE:
+                break
+    return total
+
+
+def area(rings: Sequence[Ring]) -> float:
+    """Of a polygon with holes, in the square of its coordinates' unit."""
+    sizes = [_shoelace(ring) for ring in rings]
+    return sizes[0] - sum(sizes[1:])
+
+
+def wkb(rings: Sequence[Ring]) -> bytes:
+    """Well-known binary, little endian (OGC 06-103r4)."""
+    parts: Iterator[Any] = (struct.pack("<I", len(ring)) + np.asarray(ring, "<f8").tobytes() for ring in rings)
+    return struct.pack("<BII", 1, _POLYGON, len(rings)) + b"".join(parts)
+
+
+def _shoelace(ring: Ring) -> float:
+    points = np.asarray(ring) - ring[0]
+    x, y = points[:, 0], points[:, 1]
+    return abs(float(x[:-1] @ y[1:] - x[1:] @ y[:-1])) / 2

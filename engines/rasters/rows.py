@@ -1,0 +1,74 @@
+"""The rows of a raster, read as windows need them: what a device takes in place of an image."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.contract import UInt8
+from engines.images.bands import picture_of, too_dark
+from engines.rasters.gdal import Box, RasterFile
+from engines.spec import Pixels
+from engines.tiling.device import LazyRows
+
+
+class RasterRows(LazyRows):
+    """Rows and columns of `box` as an image.  A row is read once, and held until no window needs it.
+
+    largest: of the values of a 16-bit file so far.
+    """
+
+    def __init__(self, file: RasterFile, box: Box, pixels: Pixels) -> None:
+        self._file, self._box, self._pixels = file, box, pixels
+        self.shape = (box[1] - box[0], box[3] - box[2], pixels.count)
+        self._start = self._hidden_from = 0
+        self._held: UInt8 = np.empty((0, *self.shape[1:]), np.uint8)
+        self._hidden: NDArray[np.bool_] = np.empty((0, self.shape[1]), np.bool_)
+        self.largest = 0
+
+    def __getitem__(self, rows: slice) -> UInt8:
+        start, stop, _ = rows.indices(self.shape[0])
+        end = self._start + len(self._held)
+        if not self._start <= start <= end:  # to explain an error
+            return self._read(start, stop)[0]
+        self._held, self._start = self._held[start - self._start :], start
+        if stop > end:
+            fresh, hidden = self._read(end, stop)
+            self._held = np.concatenate([self._held, fresh]) if len(self._held) else fresh
+            self._hidden = np.concatenate([self._hidden, hidden])
+        return self._held[: stop - start]
+
+    def blank(self, top: int, left: int, height: int, width: int) -> bool:
+        """Whether a part of the rows at hand is hidden as a whole."""
+        rows = self._hidden[top - self._hidden_from : top - self._hidden_from + height]
+        return bool(rows[:, left : left + width].all())
+
+    def hidden(self, rows: tuple[int, int]) -> NDArray[np.bool_]:
+        """(h, W): where the file has nothing.  Rows that come before are not asked for again."""
+        self._hidden = self._hidden[rows[0] - self._hidden_from :]
+        self._hidden_from = rows[0]
+        return self._hidden[: rows[1] - rows[0]]
+
+    def note(self) -> str:
+        """What the user should hear about how it was read, or ""."""
+        return too_dark(self.largest, self._file.path) if self._pixels.scale is None else ""
+
+    def _read(self, start: int, stop: int) -> tuple[UInt8, NDArray[np.bool_]]:
+        file, box = self._file, (self._box[0] + start, self._box[0] + stop, *self._box[2:])
+        values = file.read(box, self._pixels.bands)
+        missing = np.zeros(values.shape[:2], np.bool_)
+        if file.nodata is not None:
+            missing = np.isnan(values).all(2) if np.isnan(file.nodata) else (values == file.nodata).all(2)
+        masked = file.hidden(box)
+        if masked is not None:
+            missing |= masked
+        if file.colours is not None:
+            values = file.colours[values[:, :, 0]]
+        if values.dtype == np.uint16 and values.size:
+            self.largest = max(self.largest, int(values.max(initial=0, where=~missing[:, :, None])))
+        if values.dtype.kind == "f":
+            missing |= np.isnan(values).any(2)
+        if missing.all():  # its values may be any
+            return np.zeros((stop - start, *self.shape[1:]), np.uint8), missing
+        found = picture_of(values, Pixels(self._pixels.count, scale=self._pixels.scale), file.path, file.nodata)
+        return found.pixels, missing

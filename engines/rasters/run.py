@@ -1,0 +1,254 @@
+"""One raster through an engine: panel by panel, row by row of windows, into cloud-optimised GeoTIFFs.
+
+Its pixels are those of a whole image: every panel holds all windows that touch what it decides, where they would lie.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from engines.contract import Float32, UInt8
+from engines.errors import DeployError
+from engines.files import make_folder
+from engines.rasters.chunks import Chunks, unfinished
+from engines.rasters.cut import Part, part, parts
+from engines.rasters.gdal import TILE, Box, RasterFile, open_raster, write_cog
+from engines.rasters.polygons import Format, write_polygons
+from engines.rasters.rows import RasterRows
+from engines.segmenter import Segmenter
+from engines.spec import IGNORE_LABEL, Pixels
+from engines.tiling.placement import NO_MARGIN
+
+HELD = 224 * 2**20  # bytes of logits and pixels of a panel
+ROWS = 2 * TILE  # of the raster in a part on disk
+
+
+@dataclass(frozen=True)
+class RasterOptions:
+    """window: X, Y, W, H in pixels.  bbox: west, south, east, north on the map.  polygons: also as outlines.
+
+    resume: go on where a run of the same was stopped.  keep_nodata: label what the file hides, too.
+    bands, scale: in place of what the bundle says, see `engines.spec.Pixels`.
+    """
+
+    confidence: bool = False
+    keep_nodata: bool = False
+    window: tuple[int, int, int, int] | None = None
+    bbox: tuple[float, float, float, float] | None = None
+    polygons: Format | None = None
+    resume: bool = False
+    bands: tuple[int, ...] | None = None
+    scale: tuple[float, float] | None = None
+
+
+@dataclass
+class RasterReport:
+    """Of one raster: pixels and windows (of those that were run now), share of each class, seconds by part.
+
+    resumed: the share of it that an earlier run had finished.
+    """
+
+    input: str
+    mask: str
+    width: int
+    height: int
+    windows: int = 0
+    resumed: float = 0.0
+    classes: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    polygons: int | None = None
+    note: str = ""
+
+
+def run_raster(
+    segmenter: Segmenter, path: Path, target: Path, options: RasterOptions, bundle: Mapping[str, Any]
+) -> RasterReport:  # fmt: skip
+    """Write the labels of the raster `path` to `target`, NAME.tif, and what else the options ask for beside it.
+
+    Labels are those of the whole raster, whatever is cut out; nodata is 255.  bundle: what says which engine it is.
+    Memory does not grow with the raster.  Raises DeployError.
+    """
+    begin = time.perf_counter()
+    spec = segmenter.spec
+    pixels = spec.pixels.but(options.bands, options.scale)
+    if not segmenter.views.plain:
+        raise DeployError(f"raster {path}: several views, and other sizes, are for images in memory; run without them")
+    if segmenter.tiling.margin != NO_MARGIN:
+        raise DeployError(f"raster {path}: a network that pads nothing is for images in memory; cut the raster")
+    with open_raster(path) as file:
+        box = _box(file, options)
+        report = RasterReport(str(path), str(target), width=box[3] - box[2], height=box[1] - box[0])
+        make_folder(target.parent)
+        stat = path.stat()
+        identity = {
+            "input": str(path.resolve()), "bytes": stat.st_size, "modified": stat.st_mtime_ns, "box": list(box),
+            "bands": pixels.bands, "scale": pixels.scale, "keep_nodata": options.keep_nodata,
+            "confidence": options.confidence, "tiling": segmenter.tiling.to_json(), "threshold": spec.threshold,
+            "bundle": dict(bundle),
+        }  # fmt: skip
+        chunks = Chunks.begin(
+            target.parent / f".{target.name}.parts", identity, (report.height, report.width),
+            file.place.moved(box[0], box[2]), options.resume,
+        )  # fmt: skip
+        before = _windows_run(segmenter)
+        with tqdm(total=report.height * report.width, unit="px", unit_scale=True, disable=None, leave=False) as bar:
+            done = _Work(segmenter, file, box, pixels, options, chunks).all(bar)
+        report.note = done.note
+        report.resumed = round(done.found / (report.height * report.width), 4)
+        report.windows = _windows_run(segmenter) - before
+    report.seconds["windows"] = round(time.perf_counter() - begin, 3)
+    begin = time.perf_counter()
+    with unfinished(target) as new:
+        write_cog(chunks.mosaic("labels", IGNORE_LABEL, spec), new, labels=True)
+    if options.confidence:
+        with unfinished(target.with_suffix(".confidence.tif")) as new:
+            write_cog(chunks.mosaic("confidence", None), new, labels=False)
+    report.classes = _shares(done.counts, report.height * report.width, spec.classes)
+    report.seconds["files"] = round(time.perf_counter() - begin, 3)
+    if options.polygons is not None:
+        begin = time.perf_counter()
+        report.polygons = write_polygons(target, options.polygons, spec.classes)
+        report.seconds["polygons"] = round(time.perf_counter() - begin, 3)
+    chunks.end()
+    return report
+
+
+class _Work:
+    """The windows of a raster.  found: pixels of parts that were there.  counts: of pixels by label."""
+
+    def __init__(
+        self, segmenter: Segmenter, file: RasterFile, box: Box, pixels: Pixels, options: RasterOptions, chunks: Chunks
+    ) -> None:  # fmt: skip
+        self._segmenter, self._file, self._box, self._pixels = segmenter, file, box, pixels
+        self._options, self._chunks = options, chunks
+        self.found, self.note = 0, ""
+        self.counts = np.zeros(256, np.int64)
+
+    def all(self, bar: Any) -> _Work:
+        box, tiling = self._box, self._segmenter.tiling
+        tops, lefts = tiling.placements(self._file.height, self._file.width)
+        for columns in parts(lefts, tiling.labelled[1], self._file.width, self._most(), TILE, box[2:]):
+            pending = []
+            for row in range(box[0], box[1], ROWS):
+                kept = (row, min(row + ROWS, box[1]), *columns.kept)
+                if self._chunks.done("labels", self._inside(kept)):
+                    self.found += (kept[1] - kept[0]) * (kept[3] - kept[2])
+                    bar.update((kept[1] - kept[0]) * (kept[3] - kept[2]))
+                else:
+                    pending.append(kept)
+            for rows in _runs(pending):
+                self._part(part(tops, tiling.labelled[0], self._file.height, rows), columns, bar)
+        for labels in self._chunks.parts("labels"):
+            self.counts += np.bincount(labels.ravel(), minlength=256)
+        return self
+
+    def _part(self, rows: Part, columns: Part, bar: Any) -> None:
+        """A run of rows in a panel of columns."""
+        source = RasterRows(self._file, (*rows.seen, *columns.seen), self._pixels)
+        inside = slice(columns.kept[0] - columns.seen[0], columns.kept[1] - columns.seen[0])
+        width = columns.kept[1] - columns.kept[0]
+        held: list[tuple[UInt8, UInt8 | None]] = []
+        row, count = rows.kept[0], 0
+        for band in self._segmenter.bands(source, self._options.confidence):
+            hidden = source.hidden((band.row0, band.row1))
+            labels, certainty = band.labels, band.confidence
+            if not self._options.keep_nodata:
+                labels[hidden] = IGNORE_LABEL
+            skip = max(0, rows.kept[0] - rows.seen[0] - band.row0)
+            end = max(0, rows.kept[1] - rows.seen[0] - band.row0)
+            quantised = None if certainty is None else _bytes(certainty[skip:end, inside], hidden[skip:end, inside])
+            held.append((labels[skip:end, inside], quantised))
+            count += len(held[-1][0])
+            while count >= ROWS or (count and row + count == rows.kept[1]):
+                size = min(ROWS, count)
+                held = self._put((row, row + size, *columns.kept), held)
+                row, count = row + size, count - size
+                bar.update(size * width)
+        self.note = self.note or source.note()
+
+    def _put(self, kept: Box, held: list[tuple[UInt8, UInt8 | None]]) -> list[tuple[UInt8, UInt8 | None]]:
+        """Write the first rows of what is held; returns the rest."""
+        size, box = kept[1] - kept[0], self._inside(kept)
+        labels = np.concatenate([part for part, _ in held])
+        certain = [part for _, part in held if part is not None]
+        certainty = np.concatenate(certain) if certain else None
+        if certainty is not None:
+            self._chunks.put("confidence", box, certainty[:size], 0)
+        self._chunks.put("labels", box, labels[:size], IGNORE_LABEL)  # last: it says that the part is done
+        rest = labels[size:].copy()
+        return [(rest, None if certainty is None else certainty[size:].copy())] if len(rest) else []
+
+    def _inside(self, kept: Box) -> Box:
+        """From the raster's pixels to those that are written."""
+        box = self._box
+        return kept[0] - box[0], kept[1] - box[0], kept[2] - box[2], kept[3] - box[2]
+
+    def _most(self) -> int:
+        """Windows side by side whose logits and pixels fit in `HELD`."""
+        tiling, spec = self._segmenter.tiling, self._segmenter.spec
+        stride = spec.logits_stride
+        logits = 4 * spec.channels * (tiling.window_h // stride) * (tiling.window_w // stride)
+        rows = -(-tiling.window_h // tiling.stride_h) + 1
+        item = self._file.dtype.itemsize
+        pixels = tiling.window_h * tiling.stride_w * len(spec.mean) * (2 + item + (8 if item > 1 else 0))
+        least = -(-(tiling.window_w + TILE) // tiling.stride_w) + 1
+        fit: int = HELD // (rows * logits + pixels)
+        return max(least, fit)
+
+
+def _box(file: RasterFile, options: RasterOptions) -> Box:
+    """What of the raster is asked for.  Raises DeployError where that lies outside."""
+    whole = (0, file.height, 0, file.width)
+    if options.bbox is not None:
+        wanted, what = file.place.pixels(*options.bbox), "--bbox"
+    elif options.window is not None:
+        x, y, width, height = options.window
+        wanted, what = (y, y + height, x, x + width), "--window"
+    else:
+        return whole
+    box = (
+        max(wanted[0], 0), min(wanted[1], file.height), max(wanted[2], 0), min(wanted[3], file.width)
+    )  # fmt: skip
+    if box[0] >= box[1] or box[2] >= box[3]:
+        raise DeployError(
+            f"{what}: got rows {wanted[0]} to {wanted[1]}, columns {wanted[2]} to {wanted[3]}, expected a part of "
+            f"{file.path}, which has {file.height} rows and {file.width} columns"
+        )
+    return box
+
+
+def _runs(boxes: list[Box]) -> Iterator[tuple[int, int]]:
+    """Rows [r0, r1) of boxes that follow one another."""
+    begin = end = -1
+    for row0, row1, *_ in boxes:
+        if row0 != end:
+            if end > begin:
+                yield begin, end
+            begin = row0
+        end = row1
+    if end > begin:
+        yield begin, end
+
+
+def _bytes(certainty: Float32, hidden: Any) -> UInt8:
+    found: UInt8 = (np.clip(certainty, 0, 1) * 255 + 0.5).astype(np.uint8)
+    found[hidden] = 0
+    return found
+
+
+def _windows_run(segmenter: Segmenter) -> int:
+    count: int = segmenter.device.timings.windows
+    return count
+
+
+def _shares(counts: Any, pixels: int, classes: tuple[str, ...]) -> dict[str, float]:
+    """Of all pixels, largest first; hidden ones have no name."""
+    order = [int(index) for index in counts.argsort()[::-1] if counts[index] and index < len(classes)]
+    return {classes[index]: round(float(counts[index] / pixels), 6) for index in order}

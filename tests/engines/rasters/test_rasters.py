@@ -1,0 +1,241 @@
+"""Rasters by windows, against the whole image in memory, and against what rasterio and GDAL make of the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engines.errors import DeployError
+from engines.rasters import run as runs
+from engines.rasters.cut import parts
+from engines.rasters.run import RasterOptions, run_raster
+from engines.segmenter import Segmenter, open_segmenter
+from engines.tiling.placement import Tiling
+
+rasterio = pytest.importorskip("rasterio", reason="rasterio, which reads rasters, is not installed")
+PLACE = rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)
+HEIGHT, WIDTH = 650, 1150
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several panels, and several parts in each, of a small raster."""
+    monkeypatch.setattr(runs, "HELD", 0)
+    monkeypatch.setattr(runs, "ROWS", 512)
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (HEIGHT // 10, WIDTH // 10, 3), np.uint8)
+    noise = rng.integers(0, 40, (HEIGHT, WIDTH, 3), np.uint8)
+    return (coarse.repeat(10, 0).repeat(10, 1) // 2 + noise).astype(np.uint8)
+
+
+@pytest.fixture
+def segmenter(tiny_bundle: Path):  # type: ignore[no-untyped-def]
+    with open_segmenter(tiny_bundle) as (opened, _):
+        yield opened
+
+
+def write(path: Path, image: np.ndarray, **options: object) -> Path:
+    profile = {"driver": "GTiff", "crs": "EPSG:32632", "transform": PLACE, "tiled": True, "compress": "deflate"}
+    height, width, count = image.shape
+    with rasterio.open(
+        path, "w", height=height, width=width, count=count, dtype=image.dtype, **profile | options
+    ) as file:
+        file.write(np.moveaxis(image, 2, 0))
+    return path
+
+
+def run(segmenter: Segmenter, path: Path, target: Path, **options: object) -> runs.RasterReport:
+    return run_raster(segmenter, path, target, RasterOptions(**options), {"engine": "test"})  # type: ignore[arg-type]
+
+
+def read(path: Path) -> np.ndarray:
+    with rasterio.open(path) as file:
+        return file.read(1)
+
+
+def test_a_raster_has_the_pixels_of_the_whole_image(segmenter: Segmenter, image: np.ndarray, tmp_path: Path) -> None:
+    """Bit for bit, in several panels and parts; and its place, colours and class names."""
+    source, target = write(tmp_path / "a.tif", image), tmp_path / "out" / "a.tif"
+    report = run(segmenter, source, target, confidence=True)
+    expected = segmenter.segment(image, confidence=True)
+    assert np.array_equal(read(target), expected.labels)
+    certainty = (expected.confidence * 255 + 0.5).astype(np.uint8)
+    assert np.array_equal(read(tmp_path / "out" / "a.confidence.tif"), certainty)
+    assert len(np.unique(expected.labels)) > 2
+    with rasterio.open(target) as file:
+        assert (file.crs, file.transform, file.nodata) == (rasterio.CRS.from_epsg(32632), PLACE, 255)
+        assert file.profile["tiled"]
+        assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert file.overviews(1)
+        assert file.colormap(1)[1] == (*segmenter.spec.palette[1], 255)
+        assert file.tags()["CLASS_1"] == segmenter.spec.classes[1]
+    shares = {segmenter.spec.classes[k]: round(float((expected.labels == k).mean()), 6) for k in range(5)}
+    assert report.classes == {name: share for name, share in shares.items() if share}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.confidence.tif", "a.tif"]
+
+
+def test_panels_hold_all_windows_of_what_they_decide() -> None:
+    """Whatever the sizes: alone, the windows of a part lie where they lie among all."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        window, length = int(rng.integers(3, 60)), int(rng.integers(1, 900))
+        tiling = Tiling(window, window, int(rng.integers(1, window + 1)), int(rng.integers(1, window + 1)))
+        starts = tiling.placements(1, length)[1]
+        step, begin = int(rng.integers(1, 20)), int(rng.integers(0, length))
+        end = int(rng.integers(begin + 1, length + 1))
+        most = -(-(window + step) // tiling.stride_w) + 1 + int(rng.integers(0, 5))
+        found = parts(starts, window, length, most, step, (begin, end))
+        assert [part.kept[0] for part in found] == [begin, *(part.kept[1] for part in found[:-1])]
+        assert found[-1].kept[1] == end
+        for part in found:
+            first, last = part.seen
+            alone = [first + start for start in tiling.placements(1, last - first)[1]]
+            touching = [start for start in starts if start < part.kept[1] and start + window > part.kept[0]]
+            assert set(touching) <= set(alone) <= set(starts)
+            assert len(alone) <= most + 1
+
+
+@pytest.mark.parametrize("box", [(100, 37, 900, 600), (0, 0, 3, 2), (1100, 600, 500, 500)])
+def test_a_window_is_cut_out_of_the_whole(
+    segmenter: Segmenter, image: np.ndarray, tmp_path: Path, box: tuple[int, int, int, int]
+) -> None:
+    x, y, width, height = box
+    source = write(tmp_path / "a.tif", image)
+    run(segmenter, source, tmp_path / "window.tif", window=box)
+    expected = segmenter.segment(image).labels[y : y + height, x : x + width]
+    assert np.array_equal(read(tmp_path / "window.tif"), expected)
+    with rasterio.open(tmp_path / "window.tif") as file:
+        bounds = file.bounds
+        assert file.transform == PLACE @ rasterio.Affine.translation(x, y)
+    run(segmenter, source, tmp_path / "bbox.tif", bbox=tuple(bounds))
+    assert np.array_equal(read(tmp_path / "bbox.tif"), expected)
+
+
+def test_what_lies_outside_is_named(segmenter: Segmenter, image: np.ndarray, tmp_path: Path) -> None:
+    source = write(tmp_path / "a.tif", image)
+    with pytest.raises(DeployError, match=r"--window: got rows 2000 to 2010, .* which has 650 rows and 1150 columns"):
+        run(segmenter, source, tmp_path / "b.tif", window=(0, 2000, 10, 10))
+    plain = tmp_path / "plain.tif"
+    Image.fromarray(image[:100, :100]).save(plain)
+    with pytest.raises(DeployError, match="--bbox: the raster has no map coordinates"):
+        run(segmenter, plain, tmp_path / "b.tif", bbox=(0, 0, 1, 1))
+    assert not (tmp_path / "b.tif").exists()
+
+
+@pytest.mark.parametrize("how", ["nodata", "alpha", "mask"])
+def test_where_there_is_no_data_there_is_no_label_and_no_work(
+    segmenter: Segmenter, image: np.ndarray, tmp_path: Path, how: str
+) -> None:
+    there = np.zeros((HEIGHT, WIDTH), bool)
+    there[300:500, 200:420] = True
+    filled = np.where(there[:, :, None], np.maximum(image, 1), 0).astype(np.uint8)
+    source = tmp_path / "a.tif"
+    if how == "alpha":
+        write(source, np.dstack([filled, (there * 255).astype(np.uint8)]), photometric="RGB", alpha="yes")
+    else:
+        write(source, filled, **({"nodata": 0} if how == "nodata" else {}))
+    if how == "mask":
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(source, "r+") as file:
+            file.write_mask(there)
+    report = run(segmenter, source, tmp_path / "b.tif")
+    expected = np.where(there, segmenter.segment(filled).labels, 255)
+    assert np.array_equal(read(tmp_path / "b.tif"), expected)
+    tops, lefts = segmenter.tiling.placements(HEIGHT, WIDTH)
+    touching = sum(there[top : top + 64, left : left + 96].any() for top in tops for left in lefts)
+    assert touching <= report.windows <= touching + 7, "a column of windows twice, and the first one of all"
+    run(segmenter, source, tmp_path / "c.tif", keep_nodata=True)
+    assert np.array_equal(read(tmp_path / "c.tif")[there], expected[there])
+
+
+class _Stopped(Exception):
+    pass
+
+
+def test_a_run_that_was_stopped_goes_on(
+    segmenter: Segmenter, image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same bytes of pixels; not where bundle, input or options are others; from the start without --resume."""
+    source, target = write(tmp_path / "a.tif", image), tmp_path / "out" / "a.tif"
+    expected = segmenter.segment(image).labels
+    put, times = runs.Chunks.put, []
+
+    def stops(self, *args):  # type: ignore[no-untyped-def]
+        times.append(1)
+        if len(times) == 3:
+            raise _Stopped
+        put(self, *args)
+
+    monkeypatch.setattr(runs.Chunks, "put", stops)
+    with pytest.raises(_Stopped):
+        run(segmenter, source, target)
+    assert not target.exists()
+    monkeypatch.setattr(runs.Chunks, "put", put)
+    with pytest.raises(DeployError, match=r"--resume: .* holds parts of a run with another bundle, input or options"):
+        run(segmenter, source, target, resume=True, keep_nodata=True)
+    report = run(segmenter, source, target, resume=True)
+    assert 0 < report.resumed < 1
+    assert np.array_equal(read(target), expected)
+    assert sorted(path.name for path in target.parent.iterdir()) == ["a.tif"]
+    assert run(segmenter, source, target, resume=True).resumed == 0, "a finished one is run again"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(np.uint16, (0.0, 10_000.0)), (np.float32, (-1.0, 1.0)), (np.uint16, None)]
+)
+def test_bands_and_scales(
+    segmenter: Segmenter, image: np.ndarray, tmp_path: Path, dtype: type, scale: tuple[float, float] | None
+) -> None:
+    small = image[:200, :300]
+    low, high = scale or (0.0, 65535.0)
+    values = (small / 255 * (high - low) + low).astype(dtype)
+    stack = np.dstack([np.zeros_like(values[:, :, 0]), values[:, :, 2], values[:, :, 1], values[:, :, 0]])
+    source = write(tmp_path / "a.tif", stack)
+    run(segmenter, source, tmp_path / "b.tif", bands=(4, 3, 2), scale=scale)
+    scaled = np.clip(np.rint((values.astype(np.float64) - low) * 255 / (high - low)), 0, 255).astype(np.uint8)
+    assert (read(tmp_path / "b.tif") == segmenter.segment(scaled).labels).mean() > 0.999
+
+
+def test_polygons_are_what_the_labels_are(segmenter: Segmenter, image: np.ndarray, tmp_path: Path) -> None:
+    """Drawn again by rasterio they give the labels; areas are in square metres."""
+    pyogrio = pytest.importorskip("pyogrio", reason="pyogrio, which writes polygons, is not installed")
+    source = write(tmp_path / "a.tif", image[:300, :400])
+    report = run(segmenter, source, tmp_path / "a_labels.tif", polygons="gpkg")
+    labels = read(tmp_path / "a_labels.tif")
+    meta, _, shapes, fields = pyogrio.raw.read(tmp_path / "a_labels.gpkg")
+    assert report.polygons == len(shapes) > 10
+    assert list(meta["fields"]) == ["label", "class", "area_m2"]
+    names = {segmenter.spec.classes[label] for label in np.unique(labels)}
+    assert set(fields[1]) == names
+    for label in np.unique(labels):
+        area = fields[2][fields[0] == label].sum()
+        assert area == pytest.approx((labels == label).sum() * 0.25)
+    assert meta["crs"] == "EPSG:32632"
+    run(segmenter, source, tmp_path / "again.tif", polygons="geojson")
+    meta, _, shapes, fields = pyogrio.raw.read(tmp_path / "again.geojson")
+    assert len(shapes) == report.polygons
+    assert meta["crs"] == "EPSG:4326"
+
+
+def test_memory_does_not_grow_with_the_raster(segmenter: Segmenter, tmp_path: Path) -> None:
+    """Of a sparse raster of 0.8 gigapixels nothing is run but what is there, and little is held."""
+    import resource
+
+    path = tmp_path / "huge.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", height=20_000, width=40_000, count=3, dtype="uint8", crs="EPSG:32632",
+        transform=PLACE, tiled=True, nodata=0, sparse_ok=True, bigtiff="yes",
+    ) as file:  # fmt: skip
+        part = np.random.default_rng(0).integers(1, 256, (3, 200, 300), np.uint8)
+        file.write(part, window=rasterio.windows.Window(30_000, 15_000, 300, 200))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run(segmenter, path, tmp_path / "b.tif", window=(29_900, 14_900, 600, 600))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+    labels = read(tmp_path / "b.tif")
+    assert (labels != 255).sum() == 200 * 300
