@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,16 +71,15 @@ def run(args: argparse.Namespace) -> int:
     inputs = [_photographs(text) for text in args.inputs]
     images = expand(inputs, args.output, recursive=args.recursive)
     if args.device == "all":
-        if args.shard != (0, 1):
+        if args.shard != (1, 1):
             raise DeployError("--shard with --device all: got both, expected one; all deals the images out by itself")
-        report = RunReport.of_shards(on_every_gpu(*own_command(args.words), visible()))
+        report = RunReport.of_shards(
+            on_every_gpu(*own_command(args.words), visible()), [image.path for image in images]
+        )
     else:
-        with open_segmenter(args.bundle, *_loading(args)) as (segmenter, _):
-            options = RunOptions(
-                args.overlay, args.confidence, args.max_pixels, bands=args.bands, scale=args.scale, shard=args.shard,
-                keep_nodata=args.keep_nodata,
-            )  # fmt: skip
-            report = run_images(segmenter, images, args.output, options)
+        options = RunOptions(**{each.name: getattr(args, each.name) for each in fields(RunOptions)})
+        with open_segmenter(args.bundle, *_loading(args)) as (segmenter, manifest):
+            report = run_images(segmenter, images, args.output, options, bundle=manifest.files)
     report.left_out = left_out(inputs, args.output, recursive=args.recursive)
     print(json.dumps(report.to_json(), indent=1) if args.json else report)
     if report.lost is not None:

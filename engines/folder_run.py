@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from engines.images.bands import Decoded, shown
 from engines.images.inputs import Input, output_names
 from engines.images.read import MAX_PIXELS, read_picture
 from engines.images.write import label_counts, write_confidence, write_mask, write_overlay
+from engines.rasters.folder import joined, run_rasters
+from engines.rasters.gdal import INSTALL, is_raster
+from engines.rasters.polygons import Format
+from engines.rasters.run import RasterOptions, RasterReport
 from engines.segmenter import Segmenter
 from engines.spec import IGNORE_LABEL, ModelSpec
 from engines.stream.behind import Behind
@@ -31,7 +36,8 @@ from engines.tiling.device import PARTS
 @dataclass(frozen=True)
 class RunOptions:
     """bands, scale: in place of what the bundle says, see `engines.spec.Pixels`.  keep_nodata: label what the file
-    hides (alpha 0, nodata), which else becomes 255.  shard: (i, n), every n-th image from the i-th on.
+    hides (alpha 0, nodata), which else becomes 255.  shard: (I, N): of N machines, what the I-th works on.
+    skip_existing: leave out what has a mask.  window, bbox, polygons, resume: of rasters, see `RasterOptions`.
     """
 
     overlay: bool = False
@@ -39,8 +45,16 @@ class RunOptions:
     max_pixels: int = MAX_PIXELS
     bands: tuple[int, ...] | None = None
     scale: tuple[float, float] | None = None
-    shard: tuple[int, int] = (0, 1)
     keep_nodata: bool = False
+    shard: tuple[int, int] = (1, 1)
+    skip_existing: bool = False
+    window: tuple[int, int, int, int] | None = None
+    bbox: tuple[float, float, float, float] | None = None
+    polygons: Format | None = None
+    resume: bool = False
+
+    def of_rasters(self) -> RasterOptions:
+        return RasterOptions(**{each.name: getattr(self, each.name) for each in fields(RasterOptions)})
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,9 @@ class RunReport:
 
     left_out: how many files of the input folders are no images, by ending.
 
-    lost: why nothing after the last of `images` could run, or None."""
+    lost: why nothing after the last of `images` could run, or None.  rasters: those among the inputs.
+    existing: how many were left out because their masks were there.
+    """
 
     images: list[ImageReport] = field(default_factory=list)
     seconds: float = 0.0
@@ -82,21 +98,25 @@ class RunReport:
     lost: str | None = None
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    rasters: list[RasterReport] = field(default_factory=list)
+    existing: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def of_shards(cls, found: Sequence[dict[str, Any]]) -> RunReport:
-        """One of the reports of all shards, as JSON: images in the order in which they were dealt out."""
-        report, dealt = cls(), [[ImageReport(**image) for image in each["images"]] for each in found]
-        for turn in range(max(map(len, dealt))):
-            report.images += [images[turn] for images in dealt if turn < len(images)]
+    def of_shards(cls, found: Sequence[dict[str, Any]], order: Sequence[Path]) -> RunReport:
+        """One of the reports of all shards, as JSON.  order: of the inputs.  Of a raster every shard had a part."""
+        report, places = cls(), {str(path): place for place, path in enumerate(order)}
+        images = [ImageReport(**image) for each in found for image in each["images"]]
+        report.images = sorted(images, key=lambda image: places[image.input])
         for each in found:
             report.failed |= each["failed"]
             report.notes += each["notes"]
+            report.existing += each["existing"]
             report.lost = report.lost or each["lost"]
             report.seconds = max(report.seconds, each["seconds"])
+        report.rasters = joined([RasterReport(**raster) for each in found for raster in each["rasters"]])
         return report
 
     def __str__(self) -> str:
@@ -110,6 +130,9 @@ class RunReport:
             windows, each = sum(image.windows for image in self.images), 1e3 * self.seconds / len(self.images)
             counted = f"{len(self.images)} image(s), {windows} window(s)"
             lines.append(f"{counted}; {each:.0f} ms an image, side by side; the median's own: {split}")
+        lines += map(str, self.rasters)
+        if self.existing:
+            lines.append(f"{self.existing} image(s) left out: their masks are there")
         if self.notes:
             more = f" (and {len(self.notes) - 1} more image(s) likewise)" if len(self.notes) > 1 else ""
             lines.append(f"warning: {self.notes[0]}{more}")
@@ -121,18 +144,48 @@ class RunReport:
 
 
 def run_images(
-    segmenter: Segmenter, images: Sequence[Input], output: Path, options: RunOptions, budget: PixelBudget | None = None
+    segmenter: Segmenter, images: Sequence[Input], output: Path, options: RunOptions,
+    budget: PixelBudget | None = None, bundle: Mapping[str, str] | None = None,
 ) -> RunReport:  # fmt: skip
     """Segment every image.  One that cannot be read or written is reported in `failed`; the rest are finished.
 
     Threads read images and write masks while this one has the device; images are worked on in the order in which they
-    come off the disk, and reported in that of `images`.  budget: of pixels in flight.
+    come off the disk, and reported in that of `images`.  Rasters come last, one by one.
+    bundle: what says which engine it is.  budget: of pixels in flight.
     Where the GPU is lost the rest are reported in `failed`, and `lost` says why; what was written stays.
     """
-    names = dict(list(output_names(images, output).items())[options.shard[0] :: options.shard[1]])
+    targets = {path: output / name for path, name in output_names(images, output).items()}
+    rasters = {
+        path: target.with_suffix(".tif") for path, target in targets.items() if is_raster(path, options.max_pixels)
+    }
+    if not rasters and (options.window or options.bbox or options.polygons or options.resume):
+        raise DeployError(
+            "--window, --bbox, --polygons, --resume: none of the inputs is a raster that GDAL reads and that lies on a "
+            f"map; {INSTALL}"
+        )
+    pictures = {path: target for path, target in targets.items() if path not in rasters}
+    report = run_pictures(segmenter, pictures, output, options, budget)
+    if rasters:
+        there = {path for path, target in rasters.items() if options.skip_existing and target.exists()}
+        rasters = {path: target for path, target in rasters.items() if path not in there}
+        report.existing += len(there)
+        rest = run_rasters(segmenter, rasters, options.of_rasters(), bundle or {}, report.lost)
+        report.rasters, report.lost = rest.done, rest.lost
+        report.failed |= rest.failed
+        report.notes += [raster.note for raster in rest.done if raster.note]
+    return report
+
+
+def run_pictures(
+    segmenter: Segmenter, targets: Mapping[Path, Path], output: Path, options: RunOptions, budget: PixelBudget | None
+) -> RunReport:  # fmt: skip
+    """Those that are decoded as a whole."""
     wanted = segmenter.spec.pixels.but(options.bands, options.scale)  # raises before anything is read
     make_folder(output)
-    jobs = [_Job(index, path, output / name) for index, (path, name) in enumerate(names.items())]
+    index, total = options.shard
+    mine = {path: target for path, target in targets.items() if _share_of(target, output, total) == index - 1}
+    there = {path for path, target in mine.items() if options.skip_existing and target.exists()}
+    jobs = [_Job(index, *pair) for index, pair in enumerate(item for item in mine.items() if item[0] not in there)]
     source = Intake(
         jobs, lambda job, admit: read_picture(job.path, options.max_pixels, wanted, admit), lambda found: found.pixels
     )
@@ -140,7 +193,7 @@ def run_images(
     begin = time.perf_counter()
     quiet = segmenter.device.name == "host"
     with (
-        tqdm(total=len(names), unit="image", disable=None, leave=False) as bar,
+        tqdm(total=len(jobs), unit="image", disable=None, leave=False) as bar,
         Behind[int, _Result](quiet=quiet) as behind,
     ):
         segmenter.device.on_window = lambda done, total: bar.set_postfix_str(f"window {done}/{total}")
@@ -156,7 +209,14 @@ def run_images(
                 del outcome  # which holds an image that is else freed only when there is another
                 collect()
         collect(wait=True)
-    return _report(jobs, results, time.perf_counter() - begin)
+    report = _report(jobs, results, time.perf_counter() - begin)
+    report.existing = len(there)
+    return report
+
+
+def _share_of(target: Path, output: Path, total: int) -> int:
+    """Which of `total` machines works on it: by its name, whatever else there is."""
+    return zlib.crc32(target.relative_to(output).as_posix().encode()) % total
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ FLOORS = (
     "engines/spec.py", "engines/contract.py",
     "engines/roofline", "engines/tiling", "engines/images", "engines/views", "engines/gpu", "engines/stream",
     "engines/bundle.py", "engines/backends", "engines/arguments", "engines/segmenter.py", "engines/proof",
-    "engines/folder_run.py", "engines/measure", "engines/plan", "engines/doctor.py",
+    "engines/rasters", "engines/folder_run.py", "engines/measure", "engines/plan", "engines/doctor.py",
     "calib/data", "calib/ranges",
     "pipeline/models", "pipeline/graph", "pipeline/checkpoints", "pipeline/request.py", "pipeline/provenance.py",
     "pipeline/evaluation",
@@ -44,6 +44,8 @@ SDK_OWNER = {
     "segmentation_models_pytorch": "pipeline/checkpoints/families/smp.py",
     "transformers": "pipeline/checkpoints/families/common.py",
     "tifffile": "engines/images/tiff.py",
+    "rasterio": "engines/rasters/gdal.py",
+    "pyogrio": "engines/rasters/polygons.py",
     "pillow_heif": "engines/images/pillow.py",
     "matplotlib": "pipeline/figures/canvas.py pipeline/compare/report/figure.py pipeline/compare/models/figure.py "
     "pipeline/receptive/figure.py",

@@ -17,6 +17,7 @@ from engines.arguments.groups import (
     loading_arguments,
     model_arguments,
     preprocessing_arguments,
+    raster_arguments,
     resize_argument,
     rewrite_argument,
     tensorrt_arguments,
@@ -129,10 +130,12 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
     threshold_argument(verb, "the bundle's")
     verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
     band_arguments(verb)
-    verb.add_argument("--shard", type=shard, default=(0, 1), metavar="I/N", help="of the images every N-th alone, from "
-                      "the I-th (0) on: for as many machines")  # fmt: skip
     verb.add_argument("--keep-nodata", action="store_true", help="label pixels that the image hides, too (alpha 0, its "
                       "nodata value); else they are 255")  # fmt: skip
+    verb.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="the I-th of N parts: of images by "
+                      "name, of a raster by rows")  # fmt: skip
+    verb.add_argument("--skip-existing", action="store_true", help="leave out images whose masks are there")
+    raster_arguments(verb)
     loading_arguments(verb)
 
 

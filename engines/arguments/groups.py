@@ -11,6 +11,8 @@ from typing import Any
 from engines.arguments.values import (
     AUTO,
     bands,
+    bounds,
+    box,
     by_channel,
     count,
     gpu_or_all,
@@ -103,6 +105,15 @@ def band_arguments(verb: argparse.ArgumentParser) -> None:
                       "of the network's channels (the first)")  # fmt: skip
     verb.add_argument("--scale", type=interval, metavar="LOW..HIGH", help="values of the image files that become 0 and "
                       "255 (all of 8 or 16 bit)")  # fmt: skip
+
+
+def raster_arguments(verb: argparse.ArgumentParser) -> None:
+    """What is made of rasters: files that lie on a map, or are too large to be decoded."""
+    cut = verb.add_mutually_exclusive_group()
+    cut.add_argument("--window", type=box, metavar="X,Y,W,H", help="of rasters, this part alone, in pixels")
+    cut.add_argument("--bbox", type=bounds, metavar="W,S,E,N", help="of rasters, this part alone, in map coordinates")
+    verb.add_argument("--polygons", choices=("gpkg", "geojson"), help="of rasters, also outlines with class and area")
+    verb.add_argument("--resume", action="store_true", help="go on with rasters where the same run was stopped")
 
 
 def model_arguments(verb: argparse.ArgumentParser) -> None:

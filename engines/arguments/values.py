@@ -31,15 +31,6 @@ def gpu_or_all(text: str) -> int | str:
     return text if text == "all" else count(text)
 
 
-def shard(text: str) -> tuple[int, int]:
-    """``1/4``: the second of four."""
-    index, _, number_of = text.partition("/")
-    found = count(index), positive(number_of)
-    if found[0] >= found[1]:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected I/N with I from 0 to N - 1")
-    return found
-
-
 def mebibytes(text: str) -> int:
     """In bytes."""
     return up_to(MAX_MEBIBYTES, text) * 2**20
@@ -153,3 +144,27 @@ def interval(text: str) -> tuple[float, float]:
     if not dots or not float(low) < float(high) < float("inf"):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected LOW..HIGH such as 0..4095")
     return float(low), float(high)
+
+
+def box(text: str) -> tuple[int, int, int, int]:
+    """``X,Y,W,H`` in pixels."""
+    x, y, width, height = (int(part) for part in text.split(","))
+    if min(x, y) < 0 or min(width, height) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected X,Y,W,H: the first column and row, width and height")
+    return x, y, width, height
+
+
+def bounds(text: str) -> tuple[float, float, float, float]:
+    """``WEST,SOUTH,EAST,NORTH`` in map coordinates."""
+    west, south, east, north = (float(part) for part in text.split(","))
+    if not (-float("inf") < west < east < float("inf") and -float("inf") < south < north < float("inf")):
+        raise argparse.ArgumentTypeError(f"got {text}, expected WEST,SOUTH,EAST,NORTH with west < east, south < north")
+    return west, south, east, north
+
+
+def shard(text: str) -> tuple[int, int]:
+    """``3/16``: the third of sixteen."""
+    index, total = (int(part) for part in text.split("/"))
+    if not 1 <= index <= total:
+        raise argparse.ArgumentTypeError(f"got {text}, expected I/N with 1 <= I <= N")
+    return index, total

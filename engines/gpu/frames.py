@@ -217,7 +217,7 @@ class CudaStrips(_Frame):
 class FrameInStrips(CudaStrips):
     """Stands in for `CudaFrame` where the whole image does not fit: `mask` does the work, and has the memory."""
 
-    def put(self, image: UInt8) -> None:
+    def put(self, image: UInt8 | LazyRows) -> None:
         self._image = image
 
     done = False
@@ -242,7 +242,9 @@ class FrameInStrips(CudaStrips):
 
 def bytes_a_pixel(image: UInt8 | LazyRows) -> int:
     """Of its copy on the GPU: 4 where three channels lie in rows of four bytes a pixel, as Pillow has them."""
-    return 4 if isinstance(image, np.ndarray) and image.shape[2] == 3 and image.strides[1:] == (4, 1) else image.shape[2]
+    return (
+        4 if isinstance(image, np.ndarray) and image.shape[2] == 3 and image.strides[1:] == (4, 1) else image.shape[2]
+    )
 
 
 def copy_pixels(target: UInt8, image: UInt8) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -14,7 +17,8 @@ from xml.sax.saxutils import escape
 from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.files import replacing, write_json
-from engines.rasters.gdal import TILE, Box, Place, read_chunk, write_chunk
+from engines.guard.ledger import ledger
+from engines.rasters.gdal import TILE, Box, Georeference, read_chunk, write_chunk
 from engines.spec import ModelSpec
 
 _RUN, _EMPTY = "run.json", ".none"
@@ -26,30 +30,39 @@ class Chunks:
     height, width: of the whole, in pixels.  A part that is absent is `nothing` throughout.
     """
 
-    def __init__(self, folder: Path, height: int, width: int, place: Place) -> None:
+    def __init__(self, folder: Path, height: int, width: int, place: Georeference) -> None:
         self.folder, self.height, self.width, self._place = folder, height, width, place
 
     @classmethod
     def begin(
-        cls, folder: Path, identity: Mapping[str, Any], size: tuple[int, int], place: Place, resume: bool
+        cls, folder: Path, identity: Mapping[str, Any], size: tuple[int, int], place: Georeference, resume: bool
     ) -> Chunks:  # fmt: skip
         """identity: what the results depend on.  Raises DeployError where `resume` finds parts of another run."""
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         found = cls(folder, *size, place)
-        if folder.exists():
-            same = found._key() == key
-            if resume and not same:
-                raise DeployError(
-                    f"--resume: {folder} holds parts of a run with another bundle, input or options; run again without"
-                )
-            if not resume:
-                shutil.rmtree(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DeployError(f"output {folder}: cannot be created: {error.strerror}") from error
-        write_json(folder / _RUN, {"key": key, **identity})
+        if folder.exists() and not resume:
+            shutil.rmtree(folder)
+        if not folder.exists():
+            found._make({"key": key, **identity})
+        if found._key() != key:
+            raise DeployError(
+                f"{folder}: holds parts of a run with another bundle, input or options; finish that one, or remove them"
+            )
         return found
+
+    def _make(self, body: Mapping[str, Any]) -> None:
+        """In one step, since another shard may be about to do the same."""
+        new = self.folder.with_name(f"{self.folder.name}.{os.getpid()}")
+        try:
+            with ledger.temporary(new):
+                new.mkdir()
+                write_json(new / _RUN, body)
+                new.rename(self.folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # the other one was first
+                raise DeployError(f"output {self.folder}: cannot be created: {error.strerror}") from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
     def _key(self) -> str:
         try:
@@ -108,6 +121,18 @@ class Chunks:
         row0, row1, column0, column1 = box
         return self.folder / f"{layer}-{row0}-{column0}-{row1 - row0}-{column1 - column0}.tif"
 
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Whether the results are ours to write: False where another shard is at it, or has done it."""
+        with ExitStack() as stack:
+            try:
+                run = stack.enter_context(open(self.folder / _RUN))
+                fcntl.flock(run, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however that ends
+                mine = (self.folder / _RUN).exists()
+            except (FileNotFoundError, BlockingIOError):
+                mine = False
+            yield mine
+
     def end(self) -> None:
         """Remove them, once the results are there."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -116,17 +141,18 @@ class Chunks:
 @contextmanager
 def unfinished(target: Path) -> Iterator[Path]:
     """A path for GDAL to write to, which takes the place of `target` when the block ends without an error."""
-    path = target.with_name(f".edgeseg-{target.name}")
+    path = target.with_name(f".edgeseg-{os.getpid()}-{target.name}")  # its ending tells GDAL what it is
     try:
-        yield path
-        path.replace(target)
+        with ledger.temporary(path):
+            yield path
+            path.replace(target)
     except OSError as error:
         raise DeployError(f"output {target}: cannot be written: {error.strerror}") from error
     finally:
         path.unlink(missing_ok=True)
 
 
-def _gdal_order(place: Place) -> tuple[float, ...]:
+def _gdal_order(place: Georeference) -> tuple[float, ...]:
     a, b, c, d, e, f = place.transform
     return c, a, b, f, d, e
 

@@ -27,7 +27,7 @@ Ring = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Place:
+class Georeference:
     """Where pixels lie on a map.
 
     crs: well-known text, or "".  transform: GDAL's six numbers (a, b, c, d, e, f): x = a column + b row + c and
@@ -48,10 +48,10 @@ class Place:
         a, b, _, d, e, _ = self.transform
         return a * e - b * d
 
-    def moved(self, row: int, column: int) -> Place:
+    def moved(self, row: int, column: int) -> Georeference:
         """Of a part of the raster whose first pixel is that one."""
         a, b, c, d, e, f = self.transform
-        return Place(self.crs, (a, b, a * column + b * row + c, d, e, d * column + e * row + f), self.metres)
+        return Georeference(self.crs, (a, b, a * column + b * row + c, d, e, d * column + e * row + f), self.metres)
 
     def pixels(self, west: float, south: float, east: float, north: float) -> Box:
         """The smallest box of whole pixels around one in map coordinates; it may lie outside of the raster.
@@ -143,13 +143,13 @@ def is_raster(path: Path, most: int) -> bool:
             return False
 
 
-def place_at(path: Path) -> Place:
+def place_at(path: Path) -> Georeference:
     """Where the file's pixels lie on a map.  Raises DeployError."""
     with open_raster(path) as file:
         return file.place
 
 
-def write_chunk(path: Path, values: UInt8, place: Place) -> None:
+def write_chunk(path: Path, values: UInt8, place: Georeference) -> None:
     """`values` (h, w) as a compressed TIFF.  Raises DeployError."""
     rasterio = _rasterio(path)
     with _environment(), _explained(path, "output"), rasterio.open(
@@ -196,16 +196,16 @@ def outlines(path: Path, nodata: int) -> Iterator[tuple[int, list[Ring]]]:
                 yield int(label), shape["coordinates"]
 
 
-def _place(dataset: Any) -> Place:
+def _place(dataset: Any) -> Georeference:
     metres = None
     if dataset.crs and dataset.crs.is_projected:
         metres = float(dataset.crs.linear_units_factor[1])
     transform = dataset.transform
     numbers = (transform.a, transform.b, transform.c, transform.d, transform.e, transform.f)
-    return Place(dataset.crs.to_wkt() if dataset.crs else "", numbers, metres)
+    return Georeference(dataset.crs.to_wkt() if dataset.crs else "", numbers, metres)
 
 
-def _affine(place: Place) -> Any:
+def _affine(place: Georeference) -> Any:
     from rasterio import Affine
 
     return Affine(*place.transform) if place.known else None

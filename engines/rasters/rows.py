@@ -11,6 +11,8 @@ from engines.rasters.gdal import Box, RasterFile
 from engines.spec import Pixels
 from engines.tiling.device import LazyRows
 
+_AT_ONCE = 128  # rows that are converted together: what is made on the way is as large as they are
+
 
 class RasterRows(LazyRows):
     """Rows and columns of `box` as an image.  A row is read once, and held until no window needs it.
@@ -54,11 +56,21 @@ class RasterRows(LazyRows):
         return too_dark(self.largest, self._file.path) if self._pixels.scale is None else ""
 
     def _read(self, start: int, stop: int) -> tuple[UInt8, NDArray[np.bool_]]:
-        file, box = self._file, (self._box[0] + start, self._box[0] + stop, *self._box[2:])
+        pixels = np.zeros((stop - start, *self.shape[1:]), np.uint8)
+        missing = np.empty(pixels.shape[:2], np.bool_)
+        for row in range(0, stop - start, _AT_ONCE):
+            part = slice(row, row + _AT_ONCE)
+            self._fill(start + row, pixels[part], missing[part])
+        return pixels, missing
+
+    def _fill(self, start: int, pixels: UInt8, missing: NDArray[np.bool_]) -> None:
+        file = self._file
+        first = self._box[0] + start
+        box = (first, first + len(pixels), *self._box[2:])
         values = file.read(box, self._pixels.bands)
-        missing = np.zeros(values.shape[:2], np.bool_)
+        missing[:] = False
         if file.nodata is not None:
-            missing = np.isnan(values).all(2) if np.isnan(file.nodata) else (values == file.nodata).all(2)
+            missing[:] = (np.isnan(values) if np.isnan(file.nodata) else values == file.nodata).all(2)
         masked = file.hidden(box)
         if masked is not None:
             missing |= masked
@@ -68,7 +80,6 @@ class RasterRows(LazyRows):
             self.largest = max(self.largest, int(values.max(initial=0, where=~missing[:, :, None])))
         if values.dtype.kind == "f":
             missing |= np.isnan(values).any(2)
-        if missing.all():  # its values may be any
-            return np.zeros((stop - start, *self.shape[1:]), np.uint8), missing
-        found = picture_of(values, Pixels(self._pixels.count, scale=self._pixels.scale), file.path, file.nodata)
-        return found.pixels, missing
+        if not missing.all():  # else its values may be any
+            found = picture_of(values, Pixels(self._pixels.count, scale=self._pixels.scale), file.path, file.nodata)
+            pixels[:] = found.pixels

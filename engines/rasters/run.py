@@ -23,10 +23,10 @@ from engines.rasters.gdal import TILE, Box, RasterFile, open_raster, write_cog
 from engines.rasters.polygons import Format, write_polygons
 from engines.rasters.rows import RasterRows
 from engines.segmenter import Segmenter
-from engines.spec import IGNORE_LABEL, Pixels
+from engines.spec import IGNORE_LABEL, ModelSpec, Pixels
 from engines.tiling.placement import NO_MARGIN
 
-HELD = 224 * 2**20  # bytes of logits and pixels of a panel
+HELD = 160 * 2**20  # bytes of logits and pixels of a panel
 ROWS = 2 * TILE  # of the raster in a part on disk
 
 
@@ -35,11 +35,13 @@ class RasterOptions:
     """window: X, Y, W, H in pixels.  bbox: west, south, east, north on the map.  polygons: also as outlines.
 
     resume: go on where a run of the same was stopped.  keep_nodata: label what the file hides, too.
+    shard: (I, N): the I-th of N runs of rows alone; who finishes the last part puts all together.
     bands, scale: in place of what the bundle says, see `engines.spec.Pixels`.
     """
 
     confidence: bool = False
     keep_nodata: bool = False
+    shard: tuple[int, int] = (1, 1)
     window: tuple[int, int, int, int] | None = None
     bbox: tuple[float, float, float, float] | None = None
     polygons: Format | None = None
@@ -52,7 +54,8 @@ class RasterOptions:
 class RasterReport:
     """Of one raster: pixels and windows (of those that were run now), share of each class, seconds by part.
 
-    resumed: the share of it that an earlier run had finished.
+    resumed: the share of it that was finished before.  complete: whether the results are written; where not, other
+    shards have work to do.
     """
 
     input: str
@@ -61,10 +64,19 @@ class RasterReport:
     height: int
     windows: int = 0
     resumed: float = 0.0
+    complete: bool = True
     classes: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     polygons: int | None = None
     note: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{self.input}: {self.width}x{self.height} pixels, {self.windows} windows"]
+        lines += [f"{self.resumed:.1%} of it was there"] if self.resumed else []
+        lines += [f"{self.polygons} polygons"] if self.polygons is not None else []
+        lines += [", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.seconds.items())]
+        lines += [] if self.complete else ["other shards have parts to do"]
+        return "; ".join(lines)
 
 
 def run_raster(
@@ -95,59 +107,81 @@ def run_raster(
         }  # fmt: skip
         chunks = Chunks.begin(
             target.parent / f".{target.name}.parts", identity, (report.height, report.width),
-            file.place.moved(box[0], box[2]), options.resume,
+            file.place.moved(box[0], box[2]), options.resume or options.shard[1] > 1,
         )  # fmt: skip
         before = _windows_run(segmenter)
         with tqdm(total=report.height * report.width, unit="px", unit_scale=True, disable=None, leave=False) as bar:
-            done = _Work(segmenter, file, box, pixels, options, chunks).all(bar)
+            done = _Work(segmenter, file=file, box=box, pixels=pixels, options=options, chunks=chunks).all(bar)
         report.note = done.note
         report.resumed = round(done.found / (report.height * report.width), 4)
         report.windows = _windows_run(segmenter) - before
     report.seconds["windows"] = round(time.perf_counter() - begin, 3)
+    report.complete = False
+    if done.complete:
+        with chunks.claimed() as mine:
+            if mine:
+                _finish(report, target, chunks, spec, options)
+    return report
+
+
+def _finish(
+    report: RasterReport, target: Path, chunks: Chunks, spec: ModelSpec, options: RasterOptions
+) -> None:  # fmt: skip
+    """All parts become files."""
+    report.complete = True
     begin = time.perf_counter()
+    counts = np.zeros(256, np.int64)
+    for labels in chunks.parts("labels"):
+        counts += np.bincount(labels.ravel(), minlength=256)
+    report.classes = _shares(counts, report.height * report.width, spec.classes)
     with unfinished(target) as new:
         write_cog(chunks.mosaic("labels", IGNORE_LABEL, spec), new, labels=True)
     if options.confidence:
         with unfinished(target.with_suffix(".confidence.tif")) as new:
             write_cog(chunks.mosaic("confidence", None), new, labels=False)
-    report.classes = _shares(done.counts, report.height * report.width, spec.classes)
     report.seconds["files"] = round(time.perf_counter() - begin, 3)
     if options.polygons is not None:
         begin = time.perf_counter()
         report.polygons = write_polygons(target, options.polygons, spec.classes)
         report.seconds["polygons"] = round(time.perf_counter() - begin, 3)
     chunks.end()
-    return report
 
 
 class _Work:
-    """The windows of a raster.  found: pixels of parts that were there.  counts: of pixels by label."""
+    """The windows of a raster.  found: pixels of parts that were there.  complete: whether all parts are now."""
 
     def __init__(
         self, segmenter: Segmenter, file: RasterFile, box: Box, pixels: Pixels, options: RasterOptions, chunks: Chunks
     ) -> None:  # fmt: skip
         self._segmenter, self._file, self._box, self._pixels = segmenter, file, box, pixels
         self._options, self._chunks = options, chunks
-        self.found, self.note = 0, ""
-        self.counts = np.zeros(256, np.int64)
+        self.found, self.note, self.complete = 0, "", False
 
     def all(self, bar: Any) -> _Work:
-        box, tiling = self._box, self._segmenter.tiling
-        tops, lefts = tiling.placements(self._file.height, self._file.width)
-        for columns in parts(lefts, tiling.labelled[1], self._file.width, self._most(), TILE, box[2:]):
+        tiling, file = self._segmenter.tiling, self._file
+        tops, lefts = tiling.placements(file.height, file.width)
+        panels = parts(lefts, tiling.labelled[1], file.width, self._most(), TILE, self._box[2:])
+        starts = range(self._box[0], self._box[1], ROWS)
+        index, total = self._options.shard
+        mine = starts[(index - 1) * len(starts) // total : index * len(starts) // total]
+        for columns in panels:
             pending = []
-            for row in range(box[0], box[1], ROWS):
-                kept = (row, min(row + ROWS, box[1]), *columns.kept)
+            for kept in self._cut(columns, mine):
                 if self._chunks.done("labels", self._inside(kept)):
-                    self.found += (kept[1] - kept[0]) * (kept[3] - kept[2])
-                    bar.update((kept[1] - kept[0]) * (kept[3] - kept[2]))
+                    self.found += _pixels(kept)
+                    bar.update(_pixels(kept))
                 else:
                     pending.append(kept)
             for rows in _runs(pending):
-                self._part(part(tops, tiling.labelled[0], self._file.height, rows), columns, bar)
-        for labels in self._chunks.parts("labels"):
-            self.counts += np.bincount(labels.ravel(), minlength=256)
+                self._part(part(tops, tiling.labelled[0], file.height, rows), columns, bar)
+        self.complete = all(
+            self._chunks.done("labels", self._inside(kept)) for columns in panels for kept in self._cut(columns, starts)
+        )
         return self
+
+    def _cut(self, columns: Part, starts: range) -> list[Box]:
+        """The parts of a panel on disk, of those that begin in rows `starts`."""
+        return [(row, min(row + ROWS, self._box[1]), *columns.kept) for row in starts]
 
     def _part(self, rows: Part, columns: Part, bar: Any) -> None:
         """A run of rows in a panel of columns."""
@@ -196,8 +230,7 @@ class _Work:
         stride = spec.logits_stride
         logits = 4 * spec.channels * (tiling.window_h // stride) * (tiling.window_w // stride)
         rows = -(-tiling.window_h // tiling.stride_h) + 1
-        item = self._file.dtype.itemsize
-        pixels = tiling.window_h * tiling.stride_w * len(spec.mean) * (2 + item + (8 if item > 1 else 0))
+        pixels = tiling.window_h * tiling.stride_w * (2 * len(spec.mean) + 2)
         least = -(-(tiling.window_w + TILE) // tiling.stride_w) + 1
         fit: int = HELD // (rows * logits + pixels)
         return max(least, fit)
@@ -235,6 +268,10 @@ def _runs(boxes: list[Box]) -> Iterator[tuple[int, int]]:
         end = row1
     if end > begin:
         yield begin, end
+
+
+def _pixels(box: Box) -> int:
+    return (box[1] - box[0]) * (box[3] - box[2])
 
 
 def _bytes(certainty: Float32, hidden: Any) -> UInt8:

@@ -14,7 +14,7 @@ from engines.errors import DeployError
 
 
 def on_every_gpu(command: Sequence[str], rest: Sequence[str], count: int) -> list[Any]:
-    """What `command` prints as JSON, run once for each of `count` GPUs, all at a time, with ``--device I --shard I/N``.
+    """What `command` prints as JSON, run once for each of `count` GPUs, all at a time, with ``--device I --shard I+1/N``.
 
     Of an option that is given twice the last counts.  rest: what stands behind the options.
 
@@ -26,7 +26,7 @@ def on_every_gpu(command: Sequence[str], rest: Sequence[str], count: int) -> lis
         quiet = {"TQDM_DISABLE": "1"} if index else {}
         processes.append(
             subprocess.Popen(  # noqa: S603  our own command line
-                [*command, "--json", "--device", str(index), "--shard", f"{index}/{count}", *rest],
+                [*command, "--json", "--device", str(index), "--shard", f"{index + 1}/{count}", *rest],
                 stdout=subprocess.PIPE, env={**os.environ, **quiet},
             )
         )  # fmt: skip

@@ -177,7 +177,7 @@ def test_a_run_that_was_stopped_goes_on(
         run(segmenter, source, target)
     assert not target.exists()
     monkeypatch.setattr(runs.Chunks, "put", put)
-    with pytest.raises(DeployError, match=r"--resume: .* holds parts of a run with another bundle, input or options"):
+    with pytest.raises(DeployError, match=r"parts: holds parts of a run with another bundle, input or options"):
         run(segmenter, source, target, resume=True, keep_nodata=True)
     report = run(segmenter, source, target, resume=True)
     assert 0 < report.resumed < 1

@@ -162,7 +162,7 @@ def test_a_folder_is_dealt_out_to_all_gpus(bundles: Path, tmp_path: Path) -> Non
     assert "--device: got 1, expected 0 to 0: CUDA_VISIBLE_DEVICES is '0'" in fourth.stderr
     none = _commanded(tmp_path, *words, "--device", "all", FAKE_CUDA_DEVICES="0")
     assert "no CUDA-capable device" in none.stderr
-    mixed = _commanded(tmp_path, *words, "--device", "all", "--shard", "0/2")
+    mixed = _commanded(tmp_path, *words, "--device", "all", "--shard", "1/2")
     assert "error: --shard with --device all" in mixed.stderr
     for each in (one, both, third, fourth, none, mixed):
         assert "Traceback" not in each.stderr
