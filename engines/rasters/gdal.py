@@ -18,7 +18,7 @@ from engines.errors import DeployError
 from engines.machine.limits import cores
 
 SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img"})
-CACHE_MB = 64  # GDAL's, of decoded blocks
+CACHE_MB = 32  # GDAL's, of decoded blocks
 TILE = 512  # a side of what is compressed together
 INSTALL = "pip install 'edgeseg[geo]'"
 

@@ -24,7 +24,7 @@ class RasterRows(LazyRows):
         self._file, self._box, self._pixels = file, box, pixels
         self.shape = (box[1] - box[0], box[3] - box[2], pixels.count)
         self._start = self._hidden_from = 0
-        self._held: UInt8 = np.empty((0, *self.shape[1:]), np.uint8)
+        self._held = self._buffer = np.empty((0, *self.shape[1:]), np.uint8)
         self._hidden: NDArray[np.bool_] = np.empty((0, self.shape[1]), np.bool_)
         self.largest = 0
 
@@ -32,13 +32,17 @@ class RasterRows(LazyRows):
         start, stop, _ = rows.indices(self.shape[0])
         end = self._start + len(self._held)
         if not self._start <= start <= end:  # to explain an error
-            return self._read(start, stop)[0]
-        self._held, self._start = self._held[start - self._start :], start
+            again = np.empty((stop - start, *self.shape[1:]), np.uint8)
+            self._read(start, stop, again)
+            return again
         if stop > end:
-            fresh, hidden = self._read(end, stop)
-            self._held = np.concatenate([self._held, fresh]) if len(self._held) else fresh
-            self._hidden = np.concatenate([self._hidden, hidden])
-        return self._held[: stop - start]
+            kept = self._held[start - self._start :]
+            if len(self._buffer) < stop - start:
+                self._buffer = np.empty((stop - start, *self.shape[1:]), np.uint8)
+            self._buffer[: len(kept)] = kept
+            self._held, self._start = self._buffer[: stop - start], start
+            self._hidden = np.concatenate([self._hidden, self._read(end, stop, self._held[len(kept) :])])
+        return self._held[start - self._start :][: stop - start]
 
     def blank(self, top: int, left: int, height: int, width: int) -> bool:
         """Whether a part of the rows at hand is hidden as a whole."""
@@ -55,13 +59,13 @@ class RasterRows(LazyRows):
         """What the user should hear about how it was read, or ""."""
         return too_dark(self.largest, self._file.path) if self._pixels.scale is None else ""
 
-    def _read(self, start: int, stop: int) -> tuple[UInt8, NDArray[np.bool_]]:
-        pixels = np.zeros((stop - start, *self.shape[1:]), np.uint8)
+    def _read(self, start: int, stop: int, pixels: UInt8) -> NDArray[np.bool_]:
+        """Fills `pixels`; returns where there are none."""
         missing = np.empty(pixels.shape[:2], np.bool_)
         for row in range(0, stop - start, _AT_ONCE):
             part = slice(row, row + _AT_ONCE)
             self._fill(start + row, pixels[part], missing[part])
-        return pixels, missing
+        return missing
 
     def _fill(self, start: int, pixels: UInt8, missing: NDArray[np.bool_]) -> None:
         file = self._file
@@ -80,6 +84,8 @@ class RasterRows(LazyRows):
             self.largest = max(self.largest, int(values.max(initial=0, where=~missing[:, :, None])))
         if values.dtype.kind == "f":
             missing |= np.isnan(values).any(2)
-        if not missing.all():  # else its values may be any
+        if missing.all():  # its values may be any
+            pixels[:] = 0
+        else:
             found = picture_of(values, Pixels(self._pixels.count, scale=self._pixels.scale), file.path, file.nodata)
             pixels[:] = found.pixels

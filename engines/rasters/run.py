@@ -17,6 +17,7 @@ from tqdm import tqdm
 from engines.contract import Float32, UInt8
 from engines.errors import DeployError
 from engines.files import make_folder
+from engines.images.write import label_counts
 from engines.rasters.chunks import Chunks, unfinished
 from engines.rasters.cut import Part, part, parts
 from engines.rasters.gdal import TILE, Box, RasterFile, open_raster, write_cog
@@ -132,7 +133,7 @@ def _finish(
     begin = time.perf_counter()
     counts = np.zeros(256, np.int64)
     for labels in chunks.parts("labels"):
-        counts += np.bincount(labels.ravel(), minlength=256)
+        counts += label_counts(labels)
     report.classes = _shares(counts, report.height * report.width, spec.classes)
     with unfinished(target) as new:
         write_cog(chunks.mosaic("labels", IGNORE_LABEL, spec), new, labels=True)
