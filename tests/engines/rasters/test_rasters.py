@@ -186,6 +186,24 @@ def test_a_run_that_was_stopped_goes_on(
     assert run(segmenter, source, target, resume=True).resumed == 0, "a finished one is run again"
 
 
+def test_only_one_shard_puts_the_parts_together(
+    segmenter: Segmenter, image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = write(tmp_path / "a.tif", image[:200, :300]), tmp_path / "out" / "a.tif"
+    finish, others = runs._finish, []
+
+    def meanwhile(*args):  # type: ignore[no-untyped-def]
+        monkeypatch.setattr(runs, "_finish", finish)
+        others.append(run(segmenter, source, target, shard=(2, 2)))
+        finish(*args)
+
+    monkeypatch.setattr(runs, "_finish", meanwhile)
+    run(segmenter, source, target, shard=(1, 2))
+    assert run(segmenter, source, target, shard=(2, 2)).complete
+    assert [other.complete for other in others] == [False]
+    assert np.array_equal(read(target), segmenter.segment(image[:200, :300]).labels)
+
+
 @pytest.mark.parametrize(
     ("dtype", "scale"), [(np.uint16, (0.0, 10_000.0)), (np.float32, (-1.0, 1.0)), (np.uint16, None)]
 )
