@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
@@ -216,7 +216,8 @@ def run_pictures(
 
 def _share_of(target: Path, output: Path, total: int) -> int:
     """Which of `total` machines works on it: by its name, whatever else there is."""
-    return zlib.crc32(target.relative_to(output).as_posix().encode()) % total
+    digest = hashlib.sha256(target.relative_to(output).as_posix().encode()).digest()
+    return int.from_bytes(digest[:8], "big") % total
 
 
 @dataclass(frozen=True)

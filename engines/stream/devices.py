@@ -14,7 +14,7 @@ from engines.errors import DeployError
 
 
 def on_every_gpu(command: Sequence[str], rest: Sequence[str], count: int) -> list[Any]:
-    """What `command` prints as JSON, run once for each of `count` GPUs, all at a time, with ``--device I`` and its shard.
+    """What `command` prints as JSON, once for each of `count` GPUs, all at a time, with ``--device I`` and its shard.
 
     Of an option that is given twice the last counts.  rest: what stands behind the options.
 
