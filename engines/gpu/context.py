@@ -21,7 +21,7 @@ from engines.gpu import driver, graph
 from engines.gpu.driver import DriverError
 from engines.gpu.found import describe, gpu_info, pycuda, unavailable
 from engines.gpu.kernels import Launch
-from engines.gpu.memory import CudaEvent, CudaMemory, HostBuffer, Kernels
+from engines.gpu.memory import CudaEvent, CudaMemory, HostBuffer, Kernels, OfGpu
 from engines.machine.limits import available_memory
 
 __all__ = ["CudaGpu", "GpuMemoryError", "gpu_info", "open_gpu", "unavailable"]
@@ -33,14 +33,37 @@ class GpuMemoryError(DeployError):
     """The GPU has no memory left for this."""
 
 
-class _Opened(threading.local):
-    """The GPU that is open in this thread, and by how many."""
+class _Use:
+    """The GPU that is open in a thread, and by how many."""
 
-    gpu: CudaGpu | None = None
-    users = 0
+    def __init__(self) -> None:
+        self.gpu: CudaGpu | None = None
+        self.users, self.thread = 0, threading.get_ident()
+
+    def close(self) -> None:
+        """In the thread itself.  In another nothing happens: the GPU is closed when its thread ends."""
+        if threading.get_ident() == self.thread and self.gpu is not None:
+            gpu, self.gpu = self.gpu, None
+            gpu.close()
 
 
-_opened = _Opened()
+class _End:
+    """Goes with its thread, which pycuda would abort the process for if a context were still open in it."""
+
+    def __init__(self, use: _Use) -> None:
+        self._use = use
+
+    def __del__(self) -> None:
+        self._use.close()
+
+
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.use = _Use()
+        self._end = _End(self.use)
+
+
+_opened = _OfThread()
 _lost: list[str] = []  # what broke the primary context of this process, at most one
 
 
@@ -48,20 +71,21 @@ _lost: list[str] = []  # what broke the primary context of this process, at most
 def open_gpu() -> Iterator[CudaGpu]:
     """The first GPU, with its primary context current in this thread.  Opened again inside, it is the same object.
 
+    Closed in another thread, or never, it is closed when the thread ends that opened it.
     Raises DeployError without a driver, a GPU or pycuda; GpuLostError where an earlier fault broke the context.
     """
-    if _opened.gpu is None:
+    use = _opened.use
+    if use.gpu is None:
         if _lost:
             raise GpuLostError(_lost[0])
-        _opened.gpu = CudaGpu(pycuda())
-    _opened.users += 1
+        use.gpu = CudaGpu(pycuda())
+    use.users += 1
     try:
-        yield _opened.gpu
-    finally:
-        _opened.users -= 1
-        if not _opened.users:
-            gpu, _opened.gpu = _opened.gpu, None
-            gpu.close()
+        yield use.gpu
+    finally:  # in whatever thread
+        use.users -= 1
+        if not use.users:
+            use.close()
 
 
 class CudaGpu:
@@ -75,7 +99,8 @@ class CudaGpu:
         self.info = describe(cuda)
         self.lost: str | None = None
         self._thread = threading.get_ident()
-        self._owned: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._owned: set[OfGpu] = set()
+        self._events: weakref.WeakSet[CudaEvent] = weakref.WeakSet()
         self._spare: dict[bool, deque[Any]] = {timed: deque() for timed in (False, True)}  # events
         try:
             self._context = cuda.Device(0).retain_primary_context()
@@ -101,7 +126,7 @@ class CudaGpu:
         """`size` bytes, aligned to 256."""
         with self._errors(f"allocating {_mib(size)}", f"{_mib(size)} of GPU memory"):
             memory = CudaMemory(self._cuda.mem_alloc(max(size, 1)), size)
-        self._owned.add(memory)
+        memory.held_in(self._owned)
         return memory
 
     def host_buffer(self, shape: Sequence[int], dtype: DTypeLike) -> HostBuffer:
@@ -112,7 +137,7 @@ class CudaGpu:
             array = self._cuda.pagelocked_empty(tuple(shape), np.dtype(dtype), mem_flags=flags)
             mapped = int(array.base.get_device_pointer()) if self.info.integrated else None
         buffer = HostBuffer(array, mapped)
-        self._owned.add(buffer)
+        buffer.held_in(self._owned)
         return buffer
 
     def free_memory(self) -> int:
@@ -176,7 +201,7 @@ class CudaGpu:
                     f"build the bundle again with a toolkit of CUDA {newest}"
                 ) from error
             raise DeployError(f"{error}; they were compiled for another GPU: build the bundle again here") from error
-        self._owned.add(kernels)
+        kernels.held_in(self._owned)
         return kernels
 
     def launch(self, kernels: Kernels, launch: Launch) -> None:
@@ -195,7 +220,7 @@ class CudaGpu:
             made = spare.popleft() if spare else None
             made = made or self._cuda.Event(flags.BLOCKING_SYNC | (0 if timed else flags.DISABLE_TIMING))
         event = CudaEvent(made, spare)
-        self._owned.add(event)
+        self._events.add(event)
         return event
 
     def mark(self, event: CudaEvent, stream: Any) -> None:
@@ -222,7 +247,7 @@ class CudaGpu:
         """Record what `work` starts on main.  Raises graph.CaptureRefusedError."""
         with self._errors("recording a graph"):
             recorded = graph.record(self.stream, work, lambda: self.lost is not None)
-        self._owned.add(recorded)
+        recorded.held_in(self._owned)
         return recorded
 
     def replay(self, recorded: graph.Graph) -> None:
@@ -235,6 +260,8 @@ class CudaGpu:
         if self.lost is None:
             for thing in list(self._owned):
                 thing.free()
+            for event in list(self._events):
+                event.free()
             for spare in self._spare.values():
                 spare.clear()
             self.main = self.up = self.down = None
@@ -280,6 +307,7 @@ class CudaGpu:
         for thing in list(self._owned):
             if isinstance(thing, graph.Graph):
                 thing.forget()
+        self._owned.clear()
         self._leave()
 
     def _leave(self) -> None:

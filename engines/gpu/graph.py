@@ -8,6 +8,7 @@ from collections.abc import Callable
 from engines.errors import DeployError, GpuLostError
 from engines.gpu import driver
 from engines.gpu.driver import DriverError
+from engines.gpu.memory import OfGpu
 
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do cannot spoil the recording
 _NEEDED = ("cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphLaunch",
@@ -18,10 +19,11 @@ class CaptureRefusedError(DeployError):
     """The work cannot be recorded.  It has not run, and may be run without a graph."""
 
 
-class Graph:
+class Graph(OfGpu):
     """A recorded piece of work.  Its memory must outlive it."""
 
     def __init__(self, handle: int) -> None:
+        super().__init__()
         self._handle = handle
 
     def launch(self, stream: int) -> None:
@@ -32,8 +34,7 @@ class Graph:
         """Its context is lost and released, and the graph with it: the handle must not be used again."""
         self._handle = 0
 
-    def free(self) -> None:
-        """Free it.  Never raises."""
+    def _free(self) -> None:
         handle, self._handle = self._handle, 0
         if handle:
             driver.library().cuGraphExecDestroy(handle)

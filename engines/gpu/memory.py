@@ -1,7 +1,9 @@
-"""What a GPU's context owns: memory and kernels.  Each is freed by `free`, at the latest by the GPU's `close`."""
+"""What a GPU's context owns: memory, kernels, graphs.  Each is freed by `free`, at the latest by the GPU's `close`."""
 
 from __future__ import annotations
 
+import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any
 
@@ -9,29 +11,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class CudaMemory:
-    """Device memory, freed by `free`, with the last reference, or when the GPU is closed."""
+class OfGpu(ABC):
+    """Lives until it is freed in the thread of its GPU, whoever holds it: pycuda's contexts are a thread's own."""
 
-    def __init__(self, allocation: Any, size: int) -> None:
-        self._allocation, self.address, self.size = allocation, int(allocation), size
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._others: set[OfGpu] = set()
+
+    def held_in(self, others: set[OfGpu]) -> None:
+        """others: what the GPU frees when it is closed."""
+        self._others = others
+        others.add(self)
 
     def free(self) -> None:
+        """In another thread nothing happens: the GPU frees it when it is closed in its own."""
+        if threading.get_ident() == self._thread:
+            self._others.discard(self)
+            self._free()
+
+    @abstractmethod
+    def _free(self) -> None: ...
+
+
+class CudaMemory(OfGpu):
+    """Device memory."""
+
+    def __init__(self, allocation: Any, size: int) -> None:
+        super().__init__()
+        self._allocation, self.address, self.size = allocation, int(allocation), size
+
+    def _free(self) -> None:
         allocation, self._allocation = self._allocation, None
         if allocation is not None:
             allocation.free()
 
 
-class HostBuffer:
+class HostBuffer(OfGpu):
     """Page-locked host memory, which the GPU copies from and to while the program goes on.
 
-    array: the memory.  mapped: its address on a GPU that shares memory with the CPU and uses it in place, else None.
+    array: the memory, not to be touched once it was freed.  mapped: its address on a GPU that shares memory with the
+    CPU and uses it in place, else None.
     """
 
     def __init__(self, array: NDArray[Any], mapped: int | None) -> None:
+        super().__init__()
         self.array, self.mapped, self._allocation = array, mapped, array.base
 
-    def free(self) -> None:
-        """The array must not be touched afterwards."""
+    def _free(self) -> None:
         allocation: Any = self._allocation
         self._allocation = None
         if allocation is not None:
@@ -56,10 +82,11 @@ class CudaEvent:
         self.event = None
 
 
-class Kernels:
+class Kernels(OfGpu):
     """The functions of a loaded cubin."""
 
     def __init__(self, module: Any) -> None:
+        super().__init__()
         self._module, self._functions = module, dict[str, Any]()
 
     def function(self, name: str) -> Any:
@@ -67,6 +94,6 @@ class Kernels:
             self._functions[name] = self._module.get_function(name)
         return self._functions[name]
 
-    def free(self) -> None:
+    def _free(self) -> None:
         self._functions.clear()
         self._module = None

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -295,6 +296,35 @@ def test_a_gpu_is_used_in_the_thread_that_opened_it() -> None:
         thread.join()
         gpu.free_memory()
     assert caught
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["never closed", "closed by another thread"])
+def test_a_gpu_is_torn_down_in_its_own_thread(closed: bool) -> None:
+    """pycuda aborts the process when a thread ends with a context open, and frees nothing in another thread."""
+    held: list[tuple[Any, Any]] = []
+    ready, over = threading.Event(), threading.Event()
+
+    def work() -> None:
+        manager = opened(Engine(TILING, 2), TILING)
+        segmenter, device, _ = manager.__enter__()
+        segmenter.segment(image(150, 333))
+        segmenter.start(image(150, 333))
+        held.append((manager, device))
+        ready.set()
+        over.wait(60)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert ready.wait(60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if closed:
+            held[0][0].__exit__(None, None, None)
+        assert support.alive()[0]["contexts"] == 1
+        over.set()
+        thread.join()
+        assert support.alive()[0] == {}
+        held.clear()
 
 
 def test_a_frame_may_be_dropped_by_another_thread() -> None:
