@@ -45,6 +45,10 @@ class CudaDevice:
         return self._in_flight
 
     @property
+    def memory(self) -> int:
+        return self.gpu.info.memory - self.gpu.free_memory()
+
+    @property
     def parts(self) -> bool:
         return self._launcher.run.parts
 

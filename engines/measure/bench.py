@@ -107,7 +107,7 @@ class BenchReport:
     which gather, engine, stitch.
 
     On a GPU these three are measured in rounds of their own, because that takes time and forbids a graph, and window_ms
-    is between memory of the GPU.
+    is between memory of the GPU, by its events, as a graph where the engine can be recorded.
     settings: what was in force; see `settings` and `conditions`.  size: (height, width) of the frame in pixels.
     """
 
@@ -152,7 +152,9 @@ class BenchReport:
         speed = height * width * self.frames_per_second / 1e6
         lines.append(f"{'speed':10}{self.frames_per_second:.2f} frames/s, {speed:.1f} megapixels/s")
         lines.append(str(self.throughput))
-        lines.append(f"{'memory':10}{self.peak_bytes / 1e6:.0f} MB at most, the process as a whole")
+        held = force.get("gpu_memory")
+        of_gpu = "" if held is None else f"; {held / 1e6:.0f} MB of the GPU in use, by all programs"
+        lines.append(f"{'memory':10}{self.peak_bytes / 1e6:.0f} MB at most, the process as a whole{of_gpu}")
         return "\n".join(lines)
 
 
@@ -178,7 +180,8 @@ def bench(bundle: Path, image: UInt8 | None, size: tuple[int, int] | None, round
     in_force = {**settings(), "precision": opened.precision, "backend": opened.backend, "sdk": opened.sdk,
                 "device": opened.device, "threads": opened.threads, "rounds": rounds, "warmup": warmup,
                 "runs_on": on.name, "graph": on.graph, "transfers": on.transfers, "in_flight": on.in_flight,
-                "batch": manifest.batch, "before": taken.before, "after": taken.after}  # fmt: skip
+                "gpu_memory": on.memory, "batch": manifest.batch,
+                "before": taken.before, "after": taken.after}  # fmt: skip
     return BenchReport(
         str(bundle), manifest_sha256=file_sha256(bundle / MANIFEST), settings=in_force,
         size=(image.shape[0], image.shape[1]), windows=taken.frames[0].windows, load_ms=opened.load_ms,

@@ -63,12 +63,14 @@ class OnDevice:
     """What the segmenter runs on, and how.  name: ``host`` or ``cuda``.  in_flight: frames under way at once.
 
     graph: ``on``, or ``off: `` and why.  transfers: ``pinned`` or ``mapped``.  Both are empty on the host.
+    memory: bytes of the GPU in use, by all programs; None on the host.
     """
 
     name: str
     in_flight: int
     graph: str
     transfers: str
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ class _Served:
 
     def device(self) -> dict[str, Any]:
         device = self._segmenter.device
-        return asdict(OnDevice(device.name, device.in_flight, device.graph, device.transfers))
+        return asdict(OnDevice(device.name, device.in_flight, device.graph, device.transfers, device.memory))
 
     def time_parts(self, on: bool) -> dict[str, Any]:
         self._segmenter.device.parts = on

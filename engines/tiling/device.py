@@ -127,6 +127,10 @@ class Device(Protocol):
         """How images and masks come and go: ``pinned`` or ``mapped``; empty on the host."""
 
     @property
+    def memory(self) -> int | None:
+        """Bytes of the GPU that are in use now, by all programs; None on the host."""
+
+    @property
     def session(self) -> Session: ...
 
     @property

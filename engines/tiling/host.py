@@ -29,6 +29,7 @@ class HostDevice:
     name = "host"
     graph = transfers = ""
     parts = True
+    memory = None
 
     def __init__(self, session: Session, spec: ModelSpec, tiling: Tiling, threads: int = 0, batch: int = 1) -> None:
         self.session, self.spec, self.tiling, self.threads, self.batch = session, spec, tiling, threads, batch

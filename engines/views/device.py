@@ -51,6 +51,10 @@ class ViewsDevice:
         return ""
 
     @property
+    def memory(self) -> int | None:
+        return self.inner.memory
+
+    @property
     def session(self) -> Session:
         return self.inner.session
 
