@@ -34,7 +34,7 @@ def build_request(args: argparse.Namespace) -> BuildRequest:
     return BuildRequest(
         args.model, args.output, _tiling(args, args.model), precision=args.precision, backend=args.backend,
         threads=args.threads, options=source_options(args),
-        sample_file=sample_file,
+        sample_file=sample_file, upright=not args.as_stored,
         max_error=args.max_error, min_agreement=args.min_agreement, rewrites=args.rewrites,
         time_rewrites=args.time_rewrites, tail=not args.no_tail, ranges=ranges, photographs=photographs,
         lowering=LowerOptions(
@@ -55,6 +55,7 @@ def compare_request(args: argparse.Namespace, model: str) -> CompareRequest:
     build = BuildRequest(
         model, args.output, _tiling(args, model), backend=args.backend, threads=args.threads,
         options=source_options(args), budget=Budget(args.max_drop), max_pixels=args.max_pixels,
+        upright=not args.as_stored,
     )  # fmt: skip
     return CompareRequest(
         build, data=args.data, precisions=args.precisions, calib=args.calib,

@@ -56,7 +56,7 @@ def exact_graph(
     timer: the backend to measure each rewrite's gain with, or None.  config: of the engines that it is measured on.
     """
     tiling = request.tiling
-    photograph, channels = _photograph(request, source.spec.pixels), len(source.spec.mean)
+    photograph, channels = _photograph(request, request.wanted(source.spec)), len(source.spec.mean)
     if photograph is not None:
         photograph = sized(photograph, source.spec, tiling)
     image = sample_image(photograph, tiling, channels)

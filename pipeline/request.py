@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 
 from calib.data.datasets import Dataset
@@ -14,7 +14,7 @@ from engines.contract import Float32, TensorRTOptions, UInt8
 from engines.images.read import MAX_PIXELS
 from engines.plan.strides import StrideShare
 from engines.proof.agreement import GATES, Gate
-from engines.spec import ModelSpec
+from engines.spec import ModelSpec, Pixels
 from engines.tiling.placement import Tiling
 from pipeline.checkpoints.sources import SourceOptions
 
@@ -96,6 +96,7 @@ class BuildRequest:
     for any precision where its data set has labels, which then decide.
     leave: whether an INT8 build that fails its gate leaves out the layers that cost most, until it passes.
     scored: whether what is built is scored on labels afterwards, so that logits are reported and do not decide.
+    upright: whether photographs are turned as their EXIF orientation says, in calibration and verification.
     strides: what each stride keeps of the model's receptive field, for the report; () where nobody asked.
     batch: windows that the engine takes at once.  timing_cache: None keeps it beside `output`.
     """
@@ -121,11 +122,16 @@ class BuildRequest:
     budget: Budget = field(default_factory=Budget)
     leave: bool = False
     scored: bool = False
+    upright: bool = True
     max_pixels: int = MAX_PIXELS
     strides: tuple[StrideShare, ...] = ()
     batch: int = 1
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
     timing_cache: Path | None = None
+
+    def wanted(self, spec: ModelSpec) -> Pixels:
+        """What photographs are read as."""
+        return replace(spec.pixels, upright=self.upright)
 
     def gate(self, precision: str) -> Gate:
         """What `precision` has to keep: fp32 what it is, and what is scored on labels only to be finite."""

@@ -31,7 +31,7 @@ class Place:
 @dataclass(frozen=True)
 class CalibrationSet:
     """places: the drawn windows, those of an image together, in the order of `photographs`.  notes: what the user
-    should hear about it.
+    should hear about it.  wanted: what they were read as, and are again; None: as the model's spec says.
     """
 
     photographs: tuple[Photograph, ...]
@@ -39,6 +39,7 @@ class CalibrationSet:
     seed: int
     notes: tuple[str, ...] = ()
     max_pixels: int = MAX_PIXELS
+    wanted: Pixels | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -66,7 +67,7 @@ class CalibrationSet:
         for place in self.places[start:]:
             path, image = held
             if image is None or path != place.image:
-                image = sized(read_image(place.image, self.max_pixels, spec.pixels), spec, tiling)
+                image = sized(read_image(place.image, self.max_pixels, self.wanted or spec.pixels), spec, tiling)
                 held = (place.image, image)
             yield place, window_input(image, place.top, place.left, spec, tiling)[None]
 
@@ -84,9 +85,9 @@ def draw_windows(
 
 def draw_from(
     images: Sequence[Photograph], tiling: Tiling, count: int = 64, seed: int = 0, max_pixels: int = MAX_PIXELS,
-    notes: Sequence[str] = (), wanted: Pixels = COLOUR,
+    notes: Sequence[str] = (), wanted: Pixels | None = None,
 ) -> CalibrationSet:  # fmt: skip
-    """Draw at most `count` different windows from `images`, which are read as `wanted`.
+    """Draw at most `count` different windows from `images`, which are read as `wanted`; None: as colours here.
 
     The windows are those of the runtime's grid.  Images take turns in a random order, each giving one of its windows
     that was not drawn yet, until `count` are drawn or all windows of all images are.  Deterministic for a seed.
@@ -104,7 +105,7 @@ def draw_from(
         while turns and len(drawn) < count:
             for path in turns[: count - len(drawn)]:
                 if path not in left:
-                    image = read_image(path, max_pixels, wanted)
+                    image = read_image(path, max_pixels, wanted or COLOUR)
                     left[path] = _grid(image, tiling, rng)
                     flat += [path] if (image == image[0, 0]).all() else []
                 drawn.append(Place(path, *left[path].pop()))
@@ -123,7 +124,9 @@ def draw_from(
         notes.append(f"only one image, {paths[0].name}: ranges hold for photographs like it; better give 20 or more")
     elif len(drawn) < count:
         notes.append(f"{len(drawn)} window(s), all that {len(paths)} images have, not {count}")
-    return CalibrationSet(tuple(images), tuple(drawn), seed=seed, notes=tuple(notes), max_pixels=max_pixels)
+    return CalibrationSet(
+        tuple(images), tuple(drawn), seed=seed, notes=tuple(notes), max_pixels=max_pixels, wanted=wanted
+    )  # fmt: skip
 
 
 def _grid(image: UInt8, tiling: Tiling, rng: np.random.Generator) -> list[tuple[int, int]]:

@@ -101,7 +101,7 @@ def compare(request: CompareRequest, log: Log) -> Comparison:
         )
         division = _division(request)
         announce(division, log)
-        ranges, chosen = _calibration(request, division, spec.pixels, _Steps("calibrate", log))
+        ranges, chosen = _calibration(request, division, build.wanted(spec), _Steps("calibrate", log))
         seen = chosen.seen if chosen is not None else () if ranges is None else ranges.photographs
         decided = division.selection if division is not None and "auto" in request.precisions else ()
         dataset, unseen = not_seen(dataset, seen, decided, log)

@@ -117,7 +117,11 @@ def _viewed(request: BuildRequest, source: Source, division: Split | None) -> li
     if division is None:
         return []
     some = draw_from(
-        division.calibration, request.tiling, count=VIEWED, max_pixels=request.max_pixels, wanted=source.spec.pixels
+        division.calibration,
+        request.tiling,
+        count=VIEWED,
+        max_pixels=request.max_pixels,
+        wanted=request.wanted(source.spec),
     )
     return [window for _, window in some.inputs(source.spec, request.tiling)]
 
@@ -149,7 +153,7 @@ def _seen(division: Split | None, request: BuildRequest, source: Source) -> tupl
     most = LEARNED_ON if request.lowering.rounding == "learned" else JUDGED_ON
     chosen = draw_from(
         division.calibration, request.tiling, count=most, seed=1, max_pixels=request.max_pixels,
-        wanted=source.spec.pixels,
+        wanted=request.wanted(source.spec),
     )  # fmt: skip
     return tuple(window for _, window in chosen.inputs(source.spec, request.tiling))
 
@@ -209,5 +213,5 @@ def _ranges(
             request.model, (), folder / "ranges.json", request.tiling, threads=request.threads,
             max_pixels=request.max_pixels,
         )  # fmt: skip
-        chosen = draw(wanted, log, source.spec.pixels, division)
+        chosen = draw(wanted, log, request.wanted(source.spec), division)
         return collect_ranges(graph, chosen, spec=source.spec, request=wanted, log=log, effort=Effort())

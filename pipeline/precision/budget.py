@@ -142,7 +142,7 @@ def _windows(
     """Windows of each of `images` as the network's inputs (1, 3, h, w), and which image each is from."""
     count = max(HELD_OUT, len(images))
     drawn = draw_from(
-        images, request.tiling, count=count, max_pixels=request.max_pixels, wanted=source.spec.pixels
+        images, request.tiling, count=count, max_pixels=request.max_pixels, wanted=request.wanted(source.spec)
     )  # fmt: skip
     ranks = {each.path: index for index, each in enumerate(drawn.seen)}
     pairs = [(ranks[place.image], window) for place, window in drawn.inputs(source.spec, request.tiling)]

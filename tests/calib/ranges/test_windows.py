@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calib.ranges.windows import CalibrationSet, draw_windows
+from calib.ranges.split import photographs
+from calib.ranges.windows import CalibrationSet, draw_from, draw_windows
 from engines.errors import DeployError
 from engines.images.read import read_image
 from engines.images.resize import sized
@@ -122,3 +123,16 @@ def test_bad_sets_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "z.png").write_bytes((folder / "d.png").read_bytes()[:900])
     with pytest.raises(DeployError, match=r"z\.png: damaged or incomplete"):
         _draw(folder)
+
+
+def test_photographs_are_read_as_stored_where_that_is_asked(tmp_path: Path) -> None:
+    """Turned by EXIF they have other windows."""
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 200, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    found = photographs([str(tmp_path)])[0]
+    for upright, expected in ((False, pixels), (True, np.rot90(pixels, -1))):
+        drawn = draw_from(found, TILING, wanted=replace(SPEC.pixels, upright=upright))
+        for window, other in zip(drawn.inputs(SPEC, TILING), windows_of(expected, SPEC, TILING), strict=True):
+            np.testing.assert_array_equal(window[1], other)

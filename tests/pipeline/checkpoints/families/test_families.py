@@ -97,7 +97,8 @@ def test_the_graph_is_the_network(name: str, folders: dict[str, tuple[Path, Any]
     [
         ("upernet-swin", ("fp32", "bf16", "fp16", "int8")),
         ("eomt", ("fp32", "bf16", "fp16", "int8")),
-        ("mask2former", ("fp32", "bf16", "fp16")),  # whose masks, of random weights, 8 bits move across their threshold
+        ("mask2former", ("fp32", "bf16", "fp16", "int8")),
+        ("oneformer", ("fp32", "bf16", "int8")),
     ],
 )
 def test_every_precision_passes_its_gate(
