@@ -54,6 +54,7 @@ def plan_float(
     kind = FLOATS[target]
     classifier = frozenset() if options.wide_sums else classifier_of(graph)
     version, norms = opset(graph.model), written_out(graph.model)
+    places = _places(graph) if target == "bf16" else frozenset()
     plans = []
     for node in graph.model.graph:
         if not any(is_float(value) for value in node.outputs):
@@ -62,11 +63,34 @@ def plan_float(
             reason = _reason(node, kind, ranges, classifier, options)
             if not reason and output_name(node) in norms:
                 reason = "part of a normalisation that is written out: mean and variance in fp32"
+            if not reason and output_name(node) in places:
+                reason = (
+                    "makes the places that GridSample reads at, or reads there: 8 bits of them are parts of a pixel"
+                )
         else:
             reason = f"{UNDEFINED} {kind.name} {node.op_type} at opset {version}"
         room = None if reason else _headroom(node, kind, ranges)
         plans.append(NodePlan(output_name(node), node.op_type, "fp32" if reason else target, reason, headroom=room))
     return PrecisionPlan(target, _join_moves(graph, plans))
+
+
+def _places(graph: OnnxGraph) -> frozenset[str]:
+    """First outputs of every GridSample, and of the nodes that make its coordinates, back to the layers that offsets
+    come from.
+
+    They lie in -1..1: half a step of bf16 is the 512th part of a map of any size.
+    """
+    samples = [node for node in graph.model.graph if node.op_type == "GridSample"]
+    found = {output_name(node) for node in samples}
+    pending = [node.inputs[1] for node in samples]
+    while pending:
+        value = pending.pop()
+        node = None if value is None else value.producer()
+        if node is None or node.op_type in _LINEAR or output_name(node) in found or not is_float(value):
+            continue
+        found.add(output_name(node))
+        pending.extend(computed(node))
+    return frozenset(found)
 
 
 def classifier_of(graph: OnnxGraph) -> frozenset[str]:

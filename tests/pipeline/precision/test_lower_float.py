@@ -9,7 +9,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
 from calib.data.scenes import render
 from calib.ranges.ranges import TensorRange
@@ -302,3 +304,40 @@ def test_an_old_resize_stays_where_it_was(version: int, mode: str, factor: float
     graph = from_model(ir.from_proto(proto), ())
     x = rng.normal(size=(1, 3, 8, 8)).astype(np.float32)
     np.testing.assert_allclose(run_onnx(prepare(graph, "bf16"), [x]), run_onnx(graph, [x]), atol=1e-6)
+
+
+class _Sampled(nn.Module):
+    """Values read at places that a layer moves by less than bf16 resolves near the border of a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values, self.offsets = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1)
+        self.classify = nn.Conv2d(4, 3, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        side = torch.linspace(-1, 1, image.shape[2])
+        rows, columns = torch.meshgrid(side, side, indexing="ij")
+        places = torch.stack([columns, rows], 2)[None] + 0.01 * self.offsets(image).permute(0, 2, 3, 1)
+        read = nn.functional.grid_sample(self.values(image), places, align_corners=False)
+        return self.classify(read)
+
+
+def sampled() -> nn.Module:
+    torch.manual_seed(0)
+    return _Sampled()
+
+
+def test_places_in_a_map_are_fp32_where_the_rest_is_bf16() -> None:
+    """And the logits are then as near to fp32 as rounding values alone leaves them."""
+    graph, _, _ = exported("tests.pipeline.precision.test_lower_float:sampled", 256)
+    windows = [np.random.default_rng(0).standard_normal((1, 3, 256, 256), np.float32)]
+    expected = run_onnx(graph, windows)
+    origin, errors = prepare(graph, "bf16"), []  # type: OnnxGraph, list[float]
+    plan = plan_float(origin, "bf16", extremes(origin, windows))
+    assert {each.op for each in plan.islands if "GridSample reads at" in each.reason} >= {"Add", "Mul"}
+    coarse = replace(plan, nodes=tuple(
+        replace(each, precision="bf16", reason="") if "GridSample reads at" in each.reason else each
+        for each in plan.nodes))  # fmt: skip
+    for each in (plan, coarse):
+        errors.append(float((run_onnx(emulate(lower_float(origin, each)), windows) - expected).std()))
+    assert errors[0] < 0.2 * errors[1]
