@@ -279,7 +279,7 @@ import importlib.util as u
 names = {"numpy": "numpy", "PIL": "pillow", "tqdm": "tqdm", "onnx": "onnx", "onnxscript": "onnxscript", "onnx_ir": "onnx-ir",
          "ml_dtypes": "ml_dtypes", "onnxsim": "onnxsim", "onnxruntime": "onnxruntime", "safetensors": "safetensors",
          "transformers": "transformers", "pytools": "pytools", "siphash24": "siphash24", "mako": "mako",
-         "platformdirs": "platformdirs", "pytest": "pytest"}
+         "platformdirs": "platformdirs", "pytest": "pytest", "openvino": "openvino"}
 print(" ".join(name for module, name in names.items() if u.find_spec(module) is None))
 PY
   ) || return
@@ -298,7 +298,7 @@ pycuda() { # without cuRAND, which edgeseg does not use and a small toolkit does
   library=$(ldconfig -p 2>/dev/null | awk '/libcuda\.so\.1/ && /x86-64/ {print $NF; exit}')
   library=${library:-$(ls /usr/local/nvidia/lib64/libcuda.so.1 2>/dev/null || true)}
   [[ -z $library ]] || ln -sf "$library" "$out/lib/libcuda.so"
-  export LIBRARY_PATH=$out/lib:$cuda/lib64/stubs${LIBRARY_PATH:+:$LIBRARY_PATH} CFLAGS=-O1
+  export LIBRARY_PATH=$out/lib:$cuda/lib64/stubs${LIBRARY_PATH:+:$LIBRARY_PATH} CFLAGS=-O0
   if ! echo 'int main(void) { return 0; }' | cc -x c - -lcuda -o "$out/lib/linked"; then
     echo "no libcuda.so to link with: neither a driver nor a stub in the toolkit"
     return $((cpu ? 77 : 1))

@@ -273,7 +273,7 @@ template <typename T, bool WEIGHTED> struct tile_any {
         int32_t first = x - tile_place(c, l.stride_w, l.window_w, l.width);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int32_t u = tile_clamp(first + i, l.window_w), ratio = 1 << (l.ratio_log2_w & 31), shift;
+            int32_t at = first + i, u = tile_clamp(at, l.window_w), ratio = 1 << (l.ratio_log2_w & 31), shift;
             float lambda;
             if (l.ratio_log2_w >= 0 && ratio <= 32) {
                 lambda = tile_phase_source(u & (ratio - 1), ratio, &shift);
@@ -281,7 +281,8 @@ template <typename T, bool WEIGHTED> struct tile_any {
                 right[i] = tile_clamp((u >> l.ratio_log2_w) + shift + 1, l.logits_w);
             } else
                 lambda = tile_source(u, l.logits_w, l.window_w, &left[i], &right[i]);
-            bool inside = u == first + i;
+            /* Not u == at: of that ptxas 13.0 makes a predicate of Hopper's VIMNMX.RELU, which is false (seen on an H100). */
+            bool inside = at >= 0 && at < l.window_w;
             la[i] = inside ? 1.0f - lambda : 0.0f;
             lb[i] = inside ? lambda : 0.0f;
             w[i] = WEIGHTED ? l.weight_x[u] : 1.0f;

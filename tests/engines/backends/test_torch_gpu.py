@@ -299,6 +299,7 @@ def _usable(name: str) -> Any:
 
 
 @gpu
+@pytest.mark.filterwarnings("default")  # of whatever torch is beside the GPU: 2.11 warns of its own code
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("precision", "relative"), [("fp32", 1e-5), ("fp16", 1e-2)])
 def test_on_a_gpu(program: bytes, windows: np.ndarray, name: str, precision: str, relative: float) -> None:
