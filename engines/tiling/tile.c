@@ -8,16 +8,17 @@
 #include <math.h>
 #include <string.h>
 
-typedef struct {
-    int32_t height, width;         /* image */
-    int32_t window_h, window_w;    /* window, in pixels */
-    int32_t logits_h, logits_w;    /* one window's logits */
-    int32_t classes;               /* K, 1..255; one alone stands for two, see tile_above */
-    int32_t windows;               /* number of windows passed */
-    int32_t row0, row1;            /* rows to write */
-    int32_t threads;
-    float cut;                     /* of one class alone */
-} tile_plan;
+/* ---- placement ------------------------------------------------------------------------------------------------ */
+
+int32_t tile_axis(int32_t length, int32_t window, int32_t stride, int32_t *starts)
+{
+    if (length < 1 || stride < 1 || stride > window)
+        return 0;
+    int32_t beyond = length > window ? length - window : 0, count = (int32_t)(((int64_t)beyond + stride - 1) / stride) + 1;
+    for (int32_t i = 0; starts && i < count; i++)
+        starts[i] = (int64_t)i * stride < beyond ? i * stride : beyond;
+    return count;
+}
 
 /* ---- gather --------------------------------------------------------------------------------------------------- */
 
@@ -88,9 +89,7 @@ static int tile_gather_rows(void *arg, int32_t begin, int32_t end, int32_t threa
     return TILE_OK;
 }
 
-/* Fills out (channels, window_h, window_w) float32 from the window at (top, left) of an image (height, width, channels)
- * uint8.  scale, bias, order: of each output plane.
- * Beyond the image `padding` decides; some of the window must lie on it. */
+/* Some of the window must lie on the image. */
 int tile_gather(const uint8_t *image, int32_t height, int32_t width, ptrdiff_t stride_y, ptrdiff_t stride_x,
                 ptrdiff_t stride_c, int32_t top, int32_t left, int32_t window_h, int32_t window_w, const float *scale,
                 const float *bias, const int32_t *order, int32_t channels, int32_t padding, float *out, int32_t threads)
@@ -130,7 +129,6 @@ static size_t tile_thread_bytes(const tile_plan *p, int confidence)
     return tile_parts_bytes(p->windows) + tile_align(floats * sizeof(float));
 }
 
-/* Bytes of workspace that tile_stitch needs. */
 size_t tile_stitch_workspace(const tile_plan *p, int32_t confidence)
 {
     return tile_columns_bytes(p->window_w) + (size_t)p->threads * tile_thread_bytes(p, confidence);
@@ -208,15 +206,6 @@ static int tile_stitch_rows(void *arg, int32_t begin, int32_t end, int32_t threa
     return bad ? TILE_E_NOT_FINITE : TILE_OK;
 }
 
-/* Labels of rows row0..row1 of an image (height, width): for each pixel every covering window's logits are sampled
- * bilinearly at window resolution, averaged with the windows' weights, and the largest class wins; of one class alone
- * label 1 is where the mean lies above plan->cut.
- *
- * logits: `windows` pointers to (K, logits_h, logits_w) float32, placed at (tops, lefts).
- * weight_y (window_h) and weight_x (window_w): separable positive weights, or both NULL for the plain mean.
- * labels: (row1 - row0, width) uint8.  confidence: the same shape in float32 or NULL; softmax of the mean logits, or
- * of one class alone the sigmoid of its mean or one minus that, whichever the label is.
- * workspace: tile_stitch_workspace() bytes, aligned to 64. */
 int tile_stitch(const tile_plan *plan, const float *const *logits, const int32_t *tops, const int32_t *lefts,
                 const float *weight_y, const float *weight_x, uint8_t *labels, ptrdiff_t labels_stride,
                 float *confidence, ptrdiff_t confidence_stride, unsigned char *workspace)

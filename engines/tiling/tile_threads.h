@@ -1,9 +1,8 @@
-/* What the functions of the C library share: their status, and rows of work spread over threads, which threads.c keeps. */
+/* What the functions of the C library share: rows of work spread over threads, which threads.c keeps. */
 #ifndef EDGESEG_TILE_THREADS_H
 #define EDGESEG_TILE_THREADS_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "edgeseg_tiling.h"
 
 /* Function multiversioning: one binary, the widest vectors of the CPU it runs on. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(TILE_NO_CLONES)
@@ -18,14 +17,6 @@
 #endif
 
 #define TILE_MAX_THREADS 64
-
-typedef enum {
-    TILE_OK = 0,
-    TILE_E_ARGUMENT = 1,   /* a size, stride or count is out of range */
-    TILE_E_UNCOVERED = 2,  /* a pixel lies in no window */
-    TILE_E_NOT_FINITE = 3, /* a logit or their sum is NaN or infinite; labels are below K, but mean nothing */
-    TILE_E_THREAD = 4      /* the system refused a thread */
-} tile_status;
 
 /* Rows begin..end of the work.  thread: below the number asked for, and nobody else's meanwhile. */
 typedef int (*tile_task)(void *arg, int32_t begin, int32_t end, int32_t thread);
