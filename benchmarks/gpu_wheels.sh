@@ -34,7 +34,7 @@ for tag in manylinux2014 manylinux2010 manylinux1 linux; do wheels+=(--platform 
 
 # pycuda's source and what it needs; setuptools builds it and our C core.
 "${pip[@]}" --no-deps --no-binary pycuda pycuda==2026.1
-lacking=(setuptools==84.2.1 wheel pytools siphash24 mako markupsafe platformdirs typing_extensions onnxsim openvino)
+lacking=(setuptools==84.2.1 wheel pytools siphash24 mako markupsafe platformdirs typing_extensions onnxsim openvino openvino-telemetry)
 "${pip[@]}" "${wheels[@]}" --no-deps "${lacking[@]}"
 if ((!small)); then
   # The extras cpu, export and report, and what the tests need, without torch.

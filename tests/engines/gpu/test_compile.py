@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ from engines.tiling.tail import PADDED
 
 KERNELS = (
     [f"tile_gather_{bands}{suffix}" for bands in ("", "bands_") for suffix in kernels.SUFFIX.values()]
+    + [f"tile_scatter_{suffix}" for suffix in kernels.SUFFIX.values()]
     + [
         f"tile_stitch_{way}{kind}_{suffix}"
         for way in ("quarter", "whole", "whole_weighted", "any", "any_weighted")
@@ -29,8 +32,8 @@ KERNELS = (
 # Registers of a thread, of which a multiprocessor has 65536: 4 blocks of 128 threads at work (5 with one row a thread),
 # 3 where confidence or weights keep more.
 REGISTERS = {
-    "gather": 40, "gather_bands": 40, "quarter": 128, "whole": 168, "whole_confidence": 168, "whole_threshold": 168,
-    "any": 80, "any_confidence": 102, "any_threshold": 102, "tail_8": 102, "tail_16": 102, "tail_24": 102,
+    "gather": 40, "gather_bands": 40, "scatter": 64, "quarter": 128, "whole": 168, "whole_confidence": 168,
+    "whole_threshold": 168, "any": 80, "any_confidence": 102, "any_threshold": 102, "tail_8": 102, "tail_16": 102, "tail_24": 102,
     "tail_48": 128, "tail_80": 168, "tail_160": 255,
 }  # fmt: skip
 
@@ -63,6 +66,27 @@ def test_kernels_compile_without_warnings_and_without_a_stack(arch: str, tmp_pat
         assert (stack, stores, loads) == (0, 0, 0), name
         kind = re.sub(r"^tile_(stitch_)?|_weighted|_f\d+$", "", name)
         assert registers <= REGISTERS.get(kind, REGISTERS["quarter"]), name
+
+
+def _nvdisasm() -> str:
+    root = importlib.util.find_spec("nvidia")
+    places = [str(Path(folder) / "cu13" / "bin") for folder in (root.submodule_search_locations or ())] if root else []
+    found = shutil.which("nvdisasm", path=os.pathsep.join([os.environ.get("PATH", ""), *places]))
+    if found is None:
+        pytest.skip("nvdisasm is not installed (pip install nvidia-cuda-nvdisasm)")
+    return found
+
+
+@pytest.mark.parametrize("sm", [(8, 7), (9, 0), (11, 0), (12, 0)])
+def test_no_clamp_gives_a_predicate(sm: tuple[int, int], tmp_path: Path) -> None:
+    """ptxas 13.0 asks whether a clamp changed its value by a predicate of Hopper's VIMNMX.RELU, which is false on an
+    H100 (2026-11-26): two of four columns of a stitch had weights of zero.
+    """
+    nvdisasm, path = _nvdisasm(), tmp_path / "tile.cubin"
+    path.write_bytes(compile_kernels(sm))
+    code = subprocess.run([nvdisasm, "-c", path], capture_output=True, text=True, check=True).stdout
+    assert "EXIT" in code
+    assert not re.findall(r"MNMX[.\w]*RELU[.\w]* R\d+, P\d", code)
 
 
 def test_nvcc_makes_the_cubin() -> None:
