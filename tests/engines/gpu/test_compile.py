@@ -33,7 +33,8 @@ KERNELS = (
 # 3 where confidence or weights keep more.
 REGISTERS = {
     "gather": 40, "gather_bands": 40, "scatter": 64, "quarter": 128, "whole": 168, "whole_confidence": 168,
-    "whole_threshold": 168, "any": 80, "any_confidence": 102, "any_threshold": 102, "tail_8": 102, "tail_16": 102, "tail_24": 102,
+    "whole_threshold": 168, "any": 80, "any_confidence": 102, "any_threshold": 102,
+    "tail_8": 102, "tail_16": 102, "tail_24": 102,
     "tail_48": 128, "tail_80": 168, "tail_160": 255,
 }  # fmt: skip
 
