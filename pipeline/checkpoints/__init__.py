@@ -23,7 +23,7 @@ from pipeline.checkpoints.user import load_factory
 __all__ = ["LoadedModel", "load_model"]
 
 _SHIPPED = Path(__file__).parents[1] / "demo"
-DEMOS = {"demo": _SHIPPED / "model"}  # the models that ship
+DEMOS = {"demo": _SHIPPED / "model", "demo-setr": _SHIPPED / "setr" / "setr-pup.pth"}  # the models that ship
 ADE20K_CLASSES = 150
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -57,7 +57,7 @@ def load_model(
     if not path.exists():
         raise DeployError(
             f"{source}: got no such file, expected a Hugging Face folder, a checkpoint file, "
-            "a factory package.module:function, or demo; check the path"
+            "a factory package.module:function, demo or demo-setr; check the path"
         )
     return _load_file(path, window, named)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from calib.data.scenes import CLASSES, PALETTE
-from pipeline.checkpoints import load_model
+from calib.data.scenes import CLASSES, PALETTE, render
+from pipeline.checkpoints import DEMOS, load_model
 from pipeline.demo.initialise import initialise, sines
 from pipeline.demo.networks import SETRS, network
 from pipeline.demo.save_setr import load_mmseg, mmseg_state, save_mmseg
+from pipeline.demo.score import score, windows
 from pipeline.models.setr import SETR, SETRConfig
 from pipeline.models.vit import ViTConfig
 from tests.models import randomise
@@ -110,3 +112,23 @@ def test_positions_start_as_waves() -> None:
     torch.testing.assert_close(waves[7, :16], torch.sin(10000.0 ** (-torch.arange(16) / 16)))  # row 1
     model = initialise(SETR(SETRConfig(ViTConfig((64, 96), 64, 2, 128, (1,)), "naive")))
     torch.testing.assert_close(model.encoder.position[0, 1:], waves)
+
+
+def test_the_one_that_ships_is_small_and_loads_as_what_it_is() -> None:
+    path = DEMOS["demo-setr"]
+    assert path.stat().st_size <= 12_000_000
+    loaded = load_model("demo-setr", window=(512, 512))
+    assert loaded.remarks == ()
+    assert (loaded.spec.architecture, loaded.spec.variant, loaded.spec.logits_stride) == ("setr", "pup-custom", 2)
+    assert (loaded.spec.classes, loaded.spec.palette) == (CLASSES, PALETTE)
+
+
+@pytest.mark.slow
+def test_it_sees_what_its_card_says() -> None:
+    """On the card's held-out scenes, to the last digit that it gives."""
+    row = re.search(r"\| 1024x512, windows of 512 \|(.*)\|", (DEMOS["demo-setr"].parent / "README.md").read_text())
+    assert row
+    stated = [float(number) for number in row.group(1).split("|")]
+    scenes = [part for seed in range(20) for part in windows(render(seed, 512, 1024), 512)]
+    miou, ious = score(load_model("demo-setr", window=(512, 512)).module, scenes)
+    assert [round(100 * value, 1) for value in (miou, *ious.values())] == pytest.approx(stated, abs=0.11)
