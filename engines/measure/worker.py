@@ -246,7 +246,11 @@ class _Served:
 
     def device(self) -> dict[str, Any]:
         device = self._segmenter.device
-        return asdict(OnDevice(device.name, device.in_flight, device.graph, device.transfers, device.memory))
+        found = OnDevice(
+            device.name, in_flight=device.in_flight, graph=device.graph, transfers=device.transfers,
+            memory=device.memory,
+        )  # fmt: skip
+        return asdict(found)
 
     def time_parts(self, on: bool) -> dict[str, Any]:
         self._segmenter.device.parts = on
