@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -216,7 +217,7 @@ def run_pictures(
 
 def _share_of(target: Path, output: Path, total: int) -> int:
     """Which of `total` machines works on it: by its name, whatever else there is."""
-    digest = hashlib.sha256(target.relative_to(output).as_posix().encode()).digest()
+    digest = hashlib.sha256(os.fsencode(target.relative_to(output))).digest()
     return int.from_bytes(digest[:8], "big") % total
 
 

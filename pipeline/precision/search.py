@@ -29,6 +29,7 @@ from pipeline.precision.blocks import Block, blocks_of
 from pipeline.precision.budget import Panel
 from pipeline.precision.extremes import extremes
 from pipeline.precision.lower import draft, prepare_int8
+from pipeline.precision.plan import EIGHT_BIT
 from pipeline.precision.plan_int8 import plan_int8
 from pipeline.precision.planned import planned, rounds_ms
 from pipeline.precision.prefix import longest, ordered
@@ -233,6 +234,12 @@ class _Int8:
         out = (layer for index, each in enumerate(self.blocks) if index not in blocks for layer in each.layers)
         return (*self._options.int8.skip, *sorted(out))
 
+    def qualifies(self, index: int) -> bool:
+        """Whether a block has 8-bit layers when it is alone: some pay only together with others."""
+        options = replace(self._options.int8, skip=self.left_out([index]))
+        plan = plan_int8(self._graph, self._ranges, self._options.rest, options)
+        return any(node.precision in EIGHT_BIT for node in plan.nodes)
+
     def graph(self, blocks: Collection[int], quick: bool = False) -> OnnxGraph:
         """quick: with islands from ranges before smoothing, measured once: good enough to order blocks by."""
         known = self._known if quick else None
@@ -250,6 +257,15 @@ def _sensitivity(
     loss = 100 * (1 - bench.agreement(plain, exact))
     trials = []
     for index, block in enumerate(lowering.blocks):
+        if not lowering.qualifies(index):
+            verdict = "stays in higher precision: alone it would not pay"
+            trials.append(
+                BlockTrial(
+                    block.name, len(block.layers), gain_ms=0.0, label_loss=0.0, changed=0.0, error=0.0, verdict=verdict
+                )
+            )  # fmt: skip
+            log("block", f"{block.name}: {verdict}")
+            continue
         with bench.compiled(lowering.graph([index], quick=True), "int8") as session:
             before, after = rounds_ms([base, session], bench.windows[0], BLOCK_ROUNDS)
             logits = _logits(session, bench.windows)

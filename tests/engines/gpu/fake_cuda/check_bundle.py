@@ -308,8 +308,8 @@ def test_kernels_with_a_changed_byte_are_refused(bundles: Path, photographs: Pat
 def test_a_gpu_lost_in_a_folder_exits_with_1_and_keeps_the_masks(
     bundles: Path, photographs: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    # Windows of the first image: 15, each a gather; then 3 stitches.
-    support.driver().fake_set(b"fail_after", 40)
+    # An image is 15 windows, each a gather and a scatter, and 3 stitches; two may be under way.
+    support.driver().fake_set(b"fail_after", 70)
     code = deploy.main(["run", str(bundles / "gpu"), str(photographs), "-o", str(tmp_path / "masks"), "--json"])
     support.configure()
     text = capsys.readouterr()
