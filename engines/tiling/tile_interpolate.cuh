@@ -281,8 +281,12 @@ template <typename T, bool WEIGHTED> struct tile_any {
                 right[i] = tile_clamp((u >> l.ratio_log2_w) + shift + 1, l.logits_w);
             } else
                 lambda = tile_source(u, l.logits_w, l.window_w, &left[i], &right[i]);
-            /* Not u == at: of that ptxas 13.0 makes a predicate of Hopper's VIMNMX.RELU, which is false (seen on an H100). */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+            /* Of u == at ptxas 13.0 makes a predicate of Hopper's VIMNMX.RELU, which is false (seen on an H100). */
             bool inside = at >= 0 && at < l.window_w;
+#else
+            bool inside = u == at; /* a register less, which Turing has not to spare */
+#endif
             la[i] = inside ? 1.0f - lambda : 0.0f;
             lb[i] = inside ? lambda : 0.0f;
             w[i] = WEIGHTED ? l.weight_x[u] : 1.0f;

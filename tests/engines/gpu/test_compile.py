@@ -66,7 +66,8 @@ def test_kernels_compile_without_warnings_and_without_a_stack(arch: str, tmp_pat
         stack, stores, loads, registers = map(int, numbers)
         assert (stack, stores, loads) == (0, 0, 0), name
         kind = re.sub(r"^tile_(stitch_)?|_weighted|_f\d+$", "", name)
-        assert registers <= REGISTERS.get(kind, REGISTERS["quarter"]), name
+        most = 64 if arch == "sm_75" and "gather" in kind else REGISTERS.get(kind, REGISTERS["quarter"])
+        assert registers <= most, name  # Turing's 1024 threads have 64 each
 
 
 def _nvdisasm() -> str:
