@@ -70,7 +70,7 @@ def cut_tail(
         STEP,
         f"the engine ends in {len(ending.maps)} maps, of which a kernel makes the logits, in "
         f"{tail.shape.macs / 1e9:.2f} GMAC and {tail.shape.bytes(int(itemsize)) / 1e6:.1f} MB a window: fewer bytes "
-        f"than in the engine, but timed on no GPU yet (--no-tail leaves it there); {proof}",
+        f"than in the engine, but slower on an H100 than these bytes (--no-tail leaves it there); {proof}",
     )
     return Cut(made, tail, Step(NAME, len(made.graph), places=1), proof)
 
