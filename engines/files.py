@@ -42,15 +42,25 @@ def refuse_pointer(path: Path, what: str) -> None:
 def replacing(path: Path, what: str = "output") -> Iterator[BinaryIO]:
     """A binary file, open for writing, that takes the place of `path` when the block ends without an error.
 
-    Whatever happens, `path` is as before or complete, and nothing else is left beside it.  what: names the file in the
-    message.  Raises DeployError where it cannot be written; other errors of the block pass through.
+    Otherwise as `replacing_path`.
     """
-    # A short name, whatever the length of the target's; open() rather than tempfile, whose files are private.
-    temporary = path.parent / f".edgeseg-{secrets.token_hex(8)}"
+    # open() rather than tempfile, whose files are private.
+    with replacing_path(path, what) as temporary, open(temporary, "xb") as file:
+        yield file
+
+
+@contextmanager
+def replacing_path(path: Path, what: str = "output", ending: str = "") -> Iterator[Path]:
+    """A path to write to; what lies there takes the place of `path` when the block ends without an error.
+
+    Whatever happens, `path` is as before or complete, and nothing else is left beside it.  what: names the file in the
+    message.  ending: of its name, for a library that looks at it.
+    Raises DeployError where it cannot be written; other errors of the block pass through.
+    """
+    temporary = path.parent / f".edgeseg-{secrets.token_hex(8)}{ending}"  # short, whatever the length of the target's
     try:
         with ledger.temporary(temporary):
-            with open(temporary, "xb") as file:
-                yield file
+            yield temporary
             os.replace(temporary, path)
     except OSError as error:
         raise DeployError(f"{what} {path}: cannot be written: {error.strerror or error}") from error

@@ -15,13 +15,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from engines.contract import UInt8
 from engines.errors import DeployError, GpuLostError
 from engines.files import make_folder
 from engines.images.bands import Decoded, shown
 from engines.images.inputs import Input, output_names
 from engines.images.read import MAX_PIXELS, read_picture
-from engines.images.write import label_counts, write_confidence, write_mask, write_overlay
+from engines.images.write import class_shares, label_counts, write_confidence, write_mask, write_overlay
 from engines.rasters.folder import joined, run_rasters
 from engines.rasters.gdal import INSTALL, is_raster
 from engines.rasters.polygons import Format
@@ -274,14 +273,8 @@ def _written(outcome: Done[_Job, Decoded], spec: ModelSpec, options: RunOptions)
     height, width = mask.labels.shape
     report = ImageReport(
         str(outcome.job.path), mask=str(target), width=width, height=height, windows=frame.timings.windows,
-        classes=_shares(mask.labels, spec.classes), **{f"{part}_ms": taken for part, taken in parts.items()},
+        classes=class_shares(label_counts(mask.labels), mask.labels.size, spec.classes),
+        **{f"{part}_ms": taken for part, taken in parts.items()},
         total_ms=sum(parts.values()), views=[view.to_json() for view in frame.views],
     )  # fmt: skip
     return report, picture.note
-
-
-def _shares(labels: UInt8, classes: Sequence[str]) -> dict[str, float]:
-    """Share of the image by class name, largest first, absent classes left out."""
-    counts = label_counts(labels)
-    order = [int(index) for index in counts.argsort()[::-1] if counts[index] and index < len(classes)]
-    return {classes[index]: round(float(counts[index]) / labels.size, 6) for index in order}

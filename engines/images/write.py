@@ -44,8 +44,14 @@ def write_overlay(path: Path, image: UInt8, labels: UInt8, palette: Sequence[RGB
 
 def write_confidence(path: Path, confidence: NDArray[np.float32]) -> None:
     """Write confidences (H, W) in 0..1 as an 8-bit grey PNG, 255 = certain, NaN = 0.  Raises DeployError."""
+    _save(Image.fromarray(confidence_bytes(confidence)), path, "PNG", **_PNG_OPTIONS)
+
+
+def confidence_bytes(confidence: NDArray[np.float32]) -> UInt8:
+    """Confidences in 0..1 as bytes, 255 = certain, NaN = 0."""
     clipped = np.fmin(np.fmax(confidence, 0), 1)  # unlike clip, these drop NaN
-    _save(Image.fromarray((clipped * 255 + 0.5).astype(np.uint8)), path, "PNG", **_PNG_OPTIONS)
+    found: UInt8 = (clipped * 255 + 0.5).astype(np.uint8)
+    return found
 
 
 def overlay(image: UInt8, labels: UInt8, palette: Sequence[RGB], alpha: float = 0.5) -> UInt8:
@@ -76,6 +82,12 @@ def overlay(image: UInt8, labels: UInt8, palette: Sequence[RGB], alpha: float = 
 def label_counts(labels: UInt8) -> NDArray[np.int64]:
     """(256,) pixels of each label in (H, W) uint8: by Pillow, which makes no copy in a wider type as numpy does."""
     return np.array(Image.fromarray(labels).histogram(), np.int64)
+
+
+def class_shares(counts: NDArray[np.int64], pixels: int, classes: Sequence[str]) -> dict[str, float]:
+    """Share of `pixels` by class name, largest first, absent classes left out.  counts: as of `label_counts`."""
+    order = [int(index) for index in counts.argsort()[::-1] if counts[index] and index < len(classes)]
+    return {classes[index]: round(float(counts[index]) / pixels, 6) for index in order}
 
 
 def shrink(image: UInt8, width: int) -> UInt8:

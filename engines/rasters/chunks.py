@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 
 from engines.contract import UInt8
 from engines.errors import DeployError
-from engines.files import replacing, write_json
+from engines.files import replacing, replacing_path, write_json
 from engines.guard.ledger import ledger
 from engines.rasters.gdal import TILE, Box, Georeference, read_chunk, write_chunk
 from engines.spec import ModelSpec
@@ -76,7 +76,7 @@ class Chunks:
         if (values == nothing).all():
             with replacing(path.with_suffix(_EMPTY)):
                 return
-        with unfinished(path) as new:
+        with replacing_path(path, ending=path.suffix) as new:
             write_chunk(new, values, self._place.moved(box[0], box[2]))
 
     def done(self, layer: str, box: Box) -> bool:
@@ -85,11 +85,10 @@ class Chunks:
 
     def parts(self, layer: str) -> Iterator[UInt8]:
         """All that are finished, but for those that hold nothing."""
-        yield from map(read_chunk, sorted(self.folder.glob(f"{layer}-*.tif")))
+        yield from map(read_chunk, self._files(layer))
 
     def mosaic(self, layer: str, nothing: int | None, spec: ModelSpec | None = None) -> Path:
         """All parts of a layer as one file for GDAL.  spec: whose classes its labels are.  Raises DeployError."""
-        parts = sorted(path for path in self.folder.glob(f"{layer}-*.tif"))
         numbers = ", ".join(repr(number) for number in _gdal_order(self._place))
         crs = f"<SRS>{escape(self._place.crs)}</SRS>" if self._place.crs else ""
         where = f"<GeoTransform>{numbers}</GeoTransform>" if self._place.known else ""
@@ -102,10 +101,13 @@ class Chunks:
                 f"{'' if nothing is None else f'<NoDataValue>{nothing}</NoDataValue>'}"
                 f"{'' if spec is None else _colours(spec)}".encode()
             )
-            for part in parts:
+            for part in self._files(layer):
                 file.write(self._source(part).encode())
             file.write(b"</VRTRasterBand></VRTDataset>\n")
         return path
+
+    def _files(self, layer: str) -> list[Path]:
+        return sorted(self.folder.glob(f"{layer}-*.tif"))
 
     def _source(self, part: Path) -> str:
         _, row, column, height, width = part.stem.split("-")
@@ -136,20 +138,6 @@ class Chunks:
     def end(self) -> None:
         """Remove them, once the results are there."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-@contextmanager
-def unfinished(target: Path) -> Iterator[Path]:
-    """A path for GDAL to write to, which takes the place of `target` when the block ends without an error."""
-    path = target.with_name(f".edgeseg-{os.getpid()}-{target.name}")  # its ending tells GDAL what it is
-    try:
-        with ledger.temporary(path):
-            yield path
-            path.replace(target)
-    except OSError as error:
-        raise DeployError(f"output {target}: cannot be written: {error.strerror}") from error
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _gdal_order(place: Georeference) -> tuple[float, ...]:

@@ -73,7 +73,7 @@ class Georeference:
 
 
 class RasterFile:
-    """An open raster.  height, width in pixels.  count: bands but for one of alpha.  colours: of a paletted band."""
+    """An open raster.  height, width in pixels.  Its bands are all but one of alpha.  colours: of a paletted band."""
 
     def __init__(self, path: Path, dataset: Any) -> None:
         from rasterio.enums import ColorInterp, MaskFlags
@@ -82,7 +82,6 @@ class RasterFile:
         self.height, self.width = int(dataset.height), int(dataset.width)
         kinds = list(dataset.colorinterp)
         self._bands = [i + 1 for i, kind in enumerate(kinds) if kind != ColorInterp.alpha]
-        self.dtype = np.dtype(dataset.dtypes[self._bands[0] - 1])
         self.nodata = dataset.nodata
         flags = dataset.mask_flag_enums[self._bands[0] - 1]
         self._masked = MaskFlags.alpha in flags or MaskFlags.per_dataset in flags
@@ -93,10 +92,6 @@ class RasterFile:
             for index, colour in table.items():
                 self.colours[index] = colour[:3]
         self.place = _place(dataset)
-
-    @property
-    def count(self) -> int:
-        return len(self._bands)
 
     def read(self, box: Box, bands: Sequence[int]) -> NDArray[Any]:
         """(h, w, B) of the file's own type.  bands: counted from 1, () for all.  Raises DeployError."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from engines.errors import DeployError
-from engines.rasters.chunks import unfinished
+from engines.files import replacing_path
 from engines.rasters.gdal import INSTALL, Ring, outlines, place_at
 from engines.spec import IGNORE_LABEL
 
@@ -38,7 +38,7 @@ def write_polygons(raster: Path, kind: Format, classes: Sequence[str]) -> int:
     options = {"RFC7946": "YES"} if kind == "geojson" and place.crs else {}
     target, total = raster.with_suffix(f".{kind}"), 0
     source = outlines(raster, IGNORE_LABEL)
-    with unfinished(target) as new:
+    with replacing_path(target, ending=target.suffix) as new:
         while True:
             some = list(source if kind == "geojson" else islice(source, _AT_ONCE))
             if not some and total:

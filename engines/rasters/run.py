@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from engines.contract import Float32, UInt8
+from engines.contract import UInt8
 from engines.errors import DeployError
-from engines.files import make_folder
-from engines.images.write import label_counts
-from engines.rasters.chunks import Chunks, unfinished
+from engines.files import make_folder, replacing_path
+from engines.images.write import class_shares, confidence_bytes, label_counts
+from engines.rasters.chunks import Chunks
 from engines.rasters.cut import Part, part, parts
 from engines.rasters.gdal import TILE, Box, RasterFile, open_raster, write_cog
 from engines.rasters.polygons import Format, write_polygons
@@ -134,11 +134,11 @@ def _finish(
     counts = np.zeros(256, np.int64)
     for labels in chunks.parts("labels"):
         counts += label_counts(labels)
-    report.classes = _shares(counts, report.height * report.width, spec.classes)
-    with unfinished(target) as new:
+    report.classes = class_shares(counts, report.height * report.width, spec.classes)
+    with replacing_path(target, ending=target.suffix) as new:
         write_cog(chunks.mosaic("labels", IGNORE_LABEL, spec), new, labels=True)
     if options.confidence:
-        with unfinished(target.with_suffix(".confidence.tif")) as new:
+        with replacing_path(target.with_suffix(".confidence.tif"), ending=target.suffix) as new:
             write_cog(chunks.mosaic("confidence", None), new, labels=False)
     report.seconds["files"] = round(time.perf_counter() - begin, 3)
     if options.polygons is not None:
@@ -198,7 +198,10 @@ class _Work:
                 labels[hidden] = IGNORE_LABEL
             skip = max(0, rows.kept[0] - rows.seen[0] - band.row0)
             end = max(0, rows.kept[1] - rows.seen[0] - band.row0)
-            quantised = None if certainty is None else _bytes(certainty[skip:end, inside], hidden[skip:end, inside])
+            quantised = None
+            if certainty is not None:
+                certainty[hidden] = 0
+                quantised = confidence_bytes(certainty[skip:end, inside])
             held.append((labels[skip:end, inside], quantised))
             count += len(held[-1][0])
             while count >= ROWS or (count and row + count == rows.kept[1]):
@@ -275,18 +278,6 @@ def _pixels(box: Box) -> int:
     return (box[1] - box[0]) * (box[3] - box[2])
 
 
-def _bytes(certainty: Float32, hidden: Any) -> UInt8:
-    found: UInt8 = (np.clip(certainty, 0, 1) * 255 + 0.5).astype(np.uint8)
-    found[hidden] = 0
-    return found
-
-
 def _windows_run(segmenter: Segmenter) -> int:
     count: int = segmenter.device.timings.windows
     return count
-
-
-def _shares(counts: Any, pixels: int, classes: tuple[str, ...]) -> dict[str, float]:
-    """Of all pixels, largest first; hidden ones have no name."""
-    order = [int(index) for index in counts.argsort()[::-1] if counts[index] and index < len(classes)]
-    return {classes[index]: round(float(counts[index] / pixels), 6) for index in order}
