@@ -1,11 +1,11 @@
 """What NVIDIA's compiler makes of SegFormer and SETR, step by step: kernels, bytes, what is written as fp32, the floor.
 
-    python -m benchmarks.gpu_plans [--precision fp16] [--eight int8 fp8] [--board "AGX Orin 64GB"] [demo ...]
+    python -m benchmarks.gpu_plans [--precision fp16] [--tail] [--eight int8 fp8] [--board "AGX Orin 64GB"] [demo ...]
 
 Compiled by TensorRT-RTX on this CPU (`deploy.py inspect --gpu-plan` says what that is and is not): as exported and
-rewritten for any backend, in the forms for GPUs, and without the decoder's tail, which is a kernel of ours; then the
-same in 8 bits, as a build for TensorRT-RTX and `--board` places them, in the forms that suit these.  `demo` has trained
-weights, the others random ones.  Nothing here has run on a GPU.
+rewritten for any backend, in the forms for GPUs, and with --tail without the decoder's tail, which is then a kernel of
+ours; then the same in 8 bits, as a build for TensorRT-RTX and `--board` places them, in the forms that suit these.
+`demo` has trained weights, the others random ones.  Nothing here has run on a GPU.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=list(SIDES), metavar="MODEL", help=", ".join(SIDES))
     parser.add_argument("--precision", default="fp16", choices=("fp32", "fp16", "bf16"))
     parser.add_argument("--board", default="AGX Orin 64GB", choices=[board.name for board in BOARDS])
+    parser.add_argument("--tail", action="store_true", help="the engine ends before the decoder's tail, as of --tail")
     parser.add_argument("--eight", nargs="*", default=("int8",), choices=("int8", "fp8"), help="8 bits to add")
     args = parser.parse_args()
     board = next(board for board in BOARDS if board.name == args.board)
     print(f"{'':50}{'kernels':>8}{'MB':>8}{'fp32 MB':>9}{'fused':>8}   floor on {board.name}, ms")
     for name in args.models:
         graph = exact(name)
-        formed = taken(graph, ByPlan(args.precision, silent, tail=True), silent)[-1]
-        ending = ending_for(get_backend(PLANNER), formed)
+        formed = taken(graph, ByPlan(args.precision, silent, tail=args.tail), silent)[-1]
+        ending = ending_for(get_backend(PLANNER), formed, args.tail)
         plans = {"rewritten": ask(graph, args.precision), "in its forms": ask(formed, args.precision)}
         if ending is not None:
             plans["in its forms, the engine before the tail"] = ask(formed, args.precision, tail=True)
@@ -56,8 +57,8 @@ def main() -> None:
             print(f"{f'{name}: {what}':50}{described(plan)}   {floor_on(board, plan).roofline or 0:.2f}", flush=True)
         for kind in args.eight if floor_on(board, half).roofline else ():
             eight = Int8Options(kind, backend=PLANNER, board=args.board)
-            judge = ByPlan(args.precision, silent, tail=True, eight=eight)
-            plan = ask(taken(graph, judge, silent)[-1], args.precision, True, eight)
+            judge = ByPlan(args.precision, silent, tail=args.tail, eight=eight)
+            plan = ask(taken(graph, judge, silent)[-1], args.precision, args.tail, eight)
             what = f"{name}: {kind}{'' if ending is None else ', the engine before the tail'}"
             print(f"{what:50}{described(plan)}   {floor_on(board, plan).roofline or 0:.2f}")
             print(f"  of {args.precision}'s floor: {', '.join(shares(plan, half))}", flush=True)

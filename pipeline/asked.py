@@ -36,7 +36,7 @@ def build_request(args: argparse.Namespace) -> BuildRequest:
         threads=args.threads, options=source_options(args),
         sample_file=sample_file, upright=not args.as_stored,
         max_error=args.max_error, min_agreement=args.min_agreement, rewrites=args.rewrites,
-        time_rewrites=args.time_rewrites, tail=not args.no_tail, ranges=ranges, photographs=photographs,
+        time_rewrites=args.time_rewrites, tail=args.tail, ranges=ranges, photographs=photographs,
         lowering=LowerOptions(
             islands=not args.no_islands, smooth=not args.no_smooth, bias=not args.no_bias_correction,
             rest=args.rest, rounding=args.rounding,

@@ -202,7 +202,10 @@ def _cut(
     request: BuildRequest, exact: Exact, lowered: OnnxGraph, neutral: OnnxGraph, backend: Backend, gate: Gate, log: Log
 ) -> Cut | None:  # fmt: skip
     """The graph without its decoder's tail, where that is taken off."""
-    if not request.tail or not suits(backend):
+    if not request.tail:
+        return None
+    if not suits(backend):
+        log("warning", f"--tail: {backend.name} keeps a decoder's tail in the engine, expected a GPU")
         return None
     threshold = exact.source.spec.threshold
     return cut_tail(

@@ -90,7 +90,7 @@ class BuildRequest:
     precision: one of PRECISIONS, or ``auto``.  sample: (H, W, 3) uint8 photograph to verify on, and sample_file the
     file that it is from; None takes one that is held out of `photographs`, or without them renders a scene.
     max_error, min_agreement: in place of what the precision's gate has (see Gate); None keeps it.
-    tail: whether the engine may end before the decoder's tail, where that suits the backend.
+    tail: whether the engine is to end before the decoder's tail, where that suits the backend.
     rewrites: whether to make the graph cheaper.  time_rewrites: also measure what each rewrite gains on this machine.
     ranges: measured before; or photographs: to measure on now, and those held out of that.  budget: for ``auto``, and
     for any precision where its data set has labels, which then decide.
@@ -114,7 +114,7 @@ class BuildRequest:
     max_error: float | None = None
     min_agreement: float | None = None
     rewrites: bool = True
-    tail: bool = True
+    tail: bool = False
     time_rewrites: bool = False
     ranges: Ranges | None = None
     photographs: Split | None = None

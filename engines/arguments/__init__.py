@@ -43,7 +43,7 @@ from engines.images.read import MAX_PIXELS
 # What a bundle's graph was made for, and a rebuild of it cannot change.
 FIXED_IN_A_BUNDLE = (
     "precision", "resize", "tile", "stride", "blend", "padding", "weights", "arg", "output_name", "classes", "mean",
-    "std", "bgr", "bands", "scale", "sample", "rewrites", "no_tail", "time_rewrites", "threshold", "calib", "rest",
+    "std", "bgr", "bands", "scale", "sample", "rewrites", "tail", "time_rewrites", "threshold", "calib", "rest",
     "no_islands", "no_smooth", "no_bias_correction", "rounding", "depthwise", "unsigned", "eval", "max_drop", "skip",
     "share", "budget_ms", "size",
 )  # fmt: skip
@@ -91,7 +91,7 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
     tensorrt_arguments(verb)
     verb.add_argument("--sample", type=Path, metavar="IMAGE", help="verify on this photograph, not a rendered scene")
     rewrite_argument(verb)
-    verb.add_argument("--no-tail", action="store_true", help="leave a decoder's tail in the engine, on a GPU too")
+    verb.add_argument("--tail", action="store_true", help="on a GPU, a kernel of its own for a decoder's tail")
     verb.add_argument("--time-rewrites", action="store_true", help="measure what each rewrite gains on this machine")
     verb.add_argument("--max-error", type=number, metavar="R", help="allowed |difference| over the largest logit")
     verb.add_argument("--min-agreement", type=share, metavar="P", help="required share of equal labels, 0..1")

@@ -31,7 +31,7 @@ def _built(folder: Path, **changes: Any) -> tuple[Path, list[str]]:
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.build, "suits", lambda backend: True)
-        request = BuildRequest("tests.models:tiny", folder, TILING, backend="openvino", **changes)
+        request = BuildRequest("tests.models:tiny", folder, TILING, backend="openvino", **{"tail": True, **changes})
         pipeline.build.build_bundle(request, lambda step, text: said.append(f"{step}: {text}"))
     return folder, said
 
@@ -91,10 +91,20 @@ def test_other_bundles_have_none(tiny_bundle: Path) -> None:
     assert Manifest.from_json(older) == manifest
 
 
-def test_it_stays_in_the_engine_when_asked(tmp_path: Path) -> None:
+def test_it_stays_in_the_engine_unless_asked_for(tmp_path: Path) -> None:
     folder, said = _built(tmp_path / "b", tail=False)
     assert open_bundle(folder).manifest.tail is None
-    assert not any(line.startswith("tail") for line in said)
+    assert not any("tail" in line for line in said)
+
+
+def test_a_cpu_keeps_it_and_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    request = BuildRequest("tests.models:tiny", tmp_path / "b", TILING, backend="openvino", tail=True)
+    pipeline.build.build_bundle(request, lambda step, text: said.append(f"{step}: {text}"))
+    assert open_bundle(tmp_path / "b").manifest.tail is None
+    assert [line for line in said if "tail" in line] == [
+        "warning: --tail: openvino keeps a decoder's tail in the engine, expected a GPU"
+    ]
 
 
 def test_where_it_cannot_be_cut_the_log_says_why(tmp_path: Path) -> None:

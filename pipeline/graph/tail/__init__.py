@@ -34,7 +34,7 @@ def suits(backend: Backend) -> bool:
     return backend.on_gpu and not backend.from_program
 
 
-def ending_for(backend: Backend, exact: OnnxGraph, wanted: bool = True) -> DecoderTail | None:
+def ending_for(backend: Backend, exact: OnnxGraph, wanted: bool) -> DecoderTail | None:
     """Where engines for `backend` end, of graphs lowered from `exact`; None at the logits."""
     found = find(exact) if wanted and suits(backend) else ""
     return None if isinstance(found, str) else found
@@ -70,7 +70,7 @@ def cut_tail(
         STEP,
         f"the engine ends in {len(ending.maps)} maps, of which a kernel makes the logits, in "
         f"{tail.shape.macs / 1e9:.2f} GMAC and {tail.shape.bytes(int(itemsize)) / 1e6:.1f} MB a window: fewer bytes "
-        f"than in the engine, but slower on an H100 than these bytes (--no-tail leaves it there); {proof}",
+        f"than in the engine; `bench` with and without --tail says which is faster here; {proof}",
     )
     return Cut(made, tail, Step(NAME, len(made.graph), places=1), proof)
 

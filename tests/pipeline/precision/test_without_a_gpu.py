@@ -48,9 +48,9 @@ def test_what_is_planned_ends_where_the_engine_does() -> None:
     """The decoder's tail is a kernel of ours in every precision: compilers are asked of what is left to them."""
     graph = apply_rules(exported("demo", 128)[0])[-1]
     backend, board, lowered_graph = get_backend(RTX), board_of(ORIN), typed(graph, "fp16")
-    ending = ending_for(backend, graph)
+    ending = ending_for(backend, graph, True)
     assert ending is not None
-    assert ending_for(backend, graph, wanted=False) is ending_for(get_backend("openvino"), graph) is None
+    assert ending_for(backend, graph, False) is ending_for(get_backend("openvino"), graph, True) is None
     with planned(lowered_graph, backend, board, ending) as cut, planned(lowered_graph, backend, board, None) as whole:
         assert isinstance(cut, Planned)
         assert isinstance(whole, Planned)

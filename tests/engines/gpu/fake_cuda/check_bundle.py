@@ -171,7 +171,7 @@ def test_a_folder_is_dealt_out_to_all_gpus(bundles: Path, tmp_path: Path) -> Non
 
 def _build(output: Path, backend: str) -> list[str]:
     windows = ["--tile", "64x96", "--stride", "48x64"]
-    return ["build-engine", "tests.models:tiny", "-o", str(output), "--backend", backend, *windows]
+    return ["build-engine", "tests.models:tiny", "-o", str(output), "--backend", backend, "--tail", *windows]
 
 
 @pytest.fixture(scope="module")
