@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,25 +63,15 @@ def build_engine(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """segment images with a bundle: index PNGs, and overlays and confidences if asked for"""
-    from engines.folder_run import RunOptions, RunReport, run_images
-    from engines.gpu.visible import visible
-    from engines.images.inputs import expand, left_out
-    from engines.stream.devices import on_every_gpu, own_command
+    from engines.fleet.run import refuse, run_asked
+    from engines.report.lines import STDOUT, told
 
+    refuse(args)
     inputs = [_photographs(text) for text in args.inputs]
-    images = expand(inputs, args.output, recursive=args.recursive)
-    if args.device == "all":
-        if args.shard != (1, 1):
-            raise DeployError("--shard with --device all: got both, expected one; all deals the images out by itself")
-        report = RunReport.of_shards(
-            on_every_gpu(*own_command(args.words), visible()), [image.path for image in images]
-        )
-    else:
-        options = RunOptions(**{each.name: getattr(args, each.name) for each in fields(RunOptions)})
-        with open_segmenter(args.bundle, *_loading(args)) as (segmenter, manifest):
-            report = run_images(segmenter, images, args.output, options, bundle=manifest.files)
-    report.left_out = left_out(inputs, args.output, recursive=args.recursive)
-    print(json.dumps(report.to_json(), indent=1) if args.json else report)
+    with told(args.log) as tell:
+        report = run_asked(args, inputs, _loading(args), tell)
+        shown = json.dumps(report.to_json(), indent=1) if args.json else report
+        print(shown, file=sys.stderr if args.log == STDOUT else sys.stdout)
     if report.lost is not None:
         raise GpuLostError(report.lost)
     return 2 if report.failed else 0

@@ -136,6 +136,8 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
                       "name, of a raster by rows")  # fmt: skip
     verb.add_argument("--skip-existing", action="store_true", help="leave out images whose masks are there")
     raster_arguments(verb)
+    verb.add_argument("--log", metavar="FILE|-", help="for every input, as it is finished, append a line of JSON to "
+                      "FILE, or print it")  # fmt: skip
     loading_arguments(verb)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +12,26 @@ from engines.rasters.run import RasterOptions, RasterReport, run_raster
 from engines.segmenter import Segmenter
 
 
-@dataclass
-class RastersReport:
-    """failed: why, by input.  lost: why nothing after it could run, or None."""
-
-    done: list[RasterReport] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    lost: str | None = None
-
-
 def run_rasters(
     segmenter: Segmenter, targets: Mapping[Path, Path], options: RasterOptions, bundle: Mapping[str, Any],
     lost: str | None,
-) -> RastersReport:  # fmt: skip
-    """One that cannot be read or written is reported; the rest are finished.  lost: why nothing runs any more."""
-    report = RastersReport(lost=lost)
+) -> Iterator[tuple[Path, RasterReport | DeployError]]:  # fmt: skip
+    """What becomes of each, as it does: one that cannot be read or written holds up no other.
+
+    lost: why nothing runs any more.
+    """
     for path, target in targets.items():
         try:
-            if report.lost is not None:
-                raise GpuLostError(report.lost)
+            if lost is not None:
+                raise GpuLostError(lost)
             if target.resolve() == path.resolve():
                 raise DeployError(f"output {target}: would overwrite the input; choose another -o")
-            report.done.append(run_raster(segmenter, path, target, options, bundle))
+            report = run_raster(segmenter, path, target, options, bundle)
         except DeployError as error:
-            report.failed[str(path)] = str(error)
-            if isinstance(error, GpuLostError):
-                report.lost = str(error)
-    return report
+            lost = str(error) if isinstance(error, GpuLostError) else lost
+            yield path, error
+        else:
+            yield path, report
 
 
 def joined(reports: Sequence[RasterReport]) -> list[RasterReport]:

@@ -17,9 +17,10 @@ from PIL import Image
 
 import deploy
 from engines.errors import DeployError, GpuLostError
-from engines.folder_run import RunOptions, RunReport, run_images
+from engines.folder_run import RunOptions, run_images
 from engines.images.inputs import expand
 from engines.images.read import read_image, read_labels
+from engines.report.rows import RunReport
 from engines.segmenter import Segmenter, open_segmenter
 from engines.stream.budget import PixelBudget
 from engines.tiling.host import HostDevice, HostFrame

@@ -1,0 +1,1 @@
+"""`deploy.py run`, in this process or in many: one for each GPU."""

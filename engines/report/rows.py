@@ -1,0 +1,152 @@
+"""What became of one input, and the report of them all."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engines.errors import DeployError, GpuLostError
+from engines.rasters.folder import joined
+from engines.rasters.run import RasterReport
+
+_PARTS = ("read", "gather", "engine", "stitch", "write")
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """One image: its size in pixels, and milliseconds by part.
+
+    total_ms: of all parts; images overlap, so that a run takes less than the sum of theirs.
+    views: where it was not run as it is: size, windows and times of each view.
+    """
+
+    input: str
+    mask: str
+    width: int
+    height: int
+    windows: int
+    classes: dict[str, float]
+    read_ms: float
+    gather_ms: float
+    engine_ms: float
+    stitch_ms: float
+    write_ms: float
+    total_ms: float
+    views: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class InputRow:
+    """One input.  mask: where it is, or would be.  report: None where nothing was done now.  note: how it was read,
+    where that is not plain.  lost: whether the error is that the GPU is.
+    """
+
+    kind: str
+    input: str
+    mask: str
+    report: ImageReport | RasterReport | None = None
+    error: str | None = None
+    note: str = ""
+    lost: bool = False
+
+    @classmethod
+    def failed(cls, kind: str, path: Path, target: Path, error: DeployError) -> InputRow:
+        return cls(kind, str(path), str(target), error=str(error), lost=isinstance(error, GpuLostError))
+
+    @property
+    def status(self) -> str:
+        """`part`: of a raster of which other shards have parts to do."""
+        if self.error is not None:
+            return "failed"
+        if self.report is None:
+            return "skipped"
+        return "done" if getattr(self.report, "complete", True) else "part"
+
+    def to_json(self) -> dict[str, Any]:
+        """Of its own first, then those of the report, whose input and mask are the same."""
+        own: dict[str, Any] = {"status": self.status, "kind": self.kind, "input": self.input, "mask": self.mask}
+        own |= {"error": self.error, "note": self.note}
+        return own if self.report is None else own | asdict(self.report) | {"note": self.note}
+
+
+@dataclass
+class RunReport:
+    """seconds: from the first read to the last write.
+
+    failed: why, by input.  notes: how images were read, where that is not plain.
+
+    left_out: how many files of the input folders are no images, by ending.
+
+    lost: why nothing after the last of `images` could run, or None.  rasters: those among the inputs.
+    existing: how many were left out because their masks were there.
+    """
+
+    images: list[ImageReport] = field(default_factory=list)
+    seconds: float = 0.0
+    failed: dict[str, str] = field(default_factory=dict)
+    lost: str | None = None
+    notes: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    rasters: list[RasterReport] = field(default_factory=list)
+    existing: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, rows: Iterable[InputRow], order: Iterable[Path], seconds: float) -> RunReport:
+        """order: of the inputs, whatever that of `rows`, of which a raster may have several."""
+        report, places = cls(seconds=seconds), {str(path): place for place, path in enumerate(order)}
+        for row in sorted(rows, key=lambda row: places[row.input]):
+            report._add(row)
+        report.rasters = joined(report.rasters)
+        return report
+
+    def _add(self, row: InputRow) -> None:
+        if row.error is not None:
+            self.failed[row.input] = row.error
+            self.lost = row.error if row.lost else self.lost
+        elif row.report is None:
+            self.existing += 1
+        else:
+            into: list[Any] = self.rasters if isinstance(row.report, RasterReport) else self.images
+            into.append(row.report)
+        self.notes += [row.note] if row.note else []
+
+    @classmethod
+    def of_shards(cls, found: Sequence[Mapping[str, Any]], order: Sequence[Path]) -> RunReport:
+        """One of the reports of all shards, as JSON.  order: of the inputs.  Of a raster every shard had a part."""
+        report, places = cls(), {str(path): place for place, path in enumerate(order)}
+        images = [ImageReport(**image) for each in found for image in each["images"]]
+        report.images = sorted(images, key=lambda image: places[image.input])
+        for each in found:
+            report.failed |= each["failed"]
+            report.notes += each["notes"]
+            report.existing += each["existing"]
+            report.lost = report.lost or each["lost"]
+            report.seconds = max(report.seconds, each["seconds"])
+        report.rasters = joined([RasterReport(**raster) for each in found for raster in each["rasters"]])
+        return report
+
+    def __str__(self) -> str:
+        lines = []
+        if self.images:
+            parts = {part: statistics.median(getattr(image, f"{part}_ms") for image in self.images) for part in _PARTS}
+            split = ", ".join(f"{part} {value:.0f}" for part, value in parts.items())
+            windows, each = sum(image.windows for image in self.images), 1e3 * self.seconds / len(self.images)
+            counted = f"{len(self.images)} image(s), {windows} window(s)"
+            lines.append(f"{counted}; {each:.0f} ms an image, side by side; the median's own: {split}")
+        lines += map(str, self.rasters)
+        if self.existing:
+            lines.append(f"{self.existing} image(s) left out: their masks are there")
+        if self.notes:
+            more = f" (and {len(self.notes) - 1} more image(s) likewise)" if len(self.notes) > 1 else ""
+            lines.append(f"warning: {self.notes[0]}{more}")
+        if self.left_out:
+            kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in self.left_out.items())
+            lines.append(f"left out of the folders, no images: {kinds}")
+        lines += [f"skipped {path}: {error}" for path, error in self.failed.items()]
+        return "\n".join(lines)
