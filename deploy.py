@@ -38,7 +38,7 @@ def build_engine(args: argparse.Namespace) -> int:
     """compile MODEL into a bundle for this machine, verified at every step"""
     log = _logger(args.json)
     if is_bundle(Path(args.model)):
-        _refuse_fixed(args)
+        arguments.refuse_fixed(args)
         from engines.proof.rebuild import rebuild
 
         manifest = rebuild(
@@ -208,6 +208,15 @@ def plan(args: argparse.Namespace) -> int:
     return 0
 
 
+def export_triton(args: argparse.Namespace) -> int:
+    """write a bundle as a model of a repository that NVIDIA's Triton Inference Server serves"""
+    from engines.serving import export
+
+    found = export.export_triton(args.bundle, args.output, args.name)
+    print(json.dumps(found.to_json(), indent=1) if args.json else found)
+    return 0
+
+
 def doctor(args: argparse.Namespace) -> int:
     """say what this machine can run, what is missing, and how to get it"""
     findings = examine()
@@ -236,6 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     arguments.bench_arguments(_verb(verbs, "bench", bench))
     arguments.plan_arguments(_verb(verbs, "plan", plan))
     arguments.receptive_arguments(_verb(verbs, "receptive-field", receptive_field))
+    arguments.triton_arguments(_verb(verbs, "export-triton", export_triton))
     return parser
 
 
@@ -257,15 +267,6 @@ def _photographs(text: str) -> str:
     from pipeline.demo import IMAGES
 
     return str(IMAGES)
-
-
-def _refuse_fixed(args: argparse.Namespace) -> None:
-    changed = [name for name, default in args.fixed.items() if getattr(args, name) != default]
-    given = ["--no-rewrites" if name == "rewrites" else f"--{name.replace('_', '-')}" for name in changed]
-    if given:
-        raise DeployError(
-            f"{' '.join(given)}: a bundle is rebuilt as it is; to change that, build from the model that it came from"
-        )
 
 
 def _loading(args: argparse.Namespace) -> tuple[Any, ...]:

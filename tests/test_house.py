@@ -19,8 +19,8 @@ FLOORS = (
     "engines/spec.py", "engines/contract.py",
     "engines/roofline", "engines/tiling", "engines/images", "engines/views", "engines/gpu", "engines/stream",
     "engines/bundle.py", "engines/backends", "engines/arguments", "engines/segmenter.py", "engines/proof",
-    "engines/rasters", "engines/report", "engines/folder_run.py", "engines/fleet", "engines/measure", "engines/plan",
-    "engines/doctor.py",
+    "engines/rasters", "engines/report", "engines/folder_run.py", "engines/serving", "engines/fleet", "engines/measure",
+    "engines/plan", "engines/doctor.py",
     "calib/data", "calib/ranges",
     "pipeline/models", "pipeline/graph", "pipeline/checkpoints", "pipeline/request.py", "pipeline/provenance.py",
     "pipeline/evaluation",
@@ -47,6 +47,7 @@ SDK_OWNER = {
     "tifffile": "engines/images/tiff.py",
     "rasterio": "engines/rasters/gdal.py",
     "pyogrio": "engines/rasters/polygons.py",
+    "triton_python_backend_utils": "engines/serving/triton.py",
     "pillow_heif": "engines/images/pillow.py",
     "matplotlib": "pipeline/figures/canvas.py pipeline/compare/report/figure.py pipeline/compare/models/figure.py "
     "pipeline/receptive/figure.py",

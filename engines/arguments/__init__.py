@@ -38,6 +38,7 @@ from engines.arguments.values import (
     words,
 )
 from engines.contract import PRECISIONS
+from engines.errors import DeployError
 from engines.images.read import MAX_PIXELS
 
 # What a bundle's graph was made for, and a rebuild of it cannot change.
@@ -96,6 +97,16 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--max-error", type=number, metavar="R", help="allowed |difference| over the largest logit")
     verb.add_argument("--min-agreement", type=share, metavar="P", help="required share of equal labels, 0..1")
     verb.set_defaults(fixed={name: verb.get_default(name) for name in FIXED_IN_A_BUNDLE})
+
+
+def refuse_fixed(args: argparse.Namespace) -> None:
+    """Raises DeployError where what is rebuilt is a bundle, and an option was given that cannot change one."""
+    changed = [name for name, default in args.fixed.items() if getattr(args, name) != default]
+    given = ["--no-rewrites" if name == "rewrites" else f"--{name.replace('_', '-')}" for name in changed]
+    if given:
+        raise DeployError(
+            f"{' '.join(given)}: a bundle is rebuilt as it is; to change that, build from the model that it came from"
+        )
 
 
 def calibrate_arguments(verb: argparse.ArgumentParser) -> None:
@@ -230,6 +241,15 @@ def evaluate_arguments(verb: argparse.ArgumentParser) -> None:
     threshold_argument(verb, "the bundle's")
     verb.add_argument("--fail-under", type=percent, metavar="MIOU", help="exit with 3 if lower: 0.7, or 70")
     loading_arguments(verb)
+
+
+def triton_arguments(verb: argparse.ArgumentParser) -> None:
+    """Of `export-triton`."""
+    verb.add_argument("bundle", type=Path, metavar="BUNDLE")
+    verb.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="REPOSITORY", help="folder of models; may hold others"
+    )
+    verb.add_argument("--name", metavar="NAME", help="of the model (the bundle's folder's)")
 
 
 class Version(argparse.Action):

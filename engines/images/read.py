@@ -45,6 +45,11 @@ _ORIENTATION = 0x0112  # of EXIF
 Admit = Callable[[int], None]
 
 
+def _formats() -> tuple[str, ...]:
+    """Those that Pillow has here: of one that it lacks it would raise KeyError, whatever the file is."""
+    return _FORMATS if "HEIF" in Image.OPEN else _FORMATS[:-1]
+
+
 class _UnknownError(DeployError):
     """Of no format that Pillow knows."""
 
@@ -67,12 +72,12 @@ def read_picture(
     level away.  Raises DeployError on anything that is not a complete image of at most `max_pixels` pixels.
     """
     plain = replace(wanted, upright=True) == COLOUR
-    if path.suffix.lower() in TIFFS and not plain:
+    if not plain and is_tiff(path):
         return picture_of(*_swapped(read_tiff(path, max_pixels, admit), wanted, path))
     try:
         image, wide = _decode(path, max_pixels, upright=wanted.upright, admit=admit)
     except _UnknownError:
-        if path.suffix.lower() in TIFFS and is_tiff(path):
+        if is_tiff(path):
             return picture_of(*_swapped(read_tiff(path, max_pixels, admit), wanted, path))
         raise
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow's convert would clip at 255
@@ -105,7 +110,7 @@ def _swapped(read: tuple[NDArray[Any], float | None], wanted: Pixels, path: Path
 def orientation(path: Path) -> int:
     """The EXIF orientation that the file says, 1 to 8; 1 where it says none, or is no image."""
     try:
-        with own_terms(), Image.open(path, formats=_FORMATS) as image:
+        with own_terms(), Image.open(path, formats=_formats()) as image:
             found = image.getexif().get(_ORIENTATION, 1)
     except (UnidentifiedImageError, *_DAMAGED):
         return 1
@@ -163,7 +168,7 @@ def _decode(
     Every way in which a file can be bad becomes a DeployError.
     """
     try:
-        with own_terms(), Image.open(path, formats=_FORMATS) as image:
+        with own_terms(), Image.open(path, formats=_formats()) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise DeployError(

@@ -20,9 +20,12 @@ _INSTALL = "pip install 'edgeseg[images]'"
 
 
 def is_tiff(path: Path) -> bool:
-    """By its first bytes: either byte order, BigTIFF too."""
-    with open(path, "rb") as file:
-        return file.read(4) in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
+    """By its first bytes: either byte order, BigTIFF too.  False where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
+    except OSError:
+        return False
 
 
 def read_tiff(path: Path, max_pixels: int, admit: Callable[[int], None]) -> tuple[NDArray[Any], float | None]:
@@ -56,7 +59,7 @@ def read_tiff(path: Path, max_pixels: int, admit: Callable[[int], None]) -> tupl
         line = " ".join(str(error).split())[:120]
         more = f"; {_INSTALL}" if "imagecodecs" in line else ""
         raise DeployError(f"image {path}: damaged, incomplete or packed in an unknown way ({line}){more}") from error
-    if sorted(axes.replace("S", "")) != ["X", "Y"] or values.dtype.kind not in "iuf":
+    if sorted(axes.replace("S", "")) != ["X", "Y"] or values.ndim != len(axes) or values.dtype.kind not in "iuf":
         raise DeployError(
             f"image {path}: got axes {axes} of {values.dtype}, expected rows, columns and bands of numbers"
         )

@@ -45,6 +45,16 @@ def test_heic_is_read_by_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read_image(tmp_path / "b.heic")
 
 
+def test_without_its_extra_a_bad_file_is_called_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    read_image(tmp_path / "a.png")  # from here on the extra is not looked for again
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    for name, said in (("b.heic", "HEIC without pillow-heif"), ("b.png", "not an image, or of an unknown format")):
+        (tmp_path / name).write_bytes(b"no image")
+        with pytest.raises(DeployError, match=said):
+            read_image(tmp_path / name)
+
+
 def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1234\n")
     with pytest.raises(DeployError, match="is a Git LFS pointer, not the file"):
