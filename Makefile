@@ -21,7 +21,7 @@ MASKS := $(foreach name,street-1 street-2,$(addprefix masks/$(name),.png .overla
 # Of `make fuzz`, in all.
 FUZZ_SECONDS ?= 600
 
-.PHONY: help demo test lint bench fuzz picture clean
+.PHONY: help demo test lint bench fuzz picture image clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -50,6 +50,9 @@ fuzz: $(VENV)/test.stamp ## mutated files into everything that reads one, for FU
 
 picture: masks/demo.jpg ## renew docs/demo.jpg, the picture of the README
 	cp masks/demo.jpg docs/demo.jpg
+
+image: ## a container image of edgeseg for CPUs, edgeseg:latest (docker)
+	docker build -f docker/cpu.Dockerfile -t edgeseg .
 
 clean: ## remove what the other targets made, and nothing else
 	rm -rf $(VENV) demo-bundle fuzz-results build edgeseg.egg-info engines/tiling/_tile*.so .pytest_cache .mypy_cache .ruff_cache
