@@ -14,7 +14,9 @@ RUN python -m venv --without-pip /opt/edgeseg \
 
 FROM python:${PYTHON}
 COPY --from=built /opt/edgeseg /opt/edgeseg
-RUN useradd --create-home --uid 10001 edgeseg
+RUN useradd --no-create-home --uid 10001 edgeseg
+# Whoever runs it, nothing is written at home, and OpenVINO's telemetry finds no place for its consent: it stays off.
+ENV HOME=/nonexistent
 USER 10001
 WORKDIR /work
 ENTRYPOINT ["/opt/edgeseg/bin/edgeseg"]

@@ -20,7 +20,7 @@ RUN python3 -m venv --system-site-packages /opt/edgeseg \
 FROM ${BASE}
 COPY --from=built /opt/edgeseg /opt/edgeseg
 # The video group owns the GPU's devices on a Jetson.
-RUN useradd --create-home --uid 10001 --groups video edgeseg
+RUN useradd --no-create-home --uid 10001 --groups video edgeseg
 USER 10001
 WORKDIR /work
 ENTRYPOINT ["/opt/edgeseg/bin/edgeseg"]

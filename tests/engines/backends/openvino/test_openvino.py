@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +19,7 @@ from engines.contract import BuildConfig, Float32, Layer
 from pipeline.graph.onnx_graph import run_onnx
 from tests.pipeline.precision.lowering import graph_of
 
+ROOT = Path(__file__).parents[4]
 OPENVINO = get_backend("openvino")
 HALVES = {"fp16": (TensorProto.FLOAT16, np.float16), "bf16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16)}
 node = helper.make_node
@@ -158,3 +161,22 @@ def test_threads_are_openvinos_choice_unless_the_user_or_a_control_group_says(
     core = openvino.Core()
     own = core.compile_model(core.read_model(tmp_path / "model.onnx"), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
     assert found == (own.get_property("INFERENCE_NUM_THREADS") if taken is None else taken)
+
+
+def test_a_user_without_a_home_has_openvino_too() -> None:
+    """As in a container that was given a number for a user: OpenVINO's import asks for the home folder."""
+    code = """
+import os, pwd
+
+def nobody(uid):
+    raise KeyError(uid)
+
+pwd.getpwuid = nobody
+os.environ.pop("HOME")
+from engines.backends import get_backend
+print(get_backend("openvino").version())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("openvino 2")
+    assert not done.stderr
