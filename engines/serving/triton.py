@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from engines.contract import UInt8
-from engines.errors import DeployError, GpuLostError
+from engines.errors import DeployError, GpuLostError, NotFiniteError
 from engines.gpu.visible import choose
 from engines.images.bands import Decoded
 from engines.images.read import MAX_PIXELS, Admit, read_picture
@@ -66,6 +66,7 @@ class TritonPythonModel:
 
         self._utils: Any = utils
         self._lost: GpuLostError | None = None
+        self._unsent: Exception | None = None
         given = json.loads(args["model_config"]).get("parameters", {})
         options = {name: value["string_value"] for name, value in given.items()}
         self._max_pixels = _count(options, MOST_PIXELS, MAX_PIXELS)
@@ -84,7 +85,10 @@ class TritonPythonModel:
         self._segmenter.segment(np.zeros((tiling.window_h, tiling.window_w, channels), np.uint8), confidence=True)
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Answer `requests`, each by its sender, in the order in which they are done."""
+        """Answer `requests`, each by its sender, in the order in which they are done.
+
+        Raises Triton's exception where an answer could not be sent; Triton answers those with it.
+        """
         asked = [self._read(request) for request in requests]
         if self._lost is not None:  # only another process can open the GPU again
             for one in asked:
@@ -96,6 +100,9 @@ class TritonPythonModel:
             part = [one for one in asked if not one.over and one.confidence == confidence]
             if part:
                 self._segment(part, confidence)
+        if self._unsent is not None:
+            error, self._unsent = self._unsent, None
+            raise error
 
     def finalize(self) -> None:
         self._open.close()
@@ -154,32 +161,40 @@ class TritonPythonModel:
 
     def _answer(self, asked: _Asked) -> None:
         utils = self._utils
-        masks = [asked.masks[index] for index in sorted(asked.masks)]
-        sizes = {mask.labels.shape for mask in masks}
-        error = asked.error
-        if error is None and len(sizes) != 1:
-            error = DeployError(
-                f"{IMAGE}: got images of {len(sizes)} sizes in one request, expected one; send each in a request of "
-                "its own, which the server takes together"
-            )
-        if error is not None:
-            kind = utils.TritonError.INTERNAL if isinstance(error, GpuLostError) else utils.TritonError.INVALID_ARG
-            response = utils.InferenceResponse(error=utils.TritonError(str(error), kind))
+        asked.error = asked.error or _one_size(asked.masks)
+        if asked.error is not None:
+            ours = isinstance(asked.error, (GpuLostError, NotFiniteError))
+            kind = utils.TritonError.INTERNAL if ours else utils.TritonError.INVALID_ARG
+            response = utils.InferenceResponse(error=utils.TritonError(str(asked.error), kind))
         else:
-            tensors = [utils.Tensor(LABELS, np.stack([mask.labels for mask in masks]))]
-            if asked.confidence:
-                tensors.append(
-                    utils.Tensor(
-                        CONFIDENCE, np.stack([mask.confidence for mask in masks if mask.confidence is not None])
-                    )
-                )
-            response = utils.InferenceResponse(tensors)
-        asked.request.get_response_sender().send(response, flags=utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            response = utils.InferenceResponse(self._tensors(asked))
         asked.masks.clear()
-        asked.error = asked.error or error
+        try:
+            asked.request.get_response_sender().send(response, flags=utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except utils.TritonModelException as error:  # no room in the memory that goes to Triton
+            self._unsent = error  # its sender takes no other; raised at the end, it is the answer
+
+    def _tensors(self, asked: _Asked) -> list[Any]:
+        masks = [asked.masks[index] for index in sorted(asked.masks)]
+        tensors = [self._utils.Tensor(LABELS, np.stack([mask.labels for mask in masks]))]
+        if asked.confidence:
+            confidences = [mask.confidence for mask in masks if mask.confidence is not None]
+            tensors.append(self._utils.Tensor(CONFIDENCE, np.stack(confidences)))
+        return tensors
 
     def _log(self, step: str, text: str) -> None:
         self._utils.Logger.log_info(f"{step}: {text}")
+
+
+def _one_size(masks: Mapping[int, Mask]) -> DeployError | None:
+    """What is wrong with them as one tensor."""
+    count = len({mask.labels.shape for mask in masks.values()})
+    if count == 1:
+        return None
+    return DeployError(
+        f"{IMAGE}: got images of {count} sizes in one request, expected one; send each in a request of its own, which "
+        "the server takes together"
+    )
 
 
 def _count(options: Mapping[str, str], name: str, default: int) -> int:

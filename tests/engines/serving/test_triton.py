@@ -32,6 +32,7 @@ from engines.images.write import confidence_bytes
 HERE = Path(__file__).parent
 TRITON = Path(sys.prefix) / "triton"
 SIZES = ((40, 60), (64, 96), (130, 210), (200, 150), (65, 400))
+MOST_PIXELS = 500_000
 SECONDS = 60  # after which a server that does not answer is broken
 
 pytestmark = pytest.mark.skipif(
@@ -88,6 +89,8 @@ def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     repository = folder / "models"
     for name in ("tiny", "changed"):
         assert deploy.main(["export-triton", str(tiny_bundle), "-o", str(repository), "--name", name]) == 0
+    with (repository / "tiny" / "config.pbtxt").open("a") as config:  # it is the user's
+        config.write(f'parameters {{ key: "max_pixels" value {{ string_value: "{MOST_PIXELS}" }} }}\n')
     http, grpc, metrics = _free_ports(3)
     command = [
         TRITON / "serve", "--model-repository", repository, "--model-control-mode", "explicit", "--load-model", "tiny",
@@ -204,6 +207,8 @@ def test_wrong_input_is_an_error_and_others_are_answered(
     (tmp_path / "empty.png").write_bytes(b"")
     np.save(tmp_path / "four.npy", np.zeros((1, 8, 8, 4), np.uint8))
     np.save(tmp_path / "flat.npy", np.zeros((1, 0, 8, 3), np.uint8))
+    np.save(tmp_path / "large.npy", np.zeros((1, 500, 1001, 3), np.uint8))
+    Image.new("RGB", (1001, 500)).save(tmp_path / "large.png")
     wrong = {
         f"image={tmp_path}/cut.png": "image: damaged or incomplete",
         f"image={tmp_path}/text.png": "image: not an image",
@@ -212,6 +217,8 @@ def test_wrong_input_is_an_error_and_others_are_answered(
         f"image={good},pixels={photographs.pixels[0]}": "got 2 of image and pixels",
         f"pixels={tmp_path}/four.npy": "unexpected shape",
         f"pixels={tmp_path}/flat.npy": "expected (H, W, 3)",
+        f"pixels={tmp_path}/large.npy": "got 1001x500, more than 500000 pixels (max_pixels)",
+        f"image={tmp_path}/large.png": "got 1001x500, more than 500000 pixels; if that is no accident",
         f"image={good}@logits": "logits",
     }
     *answers, first, last = server.ask(protocol, tmp_path, *wrong, f"image={good}", f"pixels={photographs.pixels[0]}")
