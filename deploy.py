@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         print(shown, file=sys.stderr if args.log == STDOUT else sys.stdout)
     if report.lost is not None:
         raise GpuLostError(report.lost)
-    return 2 if report.failed else 0
+    return report.exit_code
 
 
 def evaluate(args: argparse.Namespace) -> int:

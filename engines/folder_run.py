@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from engines.errors import DeployError
 from engines.files import make_folder
+from engines.images import videos as moving
 from engines.images.bands import Decoded, shown
 from engines.images.inputs import Input, output_names
 from engines.images.read import MAX_PIXELS, read_picture
@@ -31,8 +32,10 @@ from engines.stream.behind import Behind
 from engines.stream.budget import PixelBudget
 from engines.stream.flow import Done, Intake, flow
 from engines.tiling.device import PARTS
+from engines.video.folder import check_words, run_videos
+from engines.video.run import VideoOptions
 
-IMAGE, RASTER = "image", "raster"  # kinds of rows
+IMAGE, RASTER, VIDEO = "image", "raster", "video"  # kinds of rows
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class RunOptions:
     """bands, scale: in place of what the bundle says, see `engines.spec.Pixels`.  keep_nodata: label what the file
     hides (alpha 0, nodata), which else becomes 255.  shard: (I, N): of N machines, what the I-th works on.
     skip_existing: leave out what has a mask.  window, bbox, polygons, resume: of rasters, see `RasterOptions`.
+    every, seconds: of videos, see `VideoOptions`.
     """
 
     overlay: bool = False
@@ -54,6 +58,11 @@ class RunOptions:
     bbox: tuple[float, float, float, float] | None = None
     polygons: Format | None = None
     resume: bool = False
+    every: int = 1
+    seconds: float | None = None
+
+    def of_videos(self) -> VideoOptions:
+        return VideoOptions(**{each.name: getattr(self, each.name) for each in fields(VideoOptions)})
 
     def of_rasters(self) -> RasterOptions:
         return RasterOptions(**{each.name: getattr(self, each.name) for each in fields(RasterOptions)})
@@ -66,7 +75,8 @@ def run_images(
     """Segment every image.  One that cannot be read or written is reported in `failed`; the rest are finished.
 
     Threads read images and write masks while this one has the device; images are worked on in the order in which they
-    come off the disk, and reported in that of `images`.  Rasters come last, one by one.
+    come off the disk, and reported in that of `images`.  Rasters come last, one by one, and videos
+    after them.
     bundle: what says which engine it is.  budget: of pixels in flight.  tell: called with every row as it happens.
     Where the GPU is lost the rest are reported in `failed`, and `lost` says why; what was written stays.
     """
@@ -90,15 +100,26 @@ def run_images(
             keep(InputRow.failed(RASTER, path, plan.rasters[path], found))
         else:
             keep(InputRow(RASTER, str(path), str(plan.rasters[path]), found, note=found.note))
-    return RunReport.of(rows, (image.path for image in images), seconds)
+    lost = next((row.error for row in rows if row.lost), None)
+    for source, outcome in run_videos(segmenter, plan.videos, options.of_videos(), lost):
+        if isinstance(outcome, DeployError):
+            keep(InputRow.failed(VIDEO, moving.shown(source), plan.videos[source], outcome))
+        else:
+            note, error = "; ".join(outcome.notes), outcome.broken or None
+            keep(InputRow(VIDEO, outcome.input, outcome.mask, outcome, error=error, note=note, lost=outcome.lost))
+    return RunReport.of(rows, (image.shown for image in images), seconds)
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What is to be done: input -> what is written.  existing: rows of what is left out because its mask is there."""
+    """What is to be done: input -> what is written; of a video what opens it -> its labels.
+
+    existing: rows of what is left out because its mask is there.
+    """
 
     pictures: dict[Path, Path]
     rasters: dict[Path, Path]
+    videos: dict[str, Path]
     existing: list[InputRow]
 
     @classmethod
@@ -113,12 +134,18 @@ class RunPlan:
                 "--window, --bbox, --polygons, --resume: none of the inputs is a raster that GDAL reads and that lies "
                 f"on a map; {INSTALL}"
             )
+        sources = {each.path: each.source for each in images if each.stream or moving.is_video(each.path)}
+        check_words(sources.values(), options.of_videos())
         index, total = options.shard
-        pictures = {
+        mine = {
             path: target for path, target in targets.items()
             if path not in rasters and _share_of(target, output, total) == index - 1
         }  # fmt: skip
-        plan = cls({}, {}, [])
+        pictures = {path: target for path, target in mine.items() if path not in sources}
+        plan = cls({}, {}, {}, [])
+        for path, target in mine.items():
+            if path in sources:
+                plan._put_video(sources[path], target.with_suffix(moving.LABELS), options.skip_existing)
         for kind, all_of, rest in ((IMAGE, pictures, plan.pictures), (RASTER, rasters, plan.rasters)):
             for path, target in all_of.items():
                 if options.skip_existing and target.exists():
@@ -126,6 +153,12 @@ class RunPlan:
                 else:
                     rest[path] = target
         return plan
+
+    def _put_video(self, source: str, target: Path, skip_existing: bool) -> None:
+        if skip_existing and target.exists():
+            self.existing.append(InputRow(VIDEO, moving.shown(source), str(target)))
+        else:
+            self.videos[source] = target
 
 
 def run_pictures(

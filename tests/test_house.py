@@ -19,7 +19,8 @@ FLOORS = (
     "engines/spec.py", "engines/contract.py",
     "engines/roofline", "engines/tiling", "engines/images", "engines/views", "engines/gpu", "engines/stream",
     "engines/bundle.py", "engines/backends", "engines/arguments", "engines/segmenter.py", "engines/proof",
-    "engines/rasters", "engines/report", "engines/folder_run.py", "engines/serving", "engines/fleet", "engines/measure",
+    "engines/rasters", "engines/video", "engines/report", "engines/folder_run.py", "engines/serving", "engines/fleet",
+    "engines/measure",
     "engines/plan", "engines/doctor.py",
     "calib/data", "calib/ranges",
     "pipeline/models", "pipeline/graph", "pipeline/checkpoints", "pipeline/request.py", "pipeline/provenance.py",
@@ -47,6 +48,8 @@ SDK_OWNER = {
     "tifffile": "engines/images/tiff.py",
     "rasterio": "engines/rasters/gdal.py",
     "pyogrio": "engines/rasters/polygons.py",
+    "av": "engines/video/av_read.py engines/video/av_write.py",
+    "gi": "engines/video/gstreamer.py",
     "triton_python_backend_utils": "engines/serving/triton.py",
     "pillow_heif": "engines/images/pillow.py",
     "matplotlib": "pipeline/figures/canvas.py pipeline/compare/report/figure.py pipeline/compare/models/figure.py "

@@ -22,6 +22,7 @@ from engines.arguments.groups import (
     rewrite_argument,
     tensorrt_arguments,
     threshold_argument,
+    video_arguments,
     views_arguments,
     window_arguments,
 )
@@ -131,11 +132,14 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
     """Of `run`."""
     verb.add_argument("bundle", type=Path, metavar="BUNDLE")
     verb.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="image, folder, glob, or 'demo': the photographs that ship"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="image, video, folder, glob, rtsp://…, /dev/video0, or 'demo': the photographs that ship",
     )
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     verb.add_argument("--recursive", action="store_true", help="folders within folders too; DIR then mirrors them")
-    verb.add_argument("--overlay", action="store_true", help="also write NAME.overlay.jpg")
+    verb.add_argument("--overlay", action="store_true", help="also write NAME.overlay.jpg, or .mp4")
     verb.add_argument("--confidence", action="store_true", help="also write NAME.confidence.png, 255 = certain")
     views_arguments(verb)
     threshold_argument(verb, "the bundle's")
@@ -147,6 +151,7 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
                       "name, of a raster by rows")  # fmt: skip
     verb.add_argument("--skip-existing", action="store_true", help="leave out images whose masks are there")
     raster_arguments(verb)
+    video_arguments(verb)
     verb.add_argument("--log", metavar="FILE|-", help="for every input, as it is finished, append a line of JSON to "
                       "FILE, or print it")  # fmt: skip
     loading_arguments(verb)

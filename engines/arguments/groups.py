@@ -116,6 +116,12 @@ def raster_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--resume", action="store_true", help="go on with rasters where the same run was stopped")
 
 
+def video_arguments(verb: argparse.ArgumentParser) -> None:
+    """What is made of videos and cameras."""
+    verb.add_argument("--every", type=positive, default=1, metavar="N", help="of videos, label one frame in N")
+    verb.add_argument("--seconds", type=number, metavar="S", help="of videos, the first S alone (all, or until Ctrl-C)")
+
+
 def model_arguments(verb: argparse.ArgumentParser) -> None:
     """What a checkpoint may not say of itself."""
     verb.add_argument("--weights", type=Path, metavar="FILE", help="state dict for package.module:function")

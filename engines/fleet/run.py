@@ -19,9 +19,9 @@ from engines.stream.devices import on_every_gpu, own_command
 
 def run_asked(args: argparse.Namespace, inputs: Sequence[str], loading: tuple[Any, ...], tell: Tell) -> RunReport:
     """args: of the verb.  inputs: files, folders, globs.  loading: how the bundle is opened; see `open_segmenter`."""
-    images = expand(inputs, args.output, recursive=args.recursive)
+    images = expand(inputs, args.output, recursive=args.recursive, videos=True)
     report = _on_every_gpu(args, images) if args.device == "all" else _here(args, images, loading, tell)
-    report.left_out = left_out(inputs, args.output, recursive=args.recursive)
+    report.left_out = left_out(inputs, args.output, recursive=args.recursive, videos=True)
     return report
 
 
@@ -44,4 +44,4 @@ def _here(args: argparse.Namespace, images: Sequence[Input], loading: tuple[Any,
 def _on_every_gpu(args: argparse.Namespace, images: Sequence[Input]) -> RunReport:
     """Each process appends its own lines to the log."""
     found = on_every_gpu(*own_command(args.words), visible())
-    return RunReport.of_shards(found, [image.path for image in images])
+    return RunReport.of_shards(found, [image.shown for image in images])

@@ -57,11 +57,18 @@ def interrupt(*_: Any) -> None:
 
     A terminal, ``timeout`` and the parent may all send one; a second would break into the clearing up after the first.
     """
+    if not same_press():
+        raise KeyboardInterrupt
+
+
+def same_press() -> bool:
+    """Whether a signal that arrives now counts as one with the last."""
     global _last
     now = time.monotonic()
-    if now - _last >= _ONE:
-        _last = now
-        raise KeyboardInterrupt
+    if now - _last < _ONE:
+        return True
+    _last = now
+    return False
 
 
 def _wait(child: int, watched: set[signal.Signals]) -> int:

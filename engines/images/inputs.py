@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engines.errors import DeployError
 from engines.files import natural
+from engines.images import videos as moving
 from engines.images.read import SUFFIXES
 
 # What `run` writes for NAME.ext, with all its options.
@@ -22,24 +23,44 @@ class Input:
     """An image file, and the folder below that of the output where what is written for it goes.
 
     folder: empty, but for an image found below an input folder: then where it lies in that folder.
+    stream: where a video comes from that is no file; its path is then no more than a name.
     """
 
     path: Path
     folder: Path = Path()
+    stream: str = ""
+
+    @property
+    def source(self) -> str:
+        """What opens it."""
+        return self.stream or str(self.path)
+
+    @property
+    def shown(self) -> str:
+        """What reports call it."""
+        return moving.shown(self.source)
 
 
-def expand(inputs: Sequence[str], exclude: Path | None = None, *, recursive: bool = False) -> list[Input]:
+def expand(
+    inputs: Sequence[str], exclude: Path | None = None, *, recursive: bool = False, videos: bool = False
+) -> list[Input]:
     """Files as they are, folders as the images in them, globs (``**`` too) as the images that they match.
 
     In the order given, within a folder or glob in natural order (2 before 10), each file once.  Hidden files are left
     out unless named.  Folders within folders are searched only if `recursive`; then, and in globs, whatever lies in
     the folder `exclude` (that of the output) is left out, so that masks are not segmented in their turn.
+    videos: take streams, cameras and pipes, too, and where PyAV is installed the videos in folders and globs, but none
+    that `run` wrote.
     Raises DeployError when one of the inputs yields nothing or cannot be read.
     """
     found: dict[Path, Input] = {}
+    kinds = _kinds(videos)
     for text in inputs:
+        if videos and (moving.is_stream(text) or moving.is_pipe_or_camera(Path(text))):
+            _add_stream(text, found)
+            continue
         try:
-            matches, wanted = _matches(text, exclude, recursive)
+            matches, wanted = _matches(text, exclude, recursive, kinds)
             for match in sorted(matches, key=natural):
                 folder = match.parent.relative_to(text) if Path(text).is_dir() else Path()
                 found.setdefault(_entry(match), Input(match, folder))
@@ -50,23 +71,40 @@ def expand(inputs: Sequence[str], exclude: Path | None = None, *, recursive: boo
     return list(found.values())
 
 
-def left_out(inputs: Sequence[str], exclude: Path | None = None, *, recursive: bool = False) -> dict[str, int]:
+def _add_stream(text: str, found: dict[Path, Input]) -> None:
+    path = Path(moving.stream_name(text) if moving.is_stream(text) else text)
+    other = found.setdefault(path, Input(path, stream=text))
+    if other.stream != text:
+        raise DeployError(
+            f"inputs {moving.shown(other.stream)} and {moving.shown(text)}: both would be written to {path}; run them "
+            "into two folders"
+        )
+
+
+def left_out(
+    inputs: Sequence[str], exclude: Path | None = None, *, recursive: bool = False, videos: bool = False
+) -> dict[str, int]:  # fmt: skip
     """How many files of the input folders `expand` takes for no images, by ending, the most first; hidden ones not."""
     found: Counter[str] = Counter()
+    kinds = _kinds(videos)
     for folder in (Path(text) for text in dict.fromkeys(inputs) if text and Path(text).is_dir()):
         for file in _walk(folder, exclude) if recursive else folder.iterdir():
-            if file.is_file() and not file.name.startswith(".") and file.suffix.lower() not in SUFFIXES:
+            if file.is_file() and not file.name.startswith(".") and file.suffix.lower() not in kinds:
                 found[file.suffix.lower()] += 1
     return dict(found.most_common())
 
 
-def _matches(text: str, exclude: Path | None, recursive: bool) -> tuple[list[Path], str]:
+def _kinds(videos: bool) -> frozenset[str]:
+    return SUFFIXES | moving.SUFFIXES if videos and moving.readable() else SUFFIXES
+
+
+def _matches(text: str, exclude: Path | None, recursive: bool, kinds: frozenset[str]) -> tuple[list[Path], str]:
     """What `text` stands for, and what to say was expected if that is nothing."""
     path = Path(text)
     if text and path.is_dir():
         files = _walk(path, exclude) if recursive else path.iterdir()
         hint = "" if recursive else ", or --recursive for those in folders within it"
-        return [file for file in files if _is_image(file)], f"images ({' '.join(sorted(SUFFIXES))}) in it{hint}"
+        return [file for file in files if _is_one(file, kinds)], f"images ({' '.join(sorted(SUFFIXES))}) in it{hint}"
     if path.is_file():
         return [path], ""
     if path.exists() and text:
@@ -74,13 +112,14 @@ def _matches(text: str, exclude: Path | None, recursive: bool) -> tuple[list[Pat
     if not glob.has_magic(text):
         raise DeployError(f"input {text or repr(text)}: no such file or folder")
     outside = (Path(name) for name in glob.iglob(text, recursive=True) if not _inside(Path(name), exclude))
-    return [file for file in outside if _is_image(file)], "images that match, outside of the output's folder"
+    return [file for file in outside if _is_one(file, kinds)], "images that match, outside of the output's folder"
 
 
 def output_names(images: Sequence[Input], folder: Path) -> dict[Path, str]:
     """Below `folder`, the mask of ``NAME.ext`` is ``NAME.png``; what lies deeper in an input folder stays as deep.
 
-    Of files that differ in their endings alone it is ``NAME.ext.png``.
+    Of files that differ in their endings alone it is ``NAME.ext.png``.  Of a video it is the name that its files have
+    in common, with that ending.
 
     Raises DeployError when two inputs would write the same file, or one would overwrite an input: by its mask, or by
     the overlay or confidence that go with it.  Case is ignored, as some file systems do.
@@ -95,7 +134,7 @@ def output_names(images: Sequence[Input], folder: Path) -> dict[Path, str]:
         path = image.path
         several = len(kinds[str(image.folder / path.stem).lower()]) > 1
         stem = path.name if several else path.stem
-        for suffix in OUTPUT_SUFFIXES:
+        for suffix in moving.OUTPUT_SUFFIXES if image.stream or moving.is_video(path) else OUTPUT_SUFFIXES:
             name = str(image.folder / (stem + suffix))
             other = owners.setdefault(name.lower(), path)
             if other != path:
@@ -121,8 +160,10 @@ def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:
         yield from (Path(root, name) for name in files)
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _is_one(path: Path, kinds: frozenset[str]) -> bool:
+    """Whether a file found in a folder is an input, by its name: of those kinds, and nothing that was written."""
+    written = path.suffix.lower() in moving.SUFFIXES and path.name.lower().endswith(moving.OUTPUT_SUFFIXES)
+    return path.suffix.lower() in kinds and not written and not path.name.startswith(".") and path.is_file()
 
 
 def _inside(path: Path, folder: Path | None) -> bool:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import DeployError, GpuLostError
+from engines.images import videos as moving
 from engines.rasters.folder import joined
 from engines.rasters.run import RasterReport
+from engines.video.run import VideoReport
 
 _PARTS = ("read", "gather", "engine", "stitch", "write")
 
@@ -40,25 +42,26 @@ class ImageReport:
 
 @dataclass(frozen=True)
 class InputRow:
-    """One input.  mask: where it is, or would be.  report: None where nothing was done now.  note: how it was read,
+    """One input.  mask: where it is, or would be.  report: None where nothing was done now; with an error, of what was
+    done before it.  note: how it was read,
     where that is not plain.  lost: whether the error is that the GPU is.
     """
 
     kind: str
     input: str
     mask: str
-    report: ImageReport | RasterReport | None = None
+    report: ImageReport | RasterReport | VideoReport | None = None
     error: str | None = None
     note: str = ""
     lost: bool = False
 
     @classmethod
-    def failed(cls, kind: str, path: Path, target: Path, error: DeployError) -> InputRow:
+    def failed(cls, kind: str, path: Path | str, target: Path, error: DeployError) -> InputRow:
         return cls(kind, str(path), str(target), error=str(error), lost=isinstance(error, GpuLostError))
 
     @property
     def status(self) -> str:
-        """`part`: of a raster of which other shards have parts to do."""
+        """`part`: of a raster of which other shards have parts to do, of a video that was stopped."""
         if self.error is not None:
             return "failed"
         if self.report is None:
@@ -80,7 +83,7 @@ class RunReport:
 
     left_out: how many files of the input folders are no images, by ending.
 
-    lost: why nothing after the last of `images` could run, or None.  rasters: those among the inputs.
+    lost: why nothing after the last of `images` could run, or None.  rasters, videos: those among the inputs.
     existing: how many were left out because their masks were there.
     """
 
@@ -92,12 +95,18 @@ class RunReport:
     left_out: dict[str, int] = field(default_factory=dict)
     rasters: list[RasterReport] = field(default_factory=list)
     existing: int = 0
+    videos: list[VideoReport] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        stopped = not all(video.complete for video in self.videos)
+        return 130 if stopped else 2 if self.failed else 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def of(cls, rows: Iterable[InputRow], order: Iterable[Path], seconds: float) -> RunReport:
+    def of(cls, rows: Iterable[InputRow], order: Iterable[Path | str], seconds: float) -> RunReport:
         """order: of the inputs, whatever that of `rows`, of which a raster may have several."""
         report, places = cls(seconds=seconds), {str(path): place for place, path in enumerate(order)}
         for row in sorted(rows, key=lambda row: places[row.input]):
@@ -111,13 +120,16 @@ class RunReport:
             self.lost = row.error if row.lost else self.lost
         elif row.report is None:
             self.existing += 1
-        else:
-            into: list[Any] = self.rasters if isinstance(row.report, RasterReport) else self.images
-            into.append(row.report)
+        if isinstance(row.report, RasterReport):
+            self.rasters.append(row.report)
+        elif isinstance(row.report, VideoReport):
+            self.videos.append(row.report)
+        elif row.report is not None:
+            self.images.append(row.report)
         self.notes += [row.note] if row.note else []
 
     @classmethod
-    def of_shards(cls, found: Sequence[Mapping[str, Any]], order: Sequence[Path]) -> RunReport:
+    def of_shards(cls, found: Sequence[Mapping[str, Any]], order: Sequence[Path | str]) -> RunReport:
         """One of the reports of all shards, as JSON.  order: of the inputs.  Of a raster every shard had a part."""
         report, places = cls(), {str(path): place for place, path in enumerate(order)}
         images = [ImageReport(**image) for each in found for image in each["images"]]
@@ -128,6 +140,7 @@ class RunReport:
             report.existing += each["existing"]
             report.lost = report.lost or each["lost"]
             report.seconds = max(report.seconds, each["seconds"])
+            report.videos += [VideoReport(**video) for video in each["videos"]]
         report.rasters = joined([RasterReport(**raster) for each in found for raster in each["rasters"]])
         return report
 
@@ -139,7 +152,7 @@ class RunReport:
             windows, each = sum(image.windows for image in self.images), 1e3 * self.seconds / len(self.images)
             counted = f"{len(self.images)} image(s), {windows} window(s)"
             lines.append(f"{counted}; {each:.0f} ms an image, side by side; the median's own: {split}")
-        lines += map(str, self.rasters)
+        lines += map(str, [*self.rasters, *self.videos])
         if self.existing:
             lines.append(f"{self.existing} image(s) left out: their masks are there")
         if self.notes:
@@ -147,6 +160,7 @@ class RunReport:
             lines.append(f"warning: {self.notes[0]}{more}")
         if self.left_out:
             kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in self.left_out.items())
-            lines.append(f"left out of the folders, no images: {kinds}")
+            videos = f"; for the videos: {moving.INSTALL}" if self.left_out.keys() & moving.SUFFIXES else ""
+            lines.append(f"left out of the folders, no images: {kinds}{videos}")
         lines += [f"skipped {path}: {error}" for path, error in self.failed.items()]
         return "\n".join(lines)

@@ -71,12 +71,15 @@ class Intake(Generic[J, T]):
     read: in threads, as of `Ahead`.  image: of what was read, (H, W, C) uint8.
     held: whether a job is its pixels already: `read` is then called at once, and no other job is taken from the
     iterator before the device has this one.
+    ready: whether there is a job without waiting for it, as a camera's next frame; where there is none, what is under
+    way is finished first.
     """
 
     jobs: Iterable[J]
     read: Callable[[J, Admit], T]
     image: Callable[[T], UInt8]
     held: Callable[[J], bool] = lambda job: False
+    ready: Callable[[], bool] = lambda: True
 
 
 def flow(
@@ -99,7 +102,7 @@ def flow(
         jobs = _Feed(source, ahead)
         lost: GpuLostError | None = None
         while True:
-            jobs.fill()
+            jobs.fill(wait=not running)
             if not running and not ahead.pending:
                 break
             finish = running and (not ahead.pending or len(running) >= device.in_flight or _over(running[0][1]))
@@ -127,8 +130,10 @@ class _Feed(Generic[J, T]):
         self.error: DeployError | None = None
         self.lost: GpuLostError | None = None
 
-    def fill(self) -> None:
+    def fill(self, *, wait: bool) -> None:
         while self._jobs is not None and not (self._ahead.pending if self._held else self._ahead.full):
+            if not wait and not self._source.ready():
+                return
             try:
                 job = next(self._jobs)
             except StopIteration:

@@ -1,0 +1,63 @@
+"""Which inputs are videos, and which of those come from a camera: by their names, without opening them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+INSTALL = "pip install 'edgeseg[video]'"
+SUFFIXES = frozenset(
+    {
+        ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".webm", ".avi", ".wmv", ".asf", ".flv", ".ts",
+        ".mts", ".m2ts", ".mpg", ".mpeg", ".m2v", ".vob", ".ogv", ".mxf", ".dv", ".h264", ".264", ".h265", ".265",
+        ".hevc", ".av1", ".ivf", ".obu", ".y4m", ".mjpeg", ".mjpg", ".nut", ".gxf", ".rm", ".dav",
+    }
+)  # fmt: skip
+# What `run` writes for NAME.ext, with all its options.
+LABELS, OVERLAY, CONFIDENCE = ".labels.mkv", ".overlay.mp4", ".confidence.mkv"
+OUTPUT_SUFFIXES = (LABELS, OVERLAY, CONFIDENCE)
+GSTREAMER = "gst:"  # before a GStreamer pipeline, or what its uridecodebin opens
+_PROTOCOLS = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt", "http", "https"})
+
+
+def readable() -> bool:
+    """Whether PyAV, which reads them, is installed."""
+    return importlib.util.find_spec("av") is not None
+
+
+def is_stream(text: str) -> bool:
+    """Whether an INPUT names no file, but what comes over a network or out of a GStreamer pipeline."""
+    return text.startswith(GSTREAMER) or ("://" in text and text.split("://")[0].lower() in _PROTOCOLS)
+
+
+def is_pipe_or_camera(path: Path) -> bool:
+    """Whether it is a named pipe, or a device as /dev/video0."""
+    return path.is_fifo() or path.is_char_device()
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file is one, by its ending."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def is_endless(text: str) -> bool:
+    """Whether a source has no end by its name: a camera, a stream that is no file on a server."""
+    stream = is_stream(text) and not text.lower().startswith(("http://", "https://", GSTREAMER))
+    return stream or Path(text).is_char_device()
+
+
+def stream_name(text: str) -> str:
+    """Of what is written for a stream: ``rtsp://user:secret@10.0.0.5:554/yard?x=1`` is ``10_0_0_5_554_yard``."""
+    text = text.removeprefix(GSTREAMER)
+    if "!" in text:
+        return "gstreamer"
+    parts = urlsplit(text)
+    place = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return re.sub(r"[^A-Za-z0-9-]+", "_", place).strip("_") or "stream"
+
+
+def shown(text: str) -> str:
+    """A source as reports and messages name it: without a password."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", text)

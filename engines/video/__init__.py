@@ -1,0 +1,1 @@
+"""Videos and cameras: frames in, label tracks and overlays out, while the engine works."""

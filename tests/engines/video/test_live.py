@@ -1,0 +1,143 @@
+"""Sources that do not wait for the engine: the newest frame wins, and who was passed over is counted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import deploy
+from engines.images.videos import is_stream, shown, stream_name
+from engines.segmenter import open_segmenter
+from engines.video.run import VideoOptions, run_video
+
+av = pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
+
+from tests.engines.video.clips import labels, pictures, times, write  # noqa: E402
+from tests.engines.video.servers import serving, transport_stream  # noqa: E402
+from tests.engines.video.test_command import names  # noqa: E402
+
+ROOT = Path(deploy.__file__).parent
+FPS, COUNT = 50.0, 60
+
+
+@pytest.mark.parametrize("rtsp", [False, True])
+def test_a_camera_that_is_faster_than_the_engine(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rtsp: bool
+) -> None:
+    """Each frame is told by its grey; an engine that takes 60 ms sees a third of 50 a second, and the last ones."""
+    greys = [np.full((64, 96, 3), 4 * index + 8, np.uint8) for index in range(COUNT)]
+    seen: list[int] = []
+    with (
+        serving(transport_stream(greys, tmp_path), FPS, rtsp=rtsp) as url,
+        open_segmenter(tiny_bundle) as (segmenter, _),
+    ):
+        start = segmenter.start
+
+        def slow(image: Any, *rest: Any) -> Any:
+            seen.append(round((float(image.mean()) - 8) / 4))
+            time.sleep(0.06)
+            return start(image, *rest)
+
+        monkeypatch.setattr(segmenter, "start", slow)
+        report = run_video(segmenter, url, tmp_path / "out" / "yard.labels.mkv", VideoOptions(overlay=True))
+    assert report.live
+    assert report.frames == len(seen) == len(labels(tmp_path / "out" / "yard.labels.mkv"))
+    assert report.dropped > report.frames > 5
+    assert COUNT - 1 <= report.frames + report.dropped <= COUNT  # RTP does not say that the last one is whole
+    assert seen == sorted(set(seen))
+    assert seen[-1] >= COUNT - 2  # not one that waited
+    assert 60 <= report.latency_ms["p50"] < 2000  # its own 60 ms, and no queue
+    assert report.latency_ms["p50"] <= report.latency_ms["p95"]
+    moments = times(tmp_path / "out" / "yard.labels.mkv")
+    assert [moment - moments[0] for moment in moments] == pytest.approx(
+        [(index - seen[0]) / 25 for index in seen], abs=2e-3
+    )
+    assert "dropped for newer ones" in str(report)
+
+
+def test_so_many_seconds_of_a_camera(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(transport_stream(pictures(100), tmp_path), 25) as url:
+        argv = ["run", str(tiny_bundle), url, "-o", str(tmp_path / "out"), "--seconds", "1"]
+        assert deploy.main(argv) == 0
+    (name,) = names(tmp_path / "out")
+    assert name.startswith("127_0_0_1_")
+    assert name.endswith("_yard.labels.mkv")
+    assert 0.5 < times(tmp_path / "out" / name)[-1] < 1.01
+    assert "frame(s) of 96x64" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_is_the_end_of_a_camera(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Nothing is missing then: exit code 0."""
+    out = tmp_path / "out"
+    with serving(transport_stream(pictures(60) * 10, tmp_path), 25) as url:
+        command = [sys.executable, str(ROOT / "deploy.py"), "run", str(tiny_bundle), url, "-o", str(out)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        end = time.monotonic() + 60
+        while not any(out.glob(".edgeseg-*.mkv")):  # begun with the first frame
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "stopped; its files are complete until there" in printed
+    (path,) = out.iterdir()
+    assert f" {len(labels(path))} frame(s)" in printed
+
+
+def test_a_pipe_is_read_to_its_end_and_waits(tiny_bundle: Path, tmp_path: Path) -> None:
+    """``ffmpeg … | run``: who writes waits for the engine, and no frame is dropped."""
+    pipe, out = tmp_path / "pipe", tmp_path / "out"
+    write(tmp_path / "clip.mkv", pictures(30))
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes((tmp_path / "clip.mkv").read_bytes()))
+    writer.start()
+    assert deploy.main(["run", str(tiny_bundle), str(pipe), "-o", str(out)]) == 0
+    writer.join(30)
+    assert len(labels(out / "pipe.labels.mkv")) == 30
+
+
+def test_what_cannot_be_reached_is_one_line_without_its_password(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for url in ("rtsp://me:secret@127.0.0.1:1/yard", "tcp://127.0.0.1:1/street"):
+        assert deploy.main(["run", str(tiny_bundle), url, "-o", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr().out
+    assert "skipped rtsp://127.0.0.1:1/yard: video rtsp://127.0.0.1:1/yard: FFmpeg says: Connection refused" in printed
+    assert "secret" not in printed
+    assert names(tmp_path / "out") == []
+
+
+def test_two_streams_of_one_name_are_refused(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["rtsp://a/yard", "tcp://me:secret@a/yard", "--seconds", "1"]
+    assert deploy.main(["run", str(tiny_bundle), *words, "-o", str(tmp_path)]) == 2
+    assert "inputs rtsp://a/yard and tcp://a/yard: both would be written to a_yard" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("rtsp://me:secret@10.0.0.5:554/yard?x=1", "10_0_0_5_554_yard"),
+        ("gst:v4l2src device=/dev/video0 ! videoconvert", "gstreamer"),
+        ("gst:rtsp://cam/live", "cam_live"),
+        ("udp://@:5000", "5000"),
+    ],
+)
+def test_streams_by_name(text: str, name: str) -> None:
+    assert is_stream(text)
+    assert stream_name(text) == name
+    assert "secret" not in shown(text)
+    assert not any(map(is_stream, ("a.mp4", "C:/a.mp4", "/dev/video0", "file:///a.mp4")))
