@@ -94,7 +94,7 @@ def requirements(manifest: Manifest) -> tuple[str, ...]:
 def config(name: str, manifest: Manifest) -> str:
     """The text of config.pbtxt."""
     spec, channels = manifest.spec, len(manifest.spec.mean)
-    kind = "KIND_GPU" if get_backend(manifest.backend).on_gpu else "KIND_CPU"
+    where = "KIND_GPU gpus: [ 0 ]" if get_backend(manifest.backend).on_gpu else "KIND_CPU"
     facts = {
         "classes": json.dumps(spec.classes), "palette": json.dumps(spec.palette), "ignore_label": str(IGNORE_LABEL),
         "precision": manifest.precision, "backend": manifest.sdk, "source_sha256": spec.source_sha256,
@@ -120,8 +120,8 @@ output [
   {{ name: "{LABELS}" data_type: TYPE_UINT8 dims: [ -1, -1 ] }},
   {{ name: "{CONFIDENCE}" data_type: TYPE_FP32 dims: [ -1, -1 ] }}
 ]
-# Each instance is a process with an engine of its own{"; without `gpus` one on every GPU" * (kind == "KIND_GPU")}.
-instance_group [ {{ count: 1 kind: {kind} }} ]
+# Each instance is a process with an engine of its own.
+instance_group [ {{ count: 1 kind: {where} }} ]
 {parameters}
 """
 

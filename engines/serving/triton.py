@@ -17,7 +17,7 @@ import numpy as np
 
 from engines.contract import UInt8
 from engines.errors import DeployError, GpuLostError, NotFiniteError
-from engines.gpu.visible import choose
+from engines.gpu.visible import VISIBLE
 from engines.images.bands import Decoded
 from engines.images.read import MAX_PIXELS, Admit, read_picture
 from engines.proof.first_run import prover
@@ -62,6 +62,7 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the bundle.  Raises DeployError, which Triton shows as the reason why the model is not available."""
+        require_first_gpu(args)
         import triton_python_backend_utils as utils
 
         self._utils: Any = utils
@@ -70,8 +71,6 @@ class TritonPythonModel:
         given = json.loads(args["model_config"]).get("parameters", {})
         options = {name: value["string_value"] for name, value in given.items()}
         self._max_pixels = _count(options, MOST_PIXELS, MAX_PIXELS)
-        if args["model_instance_kind"] == "GPU":
-            choose(int(args["model_instance_device_id"]))
         folder = Path(args["model_repository"], args["model_version"], BUNDLE)
         self._open = ExitStack()
         self._segmenter: Segmenter
@@ -195,6 +194,15 @@ def _one_size(masks: Mapping[int, Mask]) -> DeployError | None:
         f"{IMAGE}: got images of {count} sizes in one request, expected one; send each in a request of its own, which "
         "the server takes together"
     )
+
+
+def require_first_gpu(args: Mapping[str, str]) -> None:
+    """Raises DeployError for an instance on another GPU: Triton has started CUDA before, and engines take the first."""
+    if args["model_instance_kind"] == "GPU" and args["model_instance_device_id"] != "0":
+        raise DeployError(
+            f"instance_group: got GPU {args['model_instance_device_id']}, expected gpus: [ 0 ]; for others start a "
+            f"server for each, with {VISIBLE}"
+        )
 
 
 def _count(options: Mapping[str, str], name: str, default: int) -> int:

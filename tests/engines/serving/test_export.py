@@ -11,7 +11,9 @@ import pytest
 
 import deploy
 from engines.bundle import open_bundle, seal
+from engines.errors import DeployError
 from engines.serving.export import config
+from engines.serving.triton import require_first_gpu
 from tests.without import deploy_without
 
 
@@ -78,8 +80,12 @@ def test_what_is_refused_is_one_line_and_leaves_what_was_there(
     assert sorted(models.rglob("*")) == before
 
 
-def test_an_engine_for_a_gpu_asks_for_one(tiny_bundle: Path) -> None:
-    """The instances alone: what a server with a GPU makes of it is in docs/limits.md."""
+def test_an_engine_for_a_gpu_asks_for_the_first_and_takes_no_other(tiny_bundle: Path) -> None:
+    """What a server with a GPU makes of it nobody has seen: docs/limits.md."""
     manifest = open_bundle(tiny_bundle).manifest
-    assert "kind: KIND_CPU" in config("tiny", manifest)
-    assert "kind: KIND_GPU" in config("tiny", replace(manifest, backend="tensorrt"))
+    assert "kind: KIND_CPU }" in config("tiny", manifest)
+    assert "kind: KIND_GPU gpus: [ 0 ] }" in config("tiny", replace(manifest, backend="tensorrt"))
+    for kind in ("CPU", "GPU"):
+        require_first_gpu({"model_instance_kind": kind, "model_instance_device_id": "0"})
+    with pytest.raises(DeployError, match=r"got GPU 1, expected gpus: \[ 0 \]"):
+        require_first_gpu({"model_instance_kind": "GPU", "model_instance_device_id": "1"})

@@ -268,9 +268,10 @@ def test_an_instance_that_was_killed_is_back_once_it_is_loaded_again(
     stubs = [int(pid) for each in children for pid in each.read_text().split()]
     (stub,) = [pid for pid in stubs if b"triton_python_backend_stub" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(stub, signal.SIGKILL)
-    request = f"image={photographs.files[0]}"
+    request, failures = f"image={photographs.files[0]}", server.count("nv_inference_request_failure")
     (answer,) = server.ask("http", tmp_path, request)
     assert "not healthy" in str(answer["error"])
+    assert server.count("nv_inference_request_failure") == failures + 1
     server.get("v2/repository/models/tiny/load", body=b"{}")
     (answer,) = server.ask("http", tmp_path, request)
     _equal(answer, photographs.masks, photographs.files[0].stem)
