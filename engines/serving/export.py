@@ -169,7 +169,11 @@ def _write_version(bundle: Bundle, version: Path, needs: tuple[str, ...]) -> Non
     (version / BUNDLE).mkdir()
     for name in bundle.manifest.files:
         bundle.copy(name, version / BUNDLE)
-    shutil.copy(bundle.folder / MANIFEST, version / BUNDLE)
-    shutil.copytree(_ENGINES, version / "engines", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    shutil.copyfile(bundle.folder / MANIFEST, version / BUNDLE / MANIFEST)
+    for source in sorted(_ENGINES.rglob("*")):  # one by one: of a full disk copytree makes an error of its own
+        if source.is_file() and source.suffix not in (".pyc", ".so"):
+            target = version / "engines" / source.relative_to(_ENGINES)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
     # A plain library, not tied to a Python: under this name whatever Python the server has finds it.
-    shutil.copy(library()._name, version / "engines" / "tiling" / "_tile.so")
+    shutil.copyfile(library()._name, version / "engines" / "tiling" / "_tile.so")
