@@ -197,7 +197,7 @@ def _one_size(masks: Mapping[int, Mask]) -> DeployError | None:
 
 
 def require_first_gpu(args: Mapping[str, str]) -> None:
-    """Raises DeployError for an instance on another GPU: engines take the first, and Triton may have started CUDA before."""
+    """Raises DeployError for another GPU: engines take the first, and Triton may have started CUDA before."""
     if args["model_instance_kind"] == "GPU" and args["model_instance_device_id"] != "0":
         raise DeployError(
             f"instance_group: got GPU {args['model_instance_device_id']}, expected gpus: [ 0 ]; for others start a "

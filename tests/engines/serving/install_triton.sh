@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# install_triton.sh PYTHON DIR: NVIDIA's tritonserver, without a GPU, in an environment of its own at DIR.  Ten seconds.
+# install_triton.sh PYTHON DIR: NVIDIA's tritonserver, without a GPU, in an environment of its own at DIR.  15 seconds.
 # DIR/serve starts it with the arguments that it is given; DIR/bin/python has tritonclient.
 # The server comes in the wheel of PyTriton, of which nothing else is used.  Its Python backend needs NumPy 1.
 set -euo pipefail
@@ -21,11 +21,17 @@ version=$("$target/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[
 triton=$packages/pytriton/tritonserver
 cp "$triton/python_backend_stubs/$version/triton_python_backend_stub" "$triton/backends/python/"
 chmod +x "$triton/bin/tritonserver" "$triton/backends/python/triton_python_backend_stub"
+path="$packages/nvidia_pytriton.libs:$libraries"
+for binary in "$triton/bin/tritonserver" "$triton/backends/python/triton_python_backend_stub"; do
+    if LD_LIBRARY_PATH="$path" ldd "$binary" | grep 'not found' >&2; then
+        echo "tritonserver: lacks the above; take a python that was built with --enable-shared, or install libpython3" >&2
+        exit 2
+    fi
+done
 cat > "$target/serve" <<SERVE
 #!/bin/sh
 # The stub takes the packages of the first python on PATH.
-export LD_LIBRARY_PATH="$packages/nvidia_pytriton.libs:$libraries" PATH="$target/bin:\$PATH"
+export LD_LIBRARY_PATH="$path" PATH="$target/bin:\$PATH"
 exec "$triton/bin/tritonserver" --backend-directory "$triton/backends" "\$@"
 SERVE
 chmod +x "$target/serve"
-{ "$target/serve" --help 2>&1 || true; } | grep -q -- --model-repository  # all its libraries are found
