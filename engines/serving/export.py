@@ -86,9 +86,12 @@ def export_triton(folder: Path, repository: Path, name: str | None) -> Exported:
 
 
 def requirements(manifest: Manifest) -> tuple[str, ...]:
-    """For pip: the SDK in the release that the engine was compiled by."""
+    """For pip: the SDK in the release that the engine was compiled by.
+
+    NumPy 1: with NumPy 2 the Python backend that was tried took bytes wrongly apart and ended.
+    """
     gpu = ("pycuda",) if get_backend(manifest.backend).on_gpu else ()
-    return ("numpy", "pillow", "tqdm", manifest.sdk.replace(" ", "=="), *gpu)
+    return ("numpy<2", "pillow", "tqdm", manifest.sdk.replace(" ", "=="), *gpu)
 
 
 def config(name: str, manifest: Manifest) -> str:
