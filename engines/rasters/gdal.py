@@ -19,6 +19,7 @@ from engines.machine.limits import cores
 
 SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img"})
 CACHE_MB = 32  # GDAL's, of decoded blocks
+AT_ONCE = 16 * 2**20  # pixels that overviews are made of at once; GDAL takes several such parts, and masks of them
 TILE = 512  # a side of what is compressed together
 INSTALL = "pip install 'edgeseg[geo]'"
 
@@ -160,10 +161,12 @@ def write_cog(source: Path, target: Path, labels: bool) -> None:
 
     Overviews of labels hold the most frequent one.
     """
-    _rasterio(target)
+    with open_raster(source) as file:
+        rows = max(16, min(TILE, AT_ONCE // file.width))
     from rasterio.shutil import copy
 
-    with _environment(), _explained(target, "output"):
+    # Left alone, GDAL makes those of a band with colours from as many whole rows as its blocks are high.
+    with _environment(GDAL_OVR_CHUNKYSIZE=rows), _explained(target, "output"):
         copy(
             source, target, driver="COG", compress="DEFLATE", blocksize=TILE, bigtiff="IF_SAFER", sparse_ok=True,
             overview_resampling="MODE" if labels else "AVERAGE", num_threads=cores(),
@@ -212,13 +215,13 @@ def _window(box: Box) -> Any:
     return Window.from_slices(box[:2], box[2:])
 
 
-def _environment() -> Any:
+def _environment(**options: int) -> Any:
     """GDAL's own lines are not for our user."""
     from rasterio import Env
     from rasterio.errors import NotGeoreferencedWarning
 
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a picture is a raster too
-    return Env(GDAL_CACHEMAX=CACHE_MB, CPL_LOG=os.devnull)
+    return Env(GDAL_CACHEMAX=CACHE_MB, CPL_LOG=os.devnull, **options)
 
 
 def _rasterio(path: Path) -> Any:
