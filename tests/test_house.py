@@ -53,7 +53,7 @@ SDK_OWNER = {
     "triton_python_backend_utils": "engines/serving/triton.py",
     "pillow_heif": "engines/images/pillow.py",
     "matplotlib": "pipeline/figures/canvas.py pipeline/compare/report/figure.py pipeline/compare/models/figure.py "
-    "pipeline/receptive/figure.py",
+    "pipeline/receptive/figure.py pipeline/figures/points.py",
 }
 ON_A_DEVICE = ("engines", "calib")  # torch and onnx are no part of a device
 TORCH_THERE = ("engines/backends/torch_cpu.py", "engines/backends/torch_gpu.py")

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.compare.models.rows import Overview, Subject
 from pipeline.compare.report.figure import MARKS, shown_accuracy
+from pipeline.compare.rows import Row
 from pipeline.figures.canvas import encoded, new_figure, style, title
+from pipeline.figures.points import Point, milliseconds, name_points, time_axis
 from pipeline.figures.theme import LIGHT, Theme
 
 if TYPE_CHECKING:
@@ -28,24 +30,24 @@ def picture(overview: Overview, kind: str, theme: Theme = LIGHT) -> bytes:
 
 def _trade(axes: Axes, overview: Overview, theme: Theme) -> None:
     title(axes, theme, "Accuracy against latency", "p50 of a frame, all engines in turn; up and left is better")
+    names = []
     for subject, tint in zip(overview.subjects, cycle(theme.precisions.values()), strict=False):
-        points = sorted(
-            (subject.timing(row).frame.p50, shown_accuracy(subject.comparison, row), row.precision)
-            for row in subject.rows
-        )
-        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], color=tint, lw=1, alpha=0.4, zorder=1)
-        for x, y, precision in points:
-            axes.plot(x, y, MARKS.get(precision, "o"), ms=9, mfc=tint, mec=theme.paper, mew=0.8, zorder=3)
-            axes.annotate(precision, (x, y), xytext=(7, 6), textcoords="offset points", color=tint, fontsize=8.5)
+        rows = _by_time(subject)
+        points = [(subject.timing(row).frame.p50, shown_accuracy(subject.comparison, row)) for row in rows]
+        axes.plot([x for x, _ in points], [y for _, y in points], color=tint, lw=1, alpha=0.4, zorder=1)
+        for (x, y), row in zip(points, rows, strict=True):
+            inside = tint if row.judged else theme.paper
+            axes.plot(x, y, MARKS.get(row.precision, "o"), ms=9, mfc=inside, mec=tint, mew=1.5, zorder=3)
+            names.append(Point(x, y, f"{row.name}  {milliseconds(x)}", tint))
         axes.plot([], [], "o", ms=8, mfc=tint, mec=theme.paper, label=_label(subject))
-    times = [subject.timing(row).frame.p50 for subject in overview.subjects for row in subject.rows]
-    if max(times) > 4 * min(times):
-        axes.set_xscale("log")
-        axes.set_xlim(min(times) / 1.35, max(times) * 1.6)
-    axes.set_xlabel("milliseconds a frame")
+    time_axis(axes, [point.x for point in names], theme)
+    heights = [point.y for point in names]
+    margin = max(0.15 * (max(heights) - min(heights)), 0.5)
+    axes.set_ylim(min(heights) - margin, max(heights) + margin)
     axes.set_ylabel("mIoU, %" if overview.labelled else "labels as in the reference, %")
     axes.grid(True, color=theme.line, lw=0.6, alpha=0.7)
-    axes.legend(loc="lower right", frameon=False)
+    _legend(axes)
+    name_points(axes, names)
 
 
 def _resolutions(axes: Axes, overview: Overview, theme: Theme) -> None:
@@ -64,7 +66,16 @@ def _resolutions(axes: Axes, overview: Overview, theme: Theme) -> None:
     axes.set_xlabel("times the size of the image")
     axes.set_ylabel("mIoU, %")
     axes.grid(True, color=theme.line, lw=0.6, alpha=0.7)
-    axes.legend(loc="lower right", frameon=False)
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """Below, where no point is."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), frameon=False)
+
+
+def _by_time(subject: Subject) -> list[Row]:
+    return sorted(subject.rows, key=lambda row: subject.timing(row).frame.p50)
 
 
 def _label(subject: Subject) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.compare.rows import Comparison, Row, class_changes
 from pipeline.figures.canvas import encoded, new_figure, style, title
+from pipeline.figures.points import Point, milliseconds, name_points, time_axis
 from pipeline.figures.theme import LIGHT, Theme, colour
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _trade(axes: Axes, comparison: Comparison, theme: Theme) -> None:
     title(axes, theme, "Accuracy against latency", "p50 of a frame, line to p95; up and left is better")
     low, high = _y_range(list(accuracy.values()), comparison)
     axes.set_ylim(low, high)
-    _x_axis(axes, [_ms(row) for row in rows] + [row.timing.frame.p95 for row in rows if row.timing], theme)
+    time_axis(axes, [_ms(row) for row in rows] + [row.timing.frame.p95 for row in rows if row.timing], theme)
     front = pareto(rows, accuracy)
     xs, ys = [_ms(row) for row in front], [accuracy[row.name] for row in front]
     right = axes.get_xlim()[1]
@@ -144,57 +145,15 @@ def _limit(axes: Axes, comparison: Comparison, theme: Theme, low: float) -> None
                       textcoords="offset points", ha="right", va="top", fontsize=8.5)  # fmt: skip
 
 
-def _x_axis(axes: Axes, times: list[float], theme: Theme) -> None:
-    """Milliseconds; logarithmic where the slowest takes more than four times as long as the fastest."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    fast, slow = min(times), max(times)
-    if slow > 4 * fast:
-        axes.set_xscale("log")
-        axes.set_xlim(fast / 1.35, slow * 1.35)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.set_xlim(max(0.0, fast - 0.25 * (slow - fast) - 0.05 * fast), slow + 0.25 * (slow - fast) + 0.05 * slow)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("milliseconds a frame", color=theme.muted)
-
-
 def _name_points(axes: Axes, rows: list[Row], accuracy: dict[str, float], theme: Theme) -> None:
-    """Label each point beside it, where no other point or label is."""
-    from matplotlib.transforms import Bbox
-
-    figure = axes.figure
-    figure.canvas.draw()
-    centres = {row.name: axes.transData.transform((_ms(row), accuracy[row.name])) for row in rows}
-    taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in centres.values()]
-    frame = axes.get_window_extent()
-    for row in sorted(rows, key=lambda r: -accuracy[r.name]):
-        text = axes.annotate(
-            f"{row.name}  {_number(_ms(row))} ms", (_ms(row), accuracy[row.name]), textcoords="offset points",
-            xytext=(0, 0), color=colour(theme, row.precision, not row.judged), fontsize=9.5, weight="bold", zorder=5,
-        )  # fmt: skip
-        for x, y, ha, va in _SPOTS:
-            text.set(position=(x, y), ha=ha, va=va)
-            box = text.get_window_extent()
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            if inside and not any(box.overlaps(other) for other in taken):
-                break
-        taken.append(text.get_window_extent())
-
-
-_SPOTS = [
-    (12, 8, "left", "bottom"), (-12, 8, "right", "bottom"), (12, -9, "left", "top"), (-12, -9, "right", "top"),
-    (0, 13, "center", "bottom"), (0, -13, "center", "top"), (12, 24, "left", "bottom"), (12, -25, "left", "top"),
-    (-12, 24, "right", "bottom"), (-12, -25, "right", "top"), (12, 40, "left", "bottom"), (12, -41, "left", "top"),
-    (-12, -41, "right", "top"), (-12, 40, "right", "bottom"), (12, -57, "left", "top"), (-12, -57, "right", "top"),
-]  # fmt: skip
+    ordered = sorted(rows, key=lambda row: -accuracy[row.name])
+    name_points(axes, [
+        Point(_ms(row), accuracy[row.name], f"{row.name}  {milliseconds(_ms(row))}",
+              colour(theme, row.precision, not row.judged))
+        for row in ordered
+    ])  # fmt: skip
 
 
 def _ms(row: Row) -> float:
     assert row.timing is not None
     return row.timing.frame.p50
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
