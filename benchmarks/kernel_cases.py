@@ -220,6 +220,9 @@ TAILS = [
     TailCase(TailShape(6, 70, 12, 68, 41, ((3, 35),)), 2),
     TailCase(TailShape(2, 3, 4, 4, 8, ((1, 2),))),
     TailCase(TailShape(2, 3, 4, 4, 2, ((2, 2),))),
+    TailCase(TailShape(6, 200, 8, 40, 20, ((3, 100), (2, 50), (1, 25), (6, 200))), 2),  # whole ratios, half a block
+    TailCase(TailShape(3, 136, 16, 36, 12, ((3, 68), (3, 34), (1, 17), (2, 8), (1, 1))), 2),  # 17 times no ratio
+    TailCase(TailShape(2, 8, 0, 32, 24, ((1, 1), (2, 2), (1, 4)))),  # columns that are first and last at once
 ]
 SCATTERS = [
     ScatterCase(1, 1), ScatterCase(3, 5 * 16 * 24), ScatterCase(4, 1023), ScatterCase(2, 19 * 64 * 64, 8),

@@ -29,6 +29,7 @@ HEADERS = tuple(
         "tile_gather.cuh",
         "tile_interpolate.cuh",
         "tile_stitch.cuh",
+        "tail_sample.cuh",
         "tail.cuh",
     )
 )

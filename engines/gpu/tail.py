@@ -11,9 +11,8 @@ from engines.gpu.context import CudaGpu
 from engines.gpu.host_copies import DTYPES, HostRun
 from engines.gpu.kernels import MAX_WINDOWS, SUFFIX, Launch
 from engines.gpu.memory import CudaMemory
-from engines.tiling.tail import PIXELS, Tail, TailShape, launch_of
+from engines.tiling.tail import Tail, TailShape, launch_of
 
-THREADS = {8: 128, 16: 128, 24: 128, 48: 128, 80: 128, 160: 256}  # of a block, by padded classes, as in tile.cu
 _GRID_Y = 65535
 
 
@@ -33,9 +32,10 @@ def tail(shape: TailShape, dtype: str, maps: int, weights: list[int], logits: in
     itemsize = 4 if dtype == "float32" else 2
     offsets, _ = packed([windows * prod(size) for size in shape.outputs])
     argument = launch_of(shape, [maps + itemsize * offset for offset in offsets], weights, logits, windows)[0]
-    grid = (-(-shape.width // PIXELS), shape.height, windows)
-    kernel, block = f"tail_{shape.padded}_{SUFFIX[dtype]}", (THREADS[shape.padded], 1, 1)
-    return Launch(kernel, grid=grid, block=block, argument=argument, shared=shape.shared)
+    block = shape.block
+    grid = (-(-shape.width // block.pixels), shape.height, windows)
+    kernel = f"tail_to_{block.classes}_{SUFFIX[dtype]}"
+    return Launch(kernel, grid=grid, block=(block.threads, 1, 1), argument=argument, shared=shape.shared)
 
 
 class GpuTail:

@@ -174,7 +174,7 @@ static int tail_rows(void *arg, int32_t begin, int32_t end, int32_t thread)
 /* Floats of workspace that tail_run needs. */
 size_t tail_workspace(const tail_launch *a, int32_t threads) { return (size_t)threads * TAIL_PIXELS * (size_t)a->padded; }
 
-/* Every logit of every window.  All of `a` is float; a->span is not used. */
+/* Every logit of every window.  All of `a` is float. */
 int tail_run(const tail_launch *a, int32_t threads, float *workspace)
 {
     if (a->windows < 1 || a->height < 1 || a->width < 1 || a->inputs < 0 || a->channels < 1 || a->classes < 1 ||

@@ -14,7 +14,7 @@
 #include "tile.h"
 
 #define TAIL_MAPS 5    /* resized maps at most; engines/tiling/tail.py has the same */
-#define TAIL_PIXELS 64 /* of one row, worked on at once */
+#define TAIL_PIXELS 64 /* of one row, worked on at once on a CPU */
 #define TAIL_CHUNK 32  /* channels worked on at once */
 
 /* What a run takes; engines/gpu/tail.py and engines/tiling/tail.py write the same layout.  Maps lie pixel by pixel, the
@@ -30,7 +30,6 @@ typedef struct {
     float *logits;           /* (windows, classes, height, width) */
     int32_t map_h[TAIL_MAPS], map_w[TAIL_MAPS];
     int32_t count, windows, height, width, inputs, channels, classes, padded;
-    int32_t span; /* columns of all maps that TAIL_PIXELS pixels sample, at most; of the GPU's shared memory */
 } tail_launch;
 
 /* a * b + c, rounded once. */

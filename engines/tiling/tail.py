@@ -23,8 +23,8 @@ from engines.records import read_record
 from engines.tiling.core import library, threads_of
 
 MAPS, PIXELS, CHUNK = 5, 64, 32  # TAIL_MAPS, TAIL_PIXELS, TAIL_CHUNK
-PADDED = (8, 16, 24, 48, 80, 160)  # classes that the GPU's kernels are made for
 SHARED = 48 * 1024  # bytes that a block of a GPU's threads may share without asking
+ROWS_BYTES = 32  # of tail_rows
 
 _WEIGHTS = ("project", "bias", "classify", "class_bias")
 LAUNCH = np.dtype(
@@ -34,11 +34,40 @@ LAUNCH = np.dtype(
         ("map_h", np.int32, MAPS), ("map_w", np.int32, MAPS),
         *(
             (name, np.int32)
-            for name in ("count", "windows", "height", "width", "inputs", "channels", "classes", "padded", "span")
+            for name in ("count", "windows", "height", "width", "inputs", "channels", "classes", "padded")
         ),
     ],
     align=True,
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a GPU's threads: one kernel of tile.cu, as tail_sizes of tail.cuh has it.
+
+    classes: that it adds up at most.  groups: warps that share them for the same 64 pixels.
+    """
+
+    classes: int
+    groups: int
+
+    @property
+    def pixels(self) -> int:
+        """Of one row."""
+        return 128 if self.groups == 1 else 64
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.groups * self.pixels // 64
+
+    def shared(self, inputs: int) -> int:
+        """Bytes: pixels, weights of a chunk's channels and of its classes, hidden channels, where maps' rows lie."""
+        row, stage = self.pixels + 4, 16 if self.classes > 80 else CHUNK
+        hidden = CHUNK * row if self.groups > 1 else 0
+        return 4 * (inputs * (row + CHUNK) + stage * self.classes + hidden) + MAPS * ROWS_BYTES
+
+
+BLOCKS = (Block(8, 1), Block(12, 1), Block(20, 1), Block(24, 1), Block(48, 2), Block(80, 4), Block(160, 4))
 
 
 @dataclass(frozen=True)
@@ -73,17 +102,22 @@ class TailShape:
             return f"got {len(self.maps)} resized maps, expected {MAPS} at most"
         if self.inputs % 4 or self.channels % 4:
             return f"got {self.inputs} and {self.channels} channels, expected multiples of 4"
-        if self.classes > PADDED[-1]:
-            return f"got {self.classes} classes, expected {PADDED[-1]} at most"
+        if self.classes > BLOCKS[-1].classes:
+            return f"got {self.classes} classes, expected {BLOCKS[-1].classes} at most"
         if any(rows > self.height or columns > self.width for rows, columns in self.maps):
             return f"got maps {self.maps} for logits {(self.height, self.width)}, expected no larger ones"
+        widest = max((columns * self.channels for _, columns in self.maps), default=0)
+        if widest > 2**31:
+            return f"got maps with rows of {widest} values, expected {2**31} at most"
         if self.shared > SHARED:
-            return f"its rows take {self.shared} bytes of a GPU's shared memory, expected {SHARED} at most"
+            return (
+                f"its {self.inputs} inputs take {self.shared} bytes of a GPU's shared memory, expected {SHARED} at most"
+            )
         return None
 
     @property
     def padded(self) -> int:
-        return next(size for size in PADDED if size >= self.classes)
+        return -(-self.block.classes // 8) * 8
 
     @property
     def outputs(self) -> tuple[tuple[int, int, int], ...]:
@@ -92,18 +126,13 @@ class TailShape:
         return (*first, *((rows, columns, self.channels) for rows, columns in self.maps))
 
     @property
-    def span(self) -> int:
-        """Columns of all maps that `PIXELS` pixels of a row sample, at most."""
-        first = np.arange(0, self.width, PIXELS)
-        last = np.minimum(first + PIXELS, self.width) - 1
-        return int(sum(((_source(last, w, self.width)[1] - _source(first, w, self.width)[0]) + 1 for _, w in self.maps),
-                       np.zeros(1, int)).max())  # fmt: skip
+    def block(self) -> Block:
+        return next(block for block in BLOCKS if block.classes >= self.classes)
 
     @property
     def shared(self) -> int:
-        """Bytes that the threads of a block share: pixels, columns of maps, hidden channels, and where they lie."""
-        floats = PIXELS * self.inputs + self.span * CHUNK + PIXELS * (CHUNK + 4) + 3 * PIXELS * len(self.maps)
-        return 4 * floats
+        """Bytes that the threads of a block share."""
+        return self.block.shared(self.inputs)
 
     @property
     def macs(self) -> int:
@@ -114,14 +143,6 @@ class TailShape:
     def bytes(self, itemsize: int) -> int:
         """What one window reads and writes, each map once.  itemsize: of the maps' type; logits are float32."""
         return itemsize * sum(map(prod, self.outputs)) + 4 * self.classes * self.height * self.width
-
-
-def _source(position: Any, size: int, out: int) -> tuple[Any, Any]:
-    """tile_source of tile.h, for arrays: the columns that are sampled."""
-    scale = np.float32(size) / np.float32(out)
-    at = np.maximum((position.astype(np.float32) + np.float32(0.5)) * scale - np.float32(0.5), np.float32(0))
-    low = np.minimum(at.astype(np.int64), size - 1)
-    return low, np.minimum(low + 1, size - 1)
 
 
 @dataclass(frozen=True)
@@ -211,6 +232,6 @@ def launch_of(shape: TailShape, maps: list[int], weights: list[int], logits: int
     for name, address in zip(("project", "bias", "classify", "class_bias"), weights, strict=True):
         record[name] = address
     record["logits"], record["windows"], record["count"] = logits, windows, len(resized)
-    for name in ("height", "width", "inputs", "channels", "classes", "padded", "span"):
+    for name in ("height", "width", "inputs", "channels", "classes", "padded"):
         record[name] = getattr(shape, name)
     return record

@@ -44,14 +44,15 @@ TILE_KERNEL(tile_scatter_f16, tile_scatter_launch, 256, 4, tile_scatter<tile_hal
 TILE_STITCHES(f32, float)
 TILE_STITCHES(f16, tile_half)
 
-/* By the classes that a row of weights is padded to, see engines/tiling/tail.py. */
-#define TAIL_KERNELS(padded, threads, blocks) \
-    TILE_KERNEL(tail_##padded##_f32, tail_launch, threads, blocks, tail<float, padded * 16 / threads, threads / 64>) \
-    TILE_KERNEL(tail_##padded##_f16, tail_launch, threads, blocks, tail<tile_half, padded * 16 / threads, threads / 64>)
+/* By the classes that a thread block adds up, see engines/gpu/tail.py; warps that share 64 pixels; blocks. */
+#define TAIL_KERNELS(classes, groups, threads, blocks) \
+    TILE_KERNEL(tail_to_##classes##_f32, tail_launch, threads, blocks, tail<float, tail_sizes<groups, classes>>) \
+    TILE_KERNEL(tail_to_##classes##_f16, tail_launch, threads, blocks, tail<tile_half, tail_sizes<groups, classes>>)
 
-TAIL_KERNELS(8, 128, 5)
-TAIL_KERNELS(16, 128, 5)
-TAIL_KERNELS(24, 128, 5)
-TAIL_KERNELS(48, 128, 4)
-TAIL_KERNELS(80, 128, 3)
-TAIL_KERNELS(160, 256, 1) /* in one, 80 sums a thread and what feeds them take more registers than there are */
+TAIL_KERNELS(8, 1, 64, 5)
+TAIL_KERNELS(12, 1, 64, 5)
+TAIL_KERNELS(20, 1, 64, 5)
+TAIL_KERNELS(24, 1, 64, 4)
+TAIL_KERNELS(48, 2, 64, 6)
+TAIL_KERNELS(80, 4, 128, 4)
+TAIL_KERNELS(160, 4, 128, 3)

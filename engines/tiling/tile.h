@@ -96,9 +96,8 @@ TILE_FN int32_t tile_pad_index(int32_t i, int32_t n, int32_t padding)
 /* Where output position i (of `out`) samples an input of length `in`: bilinear, half-pixel centres, clamped at the
  * edges; in float32 as PyTorch computes it for interpolate(mode="bilinear", align_corners=False).
  * The value is in[*i0] * (1 - lambda) + in[*i1] * lambda. */
-TILE_FN float tile_source(int32_t i, int32_t in, int32_t out, int32_t *i0, int32_t *i1)
+TILE_FN float tile_source_by(int32_t i, float scale, int32_t in, int32_t *i0, int32_t *i1)
 {
-    float scale = (float)in / (float)out;
     float position = ((float)i + 0.5f) * scale - 0.5f;
     if (position < 0.0f)
         position = 0.0f;
@@ -109,6 +108,13 @@ TILE_FN float tile_source(int32_t i, int32_t in, int32_t out, int32_t *i0, int32
     *i1 = low < in - 1 ? low + 1 : low;
     float lambda = position - (float)low;
     return lambda < 1.0f ? lambda : 1.0f;
+}
+
+TILE_FN float tile_scale(int32_t in, int32_t out) { return (float)in / (float)out; }
+
+TILE_FN float tile_source(int32_t i, int32_t in, int32_t out, int32_t *i0, int32_t *i1)
+{
+    return tile_source_by(i, tile_scale(in, out), in, i0, i1);
 }
 
 /* The same for a whole `ratio` = out / in, a power of two, where it repeats: output ratio * j + phase is

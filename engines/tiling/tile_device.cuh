@@ -32,6 +32,18 @@ TILE_DEVICE int32_t tile_min(int32_t a, int32_t b) { return a < b ? a : b; }
 TILE_DEVICE int32_t tile_max(int32_t a, int32_t b) { return a > b ? a : b; }
 TILE_DEVICE int32_t tile_clamp(int32_t i, int32_t n) { return tile_max(0, tile_min(i, n - 1)); }
 
+/* What another lane of the warp has of the same values: every lane calls it. */
+template <int N> TILE_DEVICE void tile_from_lane(const float (&mine)[N], int32_t lane, float (&theirs)[N])
+{
+#ifdef __CUDACC__
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        theirs[i] = __shfl_sync(0xffffffffu, mine[i], lane);
+#else
+    emulated_exchange(mine, N, lane, theirs);
+#endif
+}
+
 /* Keeps p in a register of its own: reassociated, each of the addresses beside it takes 4 instructions instead of 1. */
 #ifdef __CUDA_ARCH__
 #define TILE_KEEP(p) asm("" : "+l"(p))

@@ -144,7 +144,7 @@ def test_times_are_printed_and_written(
             "tile_gather_f16",
             "tile_scatter_f16",
             "tile_stitch_whole_weighted_confidence_f32",
-            "tail_16_f16",
+            "tail_to_12_f16",
         )
         for cache in ("cached", "cold")
     ]

@@ -16,7 +16,7 @@ from engines.errors import DeployError
 from engines.gpu import compile as compiling
 from engines.gpu import kernels, nvrtc
 from engines.gpu.compile import SOURCE, compile_kernels, find_nvccs
-from engines.tiling.tail import PADDED
+from engines.tiling.tail import BLOCKS
 
 KERNELS = (
     [f"tile_gather_{bands}{suffix}" for bands in ("", "bands_") for suffix in kernels.SUFFIX.values()]
@@ -27,15 +27,15 @@ KERNELS = (
         for kind in ("", "_confidence", "_threshold")
         for suffix in kernels.SUFFIX.values()
     ]
-    + [f"tail_{padded}_{suffix}" for padded in PADDED for suffix in kernels.SUFFIX.values()]
+    + [f"tail_to_{block.classes}_{suffix}" for block in BLOCKS for suffix in kernels.SUFFIX.values()]
 )
 # Registers of a thread, of which a multiprocessor has 65536: 4 blocks of 128 threads at work (5 with one row a thread),
-# 3 where confidence or weights keep more.
+# 3 where confidence or weights keep more.  Blocks of the tail have 64 threads up to 48 classes.
 REGISTERS = {
     "gather": 40, "gather_bands": 40, "scatter": 64, "quarter": 128, "whole": 168, "whole_confidence": 168,
     "whole_threshold": 168, "any": 80, "any_confidence": 102, "any_threshold": 102,
-    "tail_8": 102, "tail_16": 102, "tail_24": 102,
-    "tail_48": 128, "tail_80": 168, "tail_160": 255,
+    "tail_to_8": 168, "tail_to_12": 168, "tail_to_20": 168, "tail_to_24": 255, "tail_to_48": 168, "tail_to_80": 128,
+    "tail_to_160": 168,
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from benchmarks.kernel_cases import (
 from engines.contract import packed
 from engines.errors import DeployError
 from engines.gpu import kernels
-from engines.gpu.tail import THREADS, tail
+from engines.gpu.tail import tail
 from engines.spec import MAX_BANDS
 from engines.tiling import core
 from engines.tiling import tail as tails
@@ -72,6 +72,31 @@ def test_stitch_equals_the_c_core(machine: Emulated, case: StitchCase, dtype: st
 def test_the_tail_equals_the_c_core(machine: Emulated, case: TailCase, dtype: str) -> None:
     assert case.shape.unfit() is None
     assert case.differences(machine, dtype) == 0
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 3, 4, 8, 16])
+def test_samples_beside_the_first_column_and_after_the_last(machine: Emulated, ratio: int) -> None:
+    """Zeros of both signs, infinities and NaN in a map's outer columns: where their weight is 0, they count as well."""
+    rng, shape = np.random.default_rng(ratio), tails.TailShape(96, 48, 0, 4, 2, ((96, 48 // ratio),))
+    maps = np.ones((96, 48 // ratio, 4), np.float32)
+    for columns in (slice(None, 2), slice(-2, None)):
+        values = rng.choice(np.float32([0, -0.0, 1, np.inf, -np.inf, np.nan]), maps[:, columns, 1].shape)
+        maps[:, columns, 1] = values
+    classify = np.float32([[0, 1, 0, 0], [0, -1, 0, 0]])
+    weights = (np.zeros((4, 0), np.float32), np.float32([0, -0.0, 0, 0]), classify, np.float32([-0.0, 0]))
+    case = tails.Tail.of(shape, *weights)
+    out = np.zeros((2, 96, 48), np.float32)
+    at = machine.put(out)
+    held = [machine.put(array) if array.size else 256 for array in case.weights]
+    machine.launch(tail(shape, "float32", machine.put(maps.reshape(-1)), held, at, 1))
+    machine.take(out, at)
+    expected = case.logits(maps.reshape(-1), 1)[0]
+    assert np.isnan(expected).any()
+    assert np.isinf(expected).any()
+    assert (expected == 0).any()
+    assert np.array_equal(np.isnan(out), np.isnan(expected))
+    numbers = ~np.isnan(expected)
+    assert np.array_equal(out[numbers].view(np.int32), expected[numbers].view(np.int32))
 
 
 def test_random_tails(machine: Emulated) -> None:
@@ -332,9 +357,10 @@ def test_blocks_are_those_that_registers_are_limited_for() -> None:
         threads = re.findall(rf"tile_{argument}_launch, (\d+),", source)
         assert threads
         assert {int(number) for number in threads} == {np.prod(block)}
-    tails_of = re.findall(r"^TAIL_KERNELS\((\d+), (\d+), \d\)", source, re.M)
-    assert {int(padded): int(threads) for padded, threads in tails_of} == THREADS
-    assert tuple(THREADS) == tails.PADDED
+    tails_of = re.findall(r"^TAIL_KERNELS\((\d+), (\d+), (\d+), \d\)", source, re.M)
+    assert [tuple(map(int, numbers)) for numbers in tails_of] == [
+        (block.classes, block.groups, block.threads) for block in tails.BLOCKS
+    ]
 
 
 def test_layouts_are_the_compilers(tmp_path: Path) -> None:

@@ -327,7 +327,7 @@ static int check_tail(int windows, int height, int width, int inputs, int channe
     float *class_bias = floats((size_t)padded), *logits = malloc(pixels * (size_t)classes * sizeof *logits);
     float *resized[TAIL_MAPS] = {NULL};
     tail_launch a = {inputs ? direct : NULL, {NULL}, project, bias, classify, class_bias, logits, {0}, {0}, count, windows,
-                     height, width, inputs, channels, classes, padded, 0};
+                     height, width, inputs, channels, classes, padded};
     for (int i = 0; i < count; i++) {
         a.map_h[i] = maps[i][0];
         a.map_w[i] = maps[i][1];

@@ -24,6 +24,9 @@ struct alignas(4) uchar4 {
 struct alignas(8) uint2 {
     unsigned x, y;
 };
+struct alignas(8) float2 {
+    float x, y;
+};
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
@@ -44,6 +47,7 @@ static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shi
 }
 
 void __syncthreads(); /* of emulated.cpp */
+void emulated_exchange(const float *mine, int count, int lane, float *theirs); /* a shuffle of several values at once */
 
 template <typename T> static inline T __ldg(const T *p) { return *p; }
 

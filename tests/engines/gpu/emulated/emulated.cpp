@@ -22,6 +22,7 @@ struct Fiber {
     ucontext_t at;
     dim3 index;
     bool done;
+    unsigned exchanges;
 } fibers[MOST];
 ucontext_t scheduler;
 unsigned running;
@@ -42,6 +43,7 @@ void prepare(Fiber &fiber, char *stack, dim3 index)
     fiber.at.uc_link = &scheduler;
     fiber.index = index;
     fiber.done = false;
+    fiber.exchanges = 0;
     makecontext(&fiber.at, begin, 0);
 }
 
@@ -135,11 +137,22 @@ const Scatter SCATTERS[] = {KINDS(tile_scatter)};
 const Stitch STITCHES[] = {WAYS(tile_stitch_quarter), WAYS(tile_stitch_whole), WAYS(tile_stitch_whole_weighted),
                            WAYS(tile_stitch_any), WAYS(tile_stitch_any_weighted)};
 
-const Tail TAILS[] = {KINDS(tail_8), KINDS(tail_16), KINDS(tail_24), KINDS(tail_48), KINDS(tail_80), KINDS(tail_160)};
+const Tail TAILS[] = {KINDS(tail_to_8),  KINDS(tail_to_12), KINDS(tail_to_20), KINDS(tail_to_24),
+                      KINDS(tail_to_48), KINDS(tail_to_80), KINDS(tail_to_160)};
 
 } // namespace
 
 void __syncthreads() { swapcontext(&fibers[running].at, &scheduler); }
+
+/* All threads give before any takes.  Two rooms in turn: a thread may give again before the last one took. */
+void emulated_exchange(const float *mine, int count, int lane, float *theirs)
+{
+    static float rooms[2][MOST][32];
+    unsigned me = running, room = fibers[me].exchanges++ % 2;
+    std::memcpy(rooms[room][me], mine, (size_t)count * sizeof *mine);
+    __syncthreads();
+    std::memcpy(theirs, rooms[room][me / 32 * 32 + (unsigned)lane % 32], (size_t)count * sizeof *mine);
+}
 
 /* 0: done.  1: no such kernel.  2: no such launch on any GPU.  3: shared memory or a barrier is used wrongly. */
 extern "C" int emulated_launch(const char *kernel, const unsigned grid[3], const unsigned block[3], const void *args,
