@@ -52,8 +52,8 @@ class AvReader:
 
     def frames(self) -> Iterator[VideoFrame]:
         with self._reading:
-            origin, last = self._origin(), Fraction(-1)
-            step = 1 / (self._rate or Fraction(25))
+            origin, step = self._origin(), 1 / (self._rate or Fraction(25))
+            last = -step
             for index, frame in enumerate(self._all()):
                 if (frame.width, frame.height) != self._size:
                     raise DeployError(
@@ -61,7 +61,7 @@ class AvReader:
                         f"{self._size[0]}x{self._size[1]} as before; cut it there"
                     )
                 moment = last + step if frame.pts is None else frame.pts * frame.time_base - origin
-                last = moment if moment > last or last < 0 else last + step
+                last = moment if moment > last and moment >= 0 else last + step
                 arrived = self._arrivals.pop(frame.pts, None) or time.perf_counter()
                 yield VideoFrame(index, last, arrived, partial(self._picture, frame))
             self._complain()
@@ -145,7 +145,8 @@ class AvReader:
     def _picture(self, frame: Any) -> Decoded:
         """By FFmpeg's own conversion, which follows the frame's tags: matrix and range."""
         clear = any(component.is_alpha for component in frame.format.components)
-        values: UInt8 = frame.to_ndarray(format="rgba" if clear else "rgb24")
+        with _explained(self._source, "a frame cannot be converted: "):
+            values: UInt8 = frame.to_ndarray(format="rgba" if clear else "rgb24")
         turned, mirrored, flipped = self._turn
         if turned:
             values = values.swapaxes(0, 1)

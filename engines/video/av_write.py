@@ -74,13 +74,14 @@ def write_grey(path: Path, size: tuple[int, ...], info: VideoInfo, look: Look | 
 
     with _explained(path):
         container = begin(str(path), "w", format="matroska")
-    with _closing(path, container):
+    with _closing(container):
         if look is not None:
             for label, (name, colour) in enumerate(zip(look.classes, look.palette, strict=True)):
                 container.metadata[f"CLASS_{label}"] = name
                 container.metadata[f"COLOR_{label}"] = "#{:02x}{:02x}{:02x}".format(*colour)
         options = {"level": "3", "g": "1", "slicecrc": "1"}
-        stream = _stream(container, "ffv1", size, info, options)
+        with _explained(path):
+            stream = _stream(container, "ffv1", size, info, options)
         stream.pix_fmt = "gray"
         stream.codec_context.color_range = _FULL  # else a player may stretch 16..235
         yield _opened(path, container, stream, kind="gray", tick=info.tick)
@@ -99,8 +100,10 @@ def write_picture(path: Path, size: tuple[int, ...], info: VideoInfo) -> Iterato
     tick = info.tick if name != "mpeg4" or info.tick.denominator < _MPEG4_TICKS else Fraction(1, _MPEG4_TICKS)
     with _explained(path):
         container = begin(str(path), "w", format="mp4")
-    with _closing(path, container):
-        stream = _stream(container, name, tuple(side + side % 2 for side in size), info, dict(_ENCODERS[name]))
+    with _closing(container):
+        even = tuple(side + side % 2 for side in size)
+        with _explained(path):
+            stream = _stream(container, name, even, info, dict(_ENCODERS[name]))
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.color_range, context.colorspace = _LIMITED, _BT709
@@ -122,12 +125,11 @@ def _opened(path: Path, container: Any, stream: Any, kind: str, tick: Fraction) 
 
 
 @contextmanager
-def _closing(path: Path, container: Any) -> Iterator[None]:
+def _closing(container: Any) -> Iterator[None]:
     from av.error import FFmpegError
 
     try:
-        with _explained(path):
-            yield
+        yield
     finally:
         with suppress(FFmpegError, OSError):  # after `finish` it is closed; otherwise the first error is to be reported
             container.close()
@@ -139,6 +141,6 @@ def _explained(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (FFmpegError, OSError, ValueError) as error:
+    except (FFmpegError, OSError) as error:
         said = getattr(error, "strerror", None) or error
         raise DeployError(f"output {path}: cannot be written: {said}") from error

@@ -27,6 +27,7 @@ _NAME = "edgeseg"
 _SINK = f"appsink name={_NAME} sync=false max-buffers=2 caps=video/x-raw,format=RGB"
 _SECOND = 10**9  # of GStreamer's nanoseconds
 _OPENING, _STALLED = 15.0, 10.0  # seconds without a frame, until the first and between two
+_LOOK = 0.2  # seconds between looks at what went wrong
 _TICK = Fraction(1, 90_000)
 
 
@@ -57,15 +58,17 @@ class GstReader:
 
     def _pull(self, patience: float) -> Any:
         """The next sample; None at the end.  Raises DeployError."""
-        sample = self._sink.emit("try-pull-sample", int(patience * _SECOND))
-        if sample is None:
-            kind = self._gst.MessageType
-            message = self._pipeline.get_bus().timed_pop_filtered(0, kind.ERROR)
+        end, bus = time.monotonic() + patience, self._pipeline.get_bus()
+        while time.monotonic() < end:
+            sample = self._sink.emit("try-pull-sample", int(_LOOK * _SECOND))
+            if sample is not None:
+                return sample
+            message = bus.timed_pop_filtered(0, self._gst.MessageType.ERROR)
             if message is not None:
                 raise DeployError(f"video {self._source}: GStreamer says: {message.parse_error()[0].message}")
-            if not self._sink.get_property("eos"):
-                raise DeployError(f"video {self._source}: got no frame for {patience:g} s")
-        return sample
+            if self._sink.get_property("eos"):
+                return None
+        raise DeployError(f"video {self._source}: got no frame for {patience:g} s")
 
     def _picture(self, sample: Any) -> Decoded:
         info, buffer = self.info, sample.get_buffer()

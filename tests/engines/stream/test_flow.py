@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -289,3 +290,27 @@ def test_work_behind_that_has_not_begun_is_dropped_after_an_error() -> None:
         interrupted()
     assert done == [0]
     assert _no_threads()
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_frame_is_not_held_back_for_the_next_one(in_flight: int) -> None:
+    """A camera's next frame is awaited only once nothing is under way: labels come when they are there."""
+    arrived = [threading.Event() for _ in range(3)]
+    arrived[0].set()
+    taken = 0
+
+    def camera() -> Iterator[int]:
+        nonlocal taken
+        for index, event in enumerate(arrived):
+            assert event.wait(WAIT), f"frame {index} was awaited before the labels of the last were given out"
+            taken += 1
+            yield index
+
+    source = replace(
+        _source(camera(), lambda job, admit: job, held=True), ready=lambda: taken == 3 or arrived[taken].is_set()
+    )
+    for outcome in flow(_Starter(in_flight), source, ordered=True):
+        outcome.release()
+        if outcome.job < 2:
+            arrived[outcome.job + 1].set()
+    assert taken == 3

@@ -28,8 +28,8 @@ def pictures(count: int, height: int = 64, width: int = 96, channels: int = 3) -
 def write(
     path: Path | str, shown: Sequence[Array], *, codec: str = "ffv1", kind: str = "yuv420p", times: Any = None,
     tick: Fraction | None = None, rate: Fraction = RATE, turn: int | None = None, matrix: int | None = None,
-    full: bool = False, options: dict[str, str] | None = None, container: dict[str, str] | None = None,
-    **opening: Any,
+    full: bool = False, aspect: Fraction | None = None, options: dict[str, str] | None = None,
+    container: dict[str, str] | None = None, **opening: Any,
 ) -> None:  # fmt: skip
     """times: in ticks, as many as `shown`; None for the constant rate.  matrix: an AVColorSpace that is tagged."""
     tick = tick or 1 / rate
@@ -41,6 +41,8 @@ def write(
         stream.codec_context.color_range = 2 if full else 1
         if matrix is not None:
             stream.codec_context.colorspace = matrix
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         if turn is not None:
             stream.set_display_rotation(turn)
         for index, picture in enumerate(shown):

@@ -130,6 +130,18 @@ def test_of_several_videos_in_a_file_one_is_taken_and_a_cover_is_none(
         assert labels(out / "two.labels.mkv")[0].shape == (best.height, best.width)
 
 
+def test_a_video_ends_where_its_frames_change_their_size(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip, out = tmp_path / "joined.ts", tmp_path / "out"
+    for name, size in (("a.ts", (64, 96)), ("b.ts", (80, 128))):
+        write(tmp_path / name, pictures(4, *size), codec="mpeg2video", options={"bf": "0"})
+    clip.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    assert deploy.main(["run", str(tiny_bundle), str(clip), "-o", str(out)]) == 2
+    assert "got a frame of 128x80, expected 96x64 as before; cut it there" in capsys.readouterr().out
+    assert len(labels(out / "joined.labels.mkv")) >= 3  # of four, the last of which the decoder may hold back
+
+
 def _failing(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, at: int, error: DeployError) -> None:
     start, count = segmenter.start, 0
 

@@ -14,6 +14,7 @@ from PIL import Image
 import deploy
 from engines.images.write import overlay
 from engines.segmenter import open_segmenter
+from engines.video import av_write
 
 av = pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
 
@@ -195,6 +196,36 @@ def test_views_bands_and_scales_as_of_images(
     run(tiny_bundle, clip, "-o", out, *words, capsys=capsys)
     expected = masks_of(tiny_bundle, [pixels for _, pixels in decoded(clip)], tmp_path, *words)
     assert all(map(np.array_equal, labels(out / "clip.labels.mkv"), expected))
+
+
+def test_without_h264_the_overlay_is_mpeg4(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose clock has at most 65535 ticks a second."""
+    monkeypatch.delitem(av_write._ENCODERS, "libx264")
+    monkeypatch.delitem(av_write._ENCODERS, "libopenh264")
+    clip, out = tmp_path / "clip.mp4", tmp_path / "out"
+    write(clip, pictures(6), codec="libx264", times=[0, 3000, 6001, 9007, 11111, 20000], tick=Fraction(1, 90_000))
+    result = run(tiny_bundle, clip, "-o", out, "--overlay", capsys=capsys)
+    assert result["videos"][0]["encoders"][str(out / "clip.overlay.mp4")] == "mpeg4"
+    assert times(out / "clip.overlay.mp4") == pytest.approx(times(clip), abs=1 / 60_000)
+    frames = [pixels for _, pixels in decoded(clip)]
+    with open_segmenter(tiny_bundle) as (segmenter, _):
+        wanted = [overlay(pixels, segmenter.segment(pixels).labels, segmenter.spec.palette) for pixels in frames]
+    for (_, seen), each in zip(decoded(out / "clip.overlay.mp4"), wanted, strict=True):
+        assert np.abs(seen.astype(int) - each).mean() < 10
+
+
+@pytest.mark.parametrize("turn", [None, 90])
+def test_pixels_that_are_not_square_keep_their_shape(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], turn: int | None
+) -> None:
+    clip, out = tmp_path / "dv.mp4", tmp_path / "out"
+    write(clip, pictures(2), codec="mpeg4", aspect=Fraction(16, 15), turn=turn)
+    run(tiny_bundle, clip, "-o", out, "--overlay", capsys=capsys)
+    with av.open(str(out / "dv.overlay.mp4")) as file:
+        aspect = file.streams.video[0].sample_aspect_ratio
+        assert aspect == (Fraction(16, 15) if turn is None else Fraction(15, 16))
 
 
 def test_videos_among_images(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
