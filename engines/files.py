@@ -57,7 +57,7 @@ def replacing_path(path: Path, what: str = "output", ending: str = "") -> Iterat
     message.  ending: of its name, for a library that looks at it.
     Raises DeployError where it cannot be written; other errors of the block pass through.
     """
-    temporary = path.parent / f".edgeseg-{secrets.token_hex(8)}{ending}"  # short, whatever the length of the target's
+    temporary = _beside(path) / f".edgeseg-{secrets.token_hex(8)}{ending}"  # short, whatever the length of the target's
     try:
         with ledger.temporary(temporary):
             yield temporary
@@ -67,6 +67,27 @@ def replacing_path(path: Path, what: str = "output", ending: str = "") -> Iterat
     finally:
         with suppress(OSError):  # after the replacement it is gone; otherwise the first error is the one to report
             temporary.unlink()
+
+
+_unfinished: Path | None = None
+
+
+def keep_unfinished_in(folder: Path) -> None:
+    """From now on what this process writes lies in `folder` until it is whole, where that is on the same file system.
+
+    Who made the folder removes it, and so what is left of a process that was killed.
+    """
+    global _unfinished
+    _unfinished = folder
+
+
+def _beside(path: Path) -> Path:
+    """Raises nothing: what is wrong with the place is said when it is written to."""
+    if _unfinished is not None:
+        with suppress(OSError):
+            if os.stat(_unfinished).st_dev == os.stat(path.parent).st_dev:
+                return _unfinished
+    return path.parent
 
 
 def replace_folder(new: Path, folder: Path) -> None:

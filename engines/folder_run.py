@@ -25,7 +25,7 @@ from engines.rasters.gdal import INSTALL, is_raster
 from engines.rasters.polygons import Format
 from engines.rasters.run import RasterOptions
 from engines.report.lines import Tell
-from engines.report.rows import ImageReport, InputRow, RunReport
+from engines.report.rows import IMAGE, RASTER, VIDEO, ImageReport, InputRow, RunReport
 from engines.segmenter import Segmenter
 from engines.spec import IGNORE_LABEL, ModelSpec, Pixels
 from engines.stream.behind import Behind
@@ -34,8 +34,6 @@ from engines.stream.flow import Done, Intake, flow
 from engines.tiling.device import PARTS
 from engines.video.folder import check_words, run_videos
 from engines.video.run import VideoOptions
-
-IMAGE, RASTER, VIDEO = "image", "raster", "video"  # kinds of rows
 
 
 @dataclass(frozen=True)
@@ -96,17 +94,10 @@ def run_images(
     seconds = time.perf_counter() - begin
     lost = next((row.error for row in rows if row.lost), None)
     for path, found in run_rasters(segmenter, plan.rasters, options.of_rasters(), bundle or {}, lost):
-        if isinstance(found, DeployError):
-            keep(InputRow.failed(RASTER, path, plan.rasters[path], found))
-        else:
-            keep(InputRow(RASTER, str(path), str(plan.rasters[path]), found, note=found.note))
+        keep(InputRow.of_raster(path, plan.rasters[path], found))
     lost = next((row.error for row in rows if row.lost), None)
     for source, outcome in run_videos(segmenter, plan.videos, options.of_videos(), lost):
-        if isinstance(outcome, DeployError):
-            keep(InputRow.failed(VIDEO, moving.shown(source), plan.videos[source], outcome))
-        else:
-            note, error = "; ".join(outcome.notes), outcome.broken or None
-            keep(InputRow(VIDEO, outcome.input, outcome.mask, outcome, error=error, note=note, lost=outcome.lost))
+        keep(InputRow.of_video(source, plan.videos[source], outcome))
     return RunReport.of(rows, (image.shown for image in images), seconds)
 
 
@@ -198,8 +189,11 @@ def _share_of(target: Path, output: Path, total: int) -> int:
 
 @dataclass(frozen=True)
 class ImageJob:
+    """index: the caller's own."""
+
     path: Path
     target: Path
+    index: int = 0
 
 
 def end(outcome: Done[ImageJob, Decoded], spec: ModelSpec, options: RunOptions) -> InputRow:

@@ -88,7 +88,9 @@ class Segmenter:
                 return read_picture(Path(image), max_pixels, self.spec.pixels, admit)
             return Decoded(image)
 
-        source = Intake(images, read, lambda picture: picture.pixels, lambda image: not isinstance(image, Path | str))
+        source = Intake[UInt8 | Path | str, Decoded](
+            images, read, lambda picture: picture.pixels, lambda image: not isinstance(image, Path | str)
+        )
         with closing(flow(self, source, ordered=True, confidence=confidence)) as outcomes:
             for outcome in outcomes:
                 if outcome.error is not None:

@@ -51,6 +51,7 @@ SDK_OWNER = {
     "av": "engines/video/av_read.py engines/video/av_write.py",
     "gi": "engines/video/gstreamer.py",
     "triton_python_backend_utils": "engines/serving/triton.py",
+    "ray": "engines/fleet/ray.py",
     "pillow_heif": "engines/images/pillow.py",
     "matplotlib": "pipeline/figures/canvas.py pipeline/compare/report/figure.py pipeline/compare/models/figure.py "
     "pipeline/receptive/figure.py pipeline/figures/points.py",

@@ -27,6 +27,7 @@ from engines.arguments.groups import (
     window_arguments,
 )
 from engines.arguments.values import (
+    cluster,
     count,
     factors,
     number,
@@ -152,6 +153,9 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--skip-existing", action="store_true", help="leave out images whose masks are there")
     raster_arguments(verb)
     video_arguments(verb)
+    verb.add_argument("--ray", type=cluster, nargs="?", const="local", metavar="ADDRESS", help="share the work among a "
+                      "Ray cluster: auto or HOST:PORT, or one of this machine's cores and GPUs; a worker has a GPU, or "
+                      "--threads cores")  # fmt: skip
     verb.add_argument("--log", metavar="FILE|-", help="for every input, as it is finished, append a line of JSON to "
                       "FILE, or print it")  # fmt: skip
     loading_arguments(verb)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,11 +202,11 @@ def resize_argument(verb: argparse.ArgumentParser, default: str) -> None:
 def views_given(args: argparse.Namespace) -> Callable[[Manifest], ImageViews]:
     """What the command line says of the views, for `engines.segmenter.open_segmenter`."""
 
-    def views(manifest: Manifest) -> ImageViews:
-        size = resize_of(manifest.tiling.resize if args.resize is None else args.resize, manifest.spec)
-        return views_of(size, args.tta, args.scales, args.flip, args.tta_merge)
+    return partial(_views, args.resize, (args.tta, args.scales, args.flip, args.tta_merge))  # other processes take it
 
-    return views
+
+def _views(resize: str | None, given: tuple[Any, ...], manifest: Manifest) -> ImageViews:
+    return views_of(resize_of(manifest.tiling.resize if resize is None else resize, manifest.spec), *given)
 
 
 def batch(text: str) -> int:

@@ -168,3 +168,13 @@ def shard(text: str) -> tuple[int, int]:
     if not 1 <= index <= total:
         raise argparse.ArgumentTypeError(f"got {text}, expected I/N with 1 <= I <= N")
     return index, total
+
+
+def cluster(text: str) -> str:
+    """``auto`` or ``HOST:PORT``, of a Ray cluster that this machine is part of."""
+    host, colon, port = text.rpartition(":")
+    if text not in (AUTO, "local") and not (colon and port.isdigit() and "/" not in host):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected auto or HOST:PORT of a cluster that this machine is part of; INPUT goes before it"
+        )
+    return text

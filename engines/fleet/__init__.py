@@ -1,1 +1,1 @@
-"""`deploy.py run`, in this process or in many: one for each GPU."""
+"""`deploy.py run`, in this process or in many: one for each GPU, or those of a Ray cluster."""

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import secrets
+import shutil
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from engines.backends import get_backend
+from engines.bundle import open_bundle
 from engines.errors import DeployError
-from engines.folder_run import RunOptions, run_images
+from engines.files import make_folder
+from engines.fleet.ray import Cluster, cluster
+from engines.fleet.worker import Order, Task
+from engines.folder_run import RunOptions, RunPlan, run_images
 from engines.gpu.visible import visible
+from engines.guard.ledger import ledger
 from engines.images.inputs import Input, expand, left_out
 from engines.report.lines import STDOUT, Tell
-from engines.report.rows import RunReport
+from engines.report.rows import IMAGE, RASTER, VIDEO, InputRow, RunReport
 from engines.segmenter import open_segmenter
 from engines.stream.devices import on_every_gpu, own_command
 
@@ -20,7 +33,12 @@ from engines.stream.devices import on_every_gpu, own_command
 def run_asked(args: argparse.Namespace, inputs: Sequence[str], loading: tuple[Any, ...], tell: Tell) -> RunReport:
     """args: of the verb.  inputs: files, folders, globs.  loading: how the bundle is opened; see `open_segmenter`."""
     images = expand(inputs, args.output, recursive=args.recursive, videos=True)
-    report = _on_every_gpu(args, images) if args.device == "all" else _here(args, images, loading, tell)
+    if args.ray is not None:
+        report = _on_ray(args, images, loading, tell)
+    elif args.device == "all":
+        report = _on_every_gpu(args, images)
+    else:
+        report = _here(args, images, loading, tell)
     report.left_out = left_out(inputs, args.output, recursive=args.recursive, videos=True)
     return report
 
@@ -29,19 +47,95 @@ def refuse(args: argparse.Namespace) -> None:
     """Raises DeployError for options that exclude one another."""
     if args.log == STDOUT and args.json:
         raise DeployError("--log - with --json: both print to standard output; give --log a file")
+    if args.ray is not None and args.device is not None:
+        raise DeployError("--device with --ray: got both, expected one; each worker has the GPU that Ray gives it")
     if args.device == "all" and args.log == STDOUT:
         raise DeployError("--log - with --device all: each GPU has a process of its own; give --log a file")
     if args.device == "all" and args.shard != (1, 1):
         raise DeployError("--shard with --device all: got both, expected one; all deals the images out by itself")
 
 
+def _options(args: argparse.Namespace) -> RunOptions:
+    return RunOptions(**{each.name: getattr(args, each.name) for each in fields(RunOptions)})
+
+
 def _here(args: argparse.Namespace, images: Sequence[Input], loading: tuple[Any, ...], tell: Tell) -> RunReport:
-    options = RunOptions(**{each.name: getattr(args, each.name) for each in fields(RunOptions)})
     with open_segmenter(args.bundle, *loading) as (segmenter, manifest):
-        return run_images(segmenter, images, args.output, options, bundle=manifest.files, tell=tell)
+        return run_images(segmenter, images, args.output, _options(args), bundle=manifest.files, tell=tell)
 
 
 def _on_every_gpu(args: argparse.Namespace, images: Sequence[Input]) -> RunReport:
     """Each process appends its own lines to the log."""
     found = on_every_gpu(*own_command(args.words), visible())
     return RunReport.of_shards(found, [image.shown for image in images])
+
+
+def _on_ray(args: argparse.Namespace, images: Sequence[Input], loading: tuple[Any, ...], tell: Tell) -> RunReport:
+    """The workers write; this process looks at names, deals out and gathers."""
+    threads, host_code, _, threshold, views = loading
+    if streams := [image.shown for image in images if image.stream]:
+        raise DeployError(f"--ray: {streams[0]} is a stream, which one process reads; run it without --ray")
+    options, manifest = _options(args), open_bundle(args.bundle).manifest
+    manifest.spec.at_threshold(threshold).pixels.but(options.bands, options.scale)  # what is wrong with them, here
+    views(manifest)
+    plan = RunPlan.of(images, args.output, options)
+    make_folder(args.output)
+    unfinished = args.output.absolute() / f".edgeseg-{secrets.token_hex(8)}"
+    order = Order(
+        args.bundle.absolute(), threads=threads, host_code=host_code, threshold=threshold, views=views,
+        options=options, unfinished=unfinished,
+    )  # fmt: skip
+    gathered = _Gathered(tell)
+    for row in plan.existing:
+        gathered.keep(row)
+    if not (plan.pictures or plan.rasters or plan.videos):
+        return RunReport.of(gathered.rows, (image.shown for image in images), 0.0)
+    with ledger.temporary(unfinished), cluster(args.ray, _say) as workers:
+        try:
+            make_folder(unfinished)
+            parts = max(2, workers.start(order, get_backend(manifest.backend).on_gpu))
+            gathered.run(workers, plan, options.shard, parts)
+        finally:
+            workers.close()
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return RunReport.of(gathered.rows, (image.shown for image in images), gathered.seconds)
+
+
+class _Gathered:
+    """Rows of workers, who know absolute paths, as those of one run in this process."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self.rows: list[InputRow] = []
+        self.seconds = 0.0
+
+    def keep(self, row: InputRow) -> None:
+        self.rows.append(row)
+        self._tell(row)
+
+    def run(self, workers: Cluster, plan: RunPlan, shard: tuple[int, int], parts: int) -> None:
+        """parts: of each raster."""
+        index, total = shard
+        rows = [(index - 1) * parts + part + 1 for part in range(parts)]
+        named: list[tuple[str, Path, Path, tuple[int, int]]] = [
+            *((IMAGE, *pair, shard) for pair in plan.pictures.items()),
+            *((RASTER, *pair, (row, total * parts)) for pair in plan.rasters.items() for row in rows),
+            *((VIDEO, Path(source), target, shard) for source, target in plan.videos.items()),
+        ]
+        tasks = [
+            Task(at, kind, path=path.absolute(), target=target.absolute(), part=part)
+            for at, (kind, path, target, part) in enumerate(named)
+        ]
+        with tqdm(total=len(tasks), unit="image", disable=None, leave=False) as bar:
+
+            def gather(at: int, row: InputRow) -> None:
+                _, path, target, _ = named[at]
+                self.keep(row.renamed(str(path), str(target)))
+                bar.update()
+
+            workers.run(tasks, gather)
+        self.seconds = time.perf_counter() - (workers.begun or time.perf_counter())
+
+
+def _say(step: str, text: str) -> None:
+    tqdm.write(f"{step:12}{text}", file=sys.stderr)

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _SIZE = 1 << 16
+_SHORT = 24  # bytes of a folder's path that leave room for those that Ray puts below
 _LENGTH = 4  # bytes of the length of what follows, little endian
 
 
@@ -75,9 +76,13 @@ ledger = Ledger()
 
 
 @contextmanager
-def temporary_folder(prefix: str = "edgeseg-") -> Iterator[Path]:
-    """A folder that only this user may enter, gone after the block, also when the process crashes inside."""
-    with tempfile.TemporaryDirectory(prefix=prefix) as folder, ledger.temporary(Path(folder)):
+def temporary_folder(prefix: str = "edgeseg-", sockets: bool = False) -> Iterator[Path]:
+    """A folder that only this user may enter, gone after the block, also when the process crashes inside.
+
+    sockets: in /tmp where TMPDIR is long: a socket's path has 107 bytes at most.
+    """
+    place = "/tmp" if sockets and len(tempfile.gettempdir()) > _SHORT else None  # noqa: S108  it is made in one step
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=place) as folder, ledger.temporary(Path(folder)):
         yield Path(folder)
 
 

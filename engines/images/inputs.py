@@ -109,6 +109,10 @@ def _matches(text: str, exclude: Path | None, recursive: bool, kinds: frozenset[
         return [path], ""
     if path.exists() and text:
         raise DeployError(f"input {text}: neither a file nor a folder, expected an image")
+    if "://" in text:
+        raise DeployError(
+            f"input {text}: is a URL, expected a path; mount it (rclone, s3fs, gcsfuse), or fetch it first"
+        )
     if not glob.has_magic(text):
         raise DeployError(f"input {text or repr(text)}: no such file or folder")
     outside = (Path(name) for name in glob.iglob(text, recursive=True) if not _inside(Path(name), exclude))

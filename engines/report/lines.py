@@ -55,7 +55,7 @@ class _Lines:
     def put(self, row: InputRow) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         # ASCII: the bytes of a name that are no UTF-8 become lone surrogates, as Python's os.fsdecode has them.
-        line = json.dumps({"time": now, "worker": self._worker, **row.to_json()}, allow_nan=False) + "\n"
+        line = json.dumps({"time": now, "worker": row.worker or self._worker, **row.to_json()}, allow_nan=False) + "\n"
         try:
             if self._handle is None:
                 print(line, end="", flush=True)

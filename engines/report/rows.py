@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from engines.rasters.folder import joined
 from engines.rasters.run import RasterReport
 from engines.video.run import VideoReport
 
+IMAGE, RASTER, VIDEO = "image", "raster", "video"  # kinds of rows
 _PARTS = ("read", "gather", "engine", "stitch", "write")
 
 
@@ -43,8 +44,8 @@ class ImageReport:
 @dataclass(frozen=True)
 class InputRow:
     """One input.  mask: where it is, or would be.  report: None where nothing was done now; with an error, of what was
-    done before it.  note: how it was read,
-    where that is not plain.  lost: whether the error is that the GPU is.
+    done before it.  note: how it was read, where that is not plain.  lost: whether the error is that the GPU is.
+    worker: who did it, where not this process.
     """
 
     kind: str
@@ -54,10 +55,28 @@ class InputRow:
     error: str | None = None
     note: str = ""
     lost: bool = False
+    worker: str = ""
+
+    @classmethod
+    def of_raster(cls, path: Path, target: Path, found: RasterReport | DeployError) -> InputRow:
+        if isinstance(found, DeployError):
+            return cls.failed(RASTER, path, target, found)
+        return cls(RASTER, str(path), str(target), found, note=found.note)
+
+    @classmethod
+    def of_video(cls, source: str, target: Path, found: VideoReport | DeployError) -> InputRow:
+        if isinstance(found, DeployError):
+            return cls.failed(VIDEO, moving.shown(source), target, found)
+        note, error = "; ".join(found.notes), found.broken or None
+        return cls(VIDEO, found.input, found.mask, found, error=error, note=note, lost=found.lost)
 
     @classmethod
     def failed(cls, kind: str, path: Path | str, target: Path, error: DeployError) -> InputRow:
         return cls(kind, str(path), str(target), error=str(error), lost=isinstance(error, GpuLostError))
+
+    def renamed(self, path: str, target: str) -> InputRow:
+        report = None if self.report is None else replace(self.report, input=path, mask=target)
+        return replace(self, input=path, mask=target, report=report)
 
     @property
     def status(self) -> str:

@@ -102,7 +102,7 @@ def flow(
         jobs = _Feed(source, ahead)
         lost: GpuLostError | None = None
         while True:
-            jobs.fill(wait=not running)
+            jobs.fill(wait=not running and not ahead.pending)
             if not running and not ahead.pending:
                 break
             finish = running and (not ahead.pending or len(running) >= device.in_flight or _over(running[0][1]))
@@ -131,6 +131,7 @@ class _Feed(Generic[J, T]):
         self.lost: GpuLostError | None = None
 
     def fill(self, *, wait: bool) -> None:
+        """wait: for one, where there is none yet."""
         while self._jobs is not None and not (self._ahead.pending if self._held else self._ahead.full):
             if not wait and not self._source.ready():
                 return
@@ -143,6 +144,7 @@ class _Feed(Generic[J, T]):
                 self._jobs, self.error = None, error
                 return
             self._put(job)
+            wait = False
 
     def _put(self, job: J) -> None:
         self._held = self._source.held(job)

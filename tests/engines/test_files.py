@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import engines.files as room
 from engines.errors import DeployError
-from engines.files import make_folder, replacing, write_json
+from engines.files import keep_unfinished_in, make_folder, replacing, write_json
 
 
 def _stopped_half_way(target: Path) -> None:
@@ -57,3 +58,18 @@ def test_nan_is_no_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"miou": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_whole_lies_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_unfinished", None)
+    (tmp_path / "unfinished").mkdir()
+    keep_unfinished_in(tmp_path / "unfinished")
+    with replacing(tmp_path / "a.bin") as file:
+        file.write(b"half")
+        assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
+        assert len(list((tmp_path / "unfinished").iterdir())) == 1
+    assert (tmp_path / "a.bin").read_bytes() == b"half"
+    (tmp_path / "unfinished").rmdir()  # as its owner may, when this process was given up
+    with replacing(tmp_path / "b.bin") as file:
+        file.write(b"b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "b.bin"]

@@ -144,3 +144,8 @@ def test_overlays_and_confidences_overwrite_nothing_either(tree: Path) -> None:
         tree / "a.b.jpg": "a.b.png",
         tree / "a.c.jpg": "a.c.png",
     }
+
+
+def test_a_url_is_no_path() -> None:
+    with pytest.raises(DeployError, match=r"input s3://bucket/a.png: is a URL, expected a path; mount it"):
+        expand(["s3://bucket/a.png"])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -314,3 +315,25 @@ def test_a_frame_is_not_held_back_for_the_next_one(in_flight: int) -> None:
         if outcome.job < 2:
             arrived[outcome.job + 1].set()
     assert taken == 3
+    assert _no_threads()
+
+
+def test_jobs_that_come_later_keep_nothing_waiting() -> None:
+    """What was read, and what is under way, ends though there is no other job for a long time."""
+    queue, came = SimpleQueue[int | None](), list[int]()
+    for job in (0, 1, 2):
+        queue.put(job)
+
+    def jobs() -> Iterator[int]:
+        while (job := queue.get(timeout=WAIT)) is not None:
+            yield job
+
+    source = replace(_source(jobs(), lambda job, admit: job), ready=lambda: not queue.empty())
+    for outcome in flow(_Starter(in_flight=2), source, ordered=False):
+        came.append(outcome.job)
+        outcome.release()
+        if len(came) == 3:  # only now are there more
+            for late in (3, 4, None):
+                queue.put(late)
+    assert sorted(came) == [0, 1, 2, 3, 4]
+    assert _no_threads()

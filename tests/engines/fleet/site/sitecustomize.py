@@ -1,0 +1,21 @@
+"""On the path of a cluster's workers: what happens to a process or a GPU when it comes to a file of a certain name."""
+
+import os
+import signal
+import sys
+from typing import Any
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if event != "open" or not isinstance(arguments[0], str | os.PathLike):
+        return
+    name = os.path.basename(os.fspath(arguments[0]))
+    if name == "kills.png":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "loses.png":
+        from engines.errors import GpuLostError
+
+        raise GpuLostError("gpu: an illegal memory access was encountered")
+
+
+sys.addaudithook(_hook)

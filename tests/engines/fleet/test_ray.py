@@ -1,0 +1,304 @@
+"""`run --ray` on a real cluster of two nodes, each of several processes: what it writes, and what may die meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+pytest.importorskip("ray", reason="Ray is not installed")
+IMAGES = 24
+SITE = Path(__file__).parent / "site"
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A head without cores of its own, and two nodes of one core."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "include_dashboard": False}
+    with (
+        tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        os.makedirs(f"{folder}/ray")
+        patch.setenv("RAY_TMPDIR", folder)  # short: sockets lie below
+        patch.setenv("PYTHONPATH", str(SITE))
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        yield cluster
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of very different sizes."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(IMAGES):
+        size = rng.integers(40, 700 if index % 6 == 0 else 200, 2)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_bundle: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plain")
+    done = _run(tiny_bundle, photos, "-o", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def _words(*words: object) -> list[str]:
+    return [sys.executable, "deploy.py", "run", *map(str, words)]
+
+
+def _run(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(_words(*words), cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _lines(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def _without_times(report: dict[str, Any]) -> dict[str, Any]:
+    def stripped(found: Any) -> Any:
+        if isinstance(found, list):
+            return [stripped(each) for each in found]
+        if isinstance(found, dict):
+            return {key: stripped(each) for key, each in found.items() if not key.endswith(("_ms", "seconds"))}
+        return found
+
+    kept: dict[str, Any] = stripped(report)
+    return kept
+
+
+def _started(*words: object, log: Path, lines: int) -> subprocess.Popen[str]:
+    """A run that has finished so many images."""
+    process = subprocess.Popen(
+        _words(*words, "--log", log), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 30
+    while len(_lines(log)) < lines:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return process
+
+
+def _workers() -> set[int]:
+    """Processes of workers."""
+    found = subprocess.run(["pgrep", "-f", "^ray::FleetWorker"], capture_output=True, text=True, check=False)
+    return set(map(int, found.stdout.split()))
+
+
+def _wait_for_no_workers() -> None:
+    end = time.monotonic() + 20
+    while _workers():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_its_own_does_what_a_plain_run_does(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        _compare(tiny_bundle, photos, tmp_path)
+        assert not os.listdir(folder)
+
+
+def _compare(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    mixed, out = tmp_path / "mixed", tmp_path / "out"
+    shutil.copytree(photos, mixed)
+    (mixed / "broken.png").write_bytes(b"no image")
+    words = (tiny_bundle, mixed, "--overlay", "--confidence", "--tta", "--scales", "1", "--json")
+    both = []
+    for more in ((), ("--ray", "--threads", "1", "--log", tmp_path / "run.jsonl")):
+        done = _run(*words, "-o", out, *more)
+        assert (done.returncode, done.stderr) == (2, "")
+        both.append((_files(out), _without_times(json.loads(done.stdout))))
+        shutil.rmtree(out)
+    assert both[0] == both[1]
+    assert len({line["worker"] for line in _lines(tmp_path / "run.jsonl")}) == 2
+    _wait_for_no_workers()
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_costs_nothing(
+    tiny_bundle: Path, photos: Path, plain: Path, nodes: Any, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "run.jsonl"
+    process = _started(tiny_bundle, photos, "-o", out, "--ray", nodes.address, log=log, lines=2)
+    os.kill(int(_lines(log)[0]["worker"].split(":")[1]), signal.SIGKILL)
+    text, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert f"{IMAGES} image(s)" in text
+    assert _files(out) == _files(plain)
+    assert sorted(line["input"] for line in _lines(log)) == sorted(map(str, photos.iterdir()))
+    assert [line.split(": ", 1)[1] for line in said.splitlines()] == [
+        "its process was killed, or crashed; another takes its place"
+    ]
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_leaves_nothing_half_done_and_is_gone_on_with(
+    tiny_bundle: Path, photos: Path, plain: Path, nodes: Any, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "run.jsonl"
+    words = (tiny_bundle, photos, "-o", out, "--ray", nodes.address, "--skip-existing")
+    process = _started(*words, log=log, lines=3)
+    (child,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    os.kill(child, signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert re.fullmatch("error: .* nothing half-written is left\n", said)
+    _wait_for_no_workers()
+    there = _files(out)
+    assert 3 <= len(there) < IMAGES
+    assert there.items() <= _files(plain).items()
+    assert _run(*words, "--log", log).returncode == 0
+    assert _files(out) == _files(plain)
+    assert sum(line["status"] == "skipped" for line in _lines(log)) == len(there)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_workers_too(tiny_bundle: Path, photos: Path, plain: Path, nodes: Any, tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "run.jsonl"
+    process = _started(tiny_bundle, photos, "-o", out, "--ray", nodes.address, log=log, lines=3)
+    os.killpg(process.pid, signal.SIGINT)
+    text, said = process.communicate(timeout=60)
+    assert (process.returncode, text, said) == (130, "", "interrupted; nothing half-written is left\n")
+    _wait_for_no_workers()
+    assert _files(out).items() <= _files(plain).items()
+    assert {path.suffix for path in out.iterdir()} == {".png"}
+
+
+@pytest.mark.slow
+def test_what_kills_a_worker_or_its_gpu_is_named_and_the_rest_is_done(
+    tiny_bundle: Path, photos: Path, plain: Path, nodes: Any, tmp_path: Path
+) -> None:
+    mixed, out = tmp_path / "mixed", tmp_path / "out"
+    shutil.copytree(photos, mixed)
+    for name in ("kills.png", "loses.png"):
+        shutil.copy(photos / "1.png", mixed / name)
+    done = _run(tiny_bundle, mixed, "-o", out, "--ray", nodes.address, "--json")
+    failed = json.loads(done.stdout)["failed"]
+    once = "tried 2 times by a worker that had nothing else: "
+    assert failed == {
+        str(mixed / "kills.png"): f"{once}its process was killed, or crashed",
+        str(mixed / "loses.png"): f"{once}gpu: an illegal memory access was encountered",
+    }
+    assert done.returncode == 1  # as of a plain run whose GPU was lost
+    assert done.stderr.splitlines()[-1] == f"error: {failed[str(mixed / 'loses.png')]}"
+    assert _files(out) == _files(plain)
+
+
+@pytest.mark.slow
+def test_a_raster_is_shared_among_the_workers(tiny_bundle: Path, nodes: Any, tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    values = np.random.default_rng(0).integers(1, 256, (3, 1500, 300), np.uint8)
+    with rasterio.open(
+        tmp_path / "map.tif", "w", driver="GTiff", width=300, height=1500, count=3, dtype="uint8", crs="EPSG:32632",
+        transform=rasterio.Affine(0.1, 0, 500_000, 0, -0.1, 5_000_000),
+    ) as file:  # fmt: skip
+        file.write(values)
+    words = (tiny_bundle, tmp_path / "map.tif", "--polygons", "geojson", "--json")
+    whole = _run(*words, "-o", tmp_path / "whole")
+    log = tmp_path / "run.jsonl"
+    shared = _run(*words, "-o", tmp_path / "shared", "--ray", nodes.address, "--log", log)
+    assert (shared.returncode, shared.stderr) == (0, "")
+    assert _files(tmp_path / "shared") == _files(tmp_path / "whole")
+    (one,), (other,) = json.loads(whole.stdout)["rasters"], json.loads(shared.stdout)["rasters"]
+    assert (one["polygons"], one["classes"]) == (other["polygons"], other["classes"])
+    lines = _lines(log)
+    assert sorted(line["status"] for line in lines) == ["done", "part"]
+    assert len({line["worker"] for line in lines}) == 2
+
+
+@pytest.mark.slow
+def test_a_node_that_cannot_run_the_bundle_is_named_and_one_that_dies_is_replaced(
+    tiny_bundle: Path, photos: Path, plain: Path, nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dies = nodes.add_node(num_cpus=1)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # for OpenVINO a processor that can less
+    other = nodes.add_node(num_cpus=1)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    out, log = tmp_path / "out", tmp_path / "run.jsonl"
+    process = _started(tiny_bundle, photos, "-o", out, "--ray", nodes.address, log=log, lines=2)
+    nodes.remove_node(dies, allow_graceful=False)
+    _, said = process.communicate(timeout=60)
+    nodes.remove_node(other, allow_graceful=False)
+    assert process.returncode == 0, said
+    assert _files(out) == _files(plain)
+    (refused,) = [line for line in said.splitlines() if "not used: bundle" in line]
+    assert re.search(rf"bundle {tiny_bundle}: .*; rebuild it here: deploy.py build-engine ", refused)
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_into_one_folder(
+    tiny_bundle: Path, photos: Path, plain: Path, nodes: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = _words(tiny_bundle, photos, "-o", out, "--ray", nodes.address)
+    both = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [each.wait(60) for each in both] == [0, 0]
+    assert _files(out) == _files(plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--ray", "127.0.0.1:1"), "error: --ray 127.0.0.1:1: "),
+        (("--ray", "{address}", "--threads", "3"), "error: --ray {address}: no node has 3 CPU(s)"),
+        (("--ray", "{address}", "--device", "0"), "error: --device with --ray: got both, expected one"),
+        (("--ray", "{address}", "--bands", "1,2"), "error: --bands"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+def test_what_cannot_work_is_one_line(
+    words: tuple[str, ...], expected: str, tiny_bundle: Path, photos: Path, nodes: Any, tmp_path: Path
+) -> None:
+    given = [word.format(address=nodes.address) for word in words]
+    done = _run(tiny_bundle, photos, "-o", tmp_path / "out", *given)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(re.escape(expected.format(address=nodes.address)) + ".*\n", done.stderr)
+
+
+@pytest.mark.slow
+def test_a_head_that_is_gone_is_one_line(tiny_bundle: Path, photos: Path, nodes: Any, tmp_path: Path) -> None:
+    """The last one here: it takes the cluster with it."""
+    many, out, log = tmp_path / "many", tmp_path / "out", tmp_path / "run.jsonl"
+    many.mkdir()
+    for index in range(40 * IMAGES):
+        os.link(photos / f"{index % IMAGES}.png", many / f"{index}.png")
+    process = _started(tiny_bundle, many, "-o", out, "--ray", nodes.address, log=log, lines=1)
+    nodes.head_node.kill_gcs_server(check_alive=False)
+    text, said = process.communicate(timeout=40)
+    assert (process.returncode, text) == (2, "")
+    assert re.fullmatch("error: --ray .* does not answer any more; .* with --skip-existing goes on\n", said)
+    assert {path.suffix for path in out.iterdir()} == {".png"}
