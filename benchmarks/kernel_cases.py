@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import view_cases
 from engines.contract import packed
 from engines.gpu import kernels
 from engines.gpu.kernels import Launch
@@ -333,6 +334,7 @@ def check(machine: Machine) -> Iterator[tuple[str, int]]:
                         f"stitch {dtype} confidence={confidence} bands={bands} {stitch}",
                         stitch.differences(machine, dtype, confidence, bands),
                     )
+    yield from view_cases.check(machine)
 
 
 def _unequal(got: NDArray[np.generic], expected: NDArray[np.generic]) -> int:

@@ -4,7 +4,8 @@
 
 2048x1024 pixels, windows of 1024 at stride 768, logits at a quarter, mmsegmentation's six scales with their mirror
 images.  Memory is the peak of a process of its own with an engine that costs nothing: it answers every window with the
-same logits.  With --bundle the frame also goes through that bundle's engine, which says what share of the time is spent
+same logits.  What an image takes on a GPU is laid out, and needs none; it is that of logits in FP16, one window a run.
+With --bundle the frame also goes through that bundle's engine, which says what share of the time is spent
 outside of it.
 """
 
@@ -20,11 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
+from engines.gpu.views.layout import ViewsPlan, Windows
 from engines.machine.limits import cores
 from engines.measure.worker import _peak_bytes as peak_bytes
 from engines.segmenter import Segmenter, open_segmenter
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
+from engines.views.schedule import Schedule
 from engines.views.views import SCALES, ImageViews
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +80,15 @@ def share_outside(bundle: Path, size: tuple[int, int]) -> dict[str, float]:
     return found | {"windows": running.timings.windows}
 
 
+def on_a_gpu(classes: int, size: tuple[int, int]) -> ViewsPlan:
+    tiling = Tiling(1024, 1024, 768, 768)
+    schedule = Schedule.of(size[0], VIEWS.of(*size, tiling.labelled), tiling)
+    return ViewsPlan.of(
+        schedule, size=size, pixel=4, channels=3, windows=Windows(1, 2 * classes * 256 * 256, classes, (256, 256)),
+        direct=False, confidence=True, made_here=True, copied=True, shared=False,
+    )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=150)
@@ -91,7 +103,9 @@ def main() -> None:
         print(f"{name:14}{row['peak'] / 1e6:8.0f} MB, {row['windows']:.0f} windows, outside of the engine: "
               f"gather {row['gather_ms']:.0f} ms, stitch {row['stitch_ms']:.0f} ms")  # fmt: skip
     print(f"{'':14}{twelve['peak'] / one['peak']:8.2f} times the memory")
-    result = {"date": str(date.today()), "one": one, "twelve": twelve}
+    plan = on_a_gpu(args.classes, (height, width))
+    print(f"on a GPU      {plan.device / 1e6:8.0f} MB, {plan.logits / 1e6:.0f} of them logits; {plan.rows} rows at once")
+    result = {"date": str(date.today()), "one": one, "twelve": twelve, "gpu_bytes": plan.device}
     if args.bundle:
         result["bundle"] = found = share_outside(args.bundle, (height, width))
         for name in ("first", "later"):

@@ -26,9 +26,9 @@ from engines.tiling.not_finite import explained
 from engines.tiling.placement import Tiling, WindowRow
 from engines.tiling.sizes import Resize
 from engines.tiling.tail import HostTail, Tail
-from engines.views.device import ViewsDevice, ViewsFrame
+from engines.views.device import DeviceOfViews, ViewsDevice
 from engines.views.views import ImageViews
-from engines.views.work import ViewTimes
+from engines.views.work import Timed, ViewTimes
 
 __all__ = ["Band", "Mask", "Running", "Segmenter", "Timings", "open_on_device", "open_segmenter"]
 
@@ -54,13 +54,21 @@ class Segmenter:
         return self if resize is None else self.on_views(ImageViews(resize))
 
     def on_views(self, views: ImageViews, threads: int = 0) -> Segmenter:
-        """The same engine on `views` of each image, which are merged on the host by `threads`; 0 means all cores."""
-        return Segmenter(ViewsDevice(self.device, views, threads), self.precision)
+        """The same engine on `views` of each image, which are merged where it runs: on the host by `threads`; 0 means
+        all cores.  Raises DeployError where a bundle's kernels for the GPU are older than that.
+        """
+        if self.device.name == "host":
+            return Segmenter(ViewsDevice(self.device, views, threads), self.precision)
+        from engines.gpu.device import CudaDevice
+        from engines.gpu.views.device import CudaViews
+
+        assert isinstance(self.device, CudaDevice)
+        return Segmenter(CudaViews(self.device, views, threads), self.precision)
 
     @property
     def views(self) -> ImageViews:
         """How images are run."""
-        return self.device.views if isinstance(self.device, ViewsDevice) else ImageViews()
+        return self.device.views if isinstance(self.device, DeviceOfViews) else ImageViews()
 
     @property
     def session(self) -> Session:
@@ -162,7 +170,7 @@ class Running:
     @property
     def views(self) -> tuple[ViewTimes, ...]:
         """What each view took, where there are several or one of another size."""
-        return self._frame.times if isinstance(self._frame, ViewsFrame) else ()
+        return self._frame.times if isinstance(self._frame, Timed) else ()
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -280,7 +288,7 @@ def _windows(
     device: Device, image: UInt8 | LazyRows, rows: Sequence[WindowRow]
 ) -> Sequence[tuple[UInt8 | LazyRows, Sequence[WindowRow]]]:
     """What the engine was run on: the rows of windows of an image, or those of each of its views."""
-    if isinstance(device, ViewsDevice) and isinstance(image, np.ndarray):
+    if isinstance(device, DeviceOfViews) and isinstance(image, np.ndarray):
         return device.placed(image)
     return [(image, rows)]
 

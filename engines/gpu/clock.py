@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from engines.gpu.context import CudaGpu
 from engines.gpu.memory import CudaEvent
 from engines.tiling.device import Timings
@@ -30,13 +32,18 @@ class PartClock:
     def count(self) -> int:
         return len(self._marks)
 
-    def add_to(self, timings: Timings, count: int) -> None:
-        """The first `count` marks, which must have happened; each is added once."""
+    def spans(self, count: int) -> Iterator[tuple[int, str, float]]:
+        """Number, part and seconds of the first `count` marks, which must have happened; each is told once."""
         for index in range(self._read, count):
             name, event = self._marks[index]
             if name:
                 taken = self._gpu.seconds(self._marks[index - 1][1], event)
                 if index == 1 and self._before is not None:  # windows of two frames may be of one batch
                     taken = min(taken, self._gpu.seconds(self._before, event))
-                setattr(timings, name, getattr(timings, name) + taken)
+                yield index, name, taken
         self._read = max(self._read, count)
+
+    def add_to(self, timings: Timings, count: int) -> None:
+        """What `spans` tells."""
+        for _, name, taken in self.spans(count):
+            setattr(timings, name, getattr(timings, name) + taken)

@@ -29,6 +29,8 @@ HEADERS = tuple(
         "tile_gather.cuh",
         "tile_interpolate.cuh",
         "tile_stitch.cuh",
+        "tile_views.h",
+        "tile_views.cuh",
         "tail_sample.cuh",
         "tail.cuh",
     )

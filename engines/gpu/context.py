@@ -204,6 +204,11 @@ class CudaGpu:
         kernels.held_in(self._owned)
         return kernels
 
+    def find(self, kernels: Kernels, name: str) -> None:
+        """Raises DeployError where there is no kernel of this name."""
+        with self._errors(f"looking for kernel {name}"):
+            kernels.function(name)
+
     def launch(self, kernels: Kernels, launch: Launch) -> None:
         """Start a kernel on main."""
         with self._errors(f"starting kernel {launch.kernel}"):

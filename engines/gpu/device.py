@@ -32,8 +32,8 @@ class CudaDevice:
     ) -> None:  # fmt: skip
         _check(session, tiling, spec)
         self.gpu, self.session, self.spec, self.tiling = gpu, session, spec, tiling
-        self._launcher = Launcher(gpu, session=session, spec=spec, tiling=tiling, cubin=cubin, log=log)
-        self.batch, self.timings = self._launcher.run.batch, self._launcher.timings
+        self.launcher = Launcher(gpu, session=session, spec=spec, tiling=tiling, cubin=cubin, log=log)
+        self.batch, self.timings = self.launcher.run.batch, self.launcher.timings
         self.transfers = "mapped" if gpu.info.integrated else "pinned"
         self._last: tuple[int, int, bool] | None = None  # height, width and confidence of the last whole image
         self._whole, self._in_flight = True, IN_FLIGHT  # for images like that
@@ -50,54 +50,54 @@ class CudaDevice:
 
     @property
     def parts(self) -> bool:
-        return self._launcher.run.parts
+        return self.launcher.run.parts
 
     @parts.setter
     def parts(self, value: bool) -> None:
-        self._launcher.run.flush()
-        self._launcher.run.parts = value
+        self.launcher.run.flush()
+        self.launcher.run.parts = value
 
     @property
     def on_window(self) -> Callable[[int, int], None] | None:
-        return self._launcher.on_window
+        return self.launcher.on_window
 
     @on_window.setter
     def on_window(self, value: Callable[[int, int], None] | None) -> None:
-        self._launcher.on_window = value
+        self.launcher.on_window = value
 
     @property
     def graph(self) -> str:
         """``on`` where windows are replayed as a recorded graph, otherwise ``off: `` and why."""
-        reason = self._launcher.run.unrecorded()
+        reason = self.launcher.run.unrecorded()
         return "on" if reason is None else f"off: {reason}"
 
     def whole_frame(self, height: int, width: int, confidence: bool) -> CudaFrame | FrameInStrips:
         if self._last != (height, width, confidence):
             bands = len(self.spec.mean)
             pixel = 4 if bands == 3 else bands  # at most: see `bytes_a_pixel`
-            plan = self._launcher.plan((height, width), pixel, confidence, whole=True)
-            self._whole, self._in_flight = self._launcher.whole(plan), self._launcher.in_flight(plan)
+            plan = self.launcher.plan((height, width), pixel, confidence, whole=True)
+            self._whole, self._in_flight = self.launcher.whole(plan), self.launcher.in_flight(plan)
             self._last = height, width, confidence
-        self._frame = (CudaFrame if self._whole else FrameInStrips)(self._launcher, (height, width), confidence)
+        self._frame = (CudaFrame if self._whole else FrameInStrips)(self.launcher, (height, width), confidence)
         return self._frame
 
     def strips(self, height: int, width: int, confidence: bool) -> CudaStrips:
-        return CudaStrips(self._launcher, (height, width), confidence)
+        return CudaStrips(self.launcher, (height, width), confidence)
 
     def held_logits(self) -> bytes | None:
         return None if self._frame is None else self._frame.logits()
 
     def first_window(self, image: UInt8) -> Float32:
-        return self._launcher.first_window(image)
+        return self.launcher.first_window(image)
 
     def engine_ms(self, image: UInt8) -> float:
         self.first_window(image)
-        return self._launcher.run.engine_ms()
+        return self.launcher.run.engine_ms()
 
     def close(self) -> None:
         """Free everything.  Does not raise after the GPU was lost."""
         self._frame = None
-        self._launcher.close()
+        self.launcher.close()
 
     def __enter__(self) -> CudaDevice:
         return self

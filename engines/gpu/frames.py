@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Generic
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -14,36 +15,27 @@ from engines.gpu.clock import PartClock
 from engines.gpu.kernels import NOT_FINITE
 from engines.gpu.launcher import Launcher
 from engines.gpu.layout import ARRIVED, STATUS, STRIPS, Plan
-from engines.gpu.pool import Slot
+from engines.gpu.pool import L, Slot
 from engines.tiling import core
 from engines.tiling.core import MESSAGES
 from engines.tiling.device import Band, LazyRows, Mask
 from engines.tiling.placement import WindowRow
 
 
-class _Frame:
-    """The use of a slot by one image, from `put` on; it ends with the result or with an error.
-
-    Windows are handed to the launcher's batches row by row; rows are stitched as soon as all their windows are started.
-    """
+class GpuFrame(Generic[L]):
+    """The use of a slot by one image, from `put` on; it ends with the result or with an error."""
 
     def __init__(self, launcher: Launcher, size: tuple[int, int], confidence: bool) -> None:
         self._launcher, self._gpu, self._size, self._confidence = launcher, launcher.gpu, size, confidence
-        self._slot: Slot | None = None
-        self._used: Slot | None = None  # what that was
+        self._slot: Slot[L] | None = None
+        self._used: Slot[L] | None = None  # what that was
         self._clock = PartClock(launcher.gpu)
         self._error: DeployError | None = None
-        self._added = self._started = self._stitched = 0  # windows, windows, rows of windows
+        self._started = 0  # windows
 
     def started(self, count: int) -> None:
         """See `engines.gpu.windows.Job`."""
-        plan = self._held.plan
-        self._started += count
-        first, self._stitched = self._stitched, self._started // plan.columns
-        if self._stitched > first:
-            self._stitch(first, self._stitched - 1)
-        if self._launcher.on_window:
-            self._launcher.on_window(self._started, plan.windows)
+        raise NotImplementedError
 
     def failed(self, error: DeployError) -> None:
         self._error = error
@@ -51,20 +43,13 @@ class _Frame:
     def mark(self, part: str) -> None:
         self._clock.mark(part)
 
-    def logits(self) -> bytes | None:
-        """What is held of them, once the result was taken."""
-        return None if self._used is None else self._launcher.logits(self._used)
-
-    def _stitch(self, first: int, last: int) -> None:
-        raise NotImplementedError
-
     @property
-    def _held(self) -> Slot:
+    def _held(self) -> Slot[L]:
         if self._slot is None:
             raise DeployError("frame: its result was taken, or it got no image; take each result once")
         return self._slot
 
-    def _take(self, plan: Plan) -> None:
+    def _take(self, plan: L) -> None:
         self._slot = self._launcher.pool.take(plan, self)
 
     def _release(self) -> None:
@@ -86,9 +71,51 @@ class _Frame:
             self._release()
             raise
 
+    def _flush(self, windows: int) -> None:
+        """Start so many windows of it that are still waiting.  Raises what went wrong with any."""
+        if self._started < windows and self._error is None:
+            self._launcher.run.flush()
+        if self._error is not None:
+            raise self._error
+
+    def _check(self, strip: int, least: int, most: int) -> None:
+        """Raise DeployError unless what was downloaded says that so many windows arrived, and were numbers."""
+        status, arrived = (int(self._held.arrays["status"][strip, word]) for word in (STATUS, ARRIVED))
+        if not least <= arrived <= most:
+            raise DeployError("frame: the GPU did not run what was started; start the program again, and report this")
+        if status & NOT_FINITE:
+            raise NotFiniteError(f"stitch: {MESSAGES[core.NOT_FINITE]}")
+        if status:
+            raise DeployError(f"stitch: {MESSAGES[2]}")
+
+
+class _Frame(GpuFrame[Plan]):
+    """Windows are handed to the launcher's batches row by row; rows are stitched as soon as all their windows are
+    started.
+    """
+
+    def __init__(self, launcher: Launcher, size: tuple[int, int], confidence: bool) -> None:
+        super().__init__(launcher, size, confidence)
+        self._stitched = 0  # rows of windows
+
+    def started(self, count: int) -> None:
+        plan = self._held.plan
+        self._started += count
+        first, self._stitched = self._stitched, self._started // plan.columns
+        if self._stitched > first:
+            self._stitch(first, self._stitched - 1)
+        if self._launcher.on_window:
+            self._launcher.on_window(self._started, plan.windows)
+
+    def logits(self) -> bytes | None:
+        """What is held of them, once the result was taken."""
+        return None if self._used is None else self._launcher.logits(self._used)
+
+    def _stitch(self, first: int, last: int) -> None:
+        raise NotImplementedError
+
     def _start(self, step: WindowRow, strip: int) -> None:
         """Hand over the windows of a row, whose pixels are on their way."""
-        self._added += len(step.lefts)
         self._launcher.run.add(list(self._launcher.place(self._held, step, strip)), self)
 
     def _finish(self, strip: int, rows: int, marks: int, windows: int) -> tuple[UInt8, np.ndarray | None]:
@@ -96,13 +123,7 @@ class _Frame:
         slot = self._held
         self._gpu.finish(slot.done[strip])
         self._clock.add_to(self._launcher.timings, marks)
-        status, arrived = (int(slot.arrays["status"][strip, word]) for word in (STATUS, ARRIVED))
-        if arrived != windows:
-            raise DeployError("frame: the GPU did not run what was started; start the program again, and report this")
-        if status & NOT_FINITE:
-            raise NotFiniteError(f"stitch: {MESSAGES[core.NOT_FINITE]}")
-        if status:
-            raise DeployError(f"stitch: {MESSAGES[2]}")
+        self._check(strip, windows, windows)
         self._launcher.timings.windows += windows
         return slot.result(strip, rows)
 
@@ -136,10 +157,7 @@ class CudaFrame(_Frame):
     def mask(self) -> Mask:
         with self._working():
             slot = self._held
-            if self._started < slot.plan.windows and self._error is None:
-                self._launcher.run.flush()
-            if self._error is not None:
-                raise self._error
+            self._flush(slot.plan.windows)
             mask = Mask(*self._finish(0, slot.plan.height, self._clock.count, slot.plan.windows))
         self._release()
         return mask
@@ -181,11 +199,8 @@ class CudaStrips(_Frame):
     def band(self, index: int) -> Band:
         start, end = self.steps[index].rows
         with self._working():
-            if self._stitched <= index and self._error is None:
-                self._launcher.run.flush()
-            if self._error is not None:
-                raise self._error
             strip, windows = index % STRIPS, len(self.steps[index].lefts)
+            self._flush((index + 1) * windows)
             labels, certainty = self._finish(strip, end - start, self._marks[index], windows)
         if index + 1 == len(self.steps):
             self._release()

@@ -21,6 +21,7 @@ SUFFIX = {"float32": "f32", "float16": "f16"}  # of the kernels' names, by dtype
 GATHER_BLOCK, GATHER_PIXELS = (64, 4, 1), 4  # pixels a thread: 4 of one row
 SCATTER_BLOCK, SCATTER_BYTES = (256, 1, 1), 64  # bytes a thread, about
 STITCH_BLOCK, STITCH_PATCH, STITCH_STRIP = (32, 4, 1), (4, 4), (1, 4)  # rows and columns a thread
+MEANS_CLASSES = 8  # a thread: TILE_MEANS_CLASSES
 MAX_PHASES_LOG2 = 5  # beyond a ratio of 32 (TILE_MAX_RATIO of tile.c) columns are interpolated one by one
 _GRID_Y = 65535  # the most blocks of a grid along y
 
@@ -95,7 +96,7 @@ def place(
     logits: addresses, one a window; 0 for none.  arrived: address of an int32, 1 more with each window's logits.
     Raises DeployError when a window reaches out of the image or above `first_row`.
     """
-    _addresses("gather", image=image)
+    require_addresses("gather", image=image)
     require_inside((top,), lefts, window, margin, size)
     if max(size) > MAX_PIXELS:
         raise DeployError(f"gather: got an image of {size[1]}x{size[0]}, expected sides of {MAX_PIXELS} at most")
@@ -129,7 +130,7 @@ def gather(
     out: address of n * C * h * w contiguous values of `dtype`, float32 or float16 (rounded to the nearest).
     Raises DeployError when a value is out of range.
     """
-    _addresses("gather", places=places, out=out)
+    require_addresses("gather", places=places, out=out)
     if padding not in PADDINGS:
         raise DeployError(f"gather: got padding {padding!r}, expected one of {', '.join(PADDINGS)}")
     count = len(mean)
@@ -137,7 +138,7 @@ def gather(
     _windows("gather", windows)
     scale, bias = normalisation(mean, std)
     channels = [list(order).index(channel) for channel in range(count)]  # the plane that each becomes
-    argument = _record(
+    argument = record(
         GATHER, places=places, out=out, plane=_filled(channels), scale=_filled(scale[channels]),
         bias=_filled(bias[channels]), channels=count, window_h=window[0], window_w=window[1],
         padding=PADDINGS.index(padding), windows=windows,
@@ -150,9 +151,9 @@ def gather(
 
 def scatter(places: int, windows: int, logits: int, elements: int, dtype: str) -> Launch:
     """Copies the logits of each window, `elements` values of `dtype` from `logits` on, to where its place says."""
-    _addresses("scatter", places=places, logits=logits)
+    require_addresses("scatter", places=places, logits=logits)
     _windows("scatter", windows)
-    argument = _record(SCATTER, places=places, logits=logits, elements=elements, windows=windows)
+    argument = record(SCATTER, places=places, logits=logits, elements=elements, windows=windows)
     itemsize = np.dtype(dtype).itemsize
     blocks = max(1, elements * itemsize // (SCATTER_BYTES * SCATTER_BLOCK[0]))
     return Launch(f"tile_scatter_{_suffix('scatter', dtype)}", (blocks, 1, windows), SCATTER_BLOCK, argument)
@@ -186,6 +187,7 @@ def stitch(
     confidence_stride: int,
     status: int,
     threshold: float = THRESHOLD,
+    means: int = 0,
 ) -> Launch:
     """Labels of rows [r0, r1) of an image `size` (height, width), the same bits as `engines.tiling.core.stitch`.
 
@@ -198,9 +200,10 @@ def stitch(
     status: address of an int32; bit NOT_FINITE is set where a logit or a sum is NaN or infinite, bit UNCOVERED where a
     pixel lies in no held window; never cleared.
     threshold: of the probability of one class alone, see `engines.tiling.core.stitch`.
+    means: address of float32 (classes, r1 - r0, width), which takes the mean logits; labels and confidence are 0 then.
     Raises DeployError when a value is out of range.
     """
-    _addresses("stitch", logits=logits, labels=labels, status=status)
+    require_addresses("stitch", logits=logits, labels=means or labels, status=status)
     if not 1 <= classes <= 255 or min(low) < 1:
         raise DeployError(f"stitch: got logits {(classes, *low)}, expected 1 to 255 classes and at least one value")
     if not 0 <= rows[0] < rows[1] <= size[0] or max(size) > MAX_PIXELS:
@@ -214,12 +217,12 @@ def stitch(
     if labels_stride < size[1] or (confidence and confidence_stride < size[1]):
         raise DeployError(f"stitch: got strides {labels_stride} and {confidence_stride}, expected {size[1]} or more")
     if weights is not None:
-        _addresses("stitch", weight_y=weights[0], weight_x=weights[1])
+        require_addresses("stitch", weight_y=weights[0], weight_x=weights[1])
     window = tiling.labelled
     ratios = _ratio_log2(window[0], low[0]), _ratio_log2(window[1], low[1])
-    argument = _record(
+    argument = record(
         STITCH, logits=logits, weight_y=weights[0] if weights else 0, weight_x=weights[1] if weights else 0,
-        labels=labels, confidence=confidence or 0, status=status, labels_stride=labels_stride,
+        labels=labels, confidence=means or confidence or 0, status=status, labels_stride=labels_stride,
         confidence_stride=confidence_stride, height=size[0], width=size[1], window_h=window[0],
         window_w=window[1], stride_h=tiling.stride_h, stride_w=tiling.stride_w, rows=len(tops),
         columns=len(lefts), logits_h=low[0], logits_w=low[1], classes=classes, ring=ring, pitch=pitch,
@@ -227,18 +230,20 @@ def stitch(
         cut=cut_of(threshold),
     )  # fmt: skip
     way, patch = _way(ratios, (tops, lefts), weights is not None)
-    kind = "_threshold" if classes == 1 else "_confidence" if confidence else ""
+    kind = "_means" if means else "_threshold" if classes == 1 else "_confidence" if confidence else ""
     options = f"{'_weighted' if weights else ''}{kind}"
     name = f"tile_stitch_{way}{options}_{_suffix('stitch', dtype)}"
     first = rows[0] // patch[0] * patch[0]  # patches start at multiples of their size, whatever the band
-    return Launch(name, _grid((rows[1] - first, size[1]), patch), STITCH_BLOCK, argument)
+    columns, lines, _ = grid_of((rows[1] - first, size[1]), patch)
+    return Launch(name, (columns, lines, -(-classes // MEANS_CLASSES) if means else 1), STITCH_BLOCK, argument)
 
 
-def _record(layout: np.dtype[np.void], **values: Any) -> np.void:
-    record = np.zeros(1, layout)
+def record(layout: np.dtype[np.void], **values: Any) -> np.void:
+    """One of `layout`, its other fields 0."""
+    made = np.zeros(1, layout)
     for name, value in values.items():
-        record[name] = value
-    row: np.void = record[0]
+        made[name] = value
+    row: np.void = made[0]
     return row
 
 
@@ -251,7 +256,8 @@ def _way(ratios: tuple[int, int], places: tuple[list[int], list[int]], weighted:
     return "any", STITCH_STRIP
 
 
-def _grid(size: tuple[int, int], patch: tuple[int, int]) -> Dim:
+def grid_of(size: tuple[int, int], patch: tuple[int, int] = (1, 1)) -> Dim:
+    """Blocks of STITCH_BLOCK for (height, width) pixels, of which each thread has a patch."""
     blocks = [
         -(-pixels // (each * block)) for pixels, each, block in zip(size, patch, STITCH_BLOCK[1::-1], strict=True)
     ]
@@ -270,7 +276,8 @@ def _suffix(name: str, dtype: str) -> str:
     return SUFFIX[dtype]
 
 
-def _addresses(name: str, **addresses: int) -> None:
+def require_addresses(name: str, **addresses: int) -> None:
+    """Raise DeployError unless all may lie in a GPU's memory."""
     for what, address in addresses.items():
         if not 0 < address < 2**64:
             raise DeployError(f"{name}: got address {address} for {what}, expected one of the GPU's memory")

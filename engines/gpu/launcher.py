@@ -33,18 +33,18 @@ class Launcher:
     def __init__(
         self, gpu: CudaGpu, session: DeviceSession, spec: ModelSpec, tiling: Tiling, cubin: bytes, log: Log
     ) -> None:  # fmt: skip
-        self.gpu, self._output, self._spec, self.tiling = gpu, session.output, spec, tiling
+        self.gpu, self.output, self.spec, self.tiling = gpu, session.output, spec, tiling
         self.timings, self.pool = Timings(), Pool(gpu)
         self.on_window: Callable[[int, int], None] | None = None
         self.last: CudaEvent | None = None
         self._held: list[CudaMemory] = []
-        self._code = gpu.load(cubin)
-        self._staged = not gpu.info.coherent
+        self.code = gpu.load(cubin)
+        self.staged = not gpu.info.coherent
         self.windows: Windows | None = None
         try:
             weights = core.blend_weights(tiling.blend, *tiling.labelled)
-            self._weights = None if weights is None else (self._uploaded(weights[0]), self._uploaded(weights[1]))
-            self.windows = Windows(gpu, session=session, spec=spec, tiling=tiling, code=self._code, log=log)
+            self.weights = None if weights is None else (self._uploaded(weights[0]), self._uploaded(weights[1]))
+            self.windows = Windows(gpu, session=session, spec=spec, tiling=tiling, code=self.code, log=log)
         except BaseException:
             self.close()
             raise
@@ -57,7 +57,7 @@ class Launcher:
     def plan(self, size: tuple[int, int], pixel: int, confidence: bool, whole: bool) -> Plan:
         return Plan.of(
             self.tiling, size=size, pixel=pixel, confidence=confidence, whole=whole, batch=self.run.batch,
-            window_bytes=self.run.window_bytes, shared=self.gpu.info.integrated, staged=self._staged,
+            window_bytes=self.run.window_bytes, shared=self.gpu.info.integrated, staged=self.staged,
         )  # fmt: skip
 
     def whole(self, plan: Plan) -> bool:
@@ -69,7 +69,7 @@ class Launcher:
         wanted = -(-2 * self.run.batch // plan.windows)
         return IN_FLIGHT if wanted <= IN_FLIGHT else max(IN_FLIGHT, min(wanted, self.pool.most(plan)))
 
-    def place(self, slot: Slot, step: WindowRow, strip: int) -> Any:
+    def place(self, slot: Slot[Plan], step: WindowRow, strip: int) -> Any:
         """Records of the windows of a row, whose pixels are in `strip`."""
         plan = slot.plan
         row = slot.addresses["logits"] + step.index % plan.ring * plan.columns * self.run.window_bytes
@@ -80,7 +80,7 @@ class Launcher:
             arrived=status + 4, first_row=plan.first_row(step), margin=self.tiling.margin,
         )  # fmt: skip
 
-    def stitch(self, slot: Slot, first: int, last: int, strip: int) -> None:
+    def stitch(self, slot: Slot[Plan], first: int, last: int, strip: int) -> None:
         """The rows of labels that the rows of windows `first` to `last` finish."""
         plan = slot.plan
         rows = plan.steps[first].rows[0], plan.steps[last].rows[1]
@@ -88,16 +88,16 @@ class Launcher:
         offset = rows[0] * plan.width if plan.whole else 0
         confidence = slot.address("confidence", strip) if "confidence" in plan.regions else None
         launch = kernels.stitch(
-            slot.addresses["logits"], DTYPES[self._output.dtype].name, (self._output.shape[2], self._output.shape[3]),
-            classes=self._output.shape[1], ring=plan.ring, pitch=plan.columns, tiling=self.tiling,
-            size=(plan.height, plan.width), rows=rows, held=held, weights=self._weights,
+            slot.addresses["logits"], DTYPES[self.output.dtype].name, (self.output.shape[2], self.output.shape[3]),
+            classes=self.output.shape[1], ring=plan.ring, pitch=plan.columns, tiling=self.tiling,
+            size=(plan.height, plan.width), rows=rows, held=held, weights=self.weights,
             labels=slot.address("labels", strip) + offset, labels_stride=plan.width,
             confidence=None if confidence is None else confidence + 4 * offset, confidence_stride=plan.width,
-            status=slot.address("status", strip), threshold=self._spec.threshold or THRESHOLD,
+            status=slot.address("status", strip), threshold=self.spec.threshold or THRESHOLD,
         )  # fmt: skip
-        self.gpu.launch(self._code, launch)
+        self.gpu.launch(self.code, launch)
 
-    def logits(self, slot: Slot) -> bytes | None:
+    def logits(self, slot: Slot[Plan]) -> bytes | None:
         """Of the rows of windows that a slot holds after a frame, in the order of its ring, as the engine wrote; None
         where its memory went to another frame.
         """
@@ -135,7 +135,7 @@ class Launcher:
         self.pool.close()
         while self._held:
             self._held.pop().free()
-        self._code.free()
+        self.code.free()
 
     def _uploaded(self, array: Float32) -> int:
         memory = self.gpu.allocate(array.nbytes)

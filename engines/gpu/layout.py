@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -30,14 +31,50 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Layout:
+    """What is held of one image.  regions: by their names.  device, host: bytes of each kind in all."""
+
+    regions: dict[str, Region]
+    device: int
+    host: int
+
+    @property
+    def bytes(self) -> int:
+        return self.device + self.host
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A region, and in which kinds of memory it has a place."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: type[np.generic]
+    device: bool
+    host: bool
+
+
+def arranged(wanted: Sequence[Wanted]) -> Layout:
+    """One region after another."""
+    regions, device, host = {}, 0, 0
+    for each in wanted:
+        region = Region(
+            each.shape, np.dtype(each.dtype), device if each.device else None, host if each.host else None
+        )  # fmt: skip
+        regions[each.name] = region
+        room = -(-region.bytes // ALIGNMENT) * ALIGNMENT
+        device, host = device + room * each.device, host + room * each.host
+    return Layout(regions, device=device, host=host)
+
+
+@dataclass(frozen=True)
+class Plan(Layout):
     """What a frame holds.
 
     whole: the image and its labels, in one piece; otherwise only the rows at work, `STRIPS` times.
     pixel: bytes of one.  above: rows of the image that a window reads before those that it labels, see `Tiling.margin`.
     steps: the rows of windows.  ring: how many of them have their logits held.
     regions: image, labels, confidence if asked for, status, each as often as there are strips; logits.
-    device, host: bytes of each kind in all.
     """
 
     height: int
@@ -46,9 +83,6 @@ class Plan:
     whole: bool
     steps: tuple[WindowRow, ...]
     ring: int
-    regions: dict[str, Region]
-    device: int
-    host: int
     above: int = 0
 
     @classmethod
@@ -70,33 +104,22 @@ class Plan:
         image_rows = height if whole else min(tiling.window_h, height)
         label_rows = height if whole else max(end - start for start, end in (step.rows for step in steps))
         copied = not shared or (staged and len(steps) * columns > 1)
-        wanted: list[tuple[str, tuple[int, ...], type[np.generic], bool, bool]] = [
-            ("image", (times, image_rows, width, pixel), np.uint8, copied, True),
-            ("labels", (times, label_rows, width), np.uint8, not shared, True),
-            ("confidence", (times, label_rows, width), np.float32, not shared, True),
-            ("status", (times, 2), np.int32, True, True),
-            ("logits", (ring * columns * window_bytes,), np.uint8, True, False),
+        wanted = [
+            Wanted("image", (times, image_rows, width, pixel), np.uint8, device=copied, host=True),
+            Wanted("labels", (times, label_rows, width), np.uint8, device=not shared, host=True),
+            Wanted("confidence", (times, label_rows, width), np.float32, device=not shared, host=True),
+            Wanted("status", (times, 2), np.int32, device=True, host=True),
+            Wanted("logits", (ring * columns * window_bytes,), np.uint8, device=True, host=False),
         ]
-        regions, device, host = {}, 0, 0
-        for name, shape, dtype, on_device, on_host in wanted:
-            if name == "confidence" and not confidence:
-                continue
-            region = Region(shape, np.dtype(dtype), device if on_device else None, host if on_host else None)
-            regions[name] = region
-            room = -(-region.bytes // ALIGNMENT) * ALIGNMENT
-            device, host = device + room * on_device, host + room * on_host
+        layout = arranged([each for each in wanted if confidence or each.name != "confidence"])
         return cls(
-            height, width=width, pixel=pixel, whole=whole, steps=steps, ring=ring, regions=regions, device=device,
-            host=host, above=tiling.margin[0],
+            **vars(layout), height=height, width=width, pixel=pixel, whole=whole, steps=steps, ring=ring,
+            above=tiling.margin[0],
         )  # fmt: skip
 
     def first_row(self, step: WindowRow) -> int:
         """Of the image, the first that is held while `step` runs: as many follow as the image's region has."""
         return max(0, min(step.top - self.above, self.height - self.regions["image"].shape[1]))
-
-    @property
-    def bytes(self) -> int:
-        return self.device + self.host
 
     @property
     def columns(self) -> int:

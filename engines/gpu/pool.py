@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from engines.contract import UInt8
 from engines.gpu.context import CudaGpu, GpuMemoryError
 from engines.gpu.kernels import NOT_RUN
-from engines.gpu.layout import STRIPS, Plan
+from engines.gpu.layout import STRIPS, Layout
 from engines.machine.limits import available_memory, total_memory
 
 IN_FLIGHT = 2  # frames under way at once, at least: the copies of one run beside the kernels of the other
 SHARE = 0.8  # of the free memory, that the frames of whole images in flight may take
 IN_FLIGHT_SHARE = 2  # frames in flight keep at most one such part of the host's free memory page-locked
 HOST_SHARE = 4  # idle memory keeps at most one such part of the host's page-locked
+
+
+L = TypeVar("L", bound=Layout)
 
 
 def host_memory() -> int:
@@ -32,7 +35,7 @@ class Blocks:
     uploaded, computed, done: what has happened of each strip, or of the whole image.
     """
 
-    def __init__(self, gpu: CudaGpu, plan: Plan) -> None:
+    def __init__(self, gpu: CudaGpu, plan: Layout) -> None:
         self.device = gpu.allocate(_rounded(plan.device))
         try:
             self.host = gpu.host_buffer((_rounded(plan.host),), np.uint8)
@@ -45,7 +48,7 @@ class Blocks:
     def bytes(self) -> int:
         return self.device.size + self.host.array.nbytes
 
-    def holds(self, plan: Plan) -> bool:
+    def holds(self, plan: Layout) -> bool:
         return plan.device <= self.device.size and plan.host <= self.host.array.nbytes
 
     def free(self) -> None:
@@ -55,14 +58,14 @@ class Blocks:
         self.device.free()
 
 
-class Slot:
+class Slot(Generic[L]):
     """Memory in the use of one image.
 
     arrays: on the host, by region.  addresses: where the kernels find each, which is the same memory where the GPU
     shares it with the CPU.  strip: 0, or which of the strips.
     """
 
-    def __init__(self, gpu: CudaGpu, plan: Plan, blocks: Blocks, owner: object) -> None:
+    def __init__(self, gpu: CudaGpu, plan: L, blocks: Blocks, owner: object) -> None:
         self.gpu, self.plan, self.blocks = gpu, plan, blocks
         self.owner, self.idle = weakref.ref(owner), False
         self.uploaded, self.computed, self.done = blocks.uploaded, blocks.computed, blocks.done
@@ -121,10 +124,10 @@ class Pool:
 
     def __init__(self, gpu: CudaGpu) -> None:
         self._gpu = gpu
-        self.busy: list[Slot] = []
+        self.busy: list[Slot[Any]] = []
         self.idle: list[Blocks] = []  # oldest first
 
-    def most(self, plan: Plan) -> int:
+    def most(self, plan: Layout) -> int:
         """How many such frames may be under way at once."""
         self._reclaim()
         shared = self._gpu.info.integrated
@@ -135,7 +138,7 @@ class Pool:
         wanted = plan.bytes if shared else plan.device
         return int(min(SHARE * device // wanted, host // IN_FLIGHT_SHARE // plan.host))
 
-    def take(self, plan: Plan, owner: object) -> Slot:
+    def take(self, plan: L, owner: object) -> Slot[L]:
         """Free, until `owner` releases it or is gone.  Raises GpuMemoryError when there is no memory for it."""
         self._reclaim()
         blocks = self._reused(plan) or self._allocated(plan)
@@ -144,7 +147,7 @@ class Pool:
         self.busy.append(slot)
         return slot
 
-    def untouched(self, slot: Slot) -> bool:
+    def untouched(self, slot: Slot[Any]) -> bool:
         """Whether what a slot held is still there, once it was released."""
         return slot.idle and slot in self.busy
 
@@ -169,7 +172,7 @@ class Pool:
         self.busy = [slot for slot in self.busy if slot not in free]
         self.idle += [slot.blocks for slot in free]
 
-    def _reused(self, plan: Plan) -> Blocks | None:
+    def _reused(self, plan: Layout) -> Blocks | None:
         fitting = [blocks for blocks in self.idle if blocks.holds(plan) and blocks.bytes <= 4 * plan.bytes]
         if not fitting:
             return None
@@ -177,7 +180,7 @@ class Pool:
         self.idle.remove(blocks)
         return blocks
 
-    def _allocated(self, plan: Plan) -> Blocks:
+    def _allocated(self, plan: Layout) -> Blocks:
         """New; what is idle makes room, the oldest first."""
         while True:
             try:

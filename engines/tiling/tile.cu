@@ -1,12 +1,14 @@
-/* gather, scatter, stitch and a decoder's tail on a GPU: the same bits as tile.c and tail.c, if compiled with --fmad=false.
+/* gather, scatter, stitch, views and a decoder's tail on a GPU: the same bits as tile.c, views.c, resize.c and tail.c, if
+ * compiled with --fmad=false.
  *
- * Every kernel takes one struct of tile.h or tail.h by value, and no stack.  In all but the tail threads work alone; the
+ * Every kernel takes one struct of tile.h, tile_views.h or tail.h by value, and no stack.  In all but the tail threads work alone; the
  * tail's share memory.
  * Compiled by nvcc, by NVRTC (which has no headers of its own), and as C++ by the tests.
  */
 #include "tail.cuh"
 #include "tile_gather.cuh"
 #include "tile_stitch.cuh"
+#include "tile_views.cuh"
 
 /* threads: of a block, as in engines/gpu/kernels.py; blocks: that fit one multiprocessor, which limits registers. */
 #define TILE_KERNEL(name, args, threads, blocks, ...) \
@@ -32,7 +34,9 @@ TILE_KERNEL(tile_scatter_f16, tile_scatter_launch, 256, 4, tile_scatter<tile_hal
     TILE_KERNEL(tile_stitch_##way##_confidence_##suffix, tile_stitch_launch, 128, sure, \
                 tile_stitch<T, __VA_ARGS__, TILE_CONFIDENCE>) \
     TILE_KERNEL(tile_stitch_##way##_threshold_##suffix, tile_stitch_launch, 128, sure, \
-                tile_stitch<T, __VA_ARGS__, TILE_THRESHOLD>)
+                tile_stitch<T, __VA_ARGS__, TILE_THRESHOLD>) \
+    TILE_KERNEL(tile_stitch_##way##_means_##suffix, tile_stitch_launch, 128, sure, \
+                tile_stitch<T, __VA_ARGS__, TILE_MEANS>)
 
 #define TILE_STITCHES(suffix, T) \
     TILE_STITCH(quarter, suffix, 4, 4, T, tile_quarter<T>) \
@@ -43,6 +47,9 @@ TILE_KERNEL(tile_scatter_f16, tile_scatter_launch, 256, 4, tile_scatter<tile_hal
 
 TILE_STITCHES(f32, float)
 TILE_STITCHES(f16, tile_half)
+
+TILE_KERNEL(tile_resize_u8, tile_resize_launch, 128, 4, tile_resize)
+TILE_KERNEL(tile_views_f32, tile_views_launch, 128, 8, tile_views)
 
 /* By the classes that a thread block adds up, see engines/gpu/tail.py; warps that share 64 pixels; blocks. */
 #define TAIL_KERNELS(classes, groups, threads, blocks) \

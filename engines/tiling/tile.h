@@ -75,6 +75,7 @@ typedef struct {
 } tile_stitch_launch;
 
 enum { TILE_STATUS_NOT_FINITE = 1, TILE_STATUS_UNCOVERED = 2 };
+#define TILE_MEANS_CLASSES 8 /* of mean logits for each blockIdx.z */
 
 /* One channel of one pixel: (v - mean) / std with scale = 1/std and bias = -mean/std. */
 TILE_FN float tile_normalise(uint8_t v, float scale, float bias) { return (float)v * scale + bias; }

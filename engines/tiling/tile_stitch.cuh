@@ -132,21 +132,21 @@ TILE_DEVICE void tile_write_labels(const tile_stitch_launch &a, int32_t y, int32
 }
 
 template <int HEIGHT>
-TILE_DEVICE void tile_write_confidence(const tile_stitch_launch &a, int32_t y, int32_t x,
-                                       const float (&certainty)[HEIGHT][4])
+TILE_DEVICE void tile_write_floats(const tile_stitch_launch &a, float *to, int32_t y, int32_t x,
+                                   const float (&values)[HEIGHT][4])
 {
 #pragma unroll
     for (int i = 0; i < HEIGHT; i++) {
         if (y + i < a.row0 || y + i >= a.row1)
             continue;
-        float *p = a.confidence + (y + i - a.row0) * a.confidence_stride + x;
+        float *p = to + (y + i - a.row0) * a.confidence_stride + x;
         if (x + 4 <= a.width && tile_aligned(p, 16))
-            tile_store4(p, certainty[i]);
+            tile_store4(p, values[i]);
         else
 #pragma unroll
             for (int j = 0; j < 4; j++)
                 if (x + j < a.width)
-                    p[j] = certainty[i][j];
+                    p[j] = values[i][j];
     }
 }
 
@@ -207,7 +207,7 @@ TILE_DEVICE void tile_stitch_patch(const tile_stitch_launch &a, int32_t y, int32
 #pragma unroll
         for (int i = 0; i < 4 * HEIGHT; i++)
             sum[i / 4][i % 4] = 1.0f / sum[i / 4][i % 4];
-        tile_write_confidence<HEIGHT>(a, y, x, sum);
+        tile_write_floats<HEIGHT>(a, a.confidence, y, x, sum);
     }
 }
 
@@ -242,10 +242,41 @@ TILE_DEVICE void tile_threshold_patch(const tile_stitch_launch &a, int32_t y, in
 #pragma unroll
     for (int i = 0; i < 4 * HEIGHT; i++)
         mean[i / 4][i % 4] = tile_probability(mean[i / 4][i % 4], label[i / 4][i % 4]);
-    tile_write_confidence<HEIGHT>(a, y, x, mean);
+    tile_write_floats<HEIGHT>(a, a.confidence, y, x, mean);
 }
 
-enum tile_kind { TILE_LABELS, TILE_CONFIDENCE, TILE_THRESHOLD };
+/* What views are merged from: the mean logits of TILE_MEANS_CLASSES classes, (classes, rows, width) at confidence. */
+template <typename T, typename WAY> TILE_DEVICE void tile_means_patch(const tile_stitch_launch &a, int32_t y, int32_t x)
+{
+    enum { HEIGHT = WAY::HEIGHT };
+    tile_patch<T, WAY> patch(a, y, x);
+    if (!patch.touched()) {
+        atomicOr(a.status, TILE_STATUS_UNCOVERED);
+        return;
+    }
+    float sums[HEIGHT][4], weight[HEIGHT][4], watch = 0.0f;
+    patch.weights(a, weight);
+#pragma unroll
+    for (int i = 0; i < 4 * HEIGHT; i++)
+        weight[i / 4][i % 4] = 1.0f / weight[i / 4][i % 4];
+    int32_t k = (int32_t)blockIdx.z * TILE_MEANS_CLASSES, end = tile_min(k + TILE_MEANS_CLASSES, a.classes);
+    size_t plane = (size_t)a.logits_h * (size_t)a.logits_w, offset = (size_t)k * plane;
+    size_t area = (size_t)(a.row1 - a.row0) * (size_t)a.confidence_stride;
+    float *to = a.confidence + (size_t)k * area;
+#pragma unroll 1
+    for (; k < end; k++, offset += plane, to += area) {
+        patch.template scores<TILE_SET>(a, offset, sums, watch);
+#pragma unroll
+        for (int i = 0; i < 4 * HEIGHT; i++)
+            sums[i / 4][i % 4] *= weight[i / 4][i % 4];
+        tile_write_floats<HEIGHT>(a, to, y, x, sums);
+    }
+    int32_t status = (tile_not_finite(watch) ? TILE_STATUS_NOT_FINITE : 0) | (patch.uncovered(a) ? TILE_STATUS_UNCOVERED : 0);
+    if (status != 0)
+        atomicOr(a.status, status);
+}
+
+enum tile_kind { TILE_LABELS, TILE_CONFIDENCE, TILE_THRESHOLD, TILE_MEANS };
 
 /* Patches start at multiples of their height, wherever row0 lies. */
 template <typename T, typename WAY, int KIND> TILE_DEVICE void tile_stitch(const tile_stitch_launch &a)
@@ -255,7 +286,9 @@ template <typename T, typename WAY, int KIND> TILE_DEVICE void tile_stitch(const
         return;
     int32_t first = a.row0 / WAY::HEIGHT + (int32_t)(blockIdx.y * blockDim.y + threadIdx.y);
     for (int32_t i = first; i * WAY::HEIGHT < a.row1; i += step)
-        if (KIND == TILE_THRESHOLD)
+        if (KIND == TILE_MEANS)
+            tile_means_patch<T, WAY>(a, i * WAY::HEIGHT, x);
+        else if (KIND == TILE_THRESHOLD)
             tile_threshold_patch<T, WAY>(a, i * WAY::HEIGHT, x);
         else
             tile_stitch_patch<T, WAY, KIND == TILE_CONFIDENCE>(a, i * WAY::HEIGHT, x);

@@ -1,6 +1,6 @@
-"""Several views of an image in place of the image, on any device: views, windows and merging as one `Device`.
+"""Several views of an image in place of the image: views, windows and merging as one `Device`.
 
-The engine runs where it is; windows are gathered, and views merged, in the C core.
+`ViewsDevice` is that of the host; engines/gpu/views has that of a GPU.
 """
 
 from __future__ import annotations
@@ -21,34 +21,21 @@ from engines.views.views import ImageViews, View
 from engines.views.work import ViewTimes, ViewWork, mirrored
 
 
-class ViewsDevice:
+class DeviceOfViews:
     """What `inner` holds, used on several views of each image.  Closed with `inner`.
 
-    threads: for gathering, resizing and merging; 0 means all cores of this process.  timings: of all images so far;
-    resizing counts as gathering, reading and writing of logits as stitching.  spare: see `ViewWork`.
+    threads: of the host; 0 means all cores of this process.  timings: of all images so far; resizing counts as
+    gathering.
     """
-
-    in_flight = 1
-    parts = True
 
     def __init__(self, inner: Device, views: ImageViews, threads: int = 0) -> None:
         self.inner, self.views, self.threads = inner, views, threads
         self.spec, self.tiling, self.batch, self.timings = inner.spec, inner.tiling, inner.batch, Timings()
         self.window = self.tiling.labelled
-        self.on_window: Callable[[int, int], None] | None = None
-        self.spare: list[InFile] = []
 
     @property
     def name(self) -> str:
         return self.inner.name
-
-    @property
-    def graph(self) -> str:
-        return "off: views are merged on the host" if self.inner.name != "host" else ""
-
-    @property
-    def transfers(self) -> str:
-        return ""
 
     @property
     def memory(self) -> int | None:
@@ -57,12 +44,6 @@ class ViewsDevice:
     @property
     def session(self) -> Session:
         return self.inner.session
-
-    def whole_frame(self, height: int, width: int, confidence: bool) -> ViewsFrame:
-        return ViewsFrame(self, height, width, confidence)
-
-    def strips(self, height: int, width: int, confidence: bool) -> ViewsStrips:
-        return ViewsStrips(self, height, width, confidence)
 
     def held_logits(self) -> None:
         return None
@@ -84,6 +65,28 @@ class ViewsDevice:
         """Each view of an image with its windows."""
         views = self._views_of(image)
         return [(self.view_of(image, view), self.tiling.window_rows(view.height, view.width)) for view in views]
+
+
+class ViewsDevice(DeviceOfViews):
+    """Windows are gathered, and views merged, in the C core; reading and writing of logits counts as stitching.
+
+    spare: see `ViewWork`.
+    """
+
+    in_flight = 1
+    parts = True
+    graph = transfers = ""
+
+    def __init__(self, inner: Device, views: ImageViews, threads: int = 0) -> None:
+        super().__init__(inner, views, threads)
+        self.on_window: Callable[[int, int], None] | None = None
+        self.spare: list[InFile] = []
+
+    def whole_frame(self, height: int, width: int, confidence: bool) -> ViewsFrame:
+        return ViewsFrame(self, height, width, confidence)
+
+    def strips(self, height: int, width: int, confidence: bool) -> ViewsStrips:
+        return ViewsStrips(self, height, width, confidence)
 
 
 class ViewsFrame(FrameOfStrips["ViewsStrips"]):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -39,6 +39,13 @@ class ViewTimes:
     def to_json(self) -> dict[str, Any]:
         times = {f"{part}_ms": 1e3 * getattr(self, part) for part in ("resize", "gather", "engine")}
         return {**asdict(self.view), "windows": self.windows, **times}
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A frame of several views.  times: of each."""
+
+    times: tuple[ViewTimes, ...]
 
 
 class ViewWork:

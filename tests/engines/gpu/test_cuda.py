@@ -55,7 +55,7 @@ def _finished(process: subprocess.Popen[str]) -> tuple[str, str]:
     return out, err
 
 
-@pytest.mark.parametrize("name", ["check_flow", "check_errors", "check_tail", "check_counts"])
+@pytest.mark.parametrize("name", ["check_flow", "check_errors", "check_tail", "check_views", "check_counts"])
 def test_on_the_fake_driver(environment: dict[str, str], name: str) -> None:
     out, err = _finished(_check(environment, name))
     assert "skipped" not in out
@@ -75,14 +75,23 @@ def test_two_processes_at_once(environment: dict[str, str]) -> None:
         assert "FAKE CUDA" not in _finished(process)[1]
 
 
-@pytest.mark.parametrize(("launches", "masks"), [(0, (0, 0)), (70, (0, 2)), (150, (2, 4)), (250, (4, 7))])
+@pytest.mark.parametrize(
+    ("launches", "views", "masks"),
+    [(0, "0", (0, 0)), (70, "0", (0, 2)), (150, "0", (2, 4)), (250, "0", (4, 7)), (2000, "1", (2, 6))],
+)
 @pytest.mark.parametrize("integrated", ["0", "1"], ids=["discrete", "integrated"])
 @pytest.mark.parametrize("lazy", ["0", "1"], ids=["at once", "late"])
 def test_a_context_lost_in_the_middle_of_a_folder(
-    environment: dict[str, str], tmp_path: Path, launches: int, masks: tuple[int, int], integrated: str, lazy: str
+    environment: dict[str, str],
+    tmp_path: Path,
+    launches: int,
+    views: str,
+    masks: tuple[int, int],
+    integrated: str,
+    lazy: str,
 ) -> None:
     """The masks that were written are whole and right, the others are reported, and nothing more runs on the GPU."""
-    arguments = [str(launches), integrated, lazy, str(tmp_path)]
+    arguments = [str(launches), integrated, lazy, str(tmp_path), views]
     out, err = _finished(_start(environment, "tests.engines.gpu.fake_cuda.lost", *arguments))
     seen = json.loads(out)
     report, written = seen["report"], seen["written"]

@@ -25,13 +25,16 @@ from benchmarks.kernel_cases import (
     StitchCase,
     TailCase,
 )  # fmt: skip
+from benchmarks.view_cases import RESIZES, VIEWS, ResizeCase, ViewCase
 from engines.contract import packed
 from engines.errors import DeployError
 from engines.gpu import kernels
 from engines.gpu.tail import tail
+from engines.gpu.views import launches
 from engines.spec import MAX_BANDS
 from engines.tiling import core
 from engines.tiling import tail as tails
+from engines.tiling.merge import MERGES
 from engines.tiling.placement import Tiling
 from tests.engines.gpu.emulated import Emulated, build
 
@@ -65,6 +68,18 @@ def test_logits_go_where_their_places_want_them(machine: Emulated, case: Scatter
 def test_stitch_equals_the_c_core(machine: Emulated, case: StitchCase, dtype: str, bands: bool) -> None:
     for confidence in (False, True):
         assert case.differences(machine, dtype, confidence, bands) == 0
+
+
+@pytest.mark.parametrize("case", RESIZES, ids=str)
+def test_an_image_is_resized_as_in_the_c_core(machine: Emulated, case: ResizeCase) -> None:
+    assert case.differences(machine) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", VIEWS, ids=str)
+def test_views_are_merged_as_in_the_c_core(machine: Emulated, case: ViewCase, dtype: str) -> None:
+    for confidence in (False, True):
+        assert case.differences(machine, dtype, confidence) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -370,6 +385,7 @@ def test_layouts_are_the_compilers(tmp_path: Path) -> None:
     for kind, layout in (
         ("tile_window", kernels.PLACE), ("tile_gather_launch", kernels.GATHER), ("tail_launch", tails.LAUNCH),
         ("tile_scatter_launch", kernels.SCATTER), ("tile_stitch_launch", kernels.STITCH),
+        ("tile_resize_launch", launches.RESIZE), ("tile_views_launch", launches.VIEWS),
     ):  # fmt: skip
         lines.append(f'printf("%zu\\n", sizeof({kind}));')
         expected.append(layout.itemsize)
@@ -379,12 +395,18 @@ def test_layouts_are_the_compilers(tmp_path: Path) -> None:
             expected += [field[1], field[0].itemsize]
     lines.append('printf("%d %d %d\\n", TILE_MAX_WINDOWS, TILE_STATUS_NOT_FINITE, TILE_STATUS_UNCOVERED);')
     expected += [kernels.MAX_WINDOWS, kernels.NOT_FINITE, kernels.UNCOVERED]
-    lines.append('printf("%d\\n", TILE_MAX_BANDS);')
-    expected.append(MAX_BANDS)
+    lines.append('printf("%d %d\\n", TILE_MAX_BANDS, TILE_MEANS_CLASSES);')
+    expected += [MAX_BANDS, kernels.MEANS_CLASSES]
+    lines.append('printf("%d %d %d %d\\n", TILE_VIEWS_FIRST, TILE_VIEWS_LAST, TILE_VIEWS_MEAN, TILE_VIEWS_MAX);')
+    expected += [launches.FIRST, launches.LAST, MERGES.index("mean"), MERGES.index("max")]
     lines.append('printf("%d %d %d\\n", TAIL_MAPS, TAIL_PIXELS, TAIL_CHUNK);')
     expected += [tails.MAPS, tails.PIXELS, tails.CHUNK]
     source = tmp_path / "layout.c"
-    source.write_text('#include <stdio.h>\n#include "tail.h"\nint main(void) {\n' + "\n".join(lines) + "\n}\n")
+    source.write_text(
+        '#include <stdio.h>\n#include "tail.h"\n#include "tile_views.h"\nint main(void) {\n'
+        + "\n".join(lines)
+        + "\n}\n"
+    )
     program = tmp_path / "layout"
     subprocess.run(
         ["gcc", "-std=c11", "-I", str(ROOT / "engines" / "tiling"), str(source), "-o", str(program)], check=True

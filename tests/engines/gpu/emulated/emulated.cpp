@@ -122,6 +122,14 @@ struct Stitch {
     void (*kernel)(tile_stitch_launch);
 };
 
+struct Resize {
+    const char *name;
+    void (*kernel)(tile_resize_launch);
+};
+struct Views {
+    const char *name;
+    void (*kernel)(tile_views_launch);
+};
 struct Tail {
     const char *name;
     void (*kernel)(tail_launch);
@@ -129,7 +137,7 @@ struct Tail {
 
 #define NAMED(kernel) {#kernel, kernel}
 #define KINDS(kind) NAMED(kind##_f32), NAMED(kind##_f16)
-#define WAYS(way) KINDS(way), KINDS(way##_confidence), KINDS(way##_threshold)
+#define WAYS(way) KINDS(way), KINDS(way##_confidence), KINDS(way##_threshold), KINDS(way##_means)
 
 const Gather GATHERS[] = {NAMED(tile_gather_f32), NAMED(tile_gather_f16), NAMED(tile_gather_bands_f32),
                          NAMED(tile_gather_bands_f16)};
@@ -137,6 +145,8 @@ const Scatter SCATTERS[] = {KINDS(tile_scatter)};
 const Stitch STITCHES[] = {WAYS(tile_stitch_quarter), WAYS(tile_stitch_whole), WAYS(tile_stitch_whole_weighted),
                            WAYS(tile_stitch_any), WAYS(tile_stitch_any_weighted)};
 
+const Resize RESIZES[] = {NAMED(tile_resize_u8)};
+const Views VIEWS[] = {NAMED(tile_views_f32)};
 const Tail TAILS[] = {KINDS(tail_to_8),  KINDS(tail_to_12), KINDS(tail_to_20), KINDS(tail_to_24),
                       KINDS(tail_to_48), KINDS(tail_to_80), KINDS(tail_to_160)};
 
@@ -173,6 +183,12 @@ extern "C" int emulated_launch(const char *kernel, const unsigned grid[3], const
         if (std::strcmp(known.name, kernel) == 0)
             return run(known.kernel, grid, block, args), 0;
     for (const Stitch &known : STITCHES)
+        if (std::strcmp(known.name, kernel) == 0)
+            return run(known.kernel, grid, block, args), 0;
+    for (const Resize &known : RESIZES)
+        if (std::strcmp(known.name, kernel) == 0)
+            return run(known.kernel, grid, block, args), 0;
+    for (const Views &known : VIEWS)
         if (std::strcmp(known.name, kernel) == 0)
             return run(known.kernel, grid, block, args), 0;
     return 1;

@@ -197,7 +197,7 @@ def test_an_image_of_a_third_of_the_memory_is_always_whole(schedule: int) -> Non
     with opened(engine, TILING) as (segmenter, device, gpu):
         before = support.driver().fake_used()
         segmenter.segment(pictures[0])
-        size = device._launcher.pool.busy[0].blocks.device.size
+        size = device.launcher.pool.busy[0].blocks.device.size
         configure(lazy=schedule, memory=before + int(size / 0.31))
         taken: list[int] = []
         allocate = gpu.allocate
@@ -211,7 +211,7 @@ def test_an_image_of_a_third_of_the_memory_is_always_whole(schedule: int) -> Non
 def test_idle_memory_is_only_a_part_of_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_pool, "host_memory", lambda: 4 * 150_000)
     with opened(Engine(TILING), TILING) as (segmenter, device, _):
-        pool = device._launcher.pool
+        pool = device.launcher.pool
         for height in (40, 150, 300, 600, 40):
             segmenter.segment(image(height, 150))
             assert sum(blocks.host.array.nbytes for blocks in pool.idle) <= 150_000
@@ -349,7 +349,7 @@ def test_a_frame_that_was_given_up_leaves_its_memory(schedule: int, batch: int) 
         for seed in range(3):
             picture = image(150, 333, seed)
             assert same(segmenter.segment(picture), on_host(engine, TILING).segment(picture))
-        assert len(device._launcher.pool.busy) + len(device._launcher.pool.idle) <= 6
+        assert len(device.launcher.pool.busy) + len(device.launcher.pool.idle) <= 6
         assert same(kept.mask(), on_host(engine, TILING).segment(image(150, 333, 1)))
         with pytest.raises(DeployError, match="take each result once"):
             kept.mask()

@@ -14,7 +14,7 @@
 #define PAGE 4096u
 #define EXPORT __attribute__((visibility("default")))
 
-struct settings fake_settings = {1LL << 30, 0, 0, -1, 0, 1, 0};
+struct settings fake_settings = {1LL << 30, 0, 0, -1, 0, 1, 0, 0};
 CUresult fake_sticky = CUDA_SUCCESS;
 long fake_alive[KINDS];
 long long fake_counted[COUNTS];
@@ -55,7 +55,7 @@ EXPORT int fake_set(const char *name, long long value) {
         {"memory", &fake_settings.memory},         {"integrated", &fake_settings.integrated},
         {"lazy", &fake_settings.lazy},             {"fail_after", &fake_settings.fail_after},
         {"refuse_capture", &fake_settings.refuse_capture}, {"devices", &fake_settings.devices},
-        {"coherent", &fake_settings.coherent},
+        {"coherent", &fake_settings.coherent},     {"old_kernels", &fake_settings.old_kernels},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(name, known[i].name)) {
@@ -80,7 +80,7 @@ EXPORT int fake_state(long *alive) {
 }
 
 __attribute__((constructor)) static void read_environment(void) {
-    const char *names[] = {"memory", "integrated", "lazy", "fail_after", "refuse_capture", "devices", "coherent"};
+    const char *names[] = {"memory", "integrated", "lazy", "fail_after", "refuse_capture", "devices", "coherent", "old_kernels"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char variable[64] = "FAKE_CUDA_";
         for (size_t j = 0; names[i][j]; j++) variable[10 + j] = (char)(names[i][j] == '_' ? '_' : names[i][j] - 32);
@@ -275,7 +275,7 @@ CUresult cuModuleUnload(CUmodule handle) {
 }
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule handle, const char *name) {
     ENTER(1);
-    if (!strncmp(name, "no_", 3)) return CUDA_ERROR_NOT_FOUND;
+    if (!strncmp(name, "no_", 3) || (fake_settings.old_kernels && strstr(name, "views"))) return CUDA_ERROR_NOT_FOUND;
     struct module *module = (struct module *)handle;
     struct function *made = calloc(1, sizeof *made);
     snprintf(made->name, sizeof made->name, "%s", name);

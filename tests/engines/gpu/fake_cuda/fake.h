@@ -7,7 +7,7 @@
  * Settings, from the environment when it is loaded (FAKE_CUDA_MEMORY ...) or by fake_set at any time:
  *   memory        bytes that the GPU has                         integrated  1: shares memory with the CPU
  *   lazy          1: streams run as late as possible             devices     how many GPUs there are
- *   coherent      1: caches what it reads of the host's memory
+ *   coherent      1: caches what it reads of the host's memory      old_kernels  1: modules have no kernels of views
  *   refuse_capture  1: nothing can be recorded, 2: no host function can be, 3: no graph is instantiated
  *   fail_after    this many launches from now, counted once it is set, an illegal address breaks the context; -1 never
  */
@@ -22,7 +22,7 @@ typedef int (*fake_launcher)(const char *kernel, const uint32_t *grid, const uin
                              unsigned shared);
 
 struct settings {
-    long long memory, integrated, lazy, fail_after, refuse_capture, devices, coherent;
+    long long memory, integrated, lazy, fail_after, refuse_capture, devices, coherent, old_kernels;
 };
 extern struct settings fake_settings;
 extern CUresult fake_sticky; /* what broke the context, or CUDA_SUCCESS */

@@ -1,6 +1,6 @@
-"""lost.py N INTEGRATED LAZY FOLDER: `run` over 8 images; after N launches the GPU's context breaks.
+"""lost.py N INTEGRATED LAZY FOLDER VIEWS: `run` over 8 images; after N launches the GPU's context breaks.
 
-FOLDER gets the images and the masks.  Prints the report and what is left.
+VIEWS: 1 for several views of each.  FOLDER gets the images and the masks.  Prints the report and what is left.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from engines.gpu.device import CudaDevice
 from engines.images.inputs import expand
 from engines.segmenter import Segmenter
 from engines.tiling.placement import Tiling
+from engines.views.views import ImageViews
 from tests.engines.gpu.fake_cuda.support import CUBIN, SPEC, Engine, configure, driver, image, on_host
 
 TILING = Tiling(64, 96, 48, 64)
+VIEWS = ImageViews(scales=(1.0, 0.8), flip=True)
 
 
 def _error(action: Callable[[], object]) -> str:
@@ -38,17 +40,18 @@ def _open() -> None:
         pass
 
 
-def main(launches: int, integrated: int, lazy: int, folder: Path) -> None:
+def main(launches: int, integrated: int, lazy: int, folder: Path, views: int) -> None:
     configure(integrated=integrated, lazy=lazy)
     engine = Engine(TILING)
     host = on_host(engine, TILING)
+    host = host.on_views(VIEWS, 1) if views else host
     pictures = {f"{seed}.png": image(150, 333, seed) for seed in range(8)}
     for name, picture in pictures.items():
         Image.fromarray(picture).save(folder / name)
     output = folder / "masks"
     with open_gpu() as gpu, CudaDevice(gpu, engine, SPEC, TILING, CUBIN) as device:
         driver().fake_set(b"fail_after", launches)
-        segmenter = Segmenter(device)
+        segmenter = Segmenter(device).on_views(VIEWS) if views else Segmenter(device)
         report = run_images(segmenter, expand([str(folder)], output), output, RunOptions())
         later = [
             _error(lambda: segmenter.segment(pictures["0.png"])),
@@ -64,4 +67,4 @@ def main(launches: int, integrated: int, lazy: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), Path(sys.argv[4]))
+    main(*map(int, sys.argv[1:4]), Path(sys.argv[4]), int(sys.argv[5]))

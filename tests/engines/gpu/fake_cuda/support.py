@@ -26,7 +26,7 @@ CUBIN = b"\x7fELF that the fake driver takes"
 KINDS = ("device", "host", "modules", "streams", "events", "graphs", "contexts")
 SPEC = ModelSpec("fake", "one", tuple("abcde"), tuple((i, i, i) for i in range(5)), channel_order="BGR")
 _DEFAULTS = {"memory": 1 << 30, "integrated": 0, "lazy": 0, "fail_after": -1, "refuse_capture": 0, "devices": 1,
-             "coherent": 0}  # fmt: skip
+             "coherent": 0, "old_kernels": 0}  # fmt: skip
 _HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
