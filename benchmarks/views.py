@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.gpu.views.layout import ViewsPlan, Windows
+from engines.gpu.views.layout import ViewsPlan, WindowLogits
 from engines.machine.limits import cores
 from engines.measure.worker import _peak_bytes as peak_bytes
 from engines.segmenter import Segmenter, open_segmenter
@@ -84,7 +84,7 @@ def on_a_gpu(classes: int, size: tuple[int, int]) -> ViewsPlan:
     tiling = Tiling(1024, 1024, 768, 768)
     schedule = Schedule.of(size[0], VIEWS.of(*size, tiling.labelled), tiling)
     return ViewsPlan.of(
-        schedule, size=size, pixel=4, channels=3, windows=Windows(1, 2 * classes * 256 * 256, classes, (256, 256)),
+        schedule, size=size, pixel=4, channels=3, windows=WindowLogits(1, 2 * classes * 256 * 256, classes, (256, 256)),
         direct=False, confidence=True, made_here=True, copied=True, shared=False,
     )  # fmt: skip
 
@@ -104,7 +104,7 @@ def main() -> None:
               f"gather {row['gather_ms']:.0f} ms, stitch {row['stitch_ms']:.0f} ms")  # fmt: skip
     print(f"{'':14}{twelve['peak'] / one['peak']:8.2f} times the memory")
     plan = on_a_gpu(args.classes, (height, width))
-    print(f"on a GPU      {plan.device / 1e6:8.0f} MB, {plan.logits / 1e6:.0f} of them logits; {plan.rows} rows at once")
+    print(f"{'on a GPU':14}{plan.device / 1e6:8.0f} MB, {plan.logits / 1e6:.0f} of them logits")
     result = {"date": str(date.today()), "one": one, "twelve": twelve, "gpu_bytes": plan.device}
     if args.bundle:
         result["bundle"] = found = share_outside(args.bundle, (height, width))

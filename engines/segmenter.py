@@ -28,7 +28,7 @@ from engines.tiling.sizes import Resize
 from engines.tiling.tail import HostTail, Tail
 from engines.views.device import DeviceOfViews, ViewsDevice
 from engines.views.views import ImageViews
-from engines.views.work import Timed, ViewTimes
+from engines.views.work import TimedViews, ViewTimes
 
 __all__ = ["Band", "Mask", "Running", "Segmenter", "Timings", "open_on_device", "open_segmenter"]
 
@@ -170,7 +170,7 @@ class Running:
     @property
     def views(self) -> tuple[ViewTimes, ...]:
         """What each view took, where there are several or one of another size."""
-        return self._frame.times if isinstance(self._frame, Timed) else ()
+        return self._frame.times if isinstance(self._frame, TimedViews) else ()
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -31,7 +31,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Layout:
+class MemoryLayout:
     """What is held of one image.  regions: by their names.  device, host: bytes of each kind in all."""
 
     regions: dict[str, Region]
@@ -54,7 +54,7 @@ class Wanted:
     host: bool
 
 
-def arranged(wanted: Sequence[Wanted]) -> Layout:
+def arranged(wanted: Sequence[Wanted]) -> MemoryLayout:
     """One region after another."""
     regions, device, host = {}, 0, 0
     for each in wanted:
@@ -64,11 +64,11 @@ def arranged(wanted: Sequence[Wanted]) -> Layout:
         regions[each.name] = region
         room = -(-region.bytes // ALIGNMENT) * ALIGNMENT
         device, host = device + room * each.device, host + room * each.host
-    return Layout(regions, device=device, host=host)
+    return MemoryLayout(regions, device=device, host=host)
 
 
 @dataclass(frozen=True)
-class Plan(Layout):
+class Plan(MemoryLayout):
     """What a frame holds.
 
     whole: the image and its labels, in one piece; otherwise only the rows at work, `STRIPS` times.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engines.contract import UInt8
 from engines.gpu.context import CudaGpu, GpuMemoryError
 from engines.gpu.kernels import NOT_RUN
-from engines.gpu.layout import STRIPS, Layout
+from engines.gpu.layout import STRIPS, MemoryLayout
 from engines.machine.limits import available_memory, total_memory
 
 IN_FLIGHT = 2  # frames under way at once, at least: the copies of one run beside the kernels of the other
@@ -21,7 +21,7 @@ IN_FLIGHT_SHARE = 2  # frames in flight keep at most one such part of the host's
 HOST_SHARE = 4  # idle memory keeps at most one such part of the host's page-locked
 
 
-L = TypeVar("L", bound=Layout)
+L = TypeVar("L", bound=MemoryLayout)
 
 
 def host_memory() -> int:
@@ -35,7 +35,7 @@ class Blocks:
     uploaded, computed, done: what has happened of each strip, or of the whole image.
     """
 
-    def __init__(self, gpu: CudaGpu, plan: Layout) -> None:
+    def __init__(self, gpu: CudaGpu, plan: MemoryLayout) -> None:
         self.device = gpu.allocate(_rounded(plan.device))
         try:
             self.host = gpu.host_buffer((_rounded(plan.host),), np.uint8)
@@ -48,7 +48,7 @@ class Blocks:
     def bytes(self) -> int:
         return self.device.size + self.host.array.nbytes
 
-    def holds(self, plan: Layout) -> bool:
+    def holds(self, plan: MemoryLayout) -> bool:
         return plan.device <= self.device.size and plan.host <= self.host.array.nbytes
 
     def free(self) -> None:
@@ -127,7 +127,7 @@ class Pool:
         self.busy: list[Slot[Any]] = []
         self.idle: list[Blocks] = []  # oldest first
 
-    def most(self, plan: Layout) -> int:
+    def most(self, plan: MemoryLayout) -> int:
         """How many such frames may be under way at once."""
         self._reclaim()
         shared = self._gpu.info.integrated
@@ -172,7 +172,7 @@ class Pool:
         self.busy = [slot for slot in self.busy if slot not in free]
         self.idle += [slot.blocks for slot in free]
 
-    def _reused(self, plan: Layout) -> Blocks | None:
+    def _reused(self, plan: MemoryLayout) -> Blocks | None:
         fitting = [blocks for blocks in self.idle if blocks.holds(plan) and blocks.bytes <= 4 * plan.bytes]
         if not fitting:
             return None
@@ -180,7 +180,7 @@ class Pool:
         self.idle.remove(blocks)
         return blocks
 
-    def _allocated(self, plan: Layout) -> Blocks:
+    def _allocated(self, plan: MemoryLayout) -> Blocks:
         """New; what is idle makes room, the oldest first."""
         while True:
             try:

@@ -42,7 +42,7 @@ class ViewTimes:
 
 
 @runtime_checkable
-class Timed(Protocol):
+class TimedViews(Protocol):
     """A frame of several views.  times: of each."""
 
     times: tuple[ViewTimes, ...]

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from engines.gpu.layout import Layout, Wanted, arranged
+from engines.gpu.layout import MemoryLayout, Wanted, arranged
 from engines.gpu.views.launches import room
 from engines.views.schedule import Schedule
 from engines.views.views import View
@@ -18,7 +18,7 @@ ROWS = 4  # at least
 
 
 @dataclass(frozen=True)
-class Windows:
+class WindowLogits:
     """batch: per run of the engine.  bytes: the logits of one.  classes: channels of the logits.  low: their (h, w)."""
 
     batch: int
@@ -28,7 +28,7 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class ViewsPlan(Layout):
+class ViewsPlan(MemoryLayout):
     """What the views of one image of `size` hold.
 
     pixel: bytes of one, of the image.  rings: of each view, how many rows of its windows have their logits held.
@@ -48,7 +48,7 @@ class ViewsPlan(Layout):
 
     @classmethod
     def of(
-        cls, schedule: Schedule, size: tuple[int, int], pixel: int, channels: int, windows: Windows, direct: bool,
+        cls, schedule: Schedule, size: tuple[int, int], pixel: int, channels: int, windows: WindowLogits, direct: bool,
         confidence: bool, made_here: bool, copied: bool, shared: bool,
     ) -> ViewsPlan:  # fmt: skip
         """made_here: the GPU resizes the image; else views come from the host.  copied: what comes from there is.

@@ -8,7 +8,7 @@ from engines.contract import UInt8
 from engines.gpu.host_copies import DTYPES
 from engines.gpu.launcher import Launcher
 from engines.gpu.views.launches import Logits
-from engines.gpu.views.layout import ViewsPlan, Windows
+from engines.gpu.views.layout import ViewsPlan, WindowLogits
 from engines.images.resize import resample
 from engines.spec import OPENCV
 from engines.tiling.device import Timings
@@ -37,7 +37,7 @@ class Setup:
         one = not self.views.scales and (view.height, view.width) == launcher.tiling.labelled
         return ViewsPlan.of(
             schedule, size=size, pixel=pixel, channels=len(launcher.spec.mean), confidence=confidence,
-            windows=Windows(launcher.run.batch, launcher.run.window_bytes, classes=self.classes, low=self.low),
+            windows=WindowLogits(launcher.run.batch, launcher.run.window_bytes, classes=self.classes, low=self.low),
             direct=launcher.spec.direct and one, made_here=self.made_here, copied=not shared or launcher.staged,
             shared=shared,
         )  # fmt: skip

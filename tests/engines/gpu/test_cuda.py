@@ -77,7 +77,7 @@ def test_two_processes_at_once(environment: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("launches", "views", "masks"),
-    [(0, "0", (0, 0)), (70, "0", (0, 2)), (150, "0", (2, 4)), (250, "0", (4, 7)), (2000, "1", (2, 6))],
+    [(0, "0", (0, 0)), (70, "0", (0, 2)), (150, "0", (2, 4)), (250, "0", (4, 7)), (900, "1", (1, 5))],
 )
 @pytest.mark.parametrize("integrated", ["0", "1"], ids=["discrete", "integrated"])
 @pytest.mark.parametrize("lazy", ["0", "1"], ids=["at once", "late"])
