@@ -27,6 +27,7 @@ _THREADS = 4  # of a decoder: each holds a frame
 _DECLARE = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"})  # formats that say how long they are
 _SLACK = Fraction(1, 4)  # seconds that a video may be shorter than it says
 _FASTEST = 1000  # frames a second; what is above is a clock's rate
+_OLDEST = 17  # of PyAV; before, it converted every colour as if it were BT.601 and limited, whatever the tags say
 _HDR = {16: "PQ", 18: "HLG"}  # of AVColorTransferCharacteristic
 
 
@@ -131,8 +132,8 @@ class AvReader:
             width, height, aspect = height, width, 1 / aspect
         if frame.interlaced_frame:
             self.notes.append(f"{self._source} is interlaced; its fields are labelled together")
-        if frame.color_trc in _HDR:
-            kind = _HDR[frame.color_trc]
+        if stream.codec_context.color_trc in _HDR:
+            kind = _HDR[stream.codec_context.color_trc]
             self.notes.append(f"{self._source} is HDR ({kind}): its values are taken as they are, and look dull")
         others = sum(not _is_cover(each) for each in self._container.streams.video) - 1
         if others:
@@ -161,7 +162,7 @@ class AvReader:
 def open_av(source: str, wanted: Pixels, max_pixels: int) -> Iterator[VideoReader]:
     """Raises DeployError where FFmpeg cannot open it, it has no picture, or one of more than `max_pixels`."""
     name, path = shown(source), Path(source)
-    av = _av(name)
+    av = require_av(name)
     remote, camera = is_stream(source), path.is_char_device()
     options = {"rtsp_transport": "tcp"} if source.lower().startswith("rtsp") else {}
     if not remote and not camera:
@@ -253,9 +254,12 @@ def _explained(name: str, what: str) -> Iterator[None]:
         raise DeployError(f"video {name}: {what}FFmpeg says: {said}") from error
 
 
-def _av(name: str) -> Any:
+def require_av(name: str) -> Any:
+    """PyAV.  name: of the video that wants it.  Raises DeployError where there is none, or an older one."""
     try:
         import av
     except ImportError as error:
         raise DeployError(f"video {name}: expected PyAV for it; {INSTALL}") from error
+    if int(av.__version__.split(".")[0]) < _OLDEST:
+        raise DeployError(f"video {name}: got PyAV {av.__version__}, expected {_OLDEST} or later; {INSTALL}")
     return av

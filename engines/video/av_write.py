@@ -14,6 +14,7 @@ import numpy as np
 from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.spec import RGB
+from engines.video.av_read import require_av
 from engines.video.frames import VideoInfo
 
 _UNKNOWN = Fraction(25)  # frames a second, said where nobody knows; times are written all the same
@@ -70,10 +71,9 @@ def write_grey(path: Path, size: tuple[int, ...], info: VideoInfo, look: Look | 
 
     look: written as tags, ``CLASS_0=road`` and ``COLOR_0=#804080``.  Raises DeployError.
     """
-    from av import open as begin
-
+    av = require_av(str(path))
     with _explained(path):
-        container = begin(str(path), "w", format="matroska")
+        container = av.open(str(path), "w", format="matroska")
     with _closing(container):
         if look is not None:
             for label, (name, colour) in enumerate(zip(look.classes, look.palette, strict=True)):
@@ -93,13 +93,11 @@ def write_picture(path: Path, size: tuple[int, ...], info: VideoInfo) -> Iterato
 
     An odd size grows by the last row or column.  Raises DeployError.
     """
-    from av import codecs_available
-    from av import open as begin
-
-    name = next(each for each in _ENCODERS if each in codecs_available)
+    av = require_av(str(path))
+    name = next(each for each in _ENCODERS if each in av.codecs_available)
     tick = info.tick if name != "mpeg4" or info.tick.denominator < _MPEG4_TICKS else Fraction(1, _MPEG4_TICKS)
     with _explained(path):
-        container = begin(str(path), "w", format="mp4")
+        container = av.open(str(path), "w", format="mp4")
     with _closing(container):
         even = tuple(side + side % 2 for side in size)
         with _explained(path):

@@ -259,6 +259,10 @@ def test_without_pyav(
     assert "1 .mkv; for the videos: pip install 'edgeseg[video]'" in capsys.readouterr().out
     assert deploy.main(["run", str(tiny_bundle), str(tmp_path / "b.mkv"), "-o", str(tmp_path / "out")]) == 2
     assert "b.mkv: expected PyAV for it; pip install 'edgeseg[video]'" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setattr(av, "__version__", "16.1.0")  # whose colours are wrong
+    assert deploy.main(["run", str(tiny_bundle), str(tmp_path / "b.mkv"), "-o", str(tmp_path / "out")]) == 2
+    assert "b.mkv: got PyAV 16.1.0, expected 17 or later; pip install 'edgeseg[video]'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
