@@ -176,7 +176,8 @@ def open_av(source: str, wanted: Pixels, max_pixels: int) -> Iterator[VideoReade
         )  # fmt: skip
     reader: AvReader | None = None
     try:
-        live = camera or is_endless(source) or (remote and not container.duration)
+        unending = remote and not container.duration and "hls" not in container.format.name  # which comes in pieces
+        live = camera or is_endless(source) or unending
         with _explained(name, ""):
             stream = _best(container, name)
             if stream.width * stream.height > max_pixels:
