@@ -14,6 +14,7 @@ import numpy as np
 from engines.backends import BACKENDS, get_backend
 from engines.contract import PRECISIONS
 from engines.errors import DeployError
+from engines.images.videos import readable
 from engines.machine.finding import Finding
 from engines.machine.gpu import examine_gpu
 from engines.machine.interpreter import pip_install, this_interpreter, version_of
@@ -33,7 +34,7 @@ def examine(root: Path = ROOT) -> list[Finding]:
     """root: the folder that holds the machine's proc, sys, etc and usr."""
     gpu = _gpu(root)
     backends = [_backend(name, bool(gpu)) for name in BACKENDS]
-    return [_machine(), _memory(root), _python(), _core(), *backends, building(), _compiler(), *gpu]
+    return [_machine(), _memory(root), _python(), _core(), *backends, building(), _videos(), _compiler(), *gpu]
 
 
 def _machine() -> Finding:
@@ -96,6 +97,13 @@ def building() -> Finding:
         return Finding("building", "note", detail, pip_install("export"))
     versions = ", ".join(f"{name} {version_of(name)}" for name in BUILD_PACKAGES)
     return Finding("building", "ok", versions)
+
+
+def _videos() -> Finding:
+    """PyAV is never missing: most take images alone."""
+    if not readable():
+        return Finding("videos", "note", "PyAV not installed: `run` takes images alone", pip_install("video"))
+    return Finding("videos", "ok", f"PyAV {version_of('av')}")
 
 
 def _compiler() -> Finding:
