@@ -28,6 +28,7 @@ from engines.gpu import kernels
 from engines.gpu.compile import compile_kernels
 from engines.gpu.kernels import Launch
 from engines.gpu.tail import tail
+from engines.gpu.views.launches import HeldView, Logits, Target, merge, resize
 from engines.tiling import core
 from engines.tiling.placement import Tiling
 from engines.tiling.tail import TailShape
@@ -151,9 +152,52 @@ def tail_work(name: str, dtype: str, shape: TailShape) -> Work:
     return Work(f"tail {name} {dtype}", case.maps(dtype).nbytes, [logits], make)
 
 
+def resize_work(to: tuple[int, int], size: tuple[int, int] = FRAME) -> Work:
+    def make(machine: GpuMachine, image: int, outputs: Sequence[int]) -> Launch:
+        return resize(image, size, (3 * size[1], 3, 1), 3, outputs[0], to)
+
+    return Work(f"resize to {to[1]}x{to[0]}", 3 * size[0] * size[1], [3 * to[0] * to[1]], make)
+
+
+def view_works(
+    dtype: str, classes: int = 19, size: tuple[int, int] = FRAME, view: tuple[int, int] = (1792, 3584), rows: int = 128,
+    window: int = 1024,
+) -> list[Work]:  # fmt: skip
+    """Of rows that are merged at once, the mean logits of a view, and what those add to the labels.
+
+    The second reads them three times, and of its bytes counts one.
+    """
+    tiling = Tiling(window, window, window * 3 // 4, window * 3 // 4)
+    tops, lefts = tiling.placements(*view)
+    count, low = len(tops) * len(lefts), (window // 4, window // 4)
+    means, merged = 4 * classes * (rows * view[0] // size[0] + 3) * view[1], 4 * classes * rows * size[1]
+
+    def launches(machine: GpuMachine, means_at: int, merged_at: int) -> list[Launch]:
+        """Of three views: mean logits and what they add, in turns."""
+        logits = machine.put(np.zeros((count, classes, *low), dtype))
+        held = HeldView(
+            view, tiling, logits=logits, ring=len(tops), pitch=len(lefts), held=range(len(tops)), share=0.5
+        )  # fmt: skip
+        to = Target(
+            labels=machine.room(rows * size[1]), labels_stride=size[1], confidence=0, confidence_stride=size[1],
+            status=machine.put(np.zeros(1, np.int32)), means=means_at, merged=merged_at,
+        )  # fmt: skip
+        return list(merge([held] * 3, Logits(dtype, classes, low, None), size, (0, rows), to))
+
+    def mean(machine: GpuMachine, _: int, outputs: Sequence[int]) -> Launch:
+        return launches(machine, outputs[0], machine.room(merged))[2]
+
+    def add(machine: GpuMachine, means_at: int, outputs: Sequence[int]) -> Launch:
+        return launches(machine, means_at, outputs[0])[3]
+
+    part = count * classes * low[0] * low[1] * ITEM[dtype] * rows // size[0]  # of the logits, that the rows are made of
+    works = [Work(f"views, {rows} rows, mean logits {dtype}", part, [means], mean)]
+    return [*works, Work(f"views, {rows} rows, softmax", means, [merged], add)] if dtype == "float32" else works
+
+
 def works() -> list[Work]:
     small, large = ((128, 128), (64, 64), (32, 32)), (256, 256)
-    found = []
+    found = [resize_work((1792, 3584))]
     for dtype in ITEM:
         found += [
             gather_work(dtype),
@@ -165,6 +209,7 @@ def works() -> list[Work]:
             stitch_work("1/8", dtype, ratio=8),
             stitch_work("1/16", dtype, ratio=16),
             stitch_work("full resolution", dtype, ratio=1),
+            *view_works(dtype),
             tail_work("B0", dtype, TailShape(*large, 32, 256, 19, small)),
             tail_work("B2", dtype, TailShape(*large, 64, 768, 19, small)),
         ]
