@@ -49,7 +49,7 @@ def images(f: dict[str, float]) -> list[str]:
         f"GPU hours: {engine:.1f} at the engine's rate, {run:.1f} at that of `run`; "
         f"{IMAGES * f['joule'] / 3.6e6:.1f} kWh of GPUs",
         f"core hours beside the GPU: {IMAGES * f['image_ms'] / 3.6e6:.0f}; cores that keep one GPU busy: {busy:.1f}; "
-        f"with {f['cores']:.0f} a GPU they are no bound",
+        f"of {f['cores']:.0f}, so that {'the GPU' if busy < f['cores'] else 'decoding'} is full first",
         f"each GPU reads {flow / 1e6:.0f} MB/s: a 10 Gbit/s link feeds {f['link'] / flow:.0f} GPUs, a disk "
         f"{f['disk'] / flow:.0f}",
         f"done in an hour: {run:.0f} GPUs as `run` was measured, {busy * engine:.0f} cores at least, "
@@ -72,8 +72,8 @@ def mosaic(f: dict[str, float]) -> list[str]:
         f"GPU hours: {gpu:.1f} at the engine's rate",
         f"core hours: {read:.1f} reading (once; where windows are read by themselves {overlap:.1f} times that), "
         f"{write:.1f} writing parts: {(read + write) / gpu:.1f} cores a GPU",
-        f"joining the parts into one file: {join:.1f} core hours in one process, {join / f['cores']:.1f} h on "
-        f"{f['cores']:.0f} cores: as long as {gpu / (join / f['cores']):.1f} GPUs take for all windows",
+        f"joining the parts into one file: {join:.1f} core hours in one process, {join / f['cores']:.1f} h if "
+        f"GDAL fills {f['cores']:.0f}: the bound from {gpu / join:.1f} to {gpu / (join / f['cores']):.0f} GPUs on",
         f"each GPU reads {flow / 1e6:.0f} MB/s: a 10 Gbit/s link feeds {f['link'] / flow:.0f} GPUs",
     ]  # fmt: skip
 

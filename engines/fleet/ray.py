@@ -39,6 +39,7 @@ _STORE = 80 * 2**20  # bytes; the least that Ray takes: rows are small
 _LOOK = 5.0  # seconds between looks for nodes that came or went
 _MISSES = 3  # times, a second apart, that the head does not answer, until it is gone
 _PATIENCE = 30.0  # seconds without any worker until it is said what is awaited
+_KILLED = "its process was killed, or crashed"
 _TRIES = 3  # workers that die one after another without a row between, until their place is given up
 
 
@@ -253,7 +254,8 @@ class Cluster:
                 tell(index, replace(row, worker=place.where))
                 place.deaths = 0  # it was the task
         alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
-        if place.node.id in alive and place.deaths < _TRIES:
+        hopeless = place.hand is None and why != _KILLED  # it would not begin the next time either
+        if place.node.id in alive and place.deaths < _TRIES and not hopeless:
             self._log("warning", f"worker {place.where or place.node.host}: {why}; another takes its place")
             self._begin(place)
         else:
@@ -292,4 +294,6 @@ def _node(found: dict[str, Any]) -> _Node:
 def _why(error: Exception) -> str:
     """What Ray says of a worker's end on many lines, on one."""
     found = re.findall(r"\w*(?:Error|Exception): .+", str(error))
-    return found[-1][:300] if found else "its process was killed, or crashed"
+    if not found:
+        return _KILLED
+    return f"{found[-1][:300]}; each node needs edgeseg, in the version that is here, and the bundle's SDK"

@@ -131,10 +131,11 @@ class _Gathered:
             def gather(at: int, row: InputRow) -> None:
                 _, path, target, _ = named[at]
                 self.keep(row.renamed(str(path), str(target)))
+                if row.kind == IMAGE and workers.begun is not None:
+                    self.seconds = time.perf_counter() - workers.begun
                 bar.update()
 
             workers.run(tasks, gather)
-        self.seconds = time.perf_counter() - (workers.begun or time.perf_counter())
 
 
 def _say(step: str, text: str) -> None:
