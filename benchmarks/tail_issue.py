@@ -127,17 +127,22 @@ def cost(code: Code, shape: TailShape) -> dict[str, Cost]:
     return parts
 
 
-def listing(sm: tuple[int, int]) -> str:
-    """The machine code, by nvdisasm of the CUDA toolkit or of the wheel nvidia-cuda-nvdisasm."""
+def nvdisasm() -> str:
+    """Of the CUDA toolkit, or of the wheel nvidia-cuda-nvdisasm.  Raises DeployError where there is neither."""
     root = importlib.util.find_spec("nvidia")
     places = [str(Path(folder) / "cu13" / "bin") for folder in (root.submodule_search_locations or ())] if root else []
     tool = shutil.which("nvdisasm", path=os.pathsep.join([os.environ.get("PATH", ""), *places]))
     if tool is None:
-        raise DeployError("tail_issue: no nvdisasm here; pip install nvidia-cuda-nvdisasm")
+        raise DeployError("no nvdisasm here; pip install nvidia-cuda-nvdisasm")
+    return tool
+
+
+def listing(sm: tuple[int, int]) -> str:
+    """The machine code of all kernels."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "tile.cubin"
         path.write_bytes(compile_kernels(sm))
-        return subprocess.run([tool, "-c", path], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([nvdisasm(), "-c", path], capture_output=True, text=True, check=True).stdout
 
 
 def main() -> None:

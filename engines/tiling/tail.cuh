@@ -176,7 +176,7 @@ template <int N> TILE_DEVICE void tail_share(const float *row, int32_t quad, flo
         w[pairs] = row[4 * pairs + quad];
 }
 
-/* Where the n'th of them lies. */
+/* Where the n'th of them lies.  With masks: of n / 4 * 16 + n % 4 in a loop GCC 12 at -O2 makes n / 4 * 16. */
 template <int N> TILE_DEVICE int32_t tail_place(int n, int32_t quad)
 {
     constexpr int fours = N / 4 * 4, pairs = N / 2 * 2;
