@@ -42,7 +42,7 @@ LAUNCH = np.dtype(
 
 
 @dataclass(frozen=True)
-class Block:
+class TailBlock:
     """A block of a GPU's threads: one kernel of tile.cu, as tail_sizes of tail.cuh has it.
 
     classes: that it adds up at most.  groups: warps that share them for the same 64 pixels.
@@ -67,7 +67,15 @@ class Block:
         return 4 * (inputs * (row + CHUNK) + stage * self.classes + hidden) + MAPS * ROWS_BYTES
 
 
-BLOCKS = (Block(8, 1), Block(12, 1), Block(20, 1), Block(24, 1), Block(48, 2), Block(80, 4), Block(160, 4))
+BLOCKS = (
+    TailBlock(8, 1),
+    TailBlock(12, 1),
+    TailBlock(20, 1),
+    TailBlock(24, 1),
+    TailBlock(48, 2),
+    TailBlock(80, 4),
+    TailBlock(160, 4),
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,7 @@ class TailShape:
         return (*first, *((rows, columns, self.channels) for rows, columns in self.maps))
 
     @property
-    def block(self) -> Block:
+    def block(self) -> TailBlock:
         return next(block for block in BLOCKS if block.classes >= self.classes)
 
     @property
