@@ -66,13 +66,17 @@ class VideoFile:
 
 
 @contextmanager
-def write_grey(path: Path, size: tuple[int, ...], info: VideoInfo, look: Look | None) -> Iterator[VideoFile]:
+def write_grey(
+    path: Path, size: tuple[int, ...], info: VideoInfo, look: Look | None, named: Path | None = None
+) -> Iterator[VideoFile]:  # fmt: skip
     """FFV1 in Matroska: every byte of a frame (H, W) uint8 comes back as it was, each frame by itself.
 
-    look: written as tags, ``CLASS_0=road`` and ``COLOR_0=#804080``.  Raises DeployError.
+    look: written as tags, ``CLASS_0=road`` and ``COLOR_0=#804080``.  named: in messages, in place of `path`.
+    Raises DeployError.
     """
-    av = require_av(str(path))
-    with _explained(path):
+    named = named or path
+    av = require_av(str(named))
+    with _explained(named):
         container = av.open(str(path), "w", format="matroska")
     with _closing(container):
         if look is not None:
@@ -80,33 +84,36 @@ def write_grey(path: Path, size: tuple[int, ...], info: VideoInfo, look: Look | 
                 container.metadata[f"CLASS_{label}"] = name
                 container.metadata[f"COLOR_{label}"] = "#{:02x}{:02x}{:02x}".format(*colour)
         options = {"level": "3", "g": "1", "slicecrc": "1"}
-        with _explained(path):
+        with _explained(named):
             stream = _stream(container, "ffv1", size, info, options)
         stream.pix_fmt = "gray"
         stream.codec_context.color_range = _FULL  # else a player may stretch 16..235
-        yield _opened(path, container, stream, kind="gray", tick=info.tick)
+        yield _opened(named, container, stream, kind="gray", tick=info.tick)
 
 
 @contextmanager
-def write_picture(path: Path, size: tuple[int, ...], info: VideoInfo) -> Iterator[VideoFile]:
+def write_picture(
+    path: Path, size: tuple[int, ...], info: VideoInfo, named: Path | None = None
+) -> Iterator[VideoFile]:  # fmt: skip
     """An .mp4 to look at, of frames (H, W, 3) uint8 RGB, BT.709 and limited range as players expect.
 
-    An odd size grows by the last row or column.  Raises DeployError.
+    An odd size grows by the last row or column.  named: in messages, in place of `path`.  Raises DeployError.
     """
-    av = require_av(str(path))
+    named = named or path
+    av = require_av(str(named))
     name = next(each for each in _ENCODERS if each in av.codecs_available)
     tick = info.tick if name != "mpeg4" or info.tick.denominator < _MPEG4_TICKS else Fraction(1, _MPEG4_TICKS)
-    with _explained(path):
+    with _explained(named):
         container = av.open(str(path), "w", format="mp4")
     with _closing(container):
         even = tuple(side + side % 2 for side in size)
-        with _explained(path):
+        with _explained(named):
             stream = _stream(container, name, even, info, dict(_ENCODERS[name]))
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.color_range, context.colorspace = _LIMITED, _BT709
         context.color_primaries = context.color_trc = _BT709
-        yield _opened(path, container, stream, kind="rgb24", tick=tick)
+        yield _opened(named, container, stream, kind="rgb24", tick=tick)
 
 
 def _stream(container: Any, name: str, size: tuple[int, ...], info: VideoInfo, options: dict[str, str]) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from engines.errors import DeployError
+from engines.guard.stop import Stop
 from engines.video.frames import VideoFrame, VideoReader
 
 HELD = 2**25  # pixels that are decoded and wait, at one frame or more
@@ -29,24 +30,25 @@ class Feed:
     """An iterator of frames for the thread that has the device.
 
     dropped: frames of a live source that were passed over, since a newer one was there before the device was free.
-    Iterating raises the reader's DeployError, after all frames before.  Leaving waits for the thread.
+    stop: as of `asked_to_stop`.  Iterating raises the reader's DeployError, after all frames before.  Leaving waits for
+    the thread.
     """
 
-    def __init__(self, reader: VideoReader, cut: Excerpt) -> None:
+    def __init__(self, reader: VideoReader, cut: Excerpt, stop: Stop | None = None) -> None:
         self._reader, self._cut = reader, cut
         self._live = reader.info.live
         self._most = 1 if self._live else max(1, min(_MOST, HELD // (reader.info.width * reader.info.height)))
         self._waiting: deque[VideoFrame] = deque()
         self._changed = threading.Condition()
-        self._over = self._stopped = False
+        self._stop, self._over, self._left = stop or Stop(), False, False
         self._error: DeployError | None = None
         self.dropped = 0
         # Not waited for when the program ends: it may hang in a read that has no end.
         self._thread = threading.Thread(target=self._read, name="edgeseg-video", daemon=True)
 
     def stop(self) -> None:
-        """No frame after those that wait.  May be called by a signal's handler."""
-        self._stopped = True
+        """No frame after those that wait."""
+        self._stop.asked = True
 
     @property
     def ready(self) -> bool:
@@ -73,13 +75,12 @@ class Feed:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopped = True
+        self._left = True
         self._thread.join(_LEAVE)
 
     @property
-    def left(self) -> bool:
-        """Whether its thread has ended, so that the reader may be closed."""
-        return not self._thread.is_alive()
+    def _stopped(self) -> bool:
+        return self._stop.asked or self._left
 
     def _read(self) -> None:
         error: DeployError | None = DeployError("video: its reader failed; what it said stands above")

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engines.errors import DeployError, GpuLostError
-from engines.guard.stop import asked_to_stop
+from engines.guard.stop import Stop, asked_to_stop
 from engines.images.bands import Decoded
 from engines.images.read import MAX_PIXELS
 from engines.images.videos import shown
@@ -25,7 +25,7 @@ from engines.stream.flow import Done, Intake, flow
 from engines.tiling.device import PARTS, Mask
 from engines.video.av_write import Look
 from engines.video.feed import Excerpt, Feed
-from engines.video.frames import VideoFrame
+from engines.video.frames import VideoFrame, VideoReader
 from engines.video.open import open_video
 from engines.video.tracks import Tracks
 
@@ -115,48 +115,54 @@ def run_video(segmenter: Segmenter, source: str, target: Path, options: VideoOpt
     One that breaks off, a GPU that is lost and Ctrl-C leave whole files of the frames until then, and the report says
     so.  Raises DeployError where there is no frame, or a file cannot be written; nothing is then left.
     """
-    spec, device = segmenter.spec, segmenter.device
-    failed: DeployError | None = None
-    wanted, begin = spec.pixels.but(options.bands, options.scale), time.perf_counter()
-    with open_video(source, wanted, options.max_pixels) as reader:
+    begin = time.perf_counter()
+    with asked_to_stop() as stop, ExitStack() as stack:
+        wanted = segmenter.spec.pixels.but(options.bands, options.scale)
+        try:
+            reader = stack.enter_context(open_video(source, wanted, options.max_pixels))
+        except DeployError:
+            if stop.asked:  # which FFmpeg took for an error of the source
+                raise KeyboardInterrupt from None
+            raise
         info = reader.info
         report = VideoReport(
             shown(source), str(target), width=info.width, height=info.height, decoder=info.decoder, live=info.live
         )
-        kept = replace(info, rate=info.rate and info.rate / options.every)
-        tracks = Tracks(
-            target, kept, Look(spec.classes, spec.palette), with_overlay=options.overlay,
-            with_confidence=options.confidence, quiet=device.name == "host",
-        )  # fmt: skip
-        times = _Times()
-        feed = Feed(reader, Excerpt(options.every, options.seconds))
+        _run(segmenter, reader, report, options, stop)
+    report.seconds = round(time.perf_counter() - begin, 3)
+    return report
 
-        def stop() -> None:
-            report.stopped = True
-            feed.stop()
 
-        with tracks, asked_to_stop(stop), feed, _progress(report, info.frames, options) as bar:
-            device.on_window = None
-            with closing(_outcomes(segmenter, feed, options.confidence)) as outcomes:
-                for outcome in outcomes:
-                    if isinstance(outcome, DeployError):
-                        failed = outcome
-                        break
-                    assert outcome.mask is not None
-                    times.add(outcome)
-                    tracks.put(outcome.job, outcome.mask, options.keep_nodata)
-                    bar.update()
-                    del outcome  # holds a frame, while the next is awaited
-            tracks.finish()
-        report.notes, report.dropped = list(reader.notes), feed.dropped
-    if not tracks.frames and not report.stopped:
+def _run(segmenter: Segmenter, reader: VideoReader, report: VideoReport, options: VideoOptions, stop: Stop) -> None:
+    spec, device, info = segmenter.spec, segmenter.device, reader.info
+    failed: DeployError | None = None
+    times = _Times()
+    kept = replace(info, rate=info.rate and info.rate / options.every)
+    tracks = Tracks(
+        Path(report.mask), kept, Look(spec.classes, spec.palette),
+        with_overlay=options.overlay, with_confidence=options.confidence, quiet=device.name == "host",
+    )  # fmt: skip
+    feed = Feed(reader, Excerpt(options.every, options.seconds), stop)
+    with tracks, feed, _progress(report, info.frames, options) as bar:
+        device.on_window = None
+        with closing(_outcomes(segmenter, feed, options.confidence)) as outcomes:
+            for outcome in outcomes:
+                if isinstance(outcome, DeployError):
+                    failed = outcome
+                    break
+                assert outcome.mask is not None
+                times.add(outcome)
+                tracks.put(outcome.job, outcome.mask, options.keep_nodata)
+                bar.update()
+                del outcome  # holds a frame, while the next is awaited
+        tracks.finish()
+    report.notes, report.dropped, report.stopped = list(reader.notes), feed.dropped, stop.asked
+    if not tracks.frames and not stop.asked:
         raise failed or DeployError(f"video {report.input}: got no frame that can be decoded, expected some")
     if failed is not None:
         report.broken = f"{failed}; the {tracks.frames} frame(s) until then are labelled"
         report.lost = isinstance(failed, GpuLostError)
     _complete(report, tracks, times, spec.classes)
-    report.seconds = round(time.perf_counter() - begin, 3)
-    return report
 
 
 def _outcomes(segmenter: Segmenter, feed: Feed, confidence: bool) -> Generator[_Outcome | DeployError, None, None]:

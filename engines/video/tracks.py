@@ -118,7 +118,7 @@ class Tracks:
 
             def begin(path: Path, kind: str = kind) -> AbstractContextManager[Written]:
                 if kind == OVERLAY:
-                    return write_picture(path, size, self._info)
-                return write_grey(path, size, self._info, look if kind == LABELS else None)
+                    return write_picture(path, size, self._info, self.path(kind))
+                return write_grey(path, size, self._info, look if kind == LABELS else None, self.path(kind))
 
             self.tracks[kind] = Track(self._stack, self.path(kind), begin, self._quiet)

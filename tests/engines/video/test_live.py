@@ -108,6 +108,20 @@ def test_a_pipe_is_read_to_its_end_and_waits(tiny_bundle: Path, tmp_path: Path) 
     assert len(labels(out / "pipe.labels.mkv")) == 30
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_while_nobody_writes_into_the_pipe(tiny_bundle: Path, tmp_path: Path) -> None:
+    """FFmpeg waits in the system then, and gives up with an error of its own."""
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, str(ROOT / "deploy.py"), "run", str(tiny_bundle), str(tmp_path / "pipe")]
+    process = subprocess.Popen([*command, "-o", str(tmp_path / "out")], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    time.sleep(3)  # at any time it is the same; later than this it is in the open
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "interrupted; nothing half-written is left\n"
+    assert names(tmp_path / "out") == []
+
+
 def test_what_cannot_be_reached_is_one_line_without_its_password(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
