@@ -13,7 +13,7 @@
 #include "tail_sample.cuh"
 
 /* GROUPS: warps that share the channels and the classes of 64 pixels.  One alone has another beside it, for the next 64,
- * so that two read the same weights.  engines/gpu/tail.py has the same numbers. */
+ * so that two read the same weights.  engines/tiling/tail.py has the same numbers. */
 template <int GROUPS, int CLASSES> struct tail_sizes {
     enum {
         BESIDE = GROUPS == 1 ? 2 : 1,

@@ -73,7 +73,7 @@ BLOCKS = (
     TailBlock(20, 1),
     TailBlock(24, 1),
     TailBlock(48, 2),
-    TailBlock(80, 4),
+    TailBlock(80, 2),
     TailBlock(160, 4),
 )
 

@@ -51,7 +51,7 @@ TILE_STITCHES(f16, tile_half)
 TILE_KERNEL(tile_resize_u8, tile_resize_launch, 128, 4, tile_resize)
 TILE_KERNEL(tile_views_f32, tile_views_launch, 128, 8, tile_views)
 
-/* By the classes that a thread block adds up, see engines/gpu/tail.py; warps that share 64 pixels; blocks. */
+/* By the classes that a thread block adds up, see engines/tiling/tail.py; warps that share 64 pixels; blocks. */
 #define TAIL_KERNELS(classes, groups, threads, blocks) \
     TILE_KERNEL(tail_to_##classes##_f32, tail_launch, threads, blocks, tail<float, tail_sizes<groups, classes>>) \
     TILE_KERNEL(tail_to_##classes##_f16, tail_launch, threads, blocks, tail<tile_half, tail_sizes<groups, classes>>)
@@ -61,5 +61,5 @@ TAIL_KERNELS(12, 1, 64, 5)
 TAIL_KERNELS(20, 1, 64, 5)
 TAIL_KERNELS(24, 1, 64, 4)
 TAIL_KERNELS(48, 2, 64, 6)
-TAIL_KERNELS(80, 4, 128, 4)
+TAIL_KERNELS(80, 2, 64, 4)
 TAIL_KERNELS(160, 4, 128, 3)

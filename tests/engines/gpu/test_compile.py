@@ -30,12 +30,12 @@ KERNELS = (
     + [f"tail_to_{block.classes}_{suffix}" for block in BLOCKS for suffix in kernels.SUFFIX.values()]
 )
 # Registers of a thread, of which a multiprocessor has 65536: 4 blocks of 128 threads at work (5 with one row a thread),
-# 3 where confidence or weights keep more.  Blocks of the tail have 64 threads up to 48 classes.
+# 3 where confidence or weights keep more.  Blocks of the tail have 64 threads up to 80 classes.
 REGISTERS = {
     "gather": 40, "gather_bands": 40, "scatter": 64, "quarter": 128, "whole": 168, "whole_confidence": 168,
     "whole_threshold": 168, "whole_means": 168, "any": 80, "any_confidence": 102, "any_threshold": 102,
     "any_means": 102, "resize_u8": 128, "views": 64,
-    "tail_to_8": 168, "tail_to_12": 168, "tail_to_20": 168, "tail_to_24": 255, "tail_to_48": 168, "tail_to_80": 128,
+    "tail_to_8": 168, "tail_to_12": 168, "tail_to_20": 168, "tail_to_24": 255, "tail_to_48": 168, "tail_to_80": 255,
     "tail_to_160": 168,
 }  # fmt: skip
 
