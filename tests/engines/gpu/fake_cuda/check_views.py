@@ -121,10 +121,12 @@ def test_images_are_read_with_any_strides_and_changed_afterwards(schedule: int) 
             assert np.array_equal(first.labels, kept)
 
 
-@pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])
+@pytest.mark.parametrize(
+    "memory", [{}, {"integrated": 1}, {"integrated": 1, "coherent": 1}], ids=["discrete", "integrated", "coherent"]
+)
 @pytest.mark.parametrize("filter_", ["opencv-bilinear", "pillow-bilinear"])
-def test_a_folder_of_mixed_sizes_with_two_in_flight(schedule: int, integrated: int, filter_: str) -> None:
-    configure(lazy=schedule, integrated=integrated)
+def test_a_folder_of_mixed_sizes_with_two_in_flight(schedule: int, memory: dict[str, int], filter_: str) -> None:
+    configure(lazy=schedule, **memory)
     engine = Engine(TILING, 8)
     engine.spec = replace(engine.spec, resample=filter_)
     host = on_host(engine, TILING).on_views(FEW, 1)
@@ -136,6 +138,28 @@ def test_a_folder_of_mixed_sizes_with_two_in_flight(schedule: int, integrated: i
         assert segmenter.device.graph == device.graph == "on"
     for mask, picture in zip(masks, pictures, strict=True):
         assert same(mask, host.segment(picture, confidence=True))
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_frame_that_was_given_up_leaves_its_memory(schedule: int, batch: int) -> None:
+    configure(lazy=schedule)
+    engine = Engine(TILING, batch)
+    host = on_host(engine, TILING).on_views(FEW, 1)
+    with opened(engine, TILING) as (plain, device, _):
+        segmenter = plain.on_views(FEW)
+        for seed in range(5):  # each is begun and dropped
+            segmenter.start(image(150, 133, seed))
+            bands = segmenter.bands(image(150, 133, seed))
+            next(bands)
+            bands.close()
+        running = segmenter.stream(image(150, 133, seed) for seed in range(5))
+        next(running)
+        running.close()
+        for seed in range(3):
+            picture = image(150, 133, seed)
+            assert same(segmenter.segment(picture), host.segment(picture))
+        assert len(device.launcher.pool.busy) + len(device.launcher.pool.idle) <= 4
+        assert same(plain.segment(picture), on_host(engine, TILING).segment(picture))
 
 
 @pytest.mark.parametrize("parts", [False, True])
