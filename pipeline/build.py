@@ -9,27 +9,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
-import torch.nn.functional as F
 
 from engines.backends import choose_backend
 from engines.bundle import ENGINE, GOLDEN, KERNELS, MODEL, TAIL, Manifest, writing
-from engines.contract import Backend, BuildConfig, Float32, Log, UInt8
+from engines.contract import Backend, BuildConfig, Float32, Log
 from engines.errors import GateError
 from engines.guard.ledger import temporary_folder
-from engines.proof.agreement import GATES, Agreement, Gate, decisions, spread
+from engines.proof.agreement import GATES, Agreement, Gate, spread
 from engines.proof.batch_gate import reported, require_neutral
 from engines.proof.golden import Golden
 from engines.proof.rebuild import compile_engine, describe, finish, tuning
 from engines.segmenter import Segmenter, open_on_device
-from engines.tiling.core import blend_weights
 from engines.tiling.placement import Tiling
 from engines.tiling.tail import Tail, TailShape
 from pipeline.checkpoints.margins import load_for
 from pipeline.checkpoints.processor import announce_resize
 from pipeline.checkpoints.sources import Source
+from pipeline.evaluation.slide import slide_decisions
 from pipeline.evaluation.statistics import Interval
 from pipeline.exact import Exact, exact_graph
 from pipeline.graph.batches import for_any_batch
@@ -41,6 +39,7 @@ from pipeline.precision.already import as_it_is
 from pipeline.precision.as_asked import Asked, as_asked, half_of
 from pipeline.precision.budget import Jury
 from pipeline.precision.forms import formed, judge_for
+from pipeline.precision.interface import interface_for
 from pipeline.precision.leave import advice, contributions, leaving
 from pipeline.precision.lower import draft, lower
 from pipeline.precision.placement import aimed, board_of
@@ -173,7 +172,7 @@ def _built(
     stress = exact.stress if asked.views.stress is None else asked.views.stress.logits
     golden = _golden(exact, tiling, gate, stress)
     golden.save(folder / GOLDEN)
-    _save(graph.model if cut is None else cut.model, folder / MODEL)
+    _save(interface_for(backend, graph.model if cut is None else cut.model), folder / MODEL)
     if cut is not None:
         cut.tail.save(folder / TAIL)
     worth = _worth(folder, exact, asked, plan, options, backend, cut is not None, log)
@@ -285,31 +284,6 @@ def _for_batches(graph: OnnxGraph, inputs: list[Float32], batch: int, log: Log) 
     log("batch", f"{step.rule}: {f'declined, {step.declined}' if step.declined else f'{step.places} place(s)'}")
     require_neutral([step.to_json()], batch)
     return neutral
-
-
-def slide_decisions(
-    logits: Float32, tiling: Tiling, size: tuple[int, int], threshold: float | None = None
-) -> tuple[UInt8, Float32]:
-    """mmsegmentation's slide mode in PyTorch, for logits (M, K, h, w) of all windows of an image of `size`.
-
-    Returns labels (H, W) and their margins, in logits.  threshold: `ModelSpec.threshold`.
-    """
-    height, width = size
-    window = tiling.labelled
-    tops, lefts = tiling.placements(height, width)
-    total = torch.zeros(logits.shape[1], max(height, window[0]), max(width, window[1]))
-    cover = torch.zeros(total.shape[1:])
-    weights = blend_weights(tiling.blend, *window)
-    weight = torch.ones(window) if weights is None else torch.from_numpy(np.outer(*weights))
-    places = [(top, left) for top in tops for left in lefts]
-    for (top, left), values in zip(places, torch.from_numpy(logits), strict=True):
-        full = F.interpolate(values[None], size=window, mode="bilinear", align_corners=False)[0]
-        total[:, top : top + window[0], left : left + window[1]] += full * weight
-        cover[top : top + window[0], left : left + window[1]] += weight
-    # The sum of weights is the same for every class of a pixel, so argmax needs no division.
-    labels = total.argmax(0) if threshold is None else (total[0] / cover).double().sigmoid() > threshold
-    _, margin = decisions((total / cover)[None, :, :height, :width].numpy(), threshold)
-    return labels[:height, :width].to(torch.uint8).numpy(), margin[0]
 
 
 def _draft(

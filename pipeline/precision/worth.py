@@ -15,6 +15,7 @@ from engines.roofline.boards import Board
 from engines.roofline.floor import floor_on
 from engines.roofline.kernels import KernelPlan
 from pipeline.graph.proto import stored
+from pipeline.precision.interface import interface_for
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ def tells(backend: Backend) -> bool:
 
 
 def kernel_plan(backend: Backend, model: ir.Model) -> KernelPlan:
-    """Of a backend that `tells`.  Raises DeployError."""
+    """Of a backend that `tells`, given `model` as its bundles hold it.  Raises DeployError."""
     assert isinstance(backend, TensorRTFamily)
-    with stored(model) as path:
+    with stored(interface_for(backend, model)) as path:
         return backend.kernel_plan(path)
 
 

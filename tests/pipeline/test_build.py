@@ -24,8 +24,9 @@ from engines.proof.golden import Golden
 from engines.proof.rebuild import rebuild
 from engines.segmenter import open_segmenter
 from engines.tiling.placement import Tiling
-from pipeline.build import build_bundle, slide_decisions
+from pipeline.build import build_bundle
 from pipeline.checkpoints.sources import SourceOptions
+from pipeline.evaluation.slide import slide_decisions
 from pipeline.request import Budget, BuildRequest
 from tests import models
 

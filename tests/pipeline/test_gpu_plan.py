@@ -49,13 +49,13 @@ class Expected:
 
 EXPECTED = (
     Expected(
-        "tests.models:tiny", "fp16", 256, kernels=70, megabytes=11.55, fp32_megabytes=0.56, attentions=4, tail=True
+        "tests.models:tiny", "fp16", 256, kernels=65, megabytes=11.06, fp32_megabytes=0.56, attentions=4, tail=True
     ),
-    Expected("tests.models:tiny", "fp16", 256, kernels=70, megabytes=13.24, fp32_megabytes=0.279, attentions=4),
-    Expected("tests.models:tiny", "int8", 256, kernels=70, megabytes=12.61, fp32_megabytes=0.279, attentions=4),
-    Expected("demo", "fp16", 512, kernels=112, megabytes=233.6, fp32_megabytes=0, attentions=8),
-    Expected("demo", "fp16", 1024, kernels=108, megabytes=896, fp32_megabytes=0, attentions=8),
-    Expected("demo", "fp16", 1024, kernels=106, megabytes=614, fp32_megabytes=0, attentions=8, tail=True),
+    Expected("tests.models:tiny", "fp16", 256, kernels=70, megabytes=12.85, fp32_megabytes=0.279, attentions=4),
+    Expected("tests.models:tiny", "int8", 256, kernels=70, megabytes=12.22, fp32_megabytes=0.279, attentions=4),
+    Expected("demo", "fp16", 512, kernels=112, megabytes=232.1, fp32_megabytes=0, attentions=8),
+    Expected("demo", "fp16", 1024, kernels=108, megabytes=889.7, fp32_megabytes=0, attentions=8),
+    Expected("demo", "fp16", 1024, kernels=106, megabytes=607.7, fp32_megabytes=0, attentions=8, tail=True),
 )
 
 

@@ -82,7 +82,7 @@ class OpenVINOBackend(Backend):
         ov = _openvino()
         try:
             with file_with_batch(model, config.batch) as source:  # bytes would lose the weights that lie beside it
-                graph = ov.Core().read_model(source)
+                graph = _taking_float32(ov, ov.Core().read_model(source))
             hint = self._hint(half_type(graph))
             asked = computed_in(graph, hint)
             if hint != "f32" or config.precision not in ("fp32", "fp16"):
@@ -216,6 +216,15 @@ def _properties(config: BuildConfig, hint: str) -> dict[str, Any]:
     properties = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
     threads = config.threads or quota()
     return properties if threads is None else {**properties, "INFERENCE_NUM_THREADS": threads}
+
+
+def _taking_float32(ov: ModuleType, graph: Any) -> Any:
+    """A graph that was made for a GPU may take halves: here it rounds to them itself."""
+    if graph.input(0).get_element_type() == ov.Type.f32:
+        return graph
+    steps = ov.preprocess.PrePostProcessor(graph)
+    steps.input(0).tensor().set_element_type(ov.Type.f32)
+    return steps.build()
 
 
 def _one_line(error: BaseException) -> str:
