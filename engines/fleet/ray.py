@@ -16,8 +16,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from engines.contract import Log
@@ -35,6 +36,7 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "1", "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }  # fmt: skip
+_INTERRUPTED = 130  # exit code
 _STORE = 80 * 2**20  # bytes; the least that Ray takes: rows are small
 _LOOK = 5.0  # seconds between looks for nodes that came or went
 _MISSES = 3  # times, a second apart, that the head does not answer, until it is gone
@@ -57,21 +59,44 @@ def cluster(address: str, log: Log) -> Iterator[Cluster]:
         own: dict[str, Any] = {}
         if address == LOCAL:
             folder = stack.enter_context(temporary_folder(sockets=True))
+            stack.callback(_end_all, folder)
             own = {
                 "num_cpus": cores(), "include_dashboard": False, "object_store_memory": _STORE,
                 "_temp_dir": str(folder), "_node_ip_address": "127.0.0.1",
             }  # fmt: skip
         _reach(address)
+        beginning = stack.enter_context(ExitStack())
+        beginning.callback(ray.shutdown)  # also of what a beginning that is broken off has started
         try:
             ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False, **own)
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             raise DeployError(f"--ray {address}: {' '.join(str(error).split())[:300]}") from error
+        except (KeyboardInterrupt, SystemExit):  # which Ray makes of SIGTERM
+            atexit.register(_leave, _INTERRUPTED)  # half begun, its threads crash in a process that ends by itself
+            raise KeyboardInterrupt from None
         finally:
             if main:
                 signal.signal(signal.SIGTERM, before)  # Ray has put one of its own there
         found = Cluster(ray, log, f"--ray {address}")
+        beginning.pop_all()
         stack.callback(found.end)
         yield found
+
+
+def _end_all(folder: Path) -> None:
+    """Kill what a cluster of our own leaves: its agents outlive it where it was stopped while it began.
+
+    They are known by their logs, which lie in `folder`: their command lines and environments they overwrite.
+    """
+    left = True
+    while left:  # one that is killed may have begun another meanwhile
+        left = False
+        for process in Path("/proc").glob("[0-9]*"):  # none but on Linux
+            with suppress(OSError):
+                logs = any(os.readlink(file).startswith(str(folder)) for file in (process / "fd").iterdir())
+                if logs and int(process.name) != os.getpid():
+                    os.kill(int(process.name), signal.SIGKILL)
+                    left = True
 
 
 def _reach(address: str) -> None:
@@ -154,17 +179,14 @@ class Cluster:
                 )
                 patience = float("inf")
 
-    def close(self) -> None:
-        """End the workers."""
+    def end(self) -> None:
+        """The workers, and the connection."""
         if self._misses < _MISSES:
             for place in self._places:
                 self._kill(place)
-
-    def end(self) -> None:
-        if self._misses < _MISSES:
             self._ray.shutdown()
         else:  # it would wait for the head a minute; and its threads crash in a process that ends without it
-            atexit.register(_leave)
+            atexit.register(_leave, DeployError.exit_code)
 
     def _look(self) -> None:
         """Workers on nodes that came; those of nodes that left have died by themselves.
@@ -280,10 +302,10 @@ class Cluster:
             tell(index, row)
 
 
-def _leave() -> None:
+def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(DeployError.exit_code)
+    os._exit(code)
 
 
 def _node(found: dict[str, Any]) -> _Node:

@@ -90,15 +90,24 @@ def _on_ray(args: argparse.Namespace, images: Sequence[Input], loading: tuple[An
         gathered.keep(row)
     if not (plan.pictures or plan.rasters or plan.videos):
         return RunReport.of(gathered.rows, (image.shown for image in images), 0.0)
-    with ledger.temporary(unfinished), cluster(args.ray, _say) as workers:
+    with ledger.temporary(unfinished):
         try:
-            make_folder(unfinished)
-            parts = max(2, workers.start(order, get_backend(manifest.backend).on_gpu))
-            gathered.run(workers, plan, options.shard, parts)
+            with cluster(args.ray, _say) as workers:
+                make_folder(unfinished)
+                parts = max(2, workers.start(order, get_backend(manifest.backend).on_gpu))
+                gathered.run(workers, plan, options.shard, parts)
         finally:
-            workers.close()
-            shutil.rmtree(unfinished, ignore_errors=True)
+            _remove(unfinished)
     return RunReport.of(gathered.rows, (image.shown for image in images), gathered.seconds)
+
+
+def _remove(folder: Path) -> None:
+    """Though a worker that was just killed may still put a file there."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 class _Gathered:
