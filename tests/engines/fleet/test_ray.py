@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engines.fleet.ray import _end_all
 from tests.conftest import ROOT
 from tests.engines.video import clips
 
@@ -46,6 +47,7 @@ def nodes() -> Iterator[Any]:
             cluster.add_node(num_cpus=1)
         yield cluster
         cluster.shutdown()
+        _end_all(Path(folder))  # agents outlive a head that was killed
 
 
 @pytest.fixture(scope="module")
