@@ -60,4 +60,4 @@ def stream_name(text: str) -> str:
 
 def shown(text: str) -> str:
     """A source as reports and messages name it: without a password."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)  # up to the last @, as FFmpeg takes it: a password may hold one

@@ -145,6 +145,7 @@ def test_two_streams_of_one_name_are_refused(
     ("text", "name"),
     [
         ("rtsp://me:secret@10.0.0.5:554/yard?x=1", "10_0_0_5_554_yard"),
+        ("rtsp://me:se@secret@cam/yard", "cam_yard"),
         ("gst:v4l2src device=/dev/video0 ! videoconvert", "gstreamer"),
         ("gst:rtsp://cam/live", "cam_live"),
         ("udp://@:5000", "5000"),
@@ -154,4 +155,5 @@ def test_streams_by_name(text: str, name: str) -> None:
     assert is_stream(text)
     assert stream_name(text) == name
     assert "secret" not in shown(text)
+    assert "/yard" in shown(text) or "yard" not in text
     assert not any(map(is_stream, ("a.mp4", "C:/a.mp4", "/dev/video0", "file:///a.mp4")))
