@@ -215,11 +215,11 @@ def _written(outcome: Done[ImageJob, Decoded], spec: ModelSpec, options: RunOpti
     if picture.hidden is not None and not options.keep_nodata:
         mask.labels[picture.hidden] = IGNORE_LABEL
     make_folder(target.parent)
-    write_mask(target, mask.labels, spec.palette)
     if options.overlay:
         write_overlay(target.with_suffix(".overlay.jpg"), shown(picture.pixels), mask.labels, spec.palette)
     if mask.confidence is not None:
         write_confidence(target.with_suffix(".confidence.png"), mask.confidence)
+    write_mask(target, mask.labels, spec.palette)  # the last: where it is, `skip_existing` takes all for written
     parts = {part: 1e3 * getattr(frame.timings, part) for part in PARTS}
     parts |= {"read": outcome.read.ms, "write": 1e3 * (time.perf_counter() - begin)}
     height, width = mask.labels.shape

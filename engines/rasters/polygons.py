@@ -21,23 +21,29 @@ _AT_ONCE = 20_000  # polygons held
 _POLYGON = 3  # well-known binary's number
 
 
-def write_polygons(raster: Path, kind: Format, classes: Sequence[str]) -> int:
-    """Outlines of the areas of equal labels in `raster`, as NAME.gpkg or NAME.geojson beside it.  Returns how many.
+def require_pyogrio(kind: Format) -> None:
+    """Raises DeployError where it is not installed."""
+    try:
+        import pyogrio  # noqa: F401
+    except ImportError as error:
+        raise DeployError(f"--polygons {kind}: expected pyogrio for it; {INSTALL}") from error
+
+
+def write_polygons(raster: Path, target: Path, kind: Format, classes: Sequence[str]) -> int:
+    """Outlines of the areas of equal labels in `raster`, to `target`.  Returns how many.
 
     Fields: label, class, and area in m² where the map's unit is a length, else in pixels (`pixels`).  GeoJSON is in
     degrees, as RFC 7946 has it, where the raster's map is known.  Raises DeployError.
     """
-    try:
-        from pyogrio.errors import DataSourceError
-        from pyogrio.raw import write
-    except ImportError as error:
-        raise DeployError(f"--polygons {kind}: expected pyogrio for it; {INSTALL}") from error
+    require_pyogrio(kind)
+    from pyogrio.errors import DataSourceError
+    from pyogrio.raw import write
+
     place = place_at(raster)
     unit = "pixels" if place.metres is None else "area_m2"
     scale = 1 / abs(place.determinant) if place.metres is None else place.metres**2
     options = {"RFC7946": "YES"} if kind == "geojson" and place.crs else {}
-    target, total = raster.with_suffix(f".{kind}"), 0
-    source = outlines(raster, IGNORE_LABEL)
+    source, total = outlines(raster, IGNORE_LABEL), 0
     with replacing_path(target, ending=target.suffix) as new:
         while True:
             some = list(source if kind == "geojson" else islice(source, _AT_ONCE))

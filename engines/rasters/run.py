@@ -21,7 +21,7 @@ from engines.images.write import class_shares, confidence_bytes, label_counts
 from engines.rasters.chunks import Chunks
 from engines.rasters.cut import Part, part, parts
 from engines.rasters.gdal import TILE, Box, RasterFile, open_raster, write_cog
-from engines.rasters.polygons import Format, write_polygons
+from engines.rasters.polygons import Format, require_pyogrio, write_polygons
 from engines.rasters.rows import RasterRows
 from engines.segmenter import Segmenter
 from engines.spec import IGNORE_LABEL, ModelSpec, Pixels
@@ -95,6 +95,8 @@ def run_raster(
         raise DeployError(f"raster {path}: several views, and other sizes, are for images in memory; run without them")
     if segmenter.tiling.margin != NO_MARGIN:
         raise DeployError(f"raster {path}: a network that pads nothing is for images in memory; cut the raster")
+    if options.polygons is not None:
+        require_pyogrio(options.polygons)  # now, and not after the work
     with open_raster(path) as file:
         box = _box(file, options)
         report = RasterReport(str(path), str(target), width=box[3] - box[2], height=box[1] - box[0])
@@ -135,16 +137,17 @@ def _finish(
     for labels in chunks.parts("labels"):
         counts += label_counts(labels)
     report.classes = class_shares(counts, report.height * report.width, spec.classes)
-    with replacing_path(target, ending=target.suffix) as new:
-        write_cog(chunks.mosaic("labels", IGNORE_LABEL, spec), new, labels=True)
-    if options.confidence:
-        with replacing_path(target.with_suffix(".confidence.tif"), ending=target.suffix) as new:
-            write_cog(chunks.mosaic("confidence", None), new, labels=False)
-    report.seconds["files"] = round(time.perf_counter() - begin, 3)
-    if options.polygons is not None:
-        begin = time.perf_counter()
-        report.polygons = write_polygons(target, options.polygons, spec.classes)
-        report.seconds["polygons"] = round(time.perf_counter() - begin, 3)
+    with replacing_path(target, ending=target.suffix) as whole:  # the last in its place, as masks of images
+        write_cog(chunks.mosaic("labels", IGNORE_LABEL, spec), whole, labels=True)
+        if options.confidence:
+            with replacing_path(target.with_suffix(".confidence.tif"), ending=target.suffix) as new:
+                write_cog(chunks.mosaic("confidence", None), new, labels=False)
+        report.seconds["files"] = round(time.perf_counter() - begin, 3)
+        if options.polygons is not None:
+            begin = time.perf_counter()
+            outlined = target.with_suffix(f".{options.polygons}")
+            report.polygons = write_polygons(whole, outlined, options.polygons, spec.classes)
+            report.seconds["polygons"] = round(time.perf_counter() - begin, 3)
     chunks.end()
 
 

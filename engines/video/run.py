@@ -37,6 +37,7 @@ _Outcome = Done[VideoFrame, Decoded]
 class VideoOptions:
     """every: label one frame of so many.  seconds: that are read from the first frame on.  keep_nodata: label what
     alpha hides, which else is 255.  bands, scale: in place of what the bundle says, see `engines.spec.Pixels`.
+    skip_existing: what is there counts as done, so that of a file nothing is left that is not labelled to its end.
     """
 
     overlay: bool = False
@@ -45,6 +46,7 @@ class VideoOptions:
     max_pixels: int = MAX_PIXELS
     bands: tuple[int, ...] | None = None
     scale: tuple[float, float] | None = None
+    skip_existing: bool = False
     every: int = 1
     seconds: float | None = None
 
@@ -81,8 +83,8 @@ class VideoReport:
 
     @property
     def complete(self) -> bool:
-        """A live source has no end of its own: Ctrl-C is it, and nothing is missing then."""
-        return self.live or not self.stopped
+        """A live source has no end of its own: Ctrl-C is it, and nothing is missing then but for want of a frame."""
+        return not self.stopped or (self.live and self.frames > 0)
 
     def __str__(self) -> str:
         rate = self.frames / self.seconds if self.seconds else 0.0
@@ -113,7 +115,8 @@ def run_video(segmenter: Segmenter, source: str, target: Path, options: VideoOpt
     """Write the labels of a video to `target`, NAME.labels.mkv, and what else the options ask for beside it.
 
     One that breaks off, a GPU that is lost and Ctrl-C leave whole files of the frames until then, and the report says
-    so.  Raises DeployError where there is no frame, or a file cannot be written; nothing is then left.
+    so.  Raises DeployError where there is no frame, or a file cannot be written; nothing is then left.  So it is with a
+    lost GPU, and with Ctrl-C, a KeyboardInterrupt, where `skip_existing` would have the next run take them for whole.
     """
     begin = time.perf_counter()
     with asked_to_stop() as stop, ExitStack() as stack:
@@ -155,6 +158,11 @@ def _run(segmenter: Segmenter, reader: VideoReader, report: VideoReport, options
                 tracks.put(outcome.job, outcome.mask, options.keep_nodata)
                 bar.update()
                 del outcome  # holds a frame, while the next is awaited
+        if options.skip_existing and not info.live:
+            if isinstance(failed, GpuLostError):
+                raise failed
+            if stop.asked:
+                raise KeyboardInterrupt
         tracks.finish()
     report.notes, report.dropped, report.stopped = list(reader.notes), feed.dropped, stop.asked
     if not tracks.frames and not stop.asked:

@@ -167,6 +167,19 @@ def test_what_cannot_be_written_is_reported_and_the_rest_goes_on(
     assert sorted(path.name for path in out.iterdir() if path.is_file()) == ["0.png", "2.png", "3.png", "4.png"]
 
 
+def test_what_is_left_out_when_its_mask_is_there_has_all_its_files(
+    tiny_bundle: Path, photographs: Path, tmp_path: Path
+) -> None:
+    """The mask comes last: where an overlay could not be written, --skip-existing does the image again."""
+    image, out = photographs / "0.png", tmp_path / "out"
+    (out / "0.overlay.jpg").mkdir(parents=True)
+    words = ["run", str(tiny_bundle), str(image), "-o", str(out), "--overlay", "--skip-existing"]
+    assert deploy.main(words) == 2
+    (out / "0.overlay.jpg").rmdir()
+    assert deploy.main(words) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["0.overlay.jpg", "0.png"]
+
+
 def test_a_frame_that_fails_does_not_stop_the_others(
     tiny_bundle: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,19 @@ def test_a_damaged_raster_does_not_stop_the_others(
     assert {"map.tif"} <= set(names(out)) <= {"map.tif", ".cut.tif.parts"}
 
 
+def test_what_is_left_out_when_its_labels_are_there_has_all_its_files(
+    tiny_bundle: Path, inputs: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyogrio", reason="pyogrio, which writes polygons, is not installed")
+    out = tmp_path / "out"
+    (out / "map.gpkg").mkdir(parents=True)
+    words = ["run", str(tiny_bundle), str(inputs / "map.tif"), "-o", str(out), "--polygons", "gpkg", "--skip-existing"]
+    assert deploy.main(words) == 2
+    (out / "map.gpkg").rmdir()
+    assert deploy.main(words) == 0
+    assert names(out) == ["map.gpkg", "map.tif"]
+
+
 def test_an_input_is_not_overwritten(
     tiny_bundle: Path, inputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip

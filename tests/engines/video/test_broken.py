@@ -18,7 +18,7 @@ import deploy
 from engines.errors import DeployError, GpuLostError
 from engines.segmenter import Segmenter, open_segmenter
 from engines.video.folder import run_videos
-from engines.video.run import VideoOptions, VideoReport
+from engines.video.run import VideoOptions, VideoReport, run_video
 
 av = pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
 
@@ -170,6 +170,29 @@ def test_a_lost_gpu_keeps_what_was_labelled(tiny_bundle: Path, tmp_path: Path, m
     assert isinstance(second, GpuLostError)
     assert names(tmp_path / "out") == ["a.labels.mkv", "a.overlay.mp4"]
     assert len(labels(tmp_path / "out" / "a.labels.mkv")) == 4 == len(decoded(tmp_path / "out" / "a.overlay.mp4"))
+
+
+def test_what_is_left_out_when_it_is_there_is_whole(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run with --skip-existing that was stopped, the same run again does the rest of the frames, too."""
+    write(tmp_path / "a.mkv", pictures(10))
+    target, options = tmp_path / "out" / "a.labels.mkv", VideoOptions(overlay=True, skip_existing=True)
+    with open_segmenter(tiny_bundle) as (segmenter, _):
+        start = segmenter.start
+        _failing(segmenter, monkeypatch, 5, GpuLostError("the GPU is gone"))
+        with pytest.raises(GpuLostError):
+            run_video(segmenter, str(tmp_path / "a.mkv"), target, options)
+        assert names(tmp_path / "out") == []
+
+        def stopped(*args: Any) -> Any:
+            signal.raise_signal(signal.SIGTERM)
+            return start(*args)
+
+        monkeypatch.setattr(segmenter, "start", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_video(segmenter, str(tmp_path / "a.mkv"), target, options)
+        assert names(tmp_path / "out") == []
 
 
 def test_a_full_disk_leaves_nothing_half_written(
