@@ -11,6 +11,7 @@ from typing import Any
 
 from engines.arguments.values import (
     AUTO,
+    above_zero,
     bands,
     bounds,
     box,
@@ -120,7 +121,9 @@ def raster_arguments(verb: argparse.ArgumentParser) -> None:
 def video_arguments(verb: argparse.ArgumentParser) -> None:
     """What is made of videos and cameras."""
     verb.add_argument("--every", type=positive, default=1, metavar="N", help="of videos, label one frame in N")
-    verb.add_argument("--seconds", type=number, metavar="S", help="of videos, the first S alone (all, or until Ctrl-C)")
+    verb.add_argument(
+        "--seconds", type=above_zero, metavar="S", help="of videos, the first S alone (all, or until Ctrl-C)"
+    )
 
 
 def model_arguments(verb: argparse.ArgumentParser) -> None:

@@ -57,6 +57,12 @@ def share(text: str) -> float:
     return value
 
 
+def above_zero(text: str) -> float:
+    if not (value := number(text)):
+        raise argparse.ArgumentTypeError(f"got {text}, expected more than 0")
+    return value
+
+
 def inside(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:

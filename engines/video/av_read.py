@@ -20,7 +20,7 @@ from engines.images.bands import Decoded, picture_of
 from engines.images.videos import INSTALL, is_endless, is_stream, shown
 from engines.machine.limits import cores
 from engines.spec import Pixels
-from engines.video.frames import VideoFrame, VideoInfo, VideoReader
+from engines.video.frames import VideoFrame, VideoInfo, VideoReader, time_after
 
 _OPENING, _STALLED = 15.0, 5.0  # seconds that a network is waited for: to begin, and between two packets
 _THREADS = 4  # of a decoder: each holds a frame
@@ -61,8 +61,8 @@ class AvReader:
                         f"video {self._source}: got a frame of {frame.width}x{frame.height}, expected "
                         f"{self._size[0]}x{self._size[1]} as before; cut it there"
                     )
-                moment = last + step if frame.pts is None else frame.pts * frame.time_base - origin
-                last = moment if moment > last and moment >= 0 else last + step
+                said = None if frame.pts is None else frame.pts * frame.time_base - origin
+                last = time_after(last, said, step)
                 arrived = self._arrivals.pop(frame.pts, None) or time.perf_counter()
                 yield VideoFrame(index, last, arrived, partial(self._picture, frame))
             self._complain()

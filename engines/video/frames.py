@@ -49,6 +49,11 @@ class VideoFrame:
         return self._picture
 
 
+def time_after(last: Fraction, said: Fraction | None, step: Fraction) -> Fraction:
+    """Of the next frame, in seconds: what its source says, or a step more where that says nothing or goes back."""
+    return said if said is not None and said > last and said >= 0 else last + step
+
+
 class VideoReader(Protocol):
     """A video that is open.  What makes one is a context manager: `engines.video.open_video`."""
 

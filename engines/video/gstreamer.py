@@ -20,7 +20,7 @@ from engines.errors import DeployError
 from engines.images.bands import Decoded, picture_of
 from engines.images.videos import GSTREAMER, shown
 from engines.spec import Pixels
-from engines.video.frames import VideoFrame, VideoInfo, VideoReader
+from engines.video.frames import VideoFrame, VideoInfo, VideoReader, time_after
 
 INSTALL = "apt-get install python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-good"
 _NAME = "edgeseg"
@@ -29,6 +29,7 @@ _SECOND = 10**9  # of GStreamer's nanoseconds
 _OPENING, _STALLED = 15.0, 10.0  # seconds without a frame, until the first and between two
 _LOOK = 0.2  # seconds between looks at what went wrong
 _TICK = Fraction(1, 90_000)
+_UNKNOWN = Fraction(25)  # frames a second where neither they nor the caps say
 
 
 class GstReader:
@@ -49,11 +50,14 @@ class GstReader:
 
     def frames(self) -> Iterator[VideoFrame]:
         sample, index, start = self._first, 0, None
-        self._first = None
+        self._first, step = None, 1 / (self.info.rate or _UNKNOWN)
+        last = -step
         while sample is not None:
             arrived, stamp = time.perf_counter(), sample.get_buffer().pts
-            start = stamp if start is None else start
-            yield VideoFrame(index, Fraction(stamp - start, _SECOND), arrived, partial(self._picture, sample))
+            known = stamp != self._gst.CLOCK_TIME_NONE
+            start = stamp if start is None and known else start
+            last = time_after(last, Fraction(stamp - start, _SECOND) if known else None, step)
+            yield VideoFrame(index, last, arrived, partial(self._picture, sample))
             index, sample = index + 1, self._pull(_STALLED)
 
     def _pull(self, patience: float) -> Any:

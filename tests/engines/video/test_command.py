@@ -271,6 +271,7 @@ def test_without_pyav(
         (["--polygons", "gpkg"], "none of the inputs is a raster"),
         (["--resume"], "none of the inputs is a raster"),
         (["--every", "0"], "expected"),
+        (["--seconds", "0"], "expected more than 0"),
         (["--max-pixels", "100"], "got frames of 96x64, more than 100 pixels"),
         (["--bands", "1,2,4"], "got 3 band(s), expected 4"),
         (["rtsp://a/x", "rtsp://u:secret@b/y"], "inputs rtsp://a/x and rtsp://b/y: none has an end"),

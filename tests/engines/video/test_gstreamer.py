@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 av = pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
 
@@ -35,7 +36,8 @@ for source in sys.argv[1:]:
             away = [np.abs(a.picture.pixels.astype(int) - b.picture.pixels).mean() for a, b in zip(frames, other)]
             times = [float(abs(a.time - b.time)) for a, b in zip(frames, other)]
             info = video.info
-        found.append([len(frames), len(other), info.width, info.height, info.live, max(away), max(times)])
+        moments = [float(frame.time) for frame in frames]
+        found.append([len(frames), len(other), info.width, info.height, info.live, max(away), max(times), moments])
     except DeployError as error:
         found.append(str(error))
 print(json.dumps(found))
@@ -62,16 +64,21 @@ def test_files_cameras_and_what_is_neither(tmp_path: Path) -> None:
     write(tmp_path / "turned.mp4", pictures(5), codec="mpeg4", turn=90)
     (tmp_path / "junk.mp4").write_bytes(bytes(range(256)) * 20)
     sources = [f"gst:{tmp_path}/{name}.mp4" for name in ("clip", "turned", "junk")]
+    for index, picture in enumerate(pictures(3)):
+        Image.fromarray(picture).save(tmp_path / f"{index}.png")
     sources += ["gst:videotestsrc is-live=true num-buffers=8 ! video/x-raw,width=97,height=65", "gst:nonsense ! x"]
+    sources += [f"gst:multifilesrc location={tmp_path}/%d.png start-index=0 stop-index=2 ! pngdec"]
     done = _python(READ, *sources)
     assert done.returncode == 0, done.stderr
-    clip, turned, junk, camera, nonsense = json.loads(done.stdout)
+    clip, turned, junk, camera, nonsense, stills = json.loads(done.stdout)
     found: Any
     for found, count, size in ((clip, 12, [96, 64]), (turned, 5, [64, 96])):
         assert found[:5] == [count, count, *size, False]
         assert found[5] < 6  # chroma is enlarged otherwise; another frame's is 60 away
         assert found[6] < 1e-6
     assert camera[:5] == [8, 8, 97, 65, True]
+    assert stills[:5] == [3, 3, 96, 64, False]
+    assert stills[7] == [0, 0.04, 0.08]  # where nothing has a time
     assert "GStreamer says: " in junk
     assert 'GStreamer says: no element "nonsense"' in nonsense
 
