@@ -36,7 +36,9 @@ def on_every_gpu(command: Sequence[str], rest: Sequence[str], count: int) -> lis
         for process in processes:
             process.send_signal(signal.SIGTERM)
         for process in processes:
-            process.wait()
+            with process:
+                if process.stdout is not None and not process.stdout.closed:
+                    process.stdout.read()  # else one that stops in good order would wait for its report to be taken
         raise
     results = []
     for index, (process, text) in enumerate(zip(processes, printed, strict=True)):
