@@ -3,7 +3,7 @@
     python -m benchmarks.raster_peers BUNDLE [--sides 2048 4096 8192] [--skip eager]
 
 BUNDLE: of `demo`.  geoai (opengeos) is the package that people run SegFormer over orthophotos with; of it only
-`predict_geotiff` is taken, by `pip install --no-deps` into a folder of its own, since the package asks for some 150
+`predict_geotiff` is taken, by `pip install --no-deps` into a folder of its own, since the package asks for 28
 others.  It reads by windows, as we do, adds uniformly weighted logits up in arrays of the whole raster, and writes the
 largest class.  It gets our windows, stride and weights, in eager PyTorch and on the bundle's own engine, so that what
 is around the network can be told from the network.  Every run is a process of its own.
