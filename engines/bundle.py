@@ -35,10 +35,10 @@ from engines.tiling.tail import Tail, TailShape
 
 SCHEMA = 1
 MANIFEST, ENGINE, MODEL, GOLDEN, REPORT = "manifest.json", "engine.bin", "model.onnx", "golden.npz", "report.json"
-KERNELS, WEIGHTS, TAIL = "kernels.cubin", f"{MODEL}.data", "tail.npz"
+KERNELS, WEIGHTS, TAIL, RUNTIME_CACHE = "kernels.cubin", f"{MODEL}.data", "tail.npz", "runtime.cache"
 MAX_BATCH = 64  # windows at once
 FILES = (ENGINE, MODEL, GOLDEN, REPORT)  # of every bundle
-OPTIONAL = (KERNELS, WEIGHTS, TAIL)
+OPTIONAL = (KERNELS, WEIGHTS, TAIL, RUNTIME_CACHE)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ class Bundle:
         An SDK that takes weights from the graph opens files by itself, so that it gets copies in a folder that only
         this user may enter.  host_code: see BuildConfig.
         """
-        config = replace(self.config(threads), host_code=host_code)
+        kept = self.read(RUNTIME_CACHE) if RUNTIME_CACHE in self.manifest.files else b""
+        config = replace(self.config(threads), host_code=host_code, runtime_cache=kept)
         blob = self.read(ENGINE)
         if not backend.reads_graph(config):
             yield blob, config

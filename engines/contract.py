@@ -58,6 +58,7 @@ class BuildConfig:
     model: when loading, the bundle's graph for a backend that reads it, or None.  host_code: the user allows an engine
     that brings native code of its own, which runs as soon as it is loaded.
     timing_cache: a file that TensorRT keeps between builds, or None.
+    runtime_cache: when loading, what `DeviceSession.runtime_cache` was when the engine first ran on such a device.
     log: called with (step, what happened) by builds that have something to say.
     """
 
@@ -69,6 +70,7 @@ class BuildConfig:
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
     host_code: bool = False
     timing_cache: Path | None = None
+    runtime_cache: bytes = b""
     log: Log = lambda step, text: None
 
 
@@ -132,6 +134,10 @@ class DeviceSession(Session, Protocol):
     @property
     def capturable(self) -> bool:
         """Whether `enqueue` may be recorded into a CUDA graph, once it has run outside of one."""
+
+    @property
+    def runtime_cache(self) -> bytes:
+        """What the SDK compiled for this device when the engine ran; empty where it had no need to, or never does."""
 
     def enqueue(self, source: int, target: int, stream: int) -> None:
         """Start one run: from the input at address `source` to the output at `target`, in the order of `stream`.

@@ -48,6 +48,7 @@ class TorchCudaSession:
     """
 
     capturable = False
+    runtime_cache = b""
 
     def __init__(self, name: str, module: Any, input: Tensor, output: Tensor) -> None:
         self._name, self._module, self.input, self.output = name, module, input, output

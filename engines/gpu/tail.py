@@ -70,6 +70,10 @@ class GpuTail:
     def capturable(self) -> bool:
         return self._engine.capturable
 
+    @property
+    def runtime_cache(self) -> bytes:
+        return self._engine.runtime_cache
+
     def enqueue(self, source: int, target: int, stream: int) -> None:
         self._engine.enqueue(source, self._maps, stream)
         dtype = DTYPES[self._engine.output.dtype].name

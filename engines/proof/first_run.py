@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
+from typing import cast
 
-from engines.bundle import GOLDEN, KERNELS, Bundle, Manifest
-from engines.contract import Backend, Log
+from engines.bundle import GOLDEN, KERNELS, RUNTIME_CACHE, Bundle, Manifest
+from engines.contract import Backend, DeviceSession, Log
 from engines.errors import GateError
 from engines.proof.agreement import GATES, Agreement, Gate
 from engines.proof.golden import Golden
@@ -44,6 +45,7 @@ def prover(log: Log) -> Callable[[Bundle, Backend, Segmenter, bytes], Manifest]:
         proven = (*manifest.proven_on, here)
         found = replace(manifest, verification=(*kept, *(one.to_json() for one in agreements)), proven=proven)
         new = {} if KERNELS in manifest.files else {KERNELS: kernels}
+        new |= compiled_here(segmenter)
         digests = {name: sha256(content).hexdigest() for name, content in new.items()}
         found = replace(found, files={**manifest.files, **digests})
         reason = record(bundle.folder, manifest, found, new)
@@ -57,6 +59,12 @@ def prover(log: Log) -> Callable[[Bundle, Backend, Segmenter, bytes], Manifest]:
 def proof(golden: Golden, segmenter: Segmenter, gate: Gate, precision: str) -> list[Agreement]:
     """What an engine has to show on the device.  Raises GateError."""
     return [*golden.verify(segmenter, gate, precision), *replayed(golden.image, segmenter)]
+
+
+def compiled_here(segmenter: Segmenter) -> dict[str, bytes]:
+    """By its name in a bundle, what the SDK compiled while an engine on a GPU was proven."""
+    found = cast(DeviceSession, segmenter.device.session).runtime_cache
+    return {RUNTIME_CACHE: found} if found else {}
 
 
 def gate_of(bundle: Bundle) -> Gate:

@@ -36,7 +36,7 @@ from engines.errors import DeployError
 from engines.files import file_sha256
 from engines.proof.agreement import Agreement, Gate
 from engines.proof.batch_gate import STEP, compare_batch, reported, require_neutral
-from engines.proof.first_run import ENGINE_STEPS, gate_of, proof
+from engines.proof.first_run import ENGINE_STEPS, compiled_here, gate_of, proof
 from engines.proof.golden import Golden, windows_of
 from engines.segmenter import Segmenter, open_on_device
 from engines.spec import ModelSpec
@@ -77,6 +77,8 @@ def compile_engine(
     batch = compare_batch(opened, backend, model=folder / MODEL, blob=blob, config=config, golden=golden, log=log)
     with opened(blob, config) as segmenter:
         agreements = proof(golden, segmenter, gate, config.precision)
+        for name, content in compiled_here(segmenter).items() if backend.on_gpu else ():
+            (folder / name).write_bytes(content)
     for agreement in agreements:
         log(agreement.step, str(agreement))
     if config.precision != "fp32":

@@ -210,8 +210,9 @@ class TensorRTFamily(Backend, ABC):
 
         with open_gpu() as gpu, ledger.doing(f"{self.version()} loaded or ran the engine"):
             session = TensorRTSession(
-                self.sdk(), title=self._title(), header=header, plan=plan, model=config.model, gpu=gpu
-            )
+                self.sdk(), title=self._title(), header=header, plan=plan, model=config.model, gpu=gpu,
+                runtime_cache=config.runtime_cache,
+            )  # fmt: skip
             try:
                 yield session
             finally:

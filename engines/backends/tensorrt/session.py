@@ -9,6 +9,7 @@ from typing import Any
 from engines.backends.tensorrt.engine_file import Header
 from engines.backends.tensorrt.messages import errors_of, load_error, logger_of, no_kernels, one_line
 from engines.backends.tensorrt.network import file_for, model_sha256
+from engines.backends.tensorrt.runtime_cache import CompiledAtRunTime
 from engines.backends.tensorrt.sdk import name_of
 from engines.contract import Float32, Tensor, packed
 from engines.errors import DeployError
@@ -22,15 +23,18 @@ class TensorRTSession:
     """One engine with one execution context.  engines.contract.DeviceSession.
 
     Raises DeployError when the SDK refuses the plan.  header and plan have been checked.
+    runtime_cache: see BuildConfig.
     """
 
     def __init__(
-        self, sdk: Any, title: str, header: Header, plan: memoryview, model: Path | None, gpu: CudaGpu
-    ) -> None:
+        self, sdk: Any, title: str, header: Header, plan: memoryview, model: Path | None, gpu: CudaGpu,
+        runtime_cache: bytes = b"",
+    ) -> None:  # fmt: skip
         self._sdk, self._title, self._gpu = sdk, title, gpu
         self._runtime: Any = None
         self.engine: Any = None
         self.context: Any = None
+        self._compiled = CompiledAtRunTime(sdk, runtime_cache)
         self._host = HostRun(gpu, self)
         self.logger = logger_of(sdk)
         self.logger.messages.clear()
@@ -46,6 +50,10 @@ class TensorRTSession:
         ask = getattr(self.context, "is_stream_capturable", None)
         return True if ask is None else bool(ask(self._gpu.stream))
 
+    @property
+    def runtime_cache(self) -> bytes:
+        return self._compiled.found()
+
     def enqueue(self, source: int, target: int, stream: int) -> None:
         for name, address in ((self.input.name, source), *((name, target + at) for name, at in self._places.items())):
             if not self.context.set_tensor_address(name, address):
@@ -60,6 +68,7 @@ class TensorRTSession:
         """Free everything.  The context goes before the engine, and that before the runtime."""
         self._host.close()
         self.context = None
+        self._compiled.close()
         self.engine = None
         self._runtime = None
 
@@ -88,7 +97,7 @@ class TensorRTSession:
         self.input, self.output, self._places = self._tensors()
         if header.options.strip_weights:
             self._refit(header, model)
-        self.context = self.engine.create_execution_context()
+        self.context = self._compiled.context_of(self.engine)
         if self.context is None:
             raise load_error(self._title, "making an execution context", self.logger)
 

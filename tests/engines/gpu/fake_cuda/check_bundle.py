@@ -30,17 +30,20 @@ engines.backends.BACKENDS = tuple(engines.backends._OBJECTS)  # before the comma
 
 import deploy  # noqa: E402
 from engines.backends.openvino.openvino import backend as openvino  # noqa: E402
-from engines.bundle import KERNELS, MANIFEST, open_bundle, seal  # noqa: E402
+from engines.bundle import KERNELS, MANIFEST, RUNTIME_CACHE, open_bundle, seal  # noqa: E402
 from engines.errors import DeployError  # noqa: E402
 from engines.gpu.context import gpu_info  # noqa: E402
 from engines.segmenter import open_segmenter  # noqa: E402
 from tests.engines.gpu.fake_cuda import support  # noqa: E402
+
+COMPILED = b"what the SDK compiled at run time"
 
 
 class _Session:
     capturable = False
 
     def __init__(self, session: Session, config: BuildConfig) -> None:
+        self.runtime_cache = b"" if config.runtime_cache == COMPILED else COMPILED
         self._session, self.input = session, Tensor("image", (config.batch, 3, 64, 96), "fp32")
         answer = session.run(np.zeros(self.input.shape, np.float32))  # logits, or maps that end in a tail of ours
         self.output = Tensor("out", answer.shape, "fp32")
@@ -112,9 +115,11 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     support.configure()
     assert deploy.main(_build(folder / "gpu", "gpu")) == 0
     assert open_bundle(folder / "gpu").manifest.tail is not None
+    assert open_bundle(folder / "gpu").read(RUNTIME_CACHE) == COMPILED
     assert (
         deploy.main(["build-engine", str(folder / "gpu"), "-o", str(folder / "openvino"), "--backend", "openvino"]) == 0
     )
+    assert not (folder / "openvino" / RUNTIME_CACHE).exists()
     return folder
 
 
@@ -391,6 +396,7 @@ def test_an_engine_that_nothing_ran_is_verified_by_its_first_run(
     assert [step["step"] for step in manifest.verification][-2:] == ["engine", "tiled mask"]
     open_bundle(unproven).check()
     assert (unproven / KERNELS).read_bytes()[:4] == b"\x7fELF"
+    assert (unproven / RUNTIME_CACHE).read_bytes() == COMPILED
     assert not [path.name for path in unproven.iterdir() if path.name.startswith(".")]
     assert deploy.main([*command, str(tmp_path / "again")]) == 0
     assert capsys.readouterr().err == ""

@@ -84,7 +84,7 @@ class Engine:
         self.low = low or (-(-window[0] // 4), -(-window[1] // 4))
         self.input = Tensor("image", (batch, bands, *window), dtype)
         self.output = Tensor("logits", (batch, channels, *self.low), dtype)
-        self.capturable, self.poison, self.enqueued = capturable, -1, 0
+        self.capturable, self.poison, self.enqueued, self.runtime_cache = capturable, -1, 0, b""
         self._type = np.dtype(np.float16 if dtype == "fp16" else np.float32)
         self._calls: list[Any] = []  # what the driver may call until the end
         rng = np.random.default_rng(11)

@@ -15,6 +15,8 @@ from tests.engines.backends.tensorrt.api.runtime import (
     EngineInspector,
     ICudaEngine,
     IExecutionContext,
+    IRuntimeCache,
+    IRuntimeConfig,
     OnnxParserRefitter,
     Refitter,
     Runtime,
@@ -227,6 +229,6 @@ BEHAVIOURS = {
     cls.__name__: cls
     for cls in (
         Builder, IBuilderConfig, ITimingCache, OnnxParser, ParserError, INetworkDefinition, ITensor, ILayer, Runtime,
-        ICudaEngine, IExecutionContext, EngineInspector, Refitter, OnnxParserRefitter,
+        ICudaEngine, IExecutionContext, EngineInspector, Refitter, OnnxParserRefitter, IRuntimeConfig, IRuntimeCache,
     )
 }  # fmt: skip

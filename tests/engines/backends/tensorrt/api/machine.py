@@ -71,6 +71,7 @@ class Machine:
 
     def __init__(self, patch: pytest.MonkeyPatch, version: str, info: GpuInfo) -> None:
         self.sdk, self.gpu = fake(version, BEHAVIOURS), HostGpu(info)
+        self.sdk.world["gpu"] = info.name.encode()
         kind = TensorRTRTXBackend if version.startswith("rtx-") else TensorRTBackend
         self.backend: TensorRTFamily = kind()
         patch.setattr(kind, "sdk", lambda backend: self.sdk)

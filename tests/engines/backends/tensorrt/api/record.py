@@ -22,7 +22,7 @@ from typing import Any
 CLASSES = (
     "Builder", "IBuilderConfig", "INetworkDefinition", "ILayer", "ITensor", "OnnxParser", "ParserError", "Runtime",
     "ICudaEngine", "IExecutionContext", "EngineInspector", "ILogger", "IProfiler", "IProgressMonitor", "ITimingCache",
-    "IHostMemory", "OnnxParserRefitter", "Refitter", "IErrorRecorder",
+    "IHostMemory", "OnnxParserRefitter", "Refitter", "IErrorRecorder", "IRuntimeConfig", "IRuntimeCache",
 )  # fmt: skip
 ENUMS = (
     "BuilderFlag", "NetworkDefinitionCreationFlag", "OnnxParserFlag", "MemoryPoolType", "HardwareCompatibilityLevel",

@@ -43,8 +43,17 @@ class ICudaEngine:
     def get_tensor_shape(self: Any, name: str) -> tuple[int, ...]:
         return tuple(self._io[name][1])
 
-    def create_execution_context(self: Any) -> Any:
+    def create_runtime_config(self: Any) -> Any:
+        return make(self._sdk, "IRuntimeConfig", _cache=None)
+
+    def create_execution_context(self: Any, runtime_config: Any = None) -> Any:
+        """With a runtime configuration what is compiled goes into its cache, or comes out of it."""
         assert self._weights, "weights are missing"
+        if runtime_config is not None:
+            assert runtime_config._cache is not None, "compiled, and not kept"
+            if not runtime_config._cache._data:
+                self._sdk.world["compiled"] = self._sdk.world.get("compiled", 0) + 1
+                object.__setattr__(runtime_config._cache, "_data", b"code for " + self._sdk.world["gpu"])
         if self._sdk.world.get("context_error"):
             say(self._sdk, self._logger, self._sdk.world["context_error"])
             return None
@@ -52,6 +61,27 @@ class ICudaEngine:
 
     def create_engine_inspector(self: Any) -> Any:
         return make(self._sdk, "EngineInspector", _plan=self._plan)
+
+
+class IRuntimeConfig:
+    def create_runtime_cache(self: Any) -> Any:
+        return make(self._sdk, "IRuntimeCache", _data=b"")
+
+    def set_runtime_cache(self: Any, cache: Any = None) -> bool:
+        self._cache = cache
+        return True
+
+
+class IRuntimeCache:
+    def deserialize(self: Any, blob: Any) -> bool:
+        """That of another GPU is refused, and leaves the cache as it was."""
+        if bytes(blob) != b"code for " + self._sdk.world["gpu"]:
+            return False
+        self._data = bytes(blob)
+        return True
+
+    def serialize(self: Any) -> bytes:
+        return bytes(self._data)
 
 
 class IExecutionContext:
