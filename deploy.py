@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """edgeseg: compile a trained ViT segmentation model into a verified engine, and run it in tiled windows.
 
-Exit codes: 0 done, 1 the GPU was lost, 2 the input is at fault (one line says how), 3 a gate failed.
+Exit codes: 0 done, 1 the GPU was lost, 2 the input is at fault (one line says how), 3 a gate failed, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def build_engine(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """segment images with a bundle: index PNGs, and overlays and confidences if asked for"""
+    """segment images, rasters and videos with a bundle: labels, and overlays and confidences if asked for"""
     from engines.fleet.run import refuse, run_asked
     from engines.report.lines import STDOUT, told
 

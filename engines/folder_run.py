@@ -128,10 +128,8 @@ class RunPlan:
         sources = {each.path: each.source for each in images if each.stream or moving.is_video(each.path)}
         check_words(sources.values(), options.of_videos())
         index, total = options.shard
-        mine = {
-            path: target for path, target in targets.items()
-            if path not in rasters and _share_of(target, output, total) == index - 1
-        }  # fmt: skip
+        own = {path for path, target in targets.items() if _share_of(target, output, total) == index - 1}
+        mine = {path: target for path, target in targets.items() if path in own and path not in rasters}
         pictures = {path: target for path, target in mine.items() if path not in sources}
         plan = cls({}, {}, {}, [])
         for path, target in mine.items():
@@ -139,10 +137,10 @@ class RunPlan:
                 plan._put_video(sources[path], target.with_suffix(moving.LABELS), options.skip_existing)
         for kind, all_of, rest in ((IMAGE, pictures, plan.pictures), (RASTER, rasters, plan.rasters)):
             for path, target in all_of.items():
-                if options.skip_existing and target.exists():
-                    plan.existing.append(InputRow(kind, str(path), str(target)))
-                else:
+                if not options.skip_existing or not target.exists():
                     rest[path] = target
+                elif path in own:  # of a raster, which all have parts of, one says so
+                    plan.existing.append(InputRow(kind, str(path), str(target)))
         return plan
 
     def _put_video(self, source: str, target: Path, skip_existing: bool) -> None:

@@ -45,6 +45,11 @@ def test_rasters_and_pictures_in_one_folder(
     assert names(out) == sorted([*masks, "map.confidence.tif", "map.tif"])
     assert deploy.main([*argv, "--skip-existing"]) == 0
     assert "4 image(s) left out: their masks are there" in capsys.readouterr().out
+    left_out = 0  # of which every shard says its own
+    for shard in ("1/2", "2/2"):
+        assert deploy.main([*argv, "--skip-existing", "--shard", shard, "--json"]) == 0
+        left_out += json.loads(capsys.readouterr().out)["existing"]
+    assert left_out == 4
 
 
 def test_a_plain_tiff_that_is_too_large_to_decode_is_read_by_windows(
