@@ -44,8 +44,8 @@ def prover(log: Log) -> Callable[[Bundle, Backend, Segmenter, bytes], Manifest]:
         kept = [step for step in manifest.verification if step["step"] not in ENGINE_STEPS]
         proven = (*manifest.proven_on, here)
         found = replace(manifest, verification=(*kept, *(one.to_json() for one in agreements)), proven=proven)
-        new = {} if KERNELS in manifest.files else {KERNELS: kernels}
-        new |= compiled_here(segmenter)
+        new = {KERNELS: kernels, **compiled_here(segmenter)}
+        new = {name: content for name, content in new.items() if name not in manifest.files}  # others may be read now
         digests = {name: sha256(content).hexdigest() for name, content in new.items()}
         found = replace(found, files={**manifest.files, **digests})
         reason = record(bundle.folder, manifest, found, new)

@@ -382,8 +382,9 @@ def unproven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Pa
 
 
 def test_an_engine_that_nothing_ran_is_verified_by_its_first_run(
-    unproven: Path, photographs: Path, bundles: Path, tmp_path: Path, capsys: Any
+    unproven: Path, photographs: Path, bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    """On another GPU again, and then no file is replaced but the manifest: a kill between two would end the bundle."""
     with pytest.raises(DeployError, match=r"not yet verified on cuda sm_87 .*deploy\.py run"), open_segmenter(unproven):
         pass
     command = ["run", str(unproven), str(photographs / "0.png"), "-o"]
@@ -403,6 +404,12 @@ def test_an_engine_that_nothing_ran_is_verified_by_its_first_run(
     assert deploy.main(["run", str(bundles / "openvino"), str(photographs / "0.png"), "-o", str(tmp_path / "cpu")]) == 0
     for folder in ("masks", "again"):
         assert (tmp_path / folder / "0.png").read_bytes() == (tmp_path / "cpu" / "0.png").read_bytes()
+    monkeypatch.setattr(_Ahead, "device", lambda self: "another GPU")
+    monkeypatch.setitem(globals(), "COMPILED", b"for another GPU")
+    assert deploy.main([*command, str(tmp_path / "again")]) == 0
+    open_bundle(unproven).check()
+    assert open_bundle(unproven).manifest.proven_on[1:] == (("gpu 1.0", "another GPU"),)
+    assert (unproven / RUNTIME_CACHE).read_bytes() == b"what the SDK compiled at run time"
 
 
 def test_one_that_is_not_what_the_checkpoint_computes_is_refused_and_stays_unproven(
