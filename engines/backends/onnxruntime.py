@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from engines.backends.reference import Reference
 from engines.contract import BuildConfig, Float32, Layer, Session, check_windows, pack
 from engines.errors import DeployError
@@ -29,11 +31,12 @@ class OnnxRuntimeSession:
         (entry,) = session.get_inputs()
         self._name = entry.name
         self._shape = tuple(entry.shape)
+        self._type = np.float16 if entry.type == "tensor(float16)" else np.float32  # halves: made for a GPU
         self._outputs = sorted(output.name for output in session.get_outputs())
 
     def run(self, windows: Float32) -> Float32:
         check_windows(windows, self._shape)
-        return pack(self._session.run(self._outputs, {self._name: windows}))
+        return pack(self._session.run(self._outputs, {self._name: windows.astype(self._type, copy=False)}))
 
 
 class OnnxRuntimeBackend(Reference):

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from engines.backends import get_backend
 from engines.bundle import MODEL
-from engines.contract import Backend
+from engines.contract import Backend, BuildConfig
 from engines.proof.rebuild import rebuild
 from engines.segmenter import open_segmenter
 from engines.tiling.placement import Tiling
@@ -77,6 +77,16 @@ def for_a_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     build_bundle(request, lambda step, text: None)
     return folder
+
+
+def test_the_reference_runs_a_graph_that_takes_halves(tmp_path: Path) -> None:
+    before = ir.from_proto(graph(HALF))
+    ir.save(interface_for(RTX, before), tmp_path / MODEL)
+    reference = get_backend("onnxruntime")
+    image = np.random.default_rng(0).normal(0, 3, (1, 3, 4, 6)).astype(np.float32)
+    config = BuildConfig(model=tmp_path / MODEL)
+    with reference.load(reference.build(tmp_path / MODEL, config), config) as session:
+        assert np.array_equal(session.run(image), answer(before, image))
 
 
 def test_a_bundle_for_a_gpu_runs_on_a_cpu_as_well(for_a_gpu: Path, tmp_path: Path) -> None:
