@@ -21,6 +21,7 @@ from PIL import Image
 
 from engines.fleet.ray import _end_all
 from tests.conftest import ROOT
+from tests.engines.rasters.maps import write
 from tests.engines.video import clips
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -224,13 +225,8 @@ def test_what_kills_a_worker_or_its_gpu_is_named_and_the_rest_is_done(
 def test_a_raster_is_shared_among_the_workers_and_a_video_is_one_workers(
     tiny_bundle: Path, nodes: Any, tmp_path: Path
 ) -> None:
-    rasterio = pytest.importorskip("rasterio")
-    values = np.random.default_rng(0).integers(1, 256, (3, 1500, 300), np.uint8)
-    with rasterio.open(
-        tmp_path / "map.tif", "w", driver="GTiff", width=300, height=1500, count=3, dtype="uint8", crs="EPSG:32632",
-        transform=rasterio.Affine(0.1, 0, 500_000, 0, -0.1, 5_000_000),
-    ) as file:  # fmt: skip
-        file.write(values)
+    pytest.importorskip("rasterio", reason="rasterio, which reads rasters, is not installed")
+    write(tmp_path / "map.tif", np.random.default_rng(0).integers(1, 256, (1500, 300, 3), np.uint8))
     clips.write(tmp_path / "clip.mkv", clips.pictures(5))
     words = (tiny_bundle, tmp_path / "map.tif", tmp_path / "clip.mkv", "--polygons", "geojson", "--json")
     whole = _run(*words, "-o", tmp_path / "whole")

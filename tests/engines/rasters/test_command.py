@@ -11,7 +11,7 @@ from PIL import Image
 
 import deploy
 from engines.rasters import run as runs
-from tests.engines.rasters.test_rasters import read, write
+from tests.engines.rasters.maps import read, write
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio, which reads rasters, is not installed")
 

@@ -16,9 +16,10 @@ from engines.rasters.cut import parts
 from engines.rasters.run import RasterOptions, run_raster
 from engines.segmenter import Segmenter, open_segmenter
 from engines.tiling.placement import Tiling
+from tests.engines.rasters.maps import COEFFICIENTS, read, write
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio, which reads rasters, is not installed")
-PLACE = rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)
+PLACE = rasterio.Affine(*COEFFICIENTS)
 HEIGHT, WIDTH = 650, 1150
 
 
@@ -43,23 +44,8 @@ def segmenter(tiny_bundle: Path):  # type: ignore[no-untyped-def]
         yield opened
 
 
-def write(path: Path, image: np.ndarray, **options: object) -> Path:
-    profile = {"driver": "GTiff", "crs": "EPSG:32632", "transform": PLACE, "tiled": True, "compress": "deflate"}
-    height, width, count = image.shape
-    with rasterio.open(
-        path, "w", height=height, width=width, count=count, dtype=image.dtype, **profile | options
-    ) as file:
-        file.write(np.moveaxis(image, 2, 0))
-    return path
-
-
 def run(segmenter: Segmenter, path: Path, target: Path, **options: object) -> runs.RasterReport:
     return run_raster(segmenter, path, target, RasterOptions(**options), {"engine": "test"})  # type: ignore[arg-type]
-
-
-def read(path: Path) -> np.ndarray:
-    with rasterio.open(path) as file:
-        return file.read(1)
 
 
 def test_a_raster_has_the_pixels_of_the_whole_image(segmenter: Segmenter, image: np.ndarray, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from engines.errors import DeployError
 from engines.report.lines import told
 from engines.report.rows import InputRow
 from tests.conftest import ROOT
+from tests.engines.rasters.maps import write
 
 OWN = {"time", "worker", "status", "kind", "input", "mask", "error", "note"}
 
@@ -89,13 +90,8 @@ def test_another_file_is_not_appended_to(tiny_bundle: Path, photos: Path, tmp_pa
 
 
 def test_a_raster_that_shards_share_has_a_line_of_each(tiny_bundle: Path, tmp_path: Path) -> None:
-    rasterio = pytest.importorskip("rasterio")
-    values = np.random.default_rng(0).integers(1, 256, (3, 70, 130), np.uint8)
-    with rasterio.open(
-        tmp_path / "map.tif", "w", driver="GTiff", width=130, height=70, count=3, dtype="uint8", crs="EPSG:32632",
-        transform=rasterio.Affine(0.1, 0, 500_000, 0, -0.1, 5_000_000),
-    ) as file:  # fmt: skip
-        file.write(values)
+    pytest.importorskip("rasterio", reason="rasterio, which reads rasters, is not installed")
+    write(tmp_path / "map.tif", np.random.default_rng(0).integers(1, 256, (70, 130, 3), np.uint8))
     log = tmp_path / "run.jsonl"
     for shard in ("1/2", "2/2"):
         words = ("run", tiny_bundle, tmp_path / "map.tif", "-o", tmp_path / "out", "--log", log, "--shard", shard)
