@@ -78,7 +78,7 @@ struct tile_winner {
 TILE_DEVICE float tile_views_add(const tile_views_launch &a, float *merged, float value)
 {
     float old = a.turn & TILE_VIEWS_FIRST ? 0.0f : *merged;
-    float now = a.merge == TILE_VIEWS_MEAN ? old + value : value > old ? value : old;
+    float now = a.merge == VIEWS_MEAN ? old + value : value > old ? value : old;
     if (!(a.turn & TILE_VIEWS_LAST))
         *merged = now;
     return now;
@@ -94,7 +94,7 @@ TILE_DEVICE tile_winner tile_views_one(const tile_views_launch &a, float score, 
         return found;
     }
     float probability = tile_probability(score, 1);
-    probability = tile_views_add(a, merged, a.merge == TILE_VIEWS_MEAN ? probability * a.share : probability);
+    probability = tile_views_add(a, merged, a.merge == VIEWS_MEAN ? probability * a.share : probability);
     found.label = probability > a.threshold;
     found.best = found.label ? probability : 1.0f - probability;
     return found;
@@ -125,7 +125,7 @@ TILE_DEVICE void tile_views_pixel(const tile_views_launch &a, int32_t y, int32_t
     if (a.classes > 1 && alone)
         winner.best = sum;
     else if (a.classes > 1) {
-        float best = winner.best, share = a.merge == TILE_VIEWS_MEAN ? sum * a.share : sum;
+        float best = winner.best, share = a.merge == VIEWS_MEAN ? sum * a.share : sum;
         winner = tile_winner();
         p = a.means;
 #pragma unroll 4

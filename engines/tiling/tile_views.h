@@ -4,7 +4,7 @@
 
 #include "tile.h"
 
-enum { TILE_VIEWS_MEAN = 0, TILE_VIEWS_MAX = 1 };  /* as in views.c */
+enum { VIEWS_MEAN = 0, VIEWS_MAX = 1 }; /* how views are merged, here and in views.c */
 enum { TILE_VIEWS_FIRST = 1, TILE_VIEWS_LAST = 2 }; /* both: there is one view */
 
 /* An image (height, width, channels) becomes one of out_h x out_w, contiguous.  Strides in bytes, may be negative. */

@@ -5,6 +5,7 @@
  * softmax, then the mirrored views are turned back, then their mean, then the largest.  Only the rows of a view that the
  * rows at work need exist.  C11 and pthreads; the caller allocates everything.
  */
+#include "tile_views.h"
 #include "tile_windows.h"
 
 #include <math.h>
@@ -13,8 +14,6 @@
 #define VIEWS_COLUMNS 256         /* of the image that are worked on at once */
 #define VIEWS_ROWS 32             /* and rows, fewer where there are many classes: their sums stay in a cache */
 #define VIEWS_SUMS (512 * 1024)   /* floats */
-
-enum { VIEWS_MEAN = 0, VIEWS_MAX = 1 };
 
 /* An image of height x width, read from right to left where mirror is 1.  share: of the mean.  What follows as in
  * tile_windows; weight_x is (window_w), or NULL. */

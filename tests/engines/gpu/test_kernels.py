@@ -397,7 +397,7 @@ def test_layouts_are_the_compilers(tmp_path: Path) -> None:
     expected += [kernels.MAX_WINDOWS, kernels.NOT_FINITE, kernels.UNCOVERED]
     lines.append('printf("%d %d\\n", TILE_MAX_BANDS, TILE_MEANS_CLASSES);')
     expected += [MAX_BANDS, kernels.MEANS_CLASSES]
-    lines.append('printf("%d %d %d %d\\n", TILE_VIEWS_FIRST, TILE_VIEWS_LAST, TILE_VIEWS_MEAN, TILE_VIEWS_MAX);')
+    lines.append('printf("%d %d %d %d\\n", TILE_VIEWS_FIRST, TILE_VIEWS_LAST, VIEWS_MEAN, VIEWS_MAX);')
     expected += [launches.FIRST, launches.LAST, MERGES.index("mean"), MERGES.index("max")]
     lines.append('printf("%d %d %d\\n", TAIL_MAPS, TAIL_PIXELS, TAIL_CHUNK);')
     expected += [tails.MAPS, tails.PIXELS, tails.CHUNK]
