@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Generic
 
@@ -97,11 +97,14 @@ class _Frame(GpuFrame[Plan]):
     def __init__(self, launcher: Launcher, size: tuple[int, int], confidence: bool) -> None:
         super().__init__(launcher, size, confidence)
         self._stitched = 0  # rows of windows
+        self._due = [0]  # windows of the rows handed over, before each and in all
 
     def started(self, count: int) -> None:
         plan = self._held.plan
         self._started += count
-        first, self._stitched = self._stitched, self._started // plan.columns
+        first = self._stitched
+        while self._stitched + 1 < len(self._due) and self._due[self._stitched + 1] <= self._started:
+            self._stitched += 1
         if self._stitched > first:
             self._stitch(first, self._stitched - 1)
         if self._launcher.on_window:
@@ -114,9 +117,19 @@ class _Frame(GpuFrame[Plan]):
     def _stitch(self, first: int, last: int) -> None:
         raise NotImplementedError
 
-    def _start(self, step: WindowRow, strip: int) -> None:
-        """Hand over the windows of a row, whose pixels are on their way."""
-        self._launcher.run.add(list(self._launcher.place(self._held, step, strip)), self)
+    def _start(self, step: WindowRow, strip: int, blank: Sequence[bool] | None = None) -> None:
+        """Hand over the windows of a row, whose pixels are on their way.
+
+        Those that are blank are not run.  Logits of 0 stand in for theirs: stitch wants numbers, and nobody looks.
+        """
+        places = self._launcher.place(self._held, step, strip)
+        empty = np.array(blank or [False] * len(places))
+        for address in places["logits"][empty]:
+            self._gpu.clear(int(address), self._launcher.run.window_bytes)
+        self._due.append(self._due[-1] + int((~empty).sum()))
+        self._launcher.run.add(list(places[~empty]), self)
+        if empty.any():
+            self.started(0)
 
     def _finish(self, strip: int, rows: int, marks: int, windows: int) -> tuple[UInt8, np.ndarray | None]:
         """Wait for the download, count the time, and raise DeployError if the logits were not numbers."""
@@ -199,8 +212,8 @@ class CudaStrips(_Frame):
     def band(self, index: int) -> Band:
         start, end = self.steps[index].rows
         with self._working():
-            strip, windows = index % STRIPS, len(self.steps[index].lefts)
-            self._flush((index + 1) * windows)
+            strip, windows = index % STRIPS, self._due[index + 1] - self._due[index]
+            self._flush(self._due[index + 1])
             labels, certainty = self._finish(strip, end - start, self._marks[index], windows)
         if index + 1 == len(self.steps):
             self._release()
@@ -216,9 +229,14 @@ class CudaStrips(_Frame):
         if self._stitched == self._brought:  # otherwise the time goes on from the row before
             self._clock.mark("")
         self._brought += 1
-        self._start(step, strip)
+        self._start(step, strip, self._blank(step))
         if self._launcher.run.parts:
             self._launcher.run.flush()
+
+    def _blank(self, step: WindowRow) -> list[bool]:
+        """Of which windows of a row at hand nobody looks at the labels."""
+        image, window = self._image, self._launcher.tiling.labelled
+        return [isinstance(image, LazyRows) and image.blank(step.top, left, *window) for left in step.lefts]
 
     def _stitch(self, first: int, last: int) -> None:
         slot, parts = self._held, self._launcher.run.parts

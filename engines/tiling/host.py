@@ -13,7 +13,7 @@ from engines.spec import THRESHOLD, ModelSpec
 from engines.tiling import core
 from engines.tiling.device import PARTS, Band, LazyRows, Mask, Timings
 from engines.tiling.frame import FrameOfStrips
-from engines.tiling.inputs import window_input
+from engines.tiling.inputs import seen, window_input
 from engines.tiling.placement import Tiling, WindowRow
 
 
@@ -209,10 +209,11 @@ class HostStrips:
         return False
 
     def _blank(self, step: WindowRow, left: int) -> bool:
-        image, (height, width) = self._image, self._device.tiling.labelled
+        image, tiling = self._image, self._device.tiling
         if not isinstance(image, LazyRows):
             return False
-        return image.blank(step.top, left, len(image[step.top : step.top + height]), width)
+        image[seen(step.top, tiling)]  # at hand from now on
+        return image.blank(step.top, left, *tiling.labelled)
 
     def _stitch(self, step: WindowRow) -> None:
         device, rows, into = self._device, slice(*step.rows), self._into

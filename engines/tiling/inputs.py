@@ -14,10 +14,14 @@ def window_input(
     threads: int = 0,
 ) -> Float32:  # fmt: skip
     """The window (C, h, w) float32 that `tiling` puts at (top, left) of `image`, as `engines.tiling.core.gather`."""
-    before = tiling.margin[0]
-    first = max(top - before, 0)
-    rows = image[first : top - before + tiling.window_h]  # all that it sees
+    rows, first = image[seen(top, tiling)], seen(top, tiling).start
     return core.gather(
         rows, top - first, left, (tiling.window_h, tiling.window_w), spec.mean, spec.std, order=spec.order,
         padding=tiling.padding, out=out, threads=threads, margin=tiling.margin,
     )  # fmt: skip
+
+
+def seen(top: int, tiling: Tiling) -> slice:
+    """The rows of an image that a window at `top` sees."""
+    before = tiling.margin[0]
+    return slice(max(top - before, 0), top - before + tiling.window_h)

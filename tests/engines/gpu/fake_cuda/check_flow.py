@@ -17,7 +17,7 @@ from engines.gpu.frames import CudaFrame, FrameInStrips
 from engines.gpu.host_copies import HostRun
 from engines.proof.replay import replayed
 from engines.tiling.device import LazyRows
-from engines.tiling.placement import Tiling
+from engines.tiling.placement import Margin, Tiling
 from tests.engines.gpu.fake_cuda import counts, support
 from tests.engines.gpu.fake_cuda.support import Engine, configure, image, on_host, opened, same
 
@@ -142,8 +142,8 @@ def test_a_folder_of_mixed_sizes_with_two_in_flight(schedule: int, integrated: i
 class _Rows(LazyRows):
     """Rows that go from top to bottom, in memory that the next ones overwrite."""
 
-    def __init__(self, picture: np.ndarray) -> None:
-        self._picture, self._first, self.shape = picture, 0, picture.shape
+    def __init__(self, picture: np.ndarray, there: np.ndarray | None = None) -> None:
+        self._picture, self._first, self.shape, self._there = picture, 0, picture.shape, there
         self._memory = np.empty_like(picture)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
@@ -154,7 +154,33 @@ class _Rows(LazyRows):
         return self._memory[: len(found)]
 
     def blank(self, top: int, left: int, height: int, width: int) -> bool:
-        return False
+        return self._there is not None and not self._there[top : top + height, left : left + width].any()
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize(("dtype", "margin"), [("fp32", (0, 0, 0, 0)), ("fp16", (9, 12, 7, 8))])
+def test_windows_without_data_are_not_run(schedule: int, batch: int, dtype: str, margin: Margin) -> None:
+    """Whole rows of them too, and all; memory that was never written holds no numbers."""
+    configure(lazy=schedule)
+    rng, (height, width) = np.random.default_rng(0), (430, 333)
+    tiling = replace(TILING, margin=margin, stride_h=40)
+    low = None if margin == (0, 0, 0, 0) else (48, 76)
+    host = on_host(Engine(tiling, batch, low, dtype), tiling).segment(image(height, width), confidence=True)
+    tops, lefts = tiling.placements(height, width)
+    rows, columns = tiling.labelled
+    for share in (0.0, 0.2):
+        there = rng.random((8, 7)).repeat(54, 0)[:height].repeat(48, 1)[:, :width] < share
+        touching = sum(there[top : top + rows, left : left + columns].any() for top in tops for left in lefts)
+        with opened(Engine(tiling, batch, low, dtype), tiling) as (segmenter, device, _):
+            for again in (1, 2):
+                before = counts.counted()["engines"]
+                bands = list(segmenter.bands(_Rows(image(height, width), there), confidence=True))
+                runs = counts.counted()["engines"] - before
+                labels, certainty = (np.concatenate([getattr(b, a) for b in bands]) for a in ("labels", "confidence"))
+                assert np.array_equal(labels[there], host.labels[there])
+                assert np.array_equal(certainty[there], host.confidence[there])
+                assert device.timings.windows == again * touching
+                assert again == 1 or -(-touching // batch) <= runs <= touching, "the first is run to be recorded, too"
 
 
 @pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])
