@@ -33,7 +33,7 @@ from engines.stream.budget import PixelBudget
 from engines.stream.flow import Done, Intake, flow
 from engines.tiling.device import PARTS
 from engines.video.folder import check_words, run_videos
-from engines.video.run import VideoOptions
+from engines.video.run import RECONNECT, VideoOptions
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RunOptions:
     """bands, scale: in place of what the bundle says, see `engines.spec.Pixels`.  keep_nodata: label what the file
     hides (alpha 0, nodata), which else becomes 255.  shard: (I, N): of N machines, what the I-th works on.
     skip_existing: leave out what has a mask.  window, bbox, polygons, resume: of rasters, see `RasterOptions`.
-    every, seconds: of videos, see `VideoOptions`.
+    every, seconds, reconnect: of videos, see `VideoOptions`.
     """
 
     overlay: bool = False
@@ -58,6 +58,7 @@ class RunOptions:
     resume: bool = False
     every: int = 1
     seconds: float | None = None
+    reconnect: float = RECONNECT
 
     def of_videos(self) -> VideoOptions:
         return VideoOptions(**{each.name: getattr(self, each.name) for each in fields(VideoOptions)})

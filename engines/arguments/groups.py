@@ -124,6 +124,10 @@ def video_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--seconds", type=above_zero, metavar="S", help="of videos, the first S alone (all, or until Ctrl-C)"
     )
+    verb.add_argument(
+        "--reconnect", type=number, default=300.0, metavar="S",
+        help="dial a camera or stream that breaks off again for so many seconds; 0: its end is the end",
+    )  # fmt: skip
 
 
 def model_arguments(verb: argparse.ArgumentParser) -> None:

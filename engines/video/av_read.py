@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
@@ -20,7 +20,7 @@ from engines.images.bands import Decoded, picture_of
 from engines.images.videos import INSTALL, is_endless, is_stream, shown
 from engines.machine.limits import cores
 from engines.spec import Pixels
-from engines.video.frames import VideoFrame, VideoInfo, VideoReader, time_after
+from engines.video.frames import BrokenOffError, VideoFrame, VideoInfo, VideoReader, always, time_after
 
 _OPENING, _STALLED = 15.0, 5.0  # seconds that a network is waited for: to begin, and between two packets
 _THREADS = 4  # of a decoder: each holds a frame
@@ -37,6 +37,8 @@ class AvReader:
     def __init__(self, container: Any, stream: Any, source: str, live: bool, wanted: Pixels) -> None:
         self._container, self._stream, self._source, self._live = container, stream, source, live
         self._wanted, self.notes = wanted, list[str]()
+        self._endless = live and not container.duration
+        self._go_on: Callable[[], bool] = always
         self._reading = threading.Lock()  # held while a thread is inside of the container
         self._arrivals: dict[int, float] = {}
         self._declares = not live and bool(_DECLARE & set(container.format.name.split(",")))
@@ -51,7 +53,8 @@ class AvReader:
         self._first, self._size, self._turn = first, (first.width, first.height), _turn_of(first)
         self.info = self._described(first)
 
-    def frames(self) -> Iterator[VideoFrame]:
+    def frames(self, wanted: Callable[[], bool] = always) -> Iterator[VideoFrame]:
+        self._go_on = wanted
         with self._reading:
             origin, step = self._origin(), 1 / (self._rate or Fraction(25))
             last = -step
@@ -84,8 +87,10 @@ class AvReader:
         import av
 
         streams = [self._stream] if self._live else [each for each in self._container.streams if each.time_base]
-        with _explained(self._source, "breaks off: "):
+        with _explained(self._source, "breaks off: ", BrokenOffError if self._endless else DeployError):
             for packet in self._container.demux(*streams):
+                if not self._go_on():
+                    return
                 if packet.pts is not None:
                     self._end = max(self._end, (packet.pts + (packet.duration or 0)) * packet.time_base)
                 if packet.stream is not self._stream and packet.stream.index != self._stream.index:
@@ -140,7 +145,7 @@ class AvReader:
             self.notes.append(f"{self._source} has {others + 1} videos; the one that FFmpeg prefers was taken")
         return VideoInfo(
             width, height, self._rate, Fraction(stream.time_base), frames=stream.frames, aspect=aspect,
-            live=self._live, decoder=f"FFmpeg {stream.codec_context.name}",
+            live=self._live, endless=self._endless, decoder=f"FFmpeg {stream.codec_context.name}",
         )  # fmt: skip
 
     def _picture(self, frame: Any) -> Decoded:
@@ -238,21 +243,21 @@ def _refuse_pointer(path: Path) -> None:
 
 
 @contextmanager
-def _explained(name: str, what: str) -> Iterator[None]:
+def _explained(name: str, what: str, failure: type[DeployError] = DeployError) -> Iterator[None]:
     """Errors of FFmpeg and of the system as one line.  Its own would name the source with its password."""
     import av
 
     try:
         yield
     except av.error.EOFError as error:
-        raise DeployError(f"video {name}: got no frame that can be decoded, expected some") from error
+        raise failure(f"video {name}: got no frame that can be decoded, expected some") from error
     except av.error.InvalidDataError as error:
-        raise DeployError(f"video {name}: {what}no video, damaged or incomplete (FFmpeg)") from error
+        raise failure(f"video {name}: {what}no video, damaged or incomplete (FFmpeg)") from error
     except av.error.ExitError as error:
-        raise DeployError(f"video {name}: {what}nothing came for {_STALLED:g} s") from error
+        raise failure(f"video {name}: {what}nothing came for {_STALLED:g} s") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
-        raise DeployError(f"video {name}: {what}FFmpeg says: {said}") from error
+        raise failure(f"video {name}: {what}FFmpeg says: {said}") from error
 
 
 def require_av(name: str) -> Any:

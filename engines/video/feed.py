@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from engines.video.frames import VideoFrame, VideoReader
 
 HELD = 2**25  # pixels that are decoded and wait, at one frame or more
 _MOST = 4  # frames that wait
-_LEAVE = 6.0  # seconds that a thread is waited for which hangs in a read
+_LEAVE = {False: 6.0, True: 1.0}  # seconds that a thread is waited for which hangs in a read, of a file and live
 _LOOK = 0.2  # seconds between looks at whether a signal has come: a wait without end hears none on some systems
 
 
@@ -42,6 +43,7 @@ class Feed:
         self._changed = threading.Condition()
         self._stop, self._over, self._left = stop or Stop(), False, False
         self._error: DeployError | None = None
+        self._begun: float | None = None  # when the first frame came
         self.dropped = 0
         # Not waited for when the program ends: it may hang in a read that has no end.
         self._thread = threading.Thread(target=self._read, name="edgeseg-video", daemon=True)
@@ -53,7 +55,7 @@ class Feed:
     @property
     def ready(self) -> bool:
         """Whether the next frame, or the end, is there without waiting."""
-        return bool(self._waiting) or self._over or self._stopped
+        return bool(self._waiting) or self._over or not self._wanted()
 
     def __iter__(self) -> Iterator[VideoFrame]:
         while True:
@@ -76,11 +78,17 @@ class Feed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._left = True
-        self._thread.join(_LEAVE)
+        self._thread.join(_LEAVE[self._live])
 
     @property
     def _stopped(self) -> bool:
         return self._stop.asked or self._left
+
+    def _wanted(self) -> bool:
+        """Whether more frames are: until stopped, and of a live source for so many seconds, if none comes, too."""
+        seconds, begun = self._cut.seconds, self._begun
+        late = self._live and seconds is not None and begun is not None and time.perf_counter() - begun >= seconds
+        return not (self._stopped or late)
 
     def _read(self) -> None:
         error: DeployError | None = DeployError("video: its reader failed; what it said stands above")
@@ -99,8 +107,9 @@ class Feed:
 
     def _chosen(self) -> Iterator[VideoFrame]:
         first: VideoFrame | None = None
-        for frame in self._reader.frames():
+        for frame in self._reader.frames(self._wanted):
             first = first or frame
+            self._begun = first.arrived
             seconds = self._cut.seconds
             if self._stopped or (
                 seconds is not None

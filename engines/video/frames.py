@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
+from engines.errors import DeployError
 from engines.images.bands import Decoded
 
 
@@ -16,6 +17,7 @@ class VideoInfo:
 
     tick: of its clock, in seconds.  frames: as many as it says it has, 0 where it does not.
     aspect: width of a pixel over its height.  live: whether frames come when they come, and wait for nobody.
+    endless: whether it has no end of its own, so that it can come back when there are no more frames.
     decoder: what it is decoded by.
     """
 
@@ -26,7 +28,16 @@ class VideoInfo:
     frames: int = 0
     aspect: Fraction = Fraction(1)
     live: bool = False
+    endless: bool = False
     decoder: str = ""
+
+
+class BrokenOffError(DeployError):
+    """A source gives no more frames that is `VideoInfo.endless`: a new connection may."""
+
+
+def always() -> bool:
+    return True
 
 
 class VideoFrame:
@@ -48,6 +59,9 @@ class VideoFrame:
             self._picture, self._convert = self._convert(), None  # lets go of what was decoded
         return self._picture
 
+    def moved(self, index: int, time: Fraction) -> VideoFrame:
+        return VideoFrame(index, time, self.arrived, lambda: self.picture)
+
 
 def time_after(last: Fraction, said: Fraction | None, step: Fraction) -> Fraction:
     """Of the next frame, in seconds: what its source says, or a step more where that says nothing or goes back."""
@@ -64,8 +78,9 @@ class VideoReader(Protocol):
     def notes(self) -> list[str]:
         """What the user should hear about how it was read; complete after the last frame."""
 
-    def frames(self) -> Iterator[VideoFrame]:
+    def frames(self, wanted: Callable[[], bool] = always) -> Iterator[VideoFrame]:
         """In the order in which they are shown; times increase.
 
-        Raises DeployError where it breaks off or was damaged, after all that could be decoded.  Runs in one thread.
+        wanted: asked while none comes, whether to wait any longer.  Raises DeployError where it breaks off or was
+        damaged, after all that could be decoded.  Runs in one thread.
         """

@@ -6,7 +6,7 @@ gst:PIPELINE is a description as gst-launch takes it, up to a source of raw vide
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
@@ -20,7 +20,7 @@ from engines.errors import DeployError
 from engines.images.bands import Decoded, picture_of
 from engines.images.videos import GSTREAMER, shown
 from engines.spec import Pixels
-from engines.video.frames import VideoFrame, VideoInfo, VideoReader, time_after
+from engines.video.frames import BrokenOffError, VideoFrame, VideoInfo, VideoReader, always, time_after
 
 INSTALL = "apt-get install python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-good"
 _NAME = "edgeseg"
@@ -35,44 +35,49 @@ _UNKNOWN = Fraction(25)  # frames a second where neither they nor the caps say
 class GstReader:
     """pipeline: playing, its first sample pulled."""
 
-    def __init__(self, gst: Any, pipeline: Any, source: str, live: bool, wanted: Pixels, max_pixels: int) -> None:
+    def __init__(
+        self, gst: Any, pipeline: Any, source: str, live: bool, endless: bool, wanted: Pixels, max_pixels: int
+    ) -> None:
         self._gst, self._pipeline, self._source = gst, pipeline, source
+        self._failure = BrokenOffError if endless else DeployError
         self._wanted, self._sink = wanted, pipeline.get_by_name(_NAME)
         self._first = self._pull(_OPENING)
         if self._first is None:
             raise DeployError(f"video {source}: got no frame that can be decoded, expected some")
-        self.info, self.notes = _info(self._first.get_caps().get_structure(0), live), list[str]()
+        self.info, self.notes = _info(self._first.get_caps().get_structure(0), live, endless), list[str]()
         if self.info.width * self.info.height > max_pixels:
             raise DeployError(
                 f"video {source}: got frames of {self.info.width}x{self.info.height}, more than {max_pixels} pixels; "
                 "if that is no accident, raise --max-pixels"
             )
 
-    def frames(self) -> Iterator[VideoFrame]:
+    def frames(self, wanted: Callable[[], bool] = always) -> Iterator[VideoFrame]:
         sample, index, start = self._first, 0, None
         self._first, step = None, 1 / (self.info.rate or _UNKNOWN)
         last = -step
-        while sample is not None:
+        while sample is not None and wanted():
             arrived, stamp = time.perf_counter(), sample.get_buffer().pts
             known = stamp != self._gst.CLOCK_TIME_NONE
             start = stamp if start is None and known else start
             last = time_after(last, Fraction(stamp - start, _SECOND) if known else None, step)
             yield VideoFrame(index, last, arrived, partial(self._picture, sample))
-            index, sample = index + 1, self._pull(_STALLED)
+            index, sample = index + 1, self._pull(_STALLED, wanted)
 
-    def _pull(self, patience: float) -> Any:
-        """The next sample; None at the end.  Raises DeployError."""
+    def _pull(self, patience: float, wanted: Callable[[], bool] = always) -> Any:
+        """The next sample; None at the end, or where nobody waits any more.  Raises DeployError."""
         end, bus = time.monotonic() + patience, self._pipeline.get_bus()
-        while time.monotonic() < end:
+        while wanted():
             sample = self._sink.emit("try-pull-sample", int(_LOOK * _SECOND))
             if sample is not None:
                 return sample
             message = bus.timed_pop_filtered(0, self._gst.MessageType.ERROR)
             if message is not None:
-                raise DeployError(f"video {self._source}: GStreamer says: {message.parse_error()[0].message}")
+                raise self._failure(f"video {self._source}: GStreamer says: {message.parse_error()[0].message}")
             if self._sink.get_property("eos"):
                 return None
-        raise DeployError(f"video {self._source}: got no frame for {patience:g} s")
+            if time.monotonic() >= end:
+                raise self._failure(f"video {self._source}: got no frame for {patience:g} s")
+        return None
 
     def _picture(self, sample: Any) -> Decoded:
         info, buffer = self.info, sample.get_buffer()
@@ -107,7 +112,10 @@ def open_gstreamer(source: str, wanted: Pixels, max_pixels: int) -> Iterator[Vid
         pipeline.set_state(gst.State.PAUSED)
         live = pipeline.get_state(int(_OPENING * _SECOND))[0] == gst.StateChangeReturn.NO_PREROLL
         pipeline.set_state(gst.State.PLAYING)
-        yield GstReader(gst, pipeline, shown(source), live=live, wanted=wanted, max_pixels=max_pixels)
+        endless = live and "num-buffers" not in text  # which gives a live source an end
+        yield GstReader(
+            gst, pipeline, shown(source), live=live, endless=endless, wanted=wanted, max_pixels=max_pixels
+        )  # fmt: skip
     finally:
         pipeline.set_state(gst.State.NULL)
 
@@ -121,12 +129,13 @@ def _description(gst: Any, text: str) -> str:
     return f'uridecodebin uri="{uri}" ! {fetch}videoconvert ! videoflip video-direction=auto ! {_SINK}'
 
 
-def _info(caps: Any, live: bool) -> VideoInfo:
+def _info(caps: Any, live: bool, endless: bool) -> VideoInfo:
     known, above, below = caps.get_fraction("framerate")
     shaped, wide, high = caps.get_fraction("pixel-aspect-ratio")
     return VideoInfo(
         caps.get_int("width")[1], caps.get_int("height")[1], Fraction(above, below) if known and above else None,
-        _TICK, aspect=Fraction(wide, high) if shaped else Fraction(1), live=live, decoder="GStreamer",
+        _TICK, aspect=Fraction(wide, high) if shaped else Fraction(1), live=live, endless=endless,
+        decoder="GStreamer",
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -27,8 +28,10 @@ from engines.video.av_write import Look
 from engines.video.feed import Excerpt, Feed
 from engines.video.frames import VideoFrame, VideoReader
 from engines.video.open import open_video
+from engines.video.redial import Redialled
 from engines.video.tracks import Tracks
 
+RECONNECT = 300.0  # seconds: a camera that starts anew, or a switch, is back by then
 _LAST = 10_000  # frames whose times are kept: a camera runs for days
 _Outcome = Done[VideoFrame, Decoded]
 
@@ -37,6 +40,7 @@ _Outcome = Done[VideoFrame, Decoded]
 class VideoOptions:
     """every: label one frame of so many.  seconds: that are read from the first frame on.  keep_nodata: label what
     alpha hides, which else is 255.  bands, scale: in place of what the bundle says, see `engines.spec.Pixels`.
+    reconnect: seconds that a camera or stream is dialled again for when it breaks off.
     skip_existing: what is there counts as done, so that of a file nothing is left that is not labelled to its end.
     """
 
@@ -49,6 +53,7 @@ class VideoOptions:
     skip_existing: bool = False
     every: int = 1
     seconds: float | None = None
+    reconnect: float = RECONNECT
 
 
 @dataclass
@@ -59,6 +64,7 @@ class VideoReport:
     seconds: from opening to the last byte.  classes: share of all pixels.  encoders: by file.
     median_ms: of a frame, by part of the engine's work; frames overlap with decoding and encoding.
     latency_ms: of a live source, from a frame's arrival until its labels are there, p50 and p95.
+    reconnects: times that a live source broke off and came back.  away_seconds: without it, in all.
     stopped: by Ctrl-C.  broken: why it ended early, or "".  lost: whether the GPU was.
     """
 
@@ -76,6 +82,8 @@ class VideoReport:
     encoders: dict[str, str] = field(default_factory=dict)
     median_ms: dict[str, float] = field(default_factory=dict)
     latency_ms: dict[str, float] = field(default_factory=dict)
+    reconnects: int = 0
+    away_seconds: float = 0.0
     stopped: bool = False
     broken: str = ""
     lost: bool = False
@@ -93,6 +101,8 @@ class VideoReport:
             parts.append("median " + ", ".join(f"{part} {taken:.0f}" for part, taken in self.median_ms.items()) + " ms")
         if self.live:
             parts.append(f"{self.dropped} dropped for newer ones")
+        if self.away_seconds:
+            parts.append(f"lost for {self.away_seconds:.1f} s in all, back {self.reconnects} time(s)")
         if self.latency_ms:
             parts.append("labels after " + ", ".join(f"{k} {ms:.0f}" for k, ms in self.latency_ms.items()) + " ms")
         parts += [f"{Path(path).name} by {encoder}" for path, encoder in self.encoders.items()]
@@ -122,7 +132,7 @@ def run_video(segmenter: Segmenter, source: str, target: Path, options: VideoOpt
     with asked_to_stop() as stop, ExitStack() as stack:
         wanted = segmenter.spec.pixels.but(options.bands, options.scale)
         try:
-            reader = stack.enter_context(open_video(source, wanted, options.max_pixels))
+            reader = stack.enter_context(open_video(source, wanted, options.max_pixels, options.reconnect, _say))
         except DeployError:
             if stop.asked:  # which FFmpeg took for an error of the source
                 raise KeyboardInterrupt from None
@@ -165,6 +175,8 @@ def _run(segmenter: Segmenter, reader: VideoReader, report: VideoReport, options
                 raise KeyboardInterrupt
         tracks.finish()
     report.notes, report.dropped, report.stopped = list(reader.notes), feed.dropped, stop.asked
+    if isinstance(reader, Redialled):
+        report.reconnects, report.away_seconds = reader.reconnects, round(reader.away, 3)
     if not tracks.frames and not stop.asked:
         raise failed or DeployError(f"video {report.input}: got no frame that can be decoded, expected some")
     if failed is not None:
@@ -206,6 +218,10 @@ class _Times:
         for part, taken in self.parts.items():
             taken.append(1e3 * getattr(outcome.frame.timings, part))
         self.windows += outcome.frame.timings.windows
+
+
+def _say(text: str) -> None:
+    tqdm.write(f"{'video':12}{text}", file=sys.stderr)
 
 
 def _progress(report: VideoReport, frames: int, options: VideoOptions) -> Any:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.engines.video.clips import Array, write
@@ -26,30 +26,58 @@ def transport_stream(shown: list[Array], folder: Path) -> list[bytes]:
 
 
 @contextmanager
-def serving(pieces: list[bytes], fps: float, *, rtsp: bool = False) -> Iterator[str]:
-    """The URL of a server that sends them to one client, at that rate from when it has connected, and hangs up."""
+def serving(
+    pieces: list[bytes], fps: float, *later: list[bytes], kind: str = "tcp", away: float = 0.0, hangs: bool = False
+) -> Iterator[str]:  # fmt: skip
+    """The URL of a server that sends them to one client, at that rate from when it has connected, and hangs up.
+
+    later: what the same address sends to the next clients, each time after so many seconds in which nobody is there.
+    kind: tcp, rtsp or http.  hangs: in the end it still takes clients, and sends them nothing.
+    """
     server = socket.create_server(("127.0.0.1", 0))
-    server.settimeout(30)
+    port, closed = server.getsockname()[1], threading.Event()
 
     def serve() -> None:
-        try:
-            client, _ = server.accept()
-            with client:
-                if rtsp:
-                    _play(client, pieces, fps)
-                else:
-                    for piece in _paced(pieces, fps):
-                        client.sendall(piece)
-        except OSError:  # the client has seen enough
-            return
+        listening = server
+        for index, each in enumerate((pieces, *later)):
+            if index:
+                if closed.wait(away):
+                    return
+                listening = socket.create_server(("127.0.0.1", port))
+            listening.settimeout(30)
+            with suppress(OSError):  # the client has seen enough
+                client, _ = listening.accept()
+                if not (hangs and index == len(later)):
+                    listening.close()
+                with client:
+                    _SEND[kind](client, each, fps)
+        if hangs:
+            closed.wait(60)
+        listening.close()
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield f"{'rtsp' if rtsp else 'tcp'}://127.0.0.1:{server.getsockname()[1]}/yard"
+        yield f"{kind}://127.0.0.1:{port}/yard"
     finally:
+        closed.set()
         server.close()
         thread.join(30)
+
+
+def _send(client: socket.socket, pieces: list[bytes], fps: float) -> None:
+    for piece in _paced(pieces, fps):
+        client.sendall(piece)
+
+
+def _parts(client: socket.socket, pieces: list[bytes], fps: float) -> None:
+    """Pictures as JPEGs, each a part of an answer without end (multipart/x-mixed-replace), as many cameras do."""
+    while client.recv(4096)[-4:] != b"\r\n\r\n":
+        pass
+    client.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace;boundary=next\r\n\r\n")
+    for piece in _paced(pieces, fps):
+        head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(piece)}\r\n\r\n"
+        client.sendall(head.encode() + piece + b"\r\n")
 
 
 def _paced(pieces: list[bytes], fps: float) -> Iterator[bytes]:
@@ -88,3 +116,6 @@ def _play(client: socket.socket, pieces: list[bytes], fps: float) -> None:
             header = b"\x80\x21" + sequence.to_bytes(2, "big") + stamp.to_bytes(4, "big") + b"\x00\x00\x00\x01"
             client.sendall(b"$\x00" + (len(header) + len(payload)).to_bytes(2, "big") + header + payload)
             sequence = (sequence + 1) & 0xFFFF
+
+
+_SEND = {"tcp": _send, "rtsp": _play, "http": _parts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from PIL import Image
 av = pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
 
 from tests.engines.video.clips import pictures, write  # noqa: E402
+from tests.engines.video.servers import serving  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
 SYSTEM = "/usr/lib/python3/dist-packages"  # where Debian's python3-gi lies, outside of any environment
@@ -27,7 +29,7 @@ from engines.video.open import open_video
 found = []
 for source in sys.argv[1:]:
     try:
-        with open_video(source) as video:
+        with open_video(source, reconnect=0.5) as video:
             frames = list(video.frames())
             other = frames
             if source.endswith("mp4"):
@@ -68,9 +70,13 @@ def test_files_cameras_and_what_is_neither(tmp_path: Path) -> None:
         Image.fromarray(picture).save(tmp_path / f"{index}.png")
     sources += ["gst:videotestsrc is-live=true num-buffers=8 ! video/x-raw,width=97,height=65", "gst:nonsense ! x"]
     sources += [f"gst:multifilesrc location={tmp_path}/%d.png start-index=0 stop-index=2 ! pngdec"]
-    done = _python(READ, *sources)
+    jpeg = io.BytesIO()
+    Image.fromarray(pictures(1)[0]).save(jpeg, "JPEG")
+    with serving([jpeg.getvalue()] * 5, 25, kind="http") as url:
+        sources.append(f"gst:souphttpsrc is-live=true location={url} ! multipartdemux ! jpegdec")
+        done = _python(READ, *sources)
     assert done.returncode == 0, done.stderr
-    clip, turned, junk, camera, nonsense, stills = json.loads(done.stdout)
+    clip, turned, junk, camera, nonsense, stills, lost = json.loads(done.stdout)
     found: Any
     for found, count, size in ((clip, 12, [96, 64]), (turned, 5, [64, 96])):
         assert found[:5] == [count, count, *size, False]
@@ -79,6 +85,7 @@ def test_files_cameras_and_what_is_neither(tmp_path: Path) -> None:
     assert camera[:5] == [8, 8, 97, 65, True]
     assert stills[:5] == [3, 3, 96, 64, False]
     assert stills[7] == [0, 0.04, 0.08]  # where nothing has a time
+    assert "lost (its other side ended it), and not back within 0.5 s: GStreamer says: " in lost
     assert "GStreamer says: " in junk
     assert 'GStreamer says: no element "nonsense"' in nonsense
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 from engines.errors import DeployError
 from engines.images.bands import Decoded
 from engines.video.feed import Excerpt, Feed
-from engines.video.frames import VideoFrame, VideoInfo
+from engines.video.frames import VideoFrame, VideoInfo, always
 from engines.video.open import open_video
 
 av = pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
@@ -81,7 +81,7 @@ class _Camera:
         self.notes, self._count, self._error = [], count, error
         self.read, self.made, self.sent = 0, 0, threading.Event()
 
-    def frames(self) -> Iterator[VideoFrame]:
+    def frames(self, wanted: Callable[[], bool] = always) -> Iterator[VideoFrame]:
         for index in range(self._count):
             self.read += 1
             yield VideoFrame(index, Fraction(index, 25), time.perf_counter(), self._picture)
