@@ -28,7 +28,9 @@ def redialled(dial: Dial, source: str, patience: float, say: Callable[[str], Non
         if not (reader.info.endless and patience):
             yield reader
             return
-        line = Redialled(reader, stack.pop_all(), dial, source, patience, say)
+        line = Redialled(
+            reader, opened=stack.pop_all(), dial=dial, source=source, patience=patience, say=say
+        )  # fmt: skip
         try:
             yield line
         finally:
