@@ -55,18 +55,13 @@ def _finished(process: subprocess.Popen[str]) -> tuple[str, str]:
     return out, err
 
 
-@pytest.mark.parametrize("name", ["check_flow", "check_errors", "check_tail", "check_views", "check_counts"])
+@pytest.mark.parametrize(
+    "name", ["check_bundle", "check_flow", "check_errors", "check_tail", "check_views", "check_counts"]
+)
 def test_on_the_fake_driver(environment: dict[str, str], name: str) -> None:
     out, err = _finished(_check(environment, name))
     assert "skipped" not in out
     assert "FAKE CUDA" not in err  # how the driver says that something was wrong, or never freed
-
-
-def test_the_command_line_on_the_fake_driver(environment: dict[str, str]) -> None:
-    """A GPU that was lost takes its process with it: that one has a process of its own."""
-    both = [_check(environment, "check_bundle", "-k", which) for which in ("not lost", "lost")]
-    outcomes = [_finished(process) for process in both]
-    assert "FAKE CUDA" not in outcomes[0][1]
 
 
 def test_two_processes_at_once(environment: dict[str, str]) -> None:

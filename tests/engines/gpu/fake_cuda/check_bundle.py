@@ -6,14 +6,16 @@ The engine is OpenVINO's, called on the addresses that the GPU runtime hands out
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +25,7 @@ import pytest
 from PIL import Image
 
 import engines.backends
+import engines.gpu.compile as compiler
 from engines.contract import Backend, BuildConfig, Session, Tensor
 
 engines.backends._OBJECTS["gpu"] = "gpu:backend"
@@ -98,13 +101,11 @@ sys.modules["engines.backends.gpu"] = ModuleType("engines.backends.gpu")
 sys.modules["engines.backends.gpu"].backend = _GPU()  # type: ignore[attr-defined]
 
 
-@pytest.fixture(autouse=True)
-def _nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
-    if "lost" in request.node.name:  # nothing can be freed in a context that is gone
-        support.configure()
-        yield
-        return
-    with support.nothing_stays():
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once() -> Iterator[None]:
+    """nvcc takes half a minute for kernels that are the same each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "compile_kernels", cache(compiler.compile_kernels))
         yield
 
 
@@ -216,8 +217,6 @@ def test_views_are_merged_as_on_the_cpu(bundles: Path, photographs: Path, tmp_pa
 
 
 def test_running_needs_no_compiler(bundles: Path, photographs: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    import engines.gpu.compile as compiler
-
     def refuse(sm: tuple[int, int]) -> bytes:
         raise AssertionError("compiled while running")
 
@@ -252,8 +251,6 @@ def test_a_rebuild_makes_the_kernels_again_and_another_gpu_is_refused(
 def test_kernels_that_do_not_compile_are_told_before_the_engine_is_built(
     bundles: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    import engines.gpu.compile as compiler
-
     def refuse(sm: tuple[int, int]) -> bytes:
         raise DeployError("kernels: no CUDA compiler")
 
@@ -272,7 +269,6 @@ def test_an_engine_for_other_gpus_too_gets_kernels_for_this_one(
     bundles: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, built: str, compiled: int
 ) -> None:
     """As with --hardware ampere_plus: the GPU here is an sm_87, on which only its own cubin runs."""
-    import engines.gpu.compile as compiler
 
     class Anywhere(_GPU):
         def refuses(self, sdk: str, device: str, config: BuildConfig) -> str | None:
@@ -311,17 +307,17 @@ def test_kernels_with_a_changed_byte_are_refused(bundles: Path, photographs: Pat
 
 
 def test_a_gpu_lost_in_a_folder_exits_with_1_and_keeps_the_masks(
-    bundles: Path, photographs: Path, tmp_path: Path, capsys: Any
+    bundles: Path, photographs: Path, tmp_path: Path
 ) -> None:
     # An image is 15 windows, each a gather and a scatter, and 3 stitches; two may be under way.
-    support.driver().fake_set(b"fail_after", 70)
-    code = deploy.main(["run", str(bundles / "gpu"), str(photographs), "-o", str(tmp_path / "masks"), "--json"])
-    support.configure()
-    text = capsys.readouterr()
-    assert code == 1
-    assert text.err.startswith("error: ")
-    assert len(text.err.splitlines()) == 1
-    report = json.loads(text.out)
+    words = ("run", str(bundles / "gpu"), str(photographs), "-o", "masks", "--json")
+    ended = _commanded(tmp_path, *words, FAKE_CUDA_FAIL_AFTER="70")
+    assert ended.returncode == 1
+    assert len([line for line in ended.stderr.splitlines() if line.startswith("error: ")]) == 1
+    assert "Traceback" not in ended.stderr
+    assert "FAKE CUDA" not in ended.stderr
+    assert ended.stderr.count("PyCUDA WARNING") <= 1  # of its own, where it lets go of the context that is gone
+    report = json.loads(ended.stdout)
     done = [Path(image["input"]).name for image in report["images"]]
     assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == done
     assert 1 <= len(done) <= 4
@@ -365,20 +361,27 @@ class _Ahead(_GPU):
         return None
 
 
-@pytest.fixture
-def unproven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Path:
-    """A bundle that was built where nothing could run it, on a machine that now can."""
-    monkeypatch.setattr(sys.modules["engines.backends.gpu"], "backend", _Ahead())
-    monkeypatch.setattr(_Ahead, "there", False)
-    assert deploy.main(_build(tmp_path / "ahead", "gpu")) == 0
-    assert "UNVERIFIED: no GPU here" in capsys.readouterr().out
-    manifest = open_bundle(tmp_path / "ahead").manifest
+@pytest.fixture(scope="module")
+def ahead(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that was built where nothing could run it."""
+    folder, said = tmp_path_factory.mktemp("ahead"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        patch.setattr(sys.modules["engines.backends.gpu"], "backend", _Ahead())
+        assert deploy.main(_build(folder / "ahead", "gpu")) == 0
+        assert deploy.main([*_build(folder / "no", "gpu"), "--batch", "2"]) == 2, "nothing would have compared them"
+    assert "UNVERIFIED: no GPU here" in said.getvalue()
+    manifest = open_bundle(folder / "ahead").manifest
     assert (manifest.proven, KERNELS in manifest.files) == ((), False)
     assert "engine" not in [step["step"] for step in manifest.verification]
-    assert deploy.main([*_build(tmp_path / "no", "gpu"), "--batch", "2"]) == 2, "nothing would have compared them"
+    return folder / "ahead"
+
+
+@pytest.fixture
+def unproven(ahead: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """It, on a machine that now can."""
+    monkeypatch.setattr(sys.modules["engines.backends.gpu"], "backend", _Ahead())
     monkeypatch.setattr(_Ahead, "there", True)
-    capsys.readouterr()
-    return tmp_path / "ahead"
+    return Path(shutil.copytree(ahead, tmp_path / "ahead"))
 
 
 def test_an_engine_that_nothing_ran_is_verified_by_its_first_run(

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.engines.gpu.fake_cuda import support
 from tests.engines.gpu.fake_cuda.counts import CASES, Case
 
 FOUND = {case.name: case for case in CASES}
 IMAGE, LABELS, STATUS, PLACE = 3 * 150 * 333, 150 * 333, 8, 72  # bytes
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays() -> Iterator[None]:
-    with support.nothing_stays():
-        yield
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -6,7 +6,6 @@ import ctypes
 import importlib.util
 import threading
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,12 +25,6 @@ from tests.engines.gpu.fake_cuda import support
 from tests.engines.gpu.fake_cuda.support import CUBIN, SPEC, Engine, configure, image, on_host, opened, same
 
 TILING = Tiling(64, 96, 48, 64)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays() -> Iterator[None]:
-    with support.nothing_stays():
-        yield
 
 
 def test_no_memory_left_says_how_much_was_wanted() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -23,18 +22,6 @@ from tests.engines.gpu.fake_cuda.support import Engine, configure, image, on_hos
 
 TILING = Tiling(64, 96, 48, 64)
 SIZES = [(64, 96), (150, 333), (40, 50), (1, 1), (201, 97), (64, 97)]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays() -> Iterator[None]:
-    with support.nothing_stays():
-        yield
-
-
-@pytest.fixture(params=["at once", "late"])
-def schedule(request: pytest.FixtureRequest) -> int:
-    """Streams run at once, or as late as the program's waiting allows: a missing wait shows in one of the two."""
-    return int(request.param == "late")
 
 
 @pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])

@@ -22,7 +22,6 @@ from engines.segmenter import Segmenter
 from engines.tiling.host import HostDevice
 from engines.tiling.placement import Tiling
 from engines.tiling.tail import HostTail, Tail, TailShape
-from tests.engines.gpu.fake_cuda import support
 from tests.engines.gpu.fake_cuda.support import CUBIN, Engine, configure, image, same
 
 TILING = Tiling(64, 96, 48, 64)
@@ -65,12 +64,6 @@ def _opened(engine: MapsEngine) -> Iterator[tuple[Segmenter, CudaDevice]]:
         CudaDevice(gpu, session, engine.spec, TILING, CUBIN) as device,
     ):
         yield Segmenter(device), device
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays() -> Iterator[None]:
-    with support.nothing_stays():
-        yield
 
 
 @pytest.mark.parametrize("lazy", [0, 1], ids=["at once", "late"])

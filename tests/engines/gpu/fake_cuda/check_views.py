@@ -5,7 +5,6 @@ Run by test_cuda.py, with the fake driver.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,25 +15,12 @@ from engines.gpu.context import GpuMemoryError
 from engines.tiling.placement import Tiling
 from engines.tiling.sizes import Resize
 from engines.views.views import SCALES, ImageViews
-from tests.engines.gpu.fake_cuda import support
 from tests.engines.gpu.fake_cuda.counts import during
 from tests.engines.gpu.fake_cuda.support import Engine, configure, image, on_host, opened, same
 
 TILING = Tiling(64, 96, 48, 64)
 TWELVE = ImageViews(scales=SCALES, flip=True)
 FEW = ImageViews(scales=(1.0, 1.5), flip=True)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays() -> Iterator[None]:
-    with support.nothing_stays():
-        yield
-
-
-@pytest.fixture(params=["at once", "late"])
-def schedule(request: pytest.FixtureRequest) -> int:
-    """Streams run at once, or as late as the program's waiting allows: a missing wait shows in one of the two."""
-    return int(request.param == "late")
 
 
 def _equal(engine: Engine, tiling: Tiling, views: ImageViews, *sizes: tuple[int, int], confidence: bool = True) -> None:
