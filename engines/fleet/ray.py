@@ -27,6 +27,7 @@ from engines.fleet.deal import Deal, Hand
 from engines.fleet.worker import FleetWorker, Order, Task, WorkerReady
 from engines.guard.ledger import temporary_folder
 from engines.machine.limits import cores
+from engines.machine.share import MachineShare
 from engines.report.rows import InputRow
 
 LOCAL = "local"
@@ -193,7 +194,7 @@ class Cluster:
 
         Raises DeployError where the head is gone: Ray would wait a minute for it, and then end this process.
         """
-        now = time.monotonic()
+        now, new = time.monotonic(), list[_Place]()
         if now - self._looked < _LOOK:
             return
         self._looked = now
@@ -210,9 +211,10 @@ class Cluster:
             if node.id not in self._known:
                 self._known.add(node.id)
                 places = node.gpus if self._on_gpu else node.cpus // (self._order.threads or node.cpus or 1)
-                for _ in range(places):
-                    self._places.append(place := _Place(node))
-                    self._begin(place)
+                new += [_Place(node) for _ in range(places)]
+        self._places += new
+        for place in new:
+            self._begin(place)
 
     def _begin(self, place: _Place) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -221,7 +223,8 @@ class Cluster:
         each = node.cpus // max(1, node.gpus) if self._on_gpu else self._order.threads or node.cpus
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
         options = {"num_cpus": each, "num_gpus": int(self._on_gpu), "max_restarts": 0, "scheduling_strategy": there}
-        place.actor = self._remote.options(**options).remote(self._order)
+        beside = sum(other.node.host == node.host for other in self._places)
+        place.actor = self._remote.options(**options).remote(self._order, MachineShare(max(1, each), beside))
         place.call, place.hand = place.actor.open.remote(), None
 
     def _ask(self, place: _Place, deal: Deal) -> None:

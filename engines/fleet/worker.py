@@ -18,6 +18,7 @@ from engines.files import keep_unfinished_in
 from engines.folder_run import ImageJob, RunOptions, end
 from engines.images.bands import Decoded
 from engines.images.read import read_picture
+from engines.machine.share import MachineShare
 from engines.proof.first_run import prover
 from engines.rasters.folder import run_rasters
 from engines.report.rows import IMAGE, RASTER, InputRow
@@ -75,7 +76,9 @@ class WorkerReady:
 class FleetWorker:
     """Its own thread has the device; whoever owns the worker calls `open` once, then `exchange`."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, share: MachineShare) -> None:
+        """share: of the machine; of the whole process from now on."""
+        os.environ.update(share.environment())
         self._order = order
         self._in: SimpleQueue[Task] = SimpleQueue()
         self._out: SimpleQueue[tuple[int, InputRow] | WorkerReady | None] = SimpleQueue()

@@ -1,4 +1,5 @@
-"""What this process may use of the machine: a container's limits (control groups of version 1 and 2) are less than all.
+"""What this process may use of the machine: a container's limits (control groups of version 1 and 2) are less than all,
+and so is its share where several processes of ours are at work.
 
 Files: docs.kernel.org/admin-guide/cgroup-v2.html, and cgroup-v1/memory.html there; cpu.cfs_* of v1 in
 docs.kernel.org/scheduler/sched-bwc.html.  Everything is below a root folder, so that recorded trees test it.
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from engines.machine.share import MachineShare
 from engines.machine.sysfs import ROOT, memory_kb, number, text
 
 _UNLIMITED = 1 << 60  # version 1 says so with the largest number that is a multiple of the page size
@@ -20,11 +22,12 @@ _UNLIMITED = 1 << 60  # version 1 says so with the largest number that is a mult
 
 def cores(root: Path = ROOT) -> int:
     """Threads that are worth starting: the cores this process may run on, and no more than its share of their time."""
-    return max(1, min((_allowed(), *_quotas(root))))
+    allowed = _allowed()
+    return max(1, min((allowed, *_quotas(root), MachineShare.own().cores or allowed)))
 
 
 def quota(root: Path = ROOT) -> int | None:
-    """`cores`, where a container's share of time makes them fewer than those this process may run on; else None.
+    """`cores`, where a share of their time makes them fewer than those this process may run on; else None.
 
     Libraries that choose their threads themselves see which cores they may run on, and not this.
     """
@@ -41,19 +44,20 @@ def _quotas(root: Path) -> tuple[int, ...]:
 
 
 def total_memory(root: Path = ROOT) -> int | None:
-    """Bytes: of the machine, or of the container where that has less.  None where Linux does not tell."""
+    """Bytes: of the machine, or of the container where that has less; a share of them.  None where none are told."""
     machine = memory_kb(root).get("MemTotal")
     return _least(machine, [limit for folder in _groups(root, "memory") if (limit := _limit(folder)) is not None])
 
 
 def available_memory(root: Path = ROOT) -> int | None:
-    """Bytes that can be had without swapping, caches that the kernel would give up included.  None as above."""
+    """Bytes that can be had without swapping, caches that the kernel would give up included; a share, None as above."""
     machine = memory_kb(root).get("MemAvailable")
     return _least(machine, [room for folder in _groups(root, "memory") if (room := _room(folder)) is not None])
 
 
 def _least(kilobytes: int | None, bounds: list[int]) -> int | None:
-    return min([*([] if kilobytes is None else [1024 * kilobytes]), *bounds], default=None)
+    found = min([*([] if kilobytes is None else [1024 * kilobytes]), *bounds], default=None)
+    return None if found is None else found // MachineShare.own().processes
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

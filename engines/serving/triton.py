@@ -20,6 +20,8 @@ from engines.errors import DeployError, GpuLostError, NotFiniteError
 from engines.gpu.visible import VISIBLE
 from engines.images.bands import Decoded
 from engines.images.read import MAX_PIXELS, Admit, read_picture
+from engines.machine.limits import cores
+from engines.machine.share import MachineShare
 from engines.proof.first_run import prover
 from engines.segmenter import Segmenter, open_segmenter
 from engines.spec import IGNORE_LABEL
@@ -71,6 +73,7 @@ class TritonPythonModel:
         given = json.loads(args["model_config"]).get("parameters", {})
         options = {name: value["string_value"] for name, value in given.items()}
         self._max_pixels = _count(options, MOST_PIXELS, MAX_PIXELS)
+        os.environ.update(MachineShare.of(cores(), instances(args)).environment())
         folder = Path(args["model_repository"], args["model_version"], BUNDLE)
         self._open = ExitStack()
         self._segmenter: Segmenter
@@ -203,6 +206,12 @@ def require_first_gpu(args: Mapping[str, str]) -> None:
             f"instance_group: got GPU {args['model_instance_device_id']}, expected gpus: [ 0 ]; for others start a "
             f"server for each, with {VISIBLE}"
         )
+
+
+def instances(args: Mapping[str, str]) -> int:
+    """How many processes serve this model, each with an engine: here all are on one GPU, or on none."""
+    groups = json.loads(args["model_config"]).get("instance_group", [])
+    return max(1, sum(int(group.get("count", 1)) for group in groups))
 
 
 def _count(options: Mapping[str, str], name: str, default: int) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from engines.errors import DeployError
+from engines.machine.limits import cores
+from engines.machine.share import MachineShare
 
 
 def on_every_gpu(command: Sequence[str], rest: Sequence[str], count: int) -> list[Any]:
@@ -18,16 +20,17 @@ def on_every_gpu(command: Sequence[str], rest: Sequence[str], count: int) -> lis
 
     Of an option that is given twice the last counts.  rest: what stands behind the options.
 
-    Only the first shows its progress.  What they say on stderr is shown.  Ctrl-C reaches them as it reaches this
-    process.  Raises DeployError naming the GPU whose process ended without a result, after all have ended.
+    They divide the cores and the memory that this process has.  Only the first shows its progress.  What they say on
+    stderr is shown.  Ctrl-C reaches them as it reaches this process.  Raises DeployError naming the GPU whose process
+    ended without a result, after all have ended.
     """
-    processes = []
+    processes, share = [], MachineShare.of(cores(), count).environment()
     for index in range(count):
         quiet = {"TQDM_DISABLE": "1"} if index else {}
         processes.append(
             subprocess.Popen(  # noqa: S603  our own command line
                 [*command, "--json", "--device", str(index), "--shard", f"{index + 1}/{count}", *rest],
-                stdout=subprocess.PIPE, env={**os.environ, **quiet},
+                stdout=subprocess.PIPE, env={**os.environ, **share, **quiet},
             )
         )  # fmt: skip
     try:

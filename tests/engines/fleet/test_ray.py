@@ -214,7 +214,7 @@ def test_what_kills_a_worker_or_its_gpu_is_named_and_the_rest_is_done(
     once = "tried 2 times by a worker that had nothing else: "
     assert failed == {
         str(mixed / "kills.png"): f"{once}its process was killed, or crashed",
-        str(mixed / "loses.png"): f"{once}gpu: an illegal memory access was encountered",
+        str(mixed / "loses.png"): f"{once}gpu: an illegal memory access was encountered; cores/processes were 1/2",
     }
     assert done.returncode == 1  # as of a plain run whose GPU was lost
     assert done.stderr.splitlines()[-1] == f"error: {failed[str(mixed / 'loses.png')]}"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from engines.errors import DeployError
 from engines.machine.limits import available_memory, cores, quota, total_memory
+from engines.machine.share import VARIABLE, MachineShare
 
 GB = 10**9
 
@@ -100,3 +102,24 @@ def test_files_that_say_nothing_bound_nothing(tmp_path: Path, text: str) -> None
 def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
     assert (cores(tmp_path), total_memory(tmp_path), available_memory(tmp_path)) == (8, None, None)
     assert quota(tmp_path) is None
+
+
+def test_processes_that_share_a_machine_have_no_more_than_it_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = _new(tmp_path, **{"memory.max": 6 * GB, "memory.current": 0, "cpu.max": "700000 100000"})
+    share = MachineShare.of(cores(root), 3)
+    monkeypatch.setenv(*share.environment().popitem())
+    assert MachineShare.own() == share
+    assert (cores(root), quota(root), total_memory(root), available_memory(root)) == (2, 2, 2 * GB, 2 * GB)
+    assert MachineShare.of(cores(root), 2) == MachineShare(1, 6)  # of one that shares already
+    assert MachineShare.of(cores(root), 5).cores == 1
+    monkeypatch.setenv(*MachineShare(64, 1).environment().popitem())
+    assert (cores(root), total_memory(root)) == (7, 6 * GB)  # a share of more than there is
+
+
+@pytest.mark.parametrize("text", ["", "4", "0/1", "4/0", "-4/2", "4/2/1", "a/b"])
+def test_a_share_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(VARIABLE, text)
+    with pytest.raises(DeployError, match=r"EDGESEG_SHARE: got '.*', expected cores/processes, such as 4/2"):
+        cores()

@@ -13,7 +13,7 @@ import deploy
 from engines.bundle import open_bundle, seal
 from engines.errors import DeployError
 from engines.serving.export import config
-from engines.serving.triton import require_first_gpu
+from engines.serving.triton import instances, require_first_gpu
 from tests.without import deploy_without
 
 
@@ -89,3 +89,9 @@ def test_an_engine_for_a_gpu_asks_for_the_first_and_takes_no_other(tiny_bundle: 
         require_first_gpu({"model_instance_kind": kind, "model_instance_device_id": "0"})
     with pytest.raises(DeployError, match=r"got GPU 1, expected gpus: \[ 0 \]"):
         require_first_gpu({"model_instance_kind": "GPU", "model_instance_device_id": "1"})
+
+
+@pytest.mark.parametrize(("groups", "count"), [([], 1), ([{"count": 3}], 3), ([{"count": 2}, {"count": 1}], 3)])
+def test_instances_divide_the_machine_by_how_many_there_are(groups: list[dict[str, int]], count: int) -> None:
+    assert instances({"model_config": json.dumps({"instance_group": groups})}) == count
+    assert instances({"model_config": "{}"}) == 1

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+from engines.machine.limits import total_memory
 from engines.stream.devices import on_every_gpu
+from tests.conftest import ROOT
 
 STOPPED = """
 import pathlib, signal, sys, time
@@ -21,6 +24,24 @@ signal.signal(signal.SIGTERM, stop)
 pathlib.Path(sys.argv[1] + "ready" + sys.argv[4]).touch()
 time.sleep(60)
 """
+
+
+SHARE = """
+import json, os, sys
+os.sched_getaffinity = lambda process: set(range(24))
+from engines.machine.limits import cores, total_memory
+from engines.stream.threads import reading_threads, writing_threads
+print(json.dumps([cores(), reading_threads(), writing_threads(), total_memory()]))
+"""
+
+
+def test_they_divide_the_cores_and_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone each would decode with eight threads, and write with four."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(24)), raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    memory = total_memory()
+    each = [8, 4, 2, None if memory is None else memory // 3]
+    assert on_every_gpu([sys.executable, "-c", SHARE], [], 3) == [each] * 3
 
 
 def test_ctrl_c_takes_the_reports_of_those_that_stop_in_good_order(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if name == "loses.png":
         from engines.errors import GpuLostError
 
-        raise GpuLostError("gpu: an illegal memory access was encountered")
+        share = os.environ.get("EDGESEG_SHARE")
+        raise GpuLostError(f"gpu: an illegal memory access was encountered; cores/processes were {share}")
 
 
 sys.addaudithook(_hook)
