@@ -1,12 +1,43 @@
-"""The ways a command fails that are not bugs of ours."""
+"""The ways a command fails that are not bugs of ours, and what no message says."""
 
 from __future__ import annotations
 
+import re
+
+_HIDDEN = "***"
+# Up to the last @, as FFmpeg takes it: a password may hold one.  With a slash in it, it is no less secret.
+_LOGIN = re.compile(r"""(?<=://)(?:[^/?#\s"']*|[^/?#\s"':@[]*:(?!\d+[/?#])[^\s"']*)@""")
+_QUERY = re.compile(r"""((?:\b[a-z][a-z0-9+.-]*://|/vsi[a-z0-9_]+)[^\s"'?]*\?)([^\s"']+)""", re.IGNORECASE)
+_END = re.compile(r"[:;,.)\]]*$")  # of the sentence that an address stands in
+_VALUE = re.compile(r"(^|[&;])([^=&;]*=)?[^&;]+")
+_PROPERTY = re.compile(  # of a GStreamer element: user-pw, passphrase, extra-headers, ...
+    r"""([\w-]*(?:pw|pass|user|login|secret|token|key|auth|cookie|header|credential|proxy-id)[\w-]*\s*=\s*)"""
+    r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?!\*{3})[^\s"']\S*)""",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """A source, or a message that names one: no login before an address's @, no values behind its ?, and of a
+    GStreamer pipeline no property that by its name is a secret.  What it gives it leaves as it is.
+    """
+    text = _QUERY.sub(lambda found: found[1] + _values(found[2]), _LOGIN.sub("", text))
+    return _PROPERTY.sub(rf"\g<1>{_HIDDEN}", text) if "gst:" in text else text
+
+
+def _values(query: str) -> str:
+    end = _END.search(query)
+    kept = end.group() if end else ""
+    return _VALUE.sub(lambda found: found[1] + (found[2] or "") + _HIDDEN, query.removesuffix(kept)) + kept
+
 
 class DeployError(Exception):
-    """The user's input is at fault.  One line: what was got, what was expected, what to do."""
+    """The user's input is at fault.  One line: what was got, what was expected, what to do; no secrets in it."""
 
     exit_code = 2
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(without_secrets(text))
 
 
 class GateError(DeployError):

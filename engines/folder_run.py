@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engines.errors import DeployError
+from engines.errors import DeployError, without_secrets
 from engines.files import make_folder
 from engines.images import videos as moving
 from engines.images.bands import Decoded, shown
@@ -146,7 +146,7 @@ class RunPlan:
 
     def _put_video(self, source: str, target: Path, skip_existing: bool) -> None:
         if skip_existing and target.exists():
-            self.existing.append(InputRow(VIDEO, moving.shown(source), str(target)))
+            self.existing.append(InputRow(VIDEO, without_secrets(source), str(target)))
         else:
             self.videos[source] = target
 

@@ -286,7 +286,7 @@ class CudaGpu:
             fault = driver.fault(self._probe)
             if fault is not None:
                 self._abandon(f"GPU {self.info.name}: lost while {doing}: {fault}; start the program again")
-                raise GpuLostError(self.lost) from error
+                raise GpuLostError(str(self.lost)) from error
             if isinstance(error, self._cuda.MemoryError):
                 free = _mib(self._free())
                 raise GpuMemoryError(

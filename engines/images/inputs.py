@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.errors import DeployError
+from engines.errors import DeployError, without_secrets
 from engines.files import natural
 from engines.images import videos as moving
 from engines.images.read import SUFFIXES
@@ -38,7 +38,7 @@ class Input:
     @property
     def shown(self) -> str:
         """What reports call it."""
-        return moving.shown(self.source)
+        return without_secrets(self.source)
 
 
 def expand(
@@ -76,8 +76,7 @@ def _add_stream(text: str, found: dict[Path, Input]) -> None:
     other = found.setdefault(path, Input(path, stream=text))
     if other.stream != text:
         raise DeployError(
-            f"inputs {moving.shown(other.stream)} and {moving.shown(text)}: both would be written to {path}; run them "
-            "into two folders"
+            f"inputs {other.stream} and {text}: both would be written to {path}; run them into two folders"
         )
 
 

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from engines.errors import without_secrets
+
 INSTALL = "pip install 'edgeseg[video]'"
 SUFFIXES = frozenset(
     {
@@ -50,14 +52,9 @@ def is_endless(text: str) -> bool:
 
 def stream_name(text: str) -> str:
     """Of what is written for a stream: ``rtsp://user:secret@10.0.0.5:554/yard?x=1`` is ``10_0_0_5_554_yard``."""
-    text = text.removeprefix(GSTREAMER)
+    text = without_secrets(text.removeprefix(GSTREAMER))
     if "!" in text:
         return "gstreamer"
     parts = urlsplit(text)
-    place = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+    place = f"{parts.netloc}{parts.path}"
     return re.sub(r"[^A-Za-z0-9-]+", "_", place).strip("_") or "stream"
-
-
-def shown(text: str) -> str:
-    """A source as reports and messages name it: without a password."""
-    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)  # up to the last @, as FFmpeg takes it: a password may hold one

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engines.errors import DeployError, GpuLostError
+from engines.errors import DeployError, GpuLostError, without_secrets
 from engines.images import videos as moving
 from engines.rasters.folder import joined
 from engines.rasters.run import RasterReport
@@ -66,7 +66,7 @@ class InputRow:
     @classmethod
     def of_video(cls, source: str, target: Path, found: VideoReport | DeployError) -> InputRow:
         if isinstance(found, DeployError):
-            return cls.failed(VIDEO, moving.shown(source), target, found)
+            return cls.failed(VIDEO, without_secrets(source), target, found)
         note, error = "; ".join(found.notes), found.broken or None
         return cls(VIDEO, found.input, found.mask, found, error=error, note=note, lost=found.lost)
 

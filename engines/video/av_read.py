@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from engines.contract import UInt8
-from engines.errors import DeployError
+from engines.errors import DeployError, without_secrets
 from engines.files import refuse_pointer
 from engines.images.bands import Decoded, picture_of
-from engines.images.videos import INSTALL, is_endless, is_stream, shown
+from engines.images.videos import INSTALL, is_endless, is_stream
 from engines.machine.limits import cores
 from engines.spec import Pixels
 from engines.video.frames import BrokenOffError, VideoFrame, VideoInfo, VideoReader, always, time_after
@@ -166,7 +166,7 @@ class AvReader:
 @contextmanager
 def open_av(source: str, wanted: Pixels, max_pixels: int) -> Iterator[VideoReader]:
     """Raises DeployError where FFmpeg cannot open it, it has no picture, or one of more than `max_pixels`."""
-    name, path = shown(source), Path(source)
+    name, path = without_secrets(source), Path(source)
     av = require_av(name)
     remote, camera = is_stream(source), path.is_char_device()
     options = {"rtsp_transport": "tcp"} if source.lower().startswith("rtsp") else {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from engines.errors import DeployError, GpuLostError
-from engines.images.videos import is_endless, shown
+from engines.errors import DeployError, GpuLostError, without_secrets
+from engines.images.videos import is_endless
 from engines.segmenter import Segmenter
 from engines.video.run import VideoOptions, VideoReport, run_video
 
@@ -15,7 +15,7 @@ def check_words(sources: Collection[str], options: VideoOptions) -> None:
     """Raises DeployError where what was asked for has no sense for these inputs, or for want of one."""
     if not sources and (options.every != 1 or options.seconds is not None):
         raise DeployError("--every, --seconds: none of the inputs is a video")
-    endless = [shown(each) for each in sources if is_endless(each)]
+    endless = [without_secrets(each) for each in sources if is_endless(each)]
     if len(endless) > 1 and options.seconds is None:
         raise DeployError(
             f"inputs {' and '.join(endless)}: none has an end, and one is run after the other; say how long with "

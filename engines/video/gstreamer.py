@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from engines.contract import UInt8
-from engines.errors import DeployError
+from engines.errors import DeployError, without_secrets
 from engines.images.bands import Decoded, picture_of
-from engines.images.videos import GSTREAMER, shown
+from engines.images.videos import GSTREAMER
 from engines.spec import Pixels
 from engines.video.frames import BrokenOffError, VideoFrame, VideoInfo, VideoReader, always, time_after
 
@@ -107,14 +107,14 @@ def open_gstreamer(source: str, wanted: Pixels, max_pixels: int) -> Iterator[Vid
     try:
         pipeline = gst.parse_launch(_description(gst, text))
     except glib.Error as error:
-        raise DeployError(f"video {shown(source)}: GStreamer says: {error.message}") from error
+        raise DeployError(f"video {without_secrets(source)}: GStreamer says: {error.message}") from error
     try:
         pipeline.set_state(gst.State.PAUSED)
         live = pipeline.get_state(int(_OPENING * _SECOND))[0] == gst.StateChangeReturn.NO_PREROLL
         pipeline.set_state(gst.State.PLAYING)
         endless = live and "num-buffers" not in text  # which gives a live source an end
         yield GstReader(
-            gst, pipeline, shown(source), live=live, endless=endless, wanted=wanted, max_pixels=max_pixels
+            gst, pipeline, without_secrets(source), live=live, endless=endless, wanted=wanted, max_pixels=max_pixels
         )  # fmt: skip
     finally:
         pipeline.set_state(gst.State.NULL)

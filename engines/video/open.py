@@ -6,8 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from engines.errors import without_secrets
 from engines.images.read import MAX_PIXELS
-from engines.images.videos import GSTREAMER, shown
+from engines.images.videos import GSTREAMER
 from engines.spec import COLOUR, Pixels
 from engines.video.av_read import open_av
 from engines.video.frames import VideoReader
@@ -26,4 +27,4 @@ def open_video(
     """
     text = str(source)
     opener = open_gstreamer if text.startswith(GSTREAMER) else open_av
-    return redialled(lambda: opener(text, wanted, max_pixels), shown(text), reconnect, say)
+    return redialled(lambda: opener(text, wanted, max_pixels), without_secrets(text), reconnect, say)

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from engines.errors import DeployError, GpuLostError
+from engines.errors import DeployError, GpuLostError, without_secrets
 from engines.guard.stop import Stop, asked_to_stop
 from engines.images.bands import Decoded
 from engines.images.read import MAX_PIXELS
-from engines.images.videos import shown
 from engines.images.write import class_shares
 from engines.segmenter import Segmenter
 from engines.stream.flow import Done, Intake, flow
@@ -139,8 +138,9 @@ def run_video(segmenter: Segmenter, source: str, target: Path, options: VideoOpt
             raise
         info = reader.info
         report = VideoReport(
-            shown(source), str(target), width=info.width, height=info.height, decoder=info.decoder, live=info.live
-        )
+            without_secrets(source), str(target), width=info.width, height=info.height, decoder=info.decoder,
+            live=info.live,
+        )  # fmt: skip
         _run(segmenter, reader, report, options, stop)
     report.seconds = round(time.perf_counter() - begin, 3)
     return report

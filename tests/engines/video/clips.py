@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Array = NDArray[np.uint8]
 RATE = Fraction(25)
@@ -60,6 +62,11 @@ def decoded(path: Path, kind: str = "rgb24") -> list[tuple[Fraction, Array]]:
         return [
             (Fraction(frame.pts * frame.time_base), frame.to_ndarray(format=kind)) for frame in file.decode(video=0)
         ]
+
+
+def jpeg(picture: Array) -> bytes:
+    Image.fromarray(picture).save(data := io.BytesIO(), "JPEG", quality=95)
+    return data.getvalue()
 
 
 def labels(path: Path) -> list[Array]:

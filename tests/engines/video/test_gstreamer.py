@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -15,7 +14,7 @@ from PIL import Image
 
 av = pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
 
-from tests.engines.video.clips import pictures, write  # noqa: E402
+from tests.engines.video.clips import jpeg, pictures, write  # noqa: E402
 from tests.engines.video.servers import serving  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
@@ -70,9 +69,7 @@ def test_files_cameras_and_what_is_neither(tmp_path: Path) -> None:
         Image.fromarray(picture).save(tmp_path / f"{index}.png")
     sources += ["gst:videotestsrc is-live=true num-buffers=8 ! video/x-raw,width=97,height=65", "gst:nonsense ! x"]
     sources += [f"gst:multifilesrc location={tmp_path}/%d.png start-index=0 stop-index=2 ! pngdec"]
-    jpeg = io.BytesIO()
-    Image.fromarray(pictures(1)[0]).save(jpeg, "JPEG")
-    with serving([jpeg.getvalue()] * 5, 25, kind="http") as url:
+    with serving([jpeg(pictures(1)[0])] * 5, 25, kind="http") as url:
         sources.append(f"gst:souphttpsrc is-live=true location={url} ! multipartdemux ! jpegdec")
         done = _python(READ, *sources)
     assert done.returncode == 0, done.stderr

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 import deploy
-from engines.images.videos import is_stream, shown, stream_name
+from engines.errors import DeployError, without_secrets
+from engines.images.videos import is_stream, stream_name
 from engines.segmenter import open_segmenter
 from engines.video.run import VideoOptions, run_video
 
 av = pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
 
-from tests.engines.video.clips import labels, pictures, times, write  # noqa: E402
+from tests.engines.video.clips import jpeg, labels, pictures, times, write  # noqa: E402
 from tests.engines.video.servers import serving, transport_stream  # noqa: E402
 from tests.engines.video.test_command import names  # noqa: E402
 
@@ -134,6 +135,25 @@ def test_what_cannot_be_reached_is_one_line_without_its_password(
     assert names(tmp_path / "out") == []
 
 
+def test_nothing_that_is_written_has_a_secret_of_an_address(
+    tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of one that is read and lost, of one that refuses, and of one that is no video; FFmpeg's own words, too."""
+    out, log = tmp_path / "out", tmp_path / "log.jsonl"
+    words = ["run", str(tiny_bundle), "-o", str(out), "--log", str(log), "--reconnect", "0.1", "--json"]
+    with serving([jpeg(picture) for picture in pictures(3)], 25, kind="http") as url:
+        live = url.replace("//", "//me:secret@") + "?key=secret"
+        assert deploy.main([*words, live, "http://me:secret@127.0.0.1:1/yard?sig=secret"]) == 2
+    for text in ("s3://me:secret@bucket/a.tif?sig=secret", "/vsicurl/https://cam/a.tif?sig=secret"):
+        assert deploy.main([*words, text]) == 2
+    printed = capfd.readouterr()
+    (name,) = names(out)
+    everything = printed.out + printed.err + log.read_text() + name
+    assert "secret" not in everything
+    for part in ("yard?key=***", "127.0.0.1:1/yard?sig=***", "s3://bucket/a.tif?sig=***: is", "cam/a.tif?sig=***: is"):
+        assert part in everything
+
+
 def test_two_streams_of_one_name_are_refused(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +167,17 @@ def test_two_streams_of_one_name_are_refused(
     [
         ("rtsp://me:secret@10.0.0.5:554/yard?x=1", "10_0_0_5_554_yard"),
         ("rtsp://me:se@secret@cam/yard", "cam_yard"),
+        ("rtsp://me:se/secret@cam/yard", "cam_yard"),
+        ("rtsp://cam:554/yard@home", "cam_554_yard_home"),
+        ("https://cam/yard/live?channel=1&token=secret%3D", "cam_yard_live"),
+        ("https://cam/yard?secret", "cam_yard"),
+        ("srt://cam:9000?mode=caller&passphrase=secret", "cam_9000"),
+        ("gst:rtspsrc location=rtsp://cam/yard user-id=me user-pw=secret ! decodebin", "gstreamer"),
+        (
+            "gst:souphttpsrc location='http://cam/yard?key=secret' extra-headers=\"h,Key=my secret\" ! x",
+            "gstreamer",
+        ),
+        ("gst:rtsp://me:secret@cam/yard?token=secret", "cam_yard"),
         ("gst:v4l2src device=/dev/video0 ! videoconvert", "gstreamer"),
         ("gst:rtsp://cam/live", "cam_live"),
         ("udp://@:5000", "5000"),
@@ -155,6 +186,9 @@ def test_two_streams_of_one_name_are_refused(
 def test_streams_by_name(text: str, name: str) -> None:
     assert is_stream(text)
     assert stream_name(text) == name
-    assert "secret" not in shown(text)
-    assert "/yard" in shown(text) or "yard" not in text
+    shown = without_secrets(text)
+    assert "secret" not in shown
+    assert "/yard" in shown or "yard" not in text
+    assert without_secrets(f"video {shown}: it says: {text}") == f"video {shown}: it says: {shown}"
+    assert str(DeployError(f"got {text}: no")) == f"got {shown}: no"
     assert not any(map(is_stream, ("a.mp4", "C:/a.mp4", "/dev/video0", "file:///a.mp4")))

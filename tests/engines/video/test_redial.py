@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import signal
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import deploy
 from engines.errors import DeployError
@@ -24,7 +22,7 @@ from engines.video.open import open_video
 
 av = pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
 
-from tests.engines.video.clips import Array, pictures, times  # noqa: E402
+from tests.engines.video.clips import Array, jpeg, pictures, times  # noqa: E402
 from tests.engines.video.servers import serving, transport_stream  # noqa: E402
 
 ROOT = Path(deploy.__file__).parent
@@ -34,14 +32,6 @@ AWAY = 0.7  # seconds
 def _greys(first: int, count: int) -> list[Array]:
     """Each is told by its grey."""
     return [np.full((64, 96, 3), 8 * index + 8, np.uint8) for index in range(first, first + count)]
-
-
-def _jpegs(shown: list[Array]) -> list[bytes]:
-    made = []
-    for picture in shown:
-        Image.fromarray(picture).save(data := io.BytesIO(), "JPEG", quality=95)
-        made.append(data.getvalue())
-    return made
 
 
 def _number(picture: Array) -> int:
@@ -59,7 +49,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_camera_that_comes_back_goes_on(tmp_path: Path, kind: str) -> None:
     """Its clock begins anew, and the gap is ours."""
     pieces = [
-        _jpegs(_greys(first, 12)) if kind == "http" else transport_stream(_greys(first, 12), tmp_path)
+        [jpeg(each) for each in _greys(first, 12)] if kind == "http" else transport_stream(_greys(first, 12), tmp_path)
         for first in (0, 12)
     ]
     said: list[str] = []
