@@ -4,7 +4,8 @@
 
 Each is the command line that a user types, in turns within a round.  Printed are medians over rounds: images a second
 from the first read to the last write (of the shards: of the slower one), and of the whole command with its start.  Then
-what the driver of a cluster takes of the processor for an image: --many tiny files, less what it takes for one.
+what the driver of a cluster takes of the processor for an image: --many tiny files, less what it takes for one.  And
+the memory that it takes: 20 000 names and rows, as they are kept.
 """
 
 from __future__ import annotations
@@ -12,17 +13,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from datetime import date
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.throughput import _folder
+from engines.fleet.run import tasks
+from engines.folder_run import RunPlan
+from engines.images.inputs import Input, output_names
 from engines.machine.limits import cores
+from engines.report.rows import IMAGE, ImageReport, InputRow, Rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,6 +81,27 @@ def driver(bundle: Path, folder: Path, many: int) -> float:
     return (used[1] - used[0]) / (many - 1)
 
 
+def held(count: int, *, whole: bool) -> tuple[float, float]:
+    """Bytes that the driver holds for an image: its names and tasks, and its row.  whole: with `--json`."""
+    rng, kept = np.random.default_rng(0), Rows(lambda row: None, whole=whole)
+    tracemalloc.start()
+    images = [Input(Path(f"/data/set/photos/street/{index:08d}.png")) for index in range(count)]
+    plan = RunPlan(
+        {path: Path("masks") / name for path, name in output_names(images, Path("masks")).items()}, {}, {}, []
+    )
+    held_tasks = tasks(plan, (1, 1), 2)
+    names, _ = tracemalloc.get_traced_memory()
+    for task in held_tasks:
+        times = rng.uniform(1, 100, 14).tolist()
+        report = ImageReport(
+            str(task.path), str(task.target), 2048, 1024, 3, {f"class {at}": times[at] for at in range(8)}, *times[8:]
+        )
+        kept.keep(pickle.loads(pickle.dumps(InputRow(IMAGE, report.input, report.mask, report))))
+    both, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return names / count, (both - names) / count
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
@@ -97,8 +127,12 @@ def main() -> None:
         print(f"{way:32}{inner:8.2f} images/s, {spread} of one process; {whole:.2f} with its start", flush=True)
     if share is not None:
         print(f"the driver: {1e3 * share:.2f} ms of processor an image")
+    memory = {name: held(20_000, whole=whole) for name, whole in (("totals", False), ("--json", True))}
+    for name, (names, row) in memory.items():
+        print(f"the driver holds of an image: {names:.0f} bytes of names, {row:.0f} of its row ({name})")
     if args.json:
-        args.json.write_text(json.dumps({"date": str(date.today()), "found": found, "driver": share}, indent=1))
+        body = {"date": str(date.today()), "found": found, "driver": share, "memory": memory}
+        args.json.write_text(json.dumps(body, indent=1))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ _unfinished: Path | None = None
 def keep_unfinished_in(folder: Path) -> None:
     """From now on what this process writes lies in `folder` until it is whole, where that is on the same file system.
 
-    Who made the folder removes it, and so what is left of a process that was killed.
+    Who made the folder removes it, and so what is left of a process that was killed; from then on nothing is written.
     """
     global _unfinished
     _unfinished = folder
@@ -85,7 +85,7 @@ def _beside(path: Path) -> Path:
     """Raises nothing: what is wrong with the place is said when it is written to."""
     if _unfinished is not None:
         with suppress(OSError):
-            if os.stat(_unfinished).st_dev == os.stat(path.parent).st_dev:
+            if not _unfinished.exists() or os.stat(_unfinished).st_dev == os.stat(path.parent).st_dev:
                 return _unfinished
     return path.parent
 

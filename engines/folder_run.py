@@ -25,7 +25,7 @@ from engines.rasters.gdal import INSTALL, is_raster
 from engines.rasters.polygons import Format
 from engines.rasters.run import RasterOptions
 from engines.report.lines import Tell
-from engines.report.rows import IMAGE, RASTER, VIDEO, ImageReport, InputRow, RunReport
+from engines.report.rows import IMAGE, RASTER, VIDEO, ImageReport, InputRow, Rows, RunReport
 from engines.segmenter import Segmenter
 from engines.spec import IGNORE_LABEL, ModelSpec, Pixels
 from engines.stream.behind import Behind
@@ -70,6 +70,7 @@ class RunOptions:
 def run_images(
     segmenter: Segmenter, images: Sequence[Input], output: Path, options: RunOptions,
     budget: PixelBudget | None = None, bundle: Mapping[str, str] | None = None, tell: Tell = lambda row: None,
+    whole: bool = True,
 ) -> RunReport:  # fmt: skip
     """Segment every image.  One that cannot be read or written is reported in `failed`; the rest are finished.
 
@@ -77,29 +78,23 @@ def run_images(
     come off the disk, and reported in that of `images`.  Rasters come last, one by one, and videos
     after them.
     bundle: what says which engine it is.  budget: of pixels in flight.  tell: called with every row as it happens.
+    whole: whether the report lists the images, see `Rows`.
     Where the GPU is lost the rest are reported in `failed`, and `lost` says why; what was written stays.
     """
     wanted = segmenter.spec.pixels.but(options.bands, options.scale)  # raises before anything is read
     plan = RunPlan.of(images, output, options)
     make_folder(output)
-    rows: list[InputRow] = []
-
-    def keep(row: InputRow) -> None:
-        rows.append(row)
-        tell(row)
-
+    rows = Rows(tell, whole=whole)
     for row in plan.existing:
-        keep(row)
+        rows.keep(row)
     begin = time.perf_counter()
-    run_pictures(segmenter, plan.pictures, options, wanted, budget, keep)
+    run_pictures(segmenter, plan.pictures, options, wanted, budget, rows.keep)
     seconds = time.perf_counter() - begin
-    lost = next((row.error for row in rows if row.lost), None)
-    for path, found in run_rasters(segmenter, plan.rasters, options.of_rasters(), bundle or {}, lost):
-        keep(InputRow.of_raster(path, plan.rasters[path], found))
-    lost = next((row.error for row in rows if row.lost), None)
-    for source, outcome in run_videos(segmenter, plan.videos, options.of_videos(), lost):
-        keep(InputRow.of_video(source, plan.videos[source], outcome))
-    return RunReport.of(rows, (image.shown for image in images), seconds)
+    for path, found in run_rasters(segmenter, plan.rasters, options.of_rasters(), bundle or {}, rows.lost):
+        rows.keep(InputRow.of_raster(path, plan.rasters[path], found))
+    for source, outcome in run_videos(segmenter, plan.videos, options.of_videos(), rows.lost):
+        rows.keep(InputRow.of_video(source, plan.videos[source], outcome))
+    return rows.report((image.shown for image in images), seconds)
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,8 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--ray", type=cluster, nargs="?", const="local", metavar="ADDRESS", help="share the work among a "
                       "Ray cluster: auto or HOST:PORT, or one of this machine's cores and GPUs; a worker has a GPU, or "
                       "--threads cores")  # fmt: skip
+    verb.add_argument("--stall-timeout", type=positive, metavar="S", help="with --ray: kill a worker that finishes no "
+                      "window for so many seconds; others get what it had (never)")  # fmt: skip
     verb.add_argument("--log", metavar="FILE|-", help="for every input, as it is finished, append a line of JSON to "
                       "FILE, or print it")  # fmt: skip
     loading_arguments(verb)

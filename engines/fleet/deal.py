@@ -10,7 +10,21 @@ from engines.errors import DeployError, GpuLostError
 from engines.fleet.worker import Task
 from engines.report.rows import IMAGE, InputRow
 
-_DEATHS = 2  # of workers that had nothing but the one task, until that is to blame
+# Deaths of workers that had nothing but the one task, until that is to blame: of a kind that a task makes, and of one
+# that it may have made, or another program that wanted the memory.  None: it had no part in it.
+CRASHED, KILLED, TAKEN = 2, 3, None
+MOST_TRIES = max(CRASHED, KILLED)
+
+
+@dataclass(frozen=True)
+class Death:
+    """Of a worker.  tries: `CRASHED`, `KILLED` or `TAKEN`.  lost: its GPU was.  hopeless: the next would die likewise,
+    if this one never began."""
+
+    why: str
+    tries: int | None
+    lost: bool = False
+    hopeless: bool = False
 
 
 @dataclass
@@ -50,14 +64,16 @@ class Deal:
         self.left -= 1
         return hand.tasks.pop(index)
 
-    def died(self, hand: Hand, why: str, *, lost: bool = False) -> list[tuple[int, InputRow]]:
-        """Deal out again what the worker had.  Returns rows of tasks that are not tried once more.  lost: its GPU."""
+    def died(self, hand: Hand, death: Death) -> list[tuple[int, InputRow]]:
+        """Deal out again what the worker had.  Returns rows of tasks that are not tried once more."""
         tasks, hand.tasks = list(hand.tasks.values()), {}
-        if len(tasks) == 1:
+        ended: list[Task] = []
+        if len(tasks) == 1 and death.tries is not None:
             self._deaths[tasks[0].index] += 1
-        ended = [task for task in tasks if self._deaths[task.index] >= _DEATHS]
+            ended = tasks if self._deaths[tasks[0].index] >= death.tries else []
         self._alone.extend(task for task in tasks if task not in ended)
-        return self._failed(ended, f"tried {_DEATHS} times by a worker that had nothing else: {why}", lost)
+        count = self._deaths[ended[0].index] if ended else 0
+        return self._failed(ended, f"tried {count} times by a worker that had nothing else: {death.why}", death.lost)
 
     def rest(self, why: str) -> list[tuple[int, InputRow]]:
         """Rows of what nobody is left to do."""

@@ -7,8 +7,9 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from engines.backends import get_backend
 from engines.bundle import open_bundle
 from engines.errors import DeployError
 from engines.files import make_folder
-from engines.fleet.ray import Cluster, cluster
+from engines.fleet.ray import cluster
 from engines.fleet.worker import Order, Task
+from engines.fleet.workers import Cluster
 from engines.folder_run import RunOptions, RunPlan, run_images
 from engines.gpu.visible import visible
 from engines.guard.ledger import ledger
 from engines.images.inputs import Input, expand, left_out
 from engines.report.lines import STDOUT, Tell
-from engines.report.rows import IMAGE, RASTER, VIDEO, InputRow, RunReport
+from engines.report.rows import IMAGE, RASTER, VIDEO, InputRow, Rows, RunReport
 from engines.segmenter import open_segmenter
 from engines.stream.devices import on_every_gpu, own_command
 
@@ -47,6 +49,8 @@ def refuse(args: argparse.Namespace) -> None:
     """Raises DeployError for options that exclude one another."""
     if args.log == STDOUT and args.json:
         raise DeployError("--log - with --json: both print to standard output; give --log a file")
+    if args.stall_timeout is not None and args.ray is None:
+        raise DeployError("--stall-timeout without --ray: expected a cluster whose workers it ends; give --ray too")
     if args.ray is not None and args.device is not None:
         raise DeployError("--device with --ray: got both, expected one; each worker has the GPU that Ray gives it")
     if args.device == "all" and args.log == STDOUT:
@@ -61,7 +65,9 @@ def _options(args: argparse.Namespace) -> RunOptions:
 
 def _here(args: argparse.Namespace, images: Sequence[Input], loading: tuple[Any, ...], tell: Tell) -> RunReport:
     with open_segmenter(args.bundle, *loading) as (segmenter, manifest):
-        return run_images(segmenter, images, args.output, _options(args), bundle=manifest.files, tell=tell)
+        return run_images(
+            segmenter, images, args.output, _options(args), bundle=manifest.files, tell=tell, whole=args.json
+        )
 
 
 def _on_every_gpu(args: argparse.Namespace, images: Sequence[Input]) -> RunReport:
@@ -85,20 +91,20 @@ def _on_ray(args: argparse.Namespace, images: Sequence[Input], loading: tuple[An
         args.bundle.absolute(), threads=threads, host_code=host_code, threshold=threshold, views=views,
         options=options, unfinished=unfinished,
     )  # fmt: skip
-    gathered = _Gathered(tell)
+    rows, seconds = Rows(tell, whole=args.json), 0.0
     for row in plan.existing:
-        gathered.keep(row)
+        rows.keep(row)
     if not (plan.pictures or plan.rasters or plan.videos):
-        return RunReport.of(gathered.rows, (image.shown for image in images), 0.0)
+        return rows.report((image.shown for image in images), 0.0)
     with ledger.temporary(unfinished):
         try:
             with cluster(args.ray, _say) as workers:
                 make_folder(unfinished)
                 parts = max(2, workers.start(order, get_backend(manifest.backend).on_gpu))
-                gathered.run(workers, plan, options.shard, parts)
+                seconds = _gathered(workers, tasks(plan, options.shard, parts), rows, args.stall_timeout)
         finally:
             _remove(unfinished)
-    return RunReport.of(gathered.rows, (image.shown for image in images), gathered.seconds)
+    return rows.report((image.shown for image in images), seconds)
 
 
 def _remove(folder: Path) -> None:
@@ -110,41 +116,32 @@ def _remove(folder: Path) -> None:
         time.sleep(0.1)
 
 
-class _Gathered:
-    """Rows of workers, who know absolute paths, as those of one run in this process."""
+def tasks(plan: RunPlan, shard: tuple[int, int], parts: int) -> list[Task]:
+    """parts: of each raster."""
+    index, total = shard
+    shares = [((index - 1) * parts + part + 1, total * parts) for part in range(parts)]
+    named: Iterator[tuple[str, Path, Path, tuple[int, int]]] = chain(
+        ((IMAGE, *pair, shard) for pair in plan.pictures.items()),
+        ((RASTER, *pair, share) for pair in plan.rasters.items() for share in shares),
+        ((VIDEO, Path(source), target, shard) for source, target in plan.videos.items()),
+    )
+    return [Task(at, *each) for at, each in enumerate(named)]
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
-        self.rows: list[InputRow] = []
-        self.seconds = 0.0
 
-    def keep(self, row: InputRow) -> None:
-        self.rows.append(row)
-        self._tell(row)
+def _gathered(workers: Cluster, dealt: list[Task], rows: Rows, stall: float | None) -> float:
+    """The seconds that images took.  stall: see `Cluster.run`."""
+    seconds = 0.0
+    with tqdm(total=len(dealt), unit="image", disable=None, leave=False) as bar:
 
-    def run(self, workers: Cluster, plan: RunPlan, shard: tuple[int, int], parts: int) -> None:
-        """parts: of each raster."""
-        index, total = shard
-        rows = [(index - 1) * parts + part + 1 for part in range(parts)]
-        named: list[tuple[str, Path, Path, tuple[int, int]]] = [
-            *((IMAGE, *pair, shard) for pair in plan.pictures.items()),
-            *((RASTER, *pair, (row, total * parts)) for pair in plan.rasters.items() for row in rows),
-            *((VIDEO, Path(source), target, shard) for source, target in plan.videos.items()),
-        ]
-        tasks = [
-            Task(at, kind, path=path.absolute(), target=target.absolute(), part=part)
-            for at, (kind, path, target, part) in enumerate(named)
-        ]
-        with tqdm(total=len(tasks), unit="image", disable=None, leave=False) as bar:
+        def gather(at: int, row: InputRow) -> None:
+            nonlocal seconds
+            rows.keep(row.renamed(str(dealt[at].path), str(dealt[at].target)))  # workers know absolute paths
+            if row.kind == IMAGE and workers.begun is not None:
+                seconds = time.perf_counter() - workers.begun
+            bar.update()
 
-            def gather(at: int, row: InputRow) -> None:
-                _, path, target, _ = named[at]
-                self.keep(row.renamed(str(path), str(target)))
-                if row.kind == IMAGE and workers.begun is not None:
-                    self.seconds = time.perf_counter() - workers.begun
-                bar.update()
-
-            workers.run(tasks, gather)
+        workers.run(dealt, gather, stall)
+    return seconds
 
 
 def _say(step: str, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
 import sys
@@ -49,15 +50,19 @@ class Order:
     unfinished: Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
-    """An image, a video, or of a raster the part (I, N) of its rows.  Paths are absolute."""
+    """An image, a video, or of a raster the part (I, N) of its rows.  There may be millions of them."""
 
     index: int
     kind: str
     path: Path
     target: Path
     part: tuple[int, int] = (1, 1)
+
+    def absolute(self) -> Task:
+        """As another process has to be told."""
+        return replace(self, path=self.path.absolute(), target=self.target.absolute())
 
     def failed(self, error: DeployError) -> InputRow:
         return InputRow.failed(self.kind, self.path, self.target, error)
@@ -73,6 +78,19 @@ class WorkerReady:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class Answer:
+    """rows: of tasks that have ended.  windows: that the device has finished so far, of whatever task."""
+
+    rows: list[tuple[int, InputRow]]
+    windows: int
+
+
+def crash_file(order: Order, where: str) -> Path:
+    """Where a worker writes what it crashes of.  where: HOST:PID."""
+    return order.unfinished / f"crash-{where}"
+
+
 class FleetWorker:
     """Its own thread has the device; whoever owns the worker calls `open` once, then `exchange`."""
 
@@ -83,9 +101,10 @@ class FleetWorker:
         self._in: SimpleQueue[Task] = SimpleQueue()
         self._out: SimpleQueue[tuple[int, InputRow] | WorkerReady | None] = SimpleQueue()
         self._ended: BaseException | None = None
+        self._windows = 0
+        self._where = f"{socket.gethostname()}:{os.getpid()}"
         # A daemon: nothing joins it when the process ends because its cluster has.
         threading.Thread(target=self._work, name="edgeseg-device", daemon=True).start()
-        self._where = f"{socket.gethostname()}:{os.getpid()}"
 
     def open(self) -> WorkerReady:
         """Once the engine is there, or why it is not."""
@@ -96,8 +115,8 @@ class FleetWorker:
         assert isinstance(found, WorkerReady)
         return found
 
-    def exchange(self, tasks: list[Task]) -> list[tuple[int, InputRow]]:
-        """Take on tasks, and return what has ended, after the first that has or a moment."""
+    def exchange(self, tasks: list[Task]) -> Answer:
+        """Take on tasks, and say what has ended, after the first that has or a moment."""
         for task in tasks:
             self._in.put(task)
         rows = []
@@ -106,7 +125,7 @@ class FleetWorker:
             while True:
                 rows.append(self._take(0))
         except Empty:
-            return [row for row in rows if isinstance(row, tuple)]
+            return Answer([row for row in rows if isinstance(row, tuple)], self._windows)
 
     def _take(self, seconds: float | None) -> tuple[int, InputRow] | WorkerReady:
         found = self._out.get(block=seconds != 0, timeout=seconds or None)
@@ -117,11 +136,12 @@ class FleetWorker:
     def _work(self) -> None:
         try:
             order, said = self._order, list[tuple[str, str]]()
-            keep_unfinished_in(order.unfinished)
+            self._keep_unfinished()
             prove = prover(lambda step, text: said.append((step, text)))
             loading = (order.threads, order.host_code, prove, order.threshold, order.views)
             with open_segmenter(order.bundle, *loading) as (segmenter, manifest):
                 device = segmenter.device
+                device.on_window = self._count
                 room = reading_threads() + writing_threads() + 2 * device.in_flight + 1
                 self._out.put(WorkerReady(self._where, room, tuple(said)))
                 while True:
@@ -129,6 +149,18 @@ class FleetWorker:
         finally:
             self._ended = sys.exc_info()[1]
             self._out.put(None)
+
+    def _keep_unfinished(self) -> None:
+        """Raises DeployError where the folder is not seen, which the driver has made."""
+        folder = self._order.unfinished
+        _seen(folder.parent)
+        _seen(folder)
+        keep_unfinished_in(folder)
+        self._crashes = crash_file(self._order, self._where).open("w")  # open as long as this process is
+        faulthandler.enable(self._crashes, all_threads=False)
+
+    def _count(self, done: int, total: int) -> None:
+        self._windows += 1
 
     def _images(self, segmenter: Segmenter) -> Task:
         """Work on images until there is a raster or a video, which is returned."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,3 +49,28 @@ def asked_to_stop() -> Iterator[Stop]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
+
+
+@contextmanager
+def nothing_swallowed() -> Iterator[None]:
+    """After the block KeyboardInterrupt for a signal to end that came in it, whose handler's exception was lost.
+
+    Python drops what is raised in a finalizer, in words of its own; and libraries put handlers of their own there.
+    Only for the main thread, which hears signals; in another this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard, written = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before, hook = signal.set_wakeup_fd(written, warn_on_full_buffer=False), sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, SystemExit | KeyboardInterrupt) else hook(lost)
+    try:
+        yield
+        with suppress(BlockingIOError):
+            if set(os.read(heard, 1 << 12)) & set(_KINDS):
+                raise KeyboardInterrupt
+    finally:
+        sys.unraisablehook = hook
+        signal.set_wakeup_fd(before)
+        os.close(heard)
+        os.close(written)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from engines.errors import DeployError, GpuLostError, without_secrets
 from engines.images import videos as moving
@@ -94,6 +96,66 @@ class InputRow:
         return own if self.report is None else own | asdict(self.report) | {"note": self.note}
 
 
+class ImageTotals:
+    """Of any number of images what a summary says, in 20 bytes each."""
+
+    def __init__(self) -> None:
+        self._parts = {part: array("f") for part in _PARTS}
+        self._windows = 0
+
+    def add(self, image: ImageReport) -> None:
+        self._windows += image.windows
+        for part, values in self._parts.items():
+            values.append(getattr(image, f"{part}_ms"))
+
+    def said(self, seconds: float) -> list[str]:
+        """At most one line.  seconds: that all took, side by side."""
+        count = len(self._parts["read"])
+        if not count:
+            return []
+        split = ", ".join(f"{part} {np.median(values):.0f}" for part, values in self._parts.items())
+        counted = f"{count} image(s), {self._windows} window(s)"
+        return [f"{counted}; {1e3 * seconds / count:.0f} ms an image, side by side; the median's own: {split}"]
+
+
+class Rows:
+    """Rows as they come: each is handed to `tell`, and they become a report.
+
+    whole: whether that lists the images, of which else only totals are kept: a row takes a kilobyte.
+    """
+
+    def __init__(self, tell: Callable[[InputRow], None], *, whole: bool) -> None:
+        self._tell, self._whole = tell, whole
+        self._kept: list[InputRow] = []
+        self._totals, self._existing = ImageTotals(), 0
+
+    def keep(self, row: InputRow) -> None:
+        self._tell(row)
+        if isinstance(row.report, ImageReport):
+            self._totals.add(row.report)
+        if row.status == "skipped":
+            self._existing += 1
+        elif self._whole or row.kind != IMAGE or row.error is not None or row.note:
+            self._kept.append(row)
+
+    @property
+    def lost(self) -> str | None:
+        """Why the GPU is, where it is."""
+        return next((row.error for row in self._kept if row.lost), None)
+
+    def report(self, order: Iterable[Path | str], seconds: float) -> RunReport:
+        """order: of the inputs, whatever that of the rows, of which a raster may have several."""
+        report = RunReport(seconds=seconds, existing=self._existing, totals=self._totals)
+        places = {row.input: 0 for row in self._kept}
+        for place, path in enumerate(map(str, order)):
+            if path in places:
+                places[path] = place
+        for row in sorted(self._kept, key=lambda row: places[row.input]):
+            report._add(row)
+        report.rasters = joined(report.rasters)
+        return report
+
+
 @dataclass
 class RunReport:
     """seconds: from the first read to the last write.
@@ -103,7 +165,7 @@ class RunReport:
     left_out: how many files of the input folders are no images, by ending.
 
     lost: why nothing after the last of `images` could run, or None.  rasters, videos: those among the inputs.
-    existing: how many were left out because their masks were there.
+    existing: how many were left out because their masks were there.  totals: of all images, also those not listed.
     """
 
     images: list[ImageReport] = field(default_factory=list)
@@ -115,6 +177,7 @@ class RunReport:
     rasters: list[RasterReport] = field(default_factory=list)
     existing: int = 0
     videos: list[VideoReport] = field(default_factory=list)
+    totals: ImageTotals = field(default_factory=ImageTotals)
 
     @property
     def exit_code(self) -> int:
@@ -122,23 +185,12 @@ class RunReport:
         return 130 if stopped else 2 if self.failed else 0
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def of(cls, rows: Iterable[InputRow], order: Iterable[Path | str], seconds: float) -> RunReport:
-        """order: of the inputs, whatever that of `rows`, of which a raster may have several."""
-        report, places = cls(seconds=seconds), {str(path): place for place, path in enumerate(order)}
-        for row in sorted(rows, key=lambda row: places[row.input]):
-            report._add(row)
-        report.rasters = joined(report.rasters)
-        return report
+        return {name: value for name, value in asdict(self).items() if name != "totals"}
 
     def _add(self, row: InputRow) -> None:
         if row.error is not None:
             self.failed[row.input] = row.error
             self.lost = row.error if row.lost else self.lost
-        elif row.report is None:
-            self.existing += 1
         if isinstance(row.report, RasterReport):
             self.rasters.append(row.report)
         elif isinstance(row.report, VideoReport):
@@ -153,6 +205,8 @@ class RunReport:
         report, places = cls(), {str(path): place for place, path in enumerate(order)}
         images = [ImageReport(**image) for each in found for image in each["images"]]
         report.images = sorted(images, key=lambda image: places[image.input])
+        for image in images:
+            report.totals.add(image)
         for each in found:
             report.failed |= each["failed"]
             report.notes += each["notes"]
@@ -164,13 +218,7 @@ class RunReport:
         return report
 
     def __str__(self) -> str:
-        lines = []
-        if self.images:
-            parts = {part: statistics.median(getattr(image, f"{part}_ms") for image in self.images) for part in _PARTS}
-            split = ", ".join(f"{part} {value:.0f}" for part, value in parts.items())
-            windows, each = sum(image.windows for image in self.images), 1e3 * self.seconds / len(self.images)
-            counted = f"{len(self.images)} image(s), {windows} window(s)"
-            lines.append(f"{counted}; {each:.0f} ms an image, side by side; the median's own: {split}")
+        lines = self.totals.said(self.seconds)
         lines += map(str, [*self.rasters, *self.videos])
         if self.existing:
             lines.append(f"{self.existing} image(s) left out: their masks are there")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines.fleet.deal import Deal, Hand
+import pytest
+
+from engines.fleet.deal import CRASHED, KILLED, TAKEN, Deal, Death, Hand
 from engines.fleet.worker import Task
-from engines.report.rows import IMAGE, RASTER
+from engines.report.rows import IMAGE, RASTER, VIDEO
 
 
 def _images(count: int) -> list[Task]:
@@ -33,7 +35,7 @@ def test_a_worker_has_as_many_as_it_has_use_for_and_less_towards_the_end() -> No
 def test_what_a_dead_worker_had_is_done_by_others_one_at_a_time_and_once() -> None:
     deal, first, second = Deal(_images(10)), Hand(4), Hand(4)
     had = {task.index for task in deal.more(first, 2)}
-    assert not deal.died(first, "killed")
+    assert not deal.died(first, Death("killed", KILLED))
     seen = []
     while deal.left:
         deal.more(second, 1)
@@ -46,21 +48,35 @@ def test_what_a_dead_worker_had_is_done_by_others_one_at_a_time_and_once() -> No
     assert set(seen[-4:]) == had
 
 
-def test_the_task_that_kills_is_found_and_the_rest_is_done() -> None:
-    deal, done, failed, deaths = Deal(_images(9)), [], {}, 0
+@pytest.mark.parametrize(("tries", "deaths"), [(CRASHED, 3), (KILLED, 4)])
+def test_the_task_that_kills_is_found_and_the_rest_is_done(tries: int, deaths: int) -> None:
+    deal, done, failed, dead = Deal(_images(9)), [], {}, 0
     while deal.left:
         hand = Hand(5)
         deal.more(hand, 1)
         if 3 in hand.tasks:
-            deaths += 1
-            failed |= {index: row.error for index, row in deal.died(hand, "its process was killed")}
+            dead += 1
+            failed |= {index: row.error for index, row in deal.died(hand, Death("its process died", tries))}
             continue
         for index in list(hand.tasks):
             deal.done(hand, index)
             done.append(index)
     assert sorted(done) == [0, 1, 2, 4, 5, 6, 7, 8]
-    assert failed == {3: "tried 2 times by a worker that had nothing else: its process was killed"}
-    assert deaths == 3
+    assert failed == {3: f"tried {tries} times by a worker that had nothing else: its process died"}
+    assert dead == deaths
+
+
+def test_a_task_is_not_to_blame_for_machines_that_were_taken_away() -> None:
+    """However often: a video of hours on machines that are there while they cost little."""
+    deal, hand = Deal([Task(0, VIDEO, Path("a.mp4"), Path("out/a.mkv"))]), Hand(5)
+    for _ in range(9):
+        assert len(deal.more(hand, 1)) == 1
+        assert deal.died(hand, Death("its machine is gone", TAKEN)) == []
+    deal.more(hand, 1)
+    assert deal.died(hand, Death("its process was killed", KILLED)) == []
+    deal.more(hand, 1)
+    ((_, row),) = deal.died(hand, Death("its process crashed", CRASHED))
+    assert row.error == "tried 2 times by a worker that had nothing else: its process crashed"
 
 
 def test_parts_of_rasters_come_last_and_alone() -> None:

@@ -164,7 +164,7 @@ def test_a_worker_killed_in_the_middle_costs_nothing(
     assert _files(out) == _files(plain)
     assert sorted(line["input"] for line in _lines(log)) == sorted(map(str, photos.iterdir()))
     assert [line.split(": ", 1)[1] for line in said.splitlines()] == [
-        "its process was killed, or crashed; another takes its place"
+        "its process was killed, for want of memory or from outside; another takes its place"
     ]
 
 
@@ -207,18 +207,35 @@ def test_what_kills_a_worker_or_its_gpu_is_named_and_the_rest_is_done(
 ) -> None:
     mixed, out = tmp_path / "mixed", tmp_path / "out"
     shutil.copytree(photos, mixed)
-    for name in ("kills.png", "loses.png"):
+    for name in ("kills.png", "crashes.png", "loses.png"):
         shutil.copy(photos / "1.png", mixed / name)
     done = _run(tiny_bundle, mixed, "-o", out, "--ray", nodes.address, "--json")
     failed = json.loads(done.stdout)["failed"]
-    once = "tried 2 times by a worker that had nothing else: "
+    alone = "times by a worker that had nothing else: "
     assert failed == {
-        str(mixed / "kills.png"): f"{once}its process was killed, or crashed",
-        str(mixed / "loses.png"): f"{once}gpu: an illegal memory access was encountered; cores/processes were 1/2",
+        str(mixed / "kills.png"): f"tried 3 {alone}its process was killed, for want of memory or from outside",
+        str(mixed / "crashes.png"): f"tried 2 {alone}its process crashed: Segmentation fault",
+        str(mixed / "loses.png"): f"tried 2 {alone}gpu: an illegal memory access was encountered; "
+        "cores/processes were 1/2",
     }
     assert done.returncode == 1  # as of a plain run whose GPU was lost
     assert done.stderr.splitlines()[-1] == f"error: {failed[str(mixed / 'loses.png')]}"
     assert _files(out) == _files(plain)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_replaced_where_that_was_asked_for(
+    tiny_bundle: Path, photos: Path, plain: Path, nodes: Any, tmp_path: Path
+) -> None:
+    mixed, out = tmp_path / "mixed", tmp_path / "out"
+    shutil.copytree(photos, mixed)
+    shutil.copy(photos / "1.png", mixed / "stops.png")
+    done = _run(tiny_bundle, mixed, "-o", out, "--ray", nodes.address, "--stall-timeout", 4)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r".*: no progress for 4 s \(--stall-timeout\); another takes its place\n", done.stderr)
+    found = _files(out)
+    assert found.pop("stops.png") == found["1.png"]
+    assert found == _files(plain)
 
 
 @pytest.mark.slow

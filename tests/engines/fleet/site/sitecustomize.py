@@ -1,5 +1,6 @@
 """On the path of a cluster's workers: what happens to a process or a GPU when it comes to a file of a certain name."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -12,6 +13,12 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     name = os.path.basename(os.fspath(arguments[0]))
     if name == "kills.png":
         os.kill(os.getpid(), signal.SIGKILL)
+    if name == "crashes.png":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "stops.png":
+        with contextlib.suppress(FileExistsError):  # the first that comes to it
+            os.mkdir(f"{os.fspath(arguments[0])}.stopped")
+            os.kill(os.getpid(), signal.SIGSTOP)
     if name == "loses.png":
         from engines.errors import GpuLostError
 
