@@ -14,7 +14,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if name == "kills.png":
         os.kill(os.getpid(), signal.SIGKILL)
     if name == "crashes.png":
-        os.kill(os.getpid(), signal.SIGSEGV)
+        signal.raise_signal(signal.SIGSEGV)  # of this very thread, which goes no further
     if name == "stops.png":
         with contextlib.suppress(FileExistsError):  # the first that comes to it
             os.mkdir(f"{os.fspath(arguments[0])}.stopped")
