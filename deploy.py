@@ -22,7 +22,7 @@ from engines.arguments import groups
 from engines.bundle import is_bundle, open_bundle
 from engines.contract import Log
 from engines.doctor import examine, require_building
-from engines.errors import DeployError, GateError, GpuLostError
+from engines.errors import DeployError, GateError
 from engines.gpu.visible import choose
 from engines.guard.child import guarded, interrupt
 from engines.images.read import read_image
@@ -68,13 +68,11 @@ def run(args: argparse.Namespace) -> int:
 
     refuse(args)
     inputs = [_photographs(text) for text in args.inputs]
-    with told(args.log) as tell:
-        report = run_asked(args, inputs, _loading(args), tell)
+    with told(args.log) as log:
+        report = run_asked(args, inputs, _loading(args), log.put)
         shown = json.dumps(report.to_json(), indent=1) if args.json else report
         print(shown, file=sys.stderr if args.log == STDOUT else sys.stdout)
-    if report.lost is not None:
-        raise GpuLostError(report.lost)
-    return report.exit_code
+    return report.ended(log.failure)
 
 
 def evaluate(args: argparse.Namespace) -> int:

@@ -22,54 +22,77 @@ Tell = Callable[[InputRow], None]
 
 
 @contextmanager
-def told(where: str | None) -> Iterator[Tell]:
+def told(where: str | None) -> Iterator[Lines]:
     """What each row is handed to.  where: a file, `STDOUT`, or None for nowhere.
 
-    A line that cannot be written stops no work: the block ends, and then this raises DeployError.
+    A file that is not there is made with the first line, or at the end; none where the block raises before one.
     """
-    if where is None:
-        yield lambda row: None
-        return
-    lines = _Lines(where)
+    lines = Lines(where)
     try:
-        yield lines.put
+        yield lines
+        lines.open()
     finally:
         lines.close()
-    if lines.error is not None:
-        raise DeployError(f"--log {where}: {lines.missing} line(s) could not be written: {lines.error.strerror}; "
-                          "all else was done")  # fmt: skip
 
 
-class _Lines:
+class Lines:
     """Every line is there whole, or not at all, however this process ends and whoever else appends.
 
-    missing: lines that could not be written; error: why the first could not.
+    A line that cannot be written stops no work; see `failure`.
     """
 
-    def __init__(self, where: str) -> None:
-        self._handle = None if where == STDOUT else _opened(where)
+    def __init__(self, where: str | None) -> None:
+        """Raises DeployError where a file cannot be written, or holds something else."""
+        self._where, self._handle = where, -1
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
-        self.missing = 0
-        self.error: OSError | None = None
+        self._missing, self._why = 0, ""  # lines that could not be written; why the first could not
+        self._left = False  # by who reads standard output
+        if where not in (None, STDOUT):
+            if os.path.exists(where):  # Path's raises where a folder is closed to us
+                self.open()
+            else:
+                _require_room(Path(where))
+
+    @property
+    def failure(self) -> str:
+        """What could not be written, or ""."""
+        if not self._missing:
+            return ""
+        return f"--log {self._where}: {self._missing} line(s) could not be written: {self._why}; all else was done"
+
+    def open(self) -> None:
+        if self._handle < 0 and self._where not in (None, STDOUT):
+            self._handle = _opened(self._where)
 
     def put(self, row: InputRow) -> None:
+        if self._where is None:
+            return
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         # ASCII: the bytes of a name that are no UTF-8 become lone surrogates, as Python's os.fsdecode has them.
         line = json.dumps({"time": now, "worker": row.worker or self._worker, **row.to_json()}, allow_nan=False) + "\n"
         try:
-            if self._handle is None:
+            self.open()
+            if self._handle < 0:
                 print(line, end="", flush=True)
             else:
                 _append(self._handle, line.encode())
-        except OSError as error:
-            self.missing += 1
-            self.error = self.error or error
+        except (OSError, DeployError) as error:
+            self._missing += 1
+            self._why = self._why or getattr(error, "strerror", "") or str(error)
+            self._left = self._left or isinstance(error, BrokenPipeError)
 
     def close(self) -> None:
-        if self._handle is not None:
+        if self._handle >= 0:
             os.close(self._handle)
-        elif isinstance(self.error, BrokenPipeError):  # else what is left in the buffer fails once more at exit
+        elif self._left:  # else what is left in the buffer fails once more at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _require_room(path: Path) -> None:
+    """Before hours of work rather than after.  Raises DeployError where the file could not be made."""
+    folder = next(each for each in path.absolute().parents if os.path.exists(each))
+    if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
+        raise DeployError(f"--log {path}: cannot be written: {folder} is no folder that can be written to")
 
 
 def _opened(where: str) -> int:

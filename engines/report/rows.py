@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -183,6 +184,19 @@ class RunReport:
     def exit_code(self) -> int:
         stopped = not all(video.complete for video in self.videos)
         return 130 if stopped else 2 if self.failed else 0
+
+    def ended(self, unlogged: str = "") -> int:
+        """The exit code.  unlogged: what of it could not be told as it happened, which hides nothing that is worse.
+
+        Raises GpuLostError; and DeployError where that is all, or the inputs that failed are.
+        """
+        if self.lost is not None:
+            raise GpuLostError("; ".join(filter(None, (self.lost, unlogged))))
+        if unlogged and self.exit_code in (0, DeployError.exit_code):
+            raise DeployError(unlogged)
+        if unlogged:
+            print(f"error: {unlogged}", file=sys.stderr)
+        return self.exit_code
 
     def to_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "totals"}

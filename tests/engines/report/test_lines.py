@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,12 +17,14 @@ import pytest
 from PIL import Image
 
 import deploy
-from engines.errors import DeployError
+from engines.errors import DeployError, GpuLostError
 from engines.report.lines import told
-from engines.report.rows import InputRow
+from engines.report.rows import InputRow, RunReport
+from engines.video.run import VideoReport
 from tests.conftest import ROOT
 from tests.engines.rasters.maps import write
 
+_KINDS = ("image", "raster", "video")
 OWN = {"time", "worker", "status", "kind", "input", "mask", "error", "note"}
 
 
@@ -125,7 +128,8 @@ from engines.report.lines import told
 from engines.report.rows import InputRow
 with told(sys.argv[1]) as tell:
     for index in range(int(sys.argv[2])):
-        tell(InputRow("image", f"{index}-{sys.argv[3]}", "mask", error=sys.argv[3] * 9000))
+        tell.put(InputRow("image", f"{index}-{sys.argv[3]}", "mask", error=sys.argv[3] * 9000))
+print(tell.failure)
 """
 
 
@@ -145,20 +149,68 @@ def test_a_full_disk_cuts_no_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", limit + _APPEND, log, "5", "a"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert f"DeployError: --log {log}: 3 line(s) could not be written: File too large; all else was done" in done.stderr
+    assert done.stdout == f"--log {log}: 3 line(s) could not be written: File too large; all else was done\n"
     assert len(_lines(log)) == 2
 
 
 def test_a_line_that_was_cut_off_stays_alone(tmp_path: Path) -> None:
     log = tmp_path / "run.jsonl"
     log.write_text('{"time": "2026')
-    with told(str(log)) as tell:
-        tell(InputRow("image", "a", "b"))
+    with told(str(log)) as lines:
+        lines.put(InputRow("image", "a", "b"))
     cut, whole = log.read_text().splitlines()
     assert cut == '{"time": "2026'
     assert json.loads(whole)["input"] == "a"
 
 
-def test_a_reader_that_left_ends_nothing() -> None:
-    with pytest.raises(DeployError, match="--log /dev/full: 1 line"), told("/dev/full") as tell:
-        tell(InputRow("image", "a", "b"))
+def test_what_is_worse_than_a_line_is_told(capsys: Any) -> None:
+    """A script that starts the machine anew after exit code 1 would never hear of a lost GPU."""
+    with told("/dev/full") as lines:
+        lines.put(InputRow("image", "a", "b"))
+    said = "--log /dev/full: 1 line(s) could not be written: No space left on device; all else was done"
+    assert lines.failure == said
+    with pytest.raises(DeployError, match=re.escape(said)) as refused:
+        RunReport(failed={"a": "no image"}).ended(said)
+    assert refused.value.exit_code == 2
+    with pytest.raises(GpuLostError, match=re.escape(f"the GPU is gone; {said}")) as lost:
+        RunReport(lost="the GPU is gone").ended(said)
+    assert lost.value.exit_code == 1
+    stopped = VideoReport("a", "b", width=1, height=1, decoder="", live=False, stopped=True)
+    assert RunReport(videos=[stopped]).ended(said) == 130
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_run_that_is_refused_makes_no_log(tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: Any) -> None:
+    log = tmp_path / "logs" / "run.jsonl"
+    for words in ([tiny_bundle, tmp_path / "none.png"], [tmp_path / "none", photos], [tiny_bundle, photos, "--resume"]):
+        assert _run("run", *words, "-o", tmp_path / "out", "--log", log) == 2
+        assert not log.parent.exists()
+    (tmp_path / "file").touch()
+    assert _run("run", tiny_bundle, photos, "-o", tmp_path / "out", "--log", tmp_path / "file" / "log") == 2
+    assert f"cannot be written: {tmp_path / 'file'} is no folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_guide_names_the_keys_of_every_kind(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rasterio", reason="rasterio, which reads rasters, is not installed")
+    pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
+    from tests.engines.video import clips
+
+    write(tmp_path / "map.tif", np.random.default_rng(0).integers(1, 256, (70, 130, 3), np.uint8))
+    clips.write(tmp_path / "clip.mkv", clips.pictures(2))
+    log = tmp_path / "run.jsonl"
+    inputs = (photos / "0.png", tmp_path / "map.tif", tmp_path / "clip.mkv")
+    assert _run("run", tiny_bundle, *inputs, "-o", tmp_path / "out", "--log", log) == 0
+    guide = (ROOT / "docs" / "fleet.md").read_text().split("## JSON lines")[1]
+    rows = [line.split("|")[1:3] for line in guide.splitlines() if line.startswith("| ")]
+    named = {
+        kind: {*re.findall(r"`(\w+)`", keys)}
+        for about, keys in rows
+        for kind in _KINDS
+        if re.search(f"of an? {kind}", about)
+    }
+    of_all = {key for about, _ in rows for key in re.findall(r"`(\w+)`", about)}
+    assert of_all == OWN
+    for line in _lines(log):
+        assert line.keys() == OWN | named.pop(line["kind"])
+    assert not named
