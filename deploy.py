@@ -229,8 +229,13 @@ def doctor(args: argparse.Namespace) -> int:
     return 0 if usable and core else 2
 
 
+def _name() -> str:
+    """What was typed: the installed command's name, or this file's."""
+    return "edgeseg" if Path(sys.argv[0]).stem == "edgeseg" else "deploy.py"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="deploy.py", description=__doc__, formatter_class=_Help)
+    parser = argparse.ArgumentParser(prog=_name(), description=__doc__, formatter_class=_Help)
     parser.add_argument("--version", nargs=0, action=arguments.Version, help="say which version is installed, and exit")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     arguments.build_arguments(_verb(verbs, "build-engine", build_engine))

@@ -1,7 +1,7 @@
 # edgeseg on an NVIDIA GPU, on a base that brings CUDA and TensorRT with its Python module:
 #   a Jetson      docker build -f docker/gpu.Dockerfile -t edgeseg:gpu .
 #   elsewhere     add --build-arg BASE=nvcr.io/nvidia/tensorrt:25.10-py3
-# Not built yet: docs/limits.md.
+# Built on a stand-in of its base alone: docs/limits.md.
 ARG BASE=nvcr.io/nvidia/l4t-jetpack:r36.4.0
 
 FROM ${BASE} AS built

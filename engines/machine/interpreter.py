@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODULES = ("tensorrt", "pycuda")
+_HERE = Path(__file__).parents[2]  # a checkout, or where packages are installed
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,14 @@ def this_interpreter() -> Interpreter:
     )
 
 
-def pip_install(extra: str) -> str:
-    """The command that gets an optional part of this package; the pinned versions are not for Python 3.10."""
-    pins = "-c constraints.txt " if sys.version_info >= (3, 11) else ""
+def pip_install(extra: str, pinned: bool = True) -> str:
+    """The command that gets an optional part of this package; in a checkout, the one to run there.
+
+    pinned: with the checkout's versions, which are not for Python 3.10.
+    """
+    if not (_HERE / "constraints.txt").exists():
+        return f"pip install 'edgeseg[{extra}]'"
+    pins = "-c constraints.txt " if pinned and sys.version_info >= (3, 11) else ""
     return f"pip install {pins}-e '.[{extra}]'"
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from engines.backends.tensorrt.backend import TensorRTFamily
 from engines.backends.tensorrt.sdk import Flavour
+from engines.machine.interpreter import pip_install
 
 
 class TensorRTBackend(TensorRTFamily):
-    flavour = Flavour("tensorrt", "TensorRT", "pip install -e '.[tensorrt]'")
+    flavour = Flavour("tensorrt", "TensorRT", pip_install("tensorrt", pinned=False))
 
     def sdk(self) -> Any:
         import tensorrt

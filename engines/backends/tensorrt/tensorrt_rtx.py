@@ -10,10 +10,11 @@ from typing import Any
 
 from engines.backends.tensorrt.backend import TensorRTFamily
 from engines.backends.tensorrt.sdk import Flavour
+from engines.machine.interpreter import pip_install
 
 
 class TensorRTRTXBackend(TensorRTFamily):
-    flavour = Flavour("tensorrt_rtx", "TensorRT-RTX", "pip install -e '.[rtx]'", ahead=True)
+    flavour = Flavour("tensorrt_rtx", "TensorRT-RTX", pip_install("rtx", pinned=False), ahead=True)
 
     def sdk(self) -> Any:
         import tensorrt_rtx
