@@ -113,7 +113,8 @@ def _matches(text: str, exclude: Path | None, recursive: bool, kinds: frozenset[
             f"input {text}: is a URL, expected a path; mount it (rclone, s3fs, gcsfuse), or fetch it first"
         )
     if not glob.has_magic(text):
-        raise DeployError(f"input {text or repr(text)}: no such file or folder")
+        several = "; a sequence is given as its folder or a glob" if "%" in text else ""
+        raise DeployError(f"input {text or repr(text)}: no such file or folder{several}")
     outside = (Path(name) for name in glob.iglob(text, recursive=True) if not _inside(Path(name), exclude))
     return [file for file in outside if _is_one(file, kinds)], "images that match, outside of the output's folder"
 

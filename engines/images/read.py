@@ -40,6 +40,7 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "PPM", "GIF", "AVIF", "JPEG200
 _DAMAGED = (OSError, SyntaxError, ValueError, struct.error,
             EOFError, IndexError, KeyError, TypeError, OverflowError, zlib.error)  # fmt: skip
 
+_MOVING = ("GIF", "WEBP", "PNG", "AVIF")  # not MPO and TIFF, whose further pictures are others, or the same smaller
 _ORIENTATION = 0x0112  # of EXIF
 
 Admit = Callable[[int], None]
@@ -75,7 +76,7 @@ def read_picture(
     if not plain and is_tiff(path):
         return picture_of(*_swapped(read_tiff(path, max_pixels, admit), wanted, path))
     try:
-        image, wide = _decode(path, max_pixels, upright=wanted.upright, admit=admit)
+        image, wide, moves = _decode(path, max_pixels, upright=wanted.upright, admit=admit)
     except _UnknownError:
         if is_tiff(path):
             return picture_of(*_swapped(read_tiff(path, max_pixels, admit), wanted, path))
@@ -99,7 +100,9 @@ def read_picture(
     if image.mode != "RGB":
         image = image.convert("RGB")
     pixels = shared_pixels(image) if _is_shared(image) else np.asarray(image)
-    note = too_dark(256 * int(pixels.max()) + 255, path) if wide and pixels.any() else ""
+    note = f"{path} moves, and its first picture was labelled; all: ffmpeg -i FILE -f nut - | run BUNDLE /dev/stdin"
+    if not moves:
+        note = too_dark(256 * int(pixels.max()) + 255, path) if wide and pixels.any() else ""
     return Decoded(pixels, hidden if hidden is not None and hidden.any() else None, note)
 
 
@@ -131,7 +134,7 @@ def read_labels(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
 
     Raises DeployError on colours, on labels above 255, and on JPEG, whose losses would change the labels.
     """
-    image, _ = _decode(path, max_pixels, upright=False)
+    image, *_ = _decode(path, max_pixels, upright=False)
     if image.format in ("JPEG", "MPO"):
         raise DeployError(f"labels {path}: got a JPEG, which does not keep labels exactly; expected a PNG")
     if image.mode.startswith("I"):
@@ -152,7 +155,7 @@ def read_label_colours(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
 
     Raises DeployError on 16 bit, and on JPEG, whose losses would change the colours.
     """
-    image, _ = _decode(path, max_pixels, upright=False)
+    image, *_ = _decode(path, max_pixels, upright=False)
     if image.format in ("JPEG", "MPO"):
         raise DeployError(f"labels {path}: got a JPEG, which does not keep colours exactly; expected a PNG")
     if image.mode not in ("RGB", "RGBA", "P", "L", "LA", "1"):
@@ -162,8 +165,8 @@ def read_label_colours(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
 
 def _decode(
     path: Path, max_pixels: int, *, upright: bool, admit: Admit = lambda pixels: None
-) -> tuple[Image.Image, bool]:
-    """The first frame, decoded, `upright` if asked, and whether it is a colour image of 16 bit.
+) -> tuple[Image.Image, bool, bool]:
+    """The first frame, decoded, `upright` if asked; whether it is a colour image of 16 bit; whether it moves.
 
     Every way in which a file can be bad becomes a DeployError.
     """
@@ -179,11 +182,12 @@ def _decode(
             if image.format == "JPEG2000":
                 _refuse_cut(path)
             wide = image.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in image.tile)
+            moves = image.format in _MOVING and bool(getattr(image, "is_animated", False))
             with one_block() if _is_shared(image) else nullcontext():
                 image.load()
                 if upright:
                     ImageOps.exif_transpose(image, in_place=True)
-            return image, wide
+            return image, wide, moves
     except UnidentifiedImageError as error:
         raise _unknown(path) from error
     except MemoryError as error:

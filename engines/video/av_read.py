@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,13 @@ _DECLARE = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"})  #
 _SLACK = Fraction(1, 4)  # seconds that a video may be shorter than it says
 _FASTEST = 1000  # frames a second; what is above is a clock's rate
 _OLDEST = 17  # of PyAV; before, it converted every colour as if it were BT.601 and limited, whatever the tags say
+_V4L2 = "v4l2"
+_CAMERAS = {  # what the system's errors mean of a device as /dev/video0
+    errno.ENOTTY: "it is no camera", errno.EINVAL: "it gives no pictures that FFmpeg knows",
+    errno.ENODEV: "it gives no pictures; a USB camera has several devices, of which one does",
+    errno.ENXIO: "no camera is plugged in there", errno.EBUSY: "another program has it",
+    errno.EACCES: "its users are those of the group video (usermod -aG video $USER, and log in anew)",
+}  # fmt: skip
 _HDR = {16: "PQ", 18: "HLG"}  # of AVColorTransferCharacteristic
 
 
@@ -170,13 +179,18 @@ def open_av(source: str, wanted: Pixels, max_pixels: int) -> Iterator[VideoReade
     av = require_av(name)
     remote, camera = is_stream(source), path.is_char_device()
     options = {"rtsp_transport": "tcp"} if source.lower().startswith("rtsp") else {}
+    if camera and not any(_V4L2 in kinds.split(",") for kinds in av.formats_available):
+        raise DeployError(
+            f"video {name}: got an FFmpeg without {_V4L2}, expected it for a camera; PyAV's wheels for Linux have it: "
+            "pip install --force-reinstall --only-binary av av"
+        )
     if not remote and not camera:
         if path.is_file():
             _refuse_pointer(path)
         options = {"protocol_whitelist": "file"}  # a file that names other places is not followed
-    with _explained(name, ""):
+    with _explained(name, "", meaning=_CAMERAS if camera else {}):
         container = av.open(
-            source if remote else str(path.absolute()), format="v4l2" if camera else None, options=options,
+            source if remote else str(path.absolute()), format=_V4L2 if camera else None, options=options,
             timeout=(_OPENING, _STALLED) if remote else None, metadata_errors="replace",
         )  # fmt: skip
     reader: AvReader | None = None
@@ -243,8 +257,13 @@ def _refuse_pointer(path: Path) -> None:
 
 
 @contextmanager
-def _explained(name: str, what: str, failure: type[DeployError] = DeployError) -> Iterator[None]:
-    """Errors of FFmpeg and of the system as one line.  Its own would name the source with its password."""
+def _explained(
+    name: str, what: str, failure: type[DeployError] = DeployError, meaning: Mapping[int, str] = MappingProxyType({})
+) -> Iterator[None]:
+    """Errors of FFmpeg and of the system as one line.  Its own would name the source with its password.
+
+    meaning: of the system's errors by number, for the user.
+    """
     import av
 
     try:
@@ -257,7 +276,8 @@ def _explained(name: str, what: str, failure: type[DeployError] = DeployError) -
         raise failure(f"video {name}: {what}nothing came for {_STALLED:g} s") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
-        raise failure(f"video {name}: {what}FFmpeg says: {said}") from error
+        hint = meaning.get(getattr(error, "errno", None) or 0)
+        raise failure(f"video {name}: {what}FFmpeg says: {said}{'; ' + hint if hint else ''}") from error
 
 
 def require_av(name: str) -> Any:

@@ -126,11 +126,14 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-@pytest.mark.parametrize("name", ["a.tif", "a.gif"])
+@pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.png", "a.webp"])
 def test_of_several_frames_the_first_is_read(tmp_path: Path, name: str) -> None:
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
-    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
     assert np.array_equal(read_image(tmp_path / name), np.asarray(frames[0]))
+    assert ("moves, and its first picture was labelled" in read_picture(tmp_path / name).note) == (name != "a.tif")
+    frames[0].save(tmp_path / name, save_all=True, lossless=True)
+    assert read_picture(tmp_path / name).note == ""
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "CMYK"])

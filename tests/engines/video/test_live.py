@@ -18,6 +18,7 @@ import deploy
 from engines.errors import DeployError, without_secrets
 from engines.images.videos import is_stream, stream_name
 from engines.segmenter import open_segmenter
+from engines.video import av_read
 from engines.video.run import VideoOptions, run_video
 
 av = pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
@@ -152,6 +153,19 @@ def test_nothing_that_is_written_has_a_secret_of_an_address(
     assert "secret" not in everything
     for part in ("yard?key=***", "127.0.0.1:1/yard?sig=***", "s3://bucket/a.tif?sig=***: is", "cam/a.tif?sig=***: is"):
         assert part in everything
+
+
+def test_what_is_no_camera_is_named(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["run", str(tiny_bundle), "/dev/null", "-o", str(tmp_path / "out")]
+    if not any("v4l2" in kinds.split(",") for kinds in av.formats_available):
+        pytest.skip("this FFmpeg has no v4l2")
+    assert deploy.main(words) == 2
+    assert "/dev/null: FFmpeg says: Inappropriate ioctl for device; it is no camera" in capsys.readouterr().out
+    monkeypatch.setattr(av_read, "_V4L2", "v4l9")
+    assert deploy.main(words) == 2
+    assert "/dev/null: got an FFmpeg without v4l9, expected it for a camera; PyAV's wheels" in capsys.readouterr().out
 
 
 def test_two_streams_of_one_name_are_refused(
