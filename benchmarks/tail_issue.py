@@ -137,11 +137,11 @@ def nvdisasm() -> str:
     return tool
 
 
-def listing(sm: tuple[int, int]) -> str:
+def listing(cubin: bytes) -> str:
     """The machine code of all kernels."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "tile.cubin"
-        path.write_bytes(compile_kernels(sm))
+        path.write_bytes(cubin)
         return subprocess.run([nvdisasm(), "-c", path], capture_output=True, text=True, check=True).stdout
 
 
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=19)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    text, report = listing(divmod(args.sm, 10)), []
+    text, report = listing(compile_kernels(divmod(args.sm, 10))), []
     for suffix in ("f32", "f16"):
         for name, (inputs, channels) in DECODERS.items():
             shape = TailShape(256, 256, inputs, channels, args.classes, MAPS)

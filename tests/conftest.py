@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.engines.gpu.cubins import Cubins
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # the models here are tiny: more threads only wait for each other
 ROOT = Path(__file__).parent.parent
@@ -38,6 +40,16 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     request = BuildRequest("tests.models:tiny", folder, Tiling(64, 96, 48, 64), backend="openvino")
     build_bundle(request, lambda step, text: None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cubins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Cubins:
+    """The kernels for the GPUs that the tests to come name as ``sm``."""
+    found = (
+        vars(item).get("callspec") for item in request.session.items if "cubins" in vars(item).get("fixturenames", ())
+    )
+    wanted = {callspec.params["sm"] for callspec in found if callspec is not None and "sm" in callspec.params}
+    return Cubins(wanted, tmp_path_factory.mktemp("cubins"))
 
 
 @pytest.fixture

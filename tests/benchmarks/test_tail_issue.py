@@ -6,19 +6,17 @@ import pytest
 
 from benchmarks import tail_issue
 from engines.errors import DeployError
-from engines.gpu.compile import find_nvccs
 from engines.tiling.tail import TailShape
+from tests.engines.gpu.cubins import Cubins
 
 
 @pytest.fixture(scope="module")
-def listing() -> str:
-    if not find_nvccs():
-        pytest.skip("nvcc is not installed")
+def listing(cubins: Cubins) -> str:
     try:
         tail_issue.nvdisasm()
     except DeployError as error:
         pytest.skip(str(error))
-    return tail_issue.listing((8, 7))
+    return tail_issue.listing(cubins((8, 7)).cubin)
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import shutil
-import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +16,7 @@ from engines.gpu import compile as compiling
 from engines.gpu import kernels, nvrtc
 from engines.gpu.compile import SOURCE, compile_kernels, find_nvccs
 from engines.tiling.tail import BLOCKS
+from tests.engines.gpu.cubins import SM, Cubins
 
 KERNELS = (
     [f"tile_gather_{bands}{suffix}" for bands in ("", "bands_") for suffix in kernels.SUFFIX.values()]
@@ -40,39 +41,34 @@ REGISTERS = {
 }  # fmt: skip
 
 
-def _nvcc() -> Path:
-    found = find_nvccs()
-    if not found:
-        pytest.skip("nvcc is not installed")
-    return found[0]
-
-
 def _names(cubin: bytes) -> list[str]:
     """Of the kernels in an ELF file, by the sections with their code."""
     assert cubin.startswith(b"\x7fELF")
     return sorted({name.decode() for name in re.findall(rb"\.text\.(t[ai][il][le]_\w+)\0", cubin)})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_110", "sm_120"])
-def test_kernels_compile_without_warnings_and_without_a_stack(arch: str, tmp_path: Path) -> None:
-    command = [_nvcc(), "-cubin", f"-arch={arch}", "--fmad=false", "-Werror", "all-warnings", "-Xptxas", "-v", SOURCE,
-               "-o", tmp_path / "tile.cubin"]  # fmt: skip
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def _slow(*sms: SM) -> list[Any]:
+    """One is enough for those who are in a hurry."""
+    return [pytest.param(sm, id=f"sm_{sm[0]}{sm[1]}", marks=() if sm == (9, 0) else pytest.mark.slow) for sm in sms]
+
+
+@pytest.mark.parametrize("sm", _slow((7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (11, 0), (12, 0)))
+def test_kernels_compile_without_warnings_and_without_a_stack(sm: SM, cubins: Cubins) -> None:
+    compiled = cubins(sm)
+    assert _names(compiled.cubin) == sorted(KERNELS)
     each = r"entry function '(\w+)'.*?(\d+) bytes stack.*? (\d+) bytes spill stores, (\d+) bytes.*?Used (\d+) registers"
-    found = re.findall(each, done.stderr, re.S)
+    found = re.findall(each, compiled.said, re.S)
     assert sorted(name for name, *_ in found) == sorted(KERNELS)
     for name, *numbers in found:
         stack, stores, loads, registers = map(int, numbers)
         assert (stack, stores, loads) == (0, 0, 0), name
         kind = re.sub(r"^tile_(stitch_)?|_weighted|_f\d+$", "", name)
-        most = 64 if arch == "sm_75" and "gather" in kind else REGISTERS.get(kind, REGISTERS["quarter"])
+        most = 64 if sm == (7, 5) and "gather" in kind else REGISTERS.get(kind, REGISTERS["quarter"])
         assert registers <= most, name  # Turing's 1024 threads have 64 each
 
 
-@pytest.mark.parametrize("sm", [(8, 7), (9, 0), (11, 0), (12, 0)])
-def test_no_clamp_gives_a_predicate(sm: tuple[int, int]) -> None:
+@pytest.mark.parametrize("sm", _slow((8, 7), (9, 0), (11, 0), (12, 0)))
+def test_no_clamp_gives_a_predicate(sm: SM, cubins: Cubins) -> None:
     """ptxas 13.0 asks whether a clamp changed its value by a predicate of Hopper's VIMNMX.RELU, which is false on an
     H100 (2026-11-26): two of four columns of a stitch had weights of zero.
     """
@@ -80,14 +76,9 @@ def test_no_clamp_gives_a_predicate(sm: tuple[int, int]) -> None:
         nvdisasm()
     except DeployError as error:
         pytest.skip(str(error))
-    code = listing(sm)
+    code = listing(cubins(sm).cubin)
     assert "EXIT" in code
     assert not re.findall(r"MNMX[.\w]*RELU[.\w]* R\d+, P\d", code)
-
-
-def test_nvcc_makes_the_cubin() -> None:
-    _nvcc()
-    assert _names(compile_kernels((9, 0), strict=True)) == sorted(KERNELS)
 
 
 def test_nvrtc_makes_the_cubin_without_a_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
