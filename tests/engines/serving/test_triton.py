@@ -146,6 +146,9 @@ def photographs(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     alpha = np.dstack([image, np.where(image[:, :, 0] < 40, 0, 255).astype(np.uint8)])
     Image.fromarray(alpha).save(folder / "hidden.png")
     Image.fromarray(image[:, :, 0].astype(np.uint16) * 257).save(folder / "wide.tif")
+    Image.fromarray(image).quantize(16).save(folder / "palette.png", transparency=3)
+    Image.fromarray(image).convert("CMYK").save(folder / "inks.jpg")
+    Image.fromarray(image[:, :, 1]).save(folder / "grey.png")
     files = sorted(path for path in folder.iterdir() if path.suffix != ".npy")
     masks = tmp_path_factory.mktemp("masks")
     argv = ["run", str(tiny_bundle), *map(str, files), "-o", str(masks), "--confidence"]
@@ -263,15 +266,24 @@ def test_a_changed_bundle_is_not_served_and_says_why(server: Server, photographs
 def test_an_instance_that_was_killed_is_back_once_it_is_loaded_again(
     server: Server, photographs: Photographs, tmp_path: Path
 ) -> None:
-    """As the kernel kills one for want of memory.  Triton does not start it again by itself."""
+    """As the kernel kills one for want of memory.  Triton does not start it again by itself, nor by a load of what it
+    takes for loaded."""
+    request = f"image={photographs.files[0]}"
+    for _ in range(2):
+        failures = server.count("nv_inference_request_failure")
+        os.kill(_stub(server), signal.SIGKILL)
+        (answer,) = server.ask("http", tmp_path, request)
+        assert "not healthy" in str(answer["error"])
+        assert server.count("nv_inference_request_failure") == failures + 1
+        for verb in ("unload", "load"):
+            server.get(f"v2/repository/models/tiny/{verb}", body=b"{}")
+        (answer,) = server.ask("http", tmp_path, request)
+        _equal(answer, photographs.masks, photographs.files[0].stem)
+
+
+def _stub(server: Server) -> int:
+    """The process of the one instance."""
     children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
     stubs = [int(pid) for each in children for pid in each.read_text().split()]
     (stub,) = [pid for pid in stubs if b"triton_python_backend_stub" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(stub, signal.SIGKILL)
-    request, failures = f"image={photographs.files[0]}", server.count("nv_inference_request_failure")
-    (answer,) = server.ask("http", tmp_path, request)
-    assert "not healthy" in str(answer["error"])
-    assert server.count("nv_inference_request_failure") == failures + 1
-    server.get("v2/repository/models/tiny/load", body=b"{}")
-    (answer,) = server.ask("http", tmp_path, request)
-    _equal(answer, photographs.masks, photographs.files[0].stem)
+    return stub
