@@ -81,6 +81,8 @@ def _on_ray(args: argparse.Namespace, images: Sequence[Input], loading: tuple[An
     threads, host_code, _, threshold, views = loading
     if streams := [image.shown for image in images if image.stream]:
         raise DeployError(f"--ray: {streams[0]} is a stream, which one process reads; run it without --ray")
+    if own := [image.shown for image in images if image.path.absolute().parts[1] in ("dev", "proc")]:
+        raise DeployError(f"--ray: {own[0]} is this process's own, which workers do not see; run it without it")
     options, manifest = _options(args), open_bundle(args.bundle).manifest
     manifest.spec.at_threshold(threshold).pixels.but(options.bands, options.scale)  # what is wrong with them, here
     views(manifest)

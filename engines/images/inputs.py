@@ -49,13 +49,13 @@ def expand(
     In the order given, within a folder or glob in natural order (2 before 10), each file once.  Hidden files are left
     out unless named.  Folders within folders are searched only if `recursive`; then, and in globs, whatever lies in
     the folder `exclude` (that of the output) is left out, so that masks are not segmented in their turn.
-    videos: take streams, cameras and pipes, too, and where PyAV is installed the videos in folders and globs, but none
-    that `run` wrote.
+    videos: take streams, cameras, pipes and standard input (``-``), too, and where PyAV is installed the videos in
+    folders and globs, but none that `run` wrote.
     Raises DeployError when one of the inputs yields nothing or cannot be read.
     """
     found: dict[Path, Input] = {}
     kinds = _kinds(videos)
-    for text in inputs:
+    for text in map(_named, inputs) if videos else inputs:
         if videos and (moving.is_stream(text) or moving.is_pipe_or_camera(Path(text))):
             _add_stream(text, found)
             continue
@@ -69,6 +69,11 @@ def expand(
         if not matches:
             raise DeployError(f"input {text}: got nothing, expected {wanted}")
     return list(found.values())
+
+
+def _named(text: str) -> str:
+    """``-`` is standard input, as elsewhere; a file of that name is ``./-``."""
+    return "/dev/stdin" if text == "-" else text
 
 
 def _add_stream(text: str, found: dict[Path, Input]) -> None:

@@ -1,4 +1,4 @@
-"""Which inputs are videos, and which of those come from a camera: by their names, without opening them."""
+"""Which inputs are videos, and which of those come from a camera: by their names, or their first bytes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from engines.errors import without_secrets
+from engines.images.read import SUFFIXES as IMAGES
 
 INSTALL = "pip install 'edgeseg[video]'"
 SUFFIXES = frozenset(
@@ -20,6 +21,13 @@ SUFFIXES = frozenset(
 # What `run` writes for NAME.ext, with all its options.
 LABELS, OVERLAY, CONFIDENCE = ".labels.mkv", ".overlay.mp4", ".confidence.mkv"
 OUTPUT_SUFFIXES = (LABELS, OVERLAY, CONFIDENCE)
+# How files of Matroska, MPEG programs, Ogg, ASF, FLV, NUT, Y4M, IVF, MXF and DV begin.
+_SIGNS = (
+    b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"OggS", b"0&\xb2u\x8ef\xcf\x11", b"FLV\1", b"nut/multimedia container\0",
+    b"YUV4MPEG2", b"DKIF", b"\6\x0e+4", b"\x1f\7\0",
+)  # fmt: skip
+_STILL = frozenset({b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})  # MP4's
+_PACKET = 188  # bytes of an MPEG transport stream, each begun with a G
 GSTREAMER = "gst:"  # before a GStreamer pipeline, or what its uridecodebin opens
 _PROTOCOLS = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt", "http", "https"})
 
@@ -40,8 +48,21 @@ def is_pipe_or_camera(path: Path) -> bool:
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is one, by its ending."""
-    return path.suffix.lower() in SUFFIXES
+    """Whether a file is one: by its ending, or by its first bytes where that says nothing, as of /dev/stdin."""
+    ending = path.suffix.lower()
+    return ending in SUFFIXES or (ending not in IMAGES and path.is_file() and _begins_as_one(path))
+
+
+def _begins_as_one(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(2 * _PACKET + 1)
+    except OSError:  # said by what reads it
+        return False
+    if head[4:8] == b"ftyp":
+        return head[8:12] not in _STILL
+    packets = head[::_PACKET] == b"GGG"
+    return packets or head.startswith(_SIGNS) or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
 
 
 def is_endless(text: str) -> bool:
