@@ -136,7 +136,7 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="image, video, folder, glob, rtsp://…, /dev/video0, - for standard input, or 'demo': the photographs that ship",
+        help="image, video, folder, glob, rtsp://…, /dev/video0, - (standard input), or 'demo': photographs that ship",
     )
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     verb.add_argument("--recursive", action="store_true", help="folders within folders too; DIR then mirrors them")
