@@ -22,7 +22,7 @@ from engines.images.bands import Decoded, picture_of
 from engines.images.videos import INSTALL, is_endless, is_stream
 from engines.machine.limits import cores
 from engines.spec import Pixels
-from engines.video.frames import BrokenOffError, VideoFrame, VideoInfo, VideoReader, always, time_after
+from engines.video.frames import BrokenOffError, Heard, VideoFrame, VideoInfo, VideoReader, always, time_after
 
 _OPENING, _STALLED = 15.0, 5.0  # seconds that a network is waited for: to begin, and between two packets
 _THREADS = 4  # of a decoder: each holds a frame
@@ -41,11 +41,14 @@ _HDR = {16: "PQ", 18: "HLG"}  # of AVColorTransferCharacteristic
 
 
 class AvReader:
-    """container: open.  stream: of it, the one that is read."""
+    """container: open.  stream: of it, the one that is read.  file: what it is, where it can be opened once more."""
 
-    def __init__(self, container: Any, stream: Any, source: str, live: bool, wanted: Pixels) -> None:
+    def __init__(
+        self, container: Any, stream: Any, source: str, live: bool, wanted: Pixels, file: Path | None
+    ) -> None:  # fmt: skip
         self._container, self._stream, self._source, self._live = container, stream, source, live
         self._wanted, self.notes = wanted, list[str]()
+        self._file = file
         self._endless = live and not container.duration
         self._go_on: Callable[[], bool] = always
         self._reading = threading.Lock()  # held while a thread is inside of the container
@@ -126,7 +129,8 @@ class AvReader:
             return
         declared = Fraction(self._container.duration or 0, 1_000_000)
         if self._declares and declared:
-            end = self._end - self._origin()
+            # Matroska's counts from 0, wherever it begins.
+            end = self._end - (0 if "matroska" in self._container.format.name else self._origin())
             if end + max(_SLACK, 3 / (self._rate or 25)) < declared:
                 lost = f"breaks off after {float(end):.2f} of {float(declared):.2f} s"
         if lost:
@@ -152,9 +156,10 @@ class AvReader:
         others = sum(not _is_cover(each) for each in self._container.streams.video) - 1
         if others:
             self.notes.append(f"{self._source} has {others + 1} videos; the one that FFmpeg prefers was taken")
+        sound = Heard(self._file, self._origin()) if self._file and self._container.streams.audio else None
         return VideoInfo(
             width, height, self._rate, Fraction(stream.time_base), frames=stream.frames, aspect=aspect,
-            live=self._live, endless=self._endless, decoder=f"FFmpeg {stream.codec_context.name}",
+            live=self._live, endless=self._endless, decoder=f"FFmpeg {stream.codec_context.name}", sound=sound,
         )  # fmt: skip
 
     def _picture(self, frame: Any) -> Decoded:
@@ -206,7 +211,8 @@ def open_av(source: str, wanted: Pixels, max_pixels: int) -> Iterator[VideoReade
                 )
             stream.thread_type = "SLICE" if live else "AUTO"  # threads by frame answer as many frames later
             stream.codec_context.thread_count = min(_THREADS, cores())
-            reader = AvReader(container, stream, name, live=live, wanted=wanted)
+            file = path.absolute() if not remote and path.is_file() else None
+            reader = AvReader(container, stream, name, live=live, wanted=wanted, file=file)
         yield reader
     finally:
         if reader is None:

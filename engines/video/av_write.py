@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +16,7 @@ from engines.errors import DeployError
 from engines.spec import RGB
 from engines.video.av_read import require_av
 from engines.video.frames import VideoInfo
+from engines.video.sound import Sound, opened
 
 _UNKNOWN = Fraction(25)  # frames a second, said where nobody knows; times are written all the same
 _BT709, _LIMITED, _FULL = 1, 1, 2  # of AVColorSpace, its primaries and transfer likewise; of AVColorRange
@@ -37,10 +38,17 @@ class Look:
 
 
 class VideoFile:
-    """encoder: FFmpeg's name of it.  Frames are (H, W) or (H, W, 3) uint8."""
+    """encoder: FFmpeg's name of it.  note: what of the source is not in it, or "".
 
-    def __init__(self, path: Path, container: Any, stream: Any, kind: str, tick: Fraction) -> None:
+    Frames are (H, W) or (H, W, 3) uint8.
+    """
+
+    def __init__(
+        self, path: Path, container: Any, stream: Any, kind: str, tick: Fraction, sound: Sound | None = None
+    ) -> None:  # fmt: skip
         self._path, self._container, self._stream, self._kind, self._tick = path, container, stream, kind, tick
+        self._sound, self._last = sound, Fraction(0)
+        self.note = ""
         self.encoder = str(stream.codec_context.name)
 
     def add(self, pixels: UInt8, time: Fraction) -> None:
@@ -57,12 +65,24 @@ class VideoFile:
                 frame = frame.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED)
             frame.pts, frame.time_base = round(time / self._tick), self._tick
             self._container.mux(self._stream.encode(frame))
+            self._last = time
+            self._hear(time)
 
     def finish(self) -> None:
         """Write what the encoder holds, and the end of the file."""
         with _explained(self._path):
             self._container.mux(self._stream.encode())
+            self._hear(self._last + 1 / Fraction(self._stream.average_rate or _UNKNOWN))
             self._container.close()
+
+    def _hear(self, until: Fraction) -> None:
+        from av.error import ArgumentError, InvalidDataError
+
+        for packet in self._sound.until(until) if self._sound else ():
+            try:
+                self._container.mux(packet)
+            except (ArgumentError, InvalidDataError):  # of a source that is damaged, which the pictures may survive
+                self.note = f"{self._path.name}: some of its source's sound is damaged, and not in it"
 
 
 @contextmanager
@@ -97,7 +117,8 @@ def write_picture(
 ) -> Iterator[VideoFile]:  # fmt: skip
     """An .mp4 to look at, of frames (H, W, 3) uint8 RGB, BT.709 and limited range as players expect.
 
-    An odd size grows by the last row or column.  named: in messages, in place of `path`.  Raises DeployError.
+    An odd size grows by the last row or column.  The source's sound is copied, where MP4 has a place for it.
+    named: in messages, in place of `path`.  Raises DeployError.
     """
     named = named or path
     av = require_av(str(named))
@@ -105,7 +126,7 @@ def write_picture(
     tick = info.tick if name != "mpeg4" or info.tick.denominator < _MPEG4_TICKS else Fraction(1, _MPEG4_TICKS)
     with _explained(named):
         container = av.open(str(path), "w", format="mp4")
-    with _closing(container):
+    with _closing(container), ExitStack() as stack:
         even = tuple(side + side % 2 for side in size)
         with _explained(named):
             stream = _stream(container, name, even, info, dict(_ENCODERS[name]))
@@ -113,7 +134,11 @@ def write_picture(
         context = stream.codec_context
         context.color_range, context.colorspace = _LIMITED, _BT709
         context.color_primaries = context.color_trc = _BT709
-        yield _opened(named, container, stream, kind="rgb24", tick=tick)
+        sound = stack.enter_context(opened(info.sound, container)) if info.sound else None
+        file = _opened(named, container, stream, kind="rgb24", tick=tick, sound=sound)
+        if info.sound and sound is None:
+            file.note = f"{named.name} has no sound: an MP4 cannot hold that of its source as it is"
+        yield file
 
 
 def _stream(container: Any, name: str, size: tuple[int, ...], info: VideoInfo, options: dict[str, str]) -> Any:
@@ -124,9 +149,11 @@ def _stream(container: Any, name: str, size: tuple[int, ...], info: VideoInfo, o
     return stream
 
 
-def _opened(path: Path, container: Any, stream: Any, kind: str, tick: Fraction) -> VideoFile:
+def _opened(
+    path: Path, container: Any, stream: Any, kind: str, tick: Fraction, sound: Sound | None = None
+) -> VideoFile:  # fmt: skip
     stream.codec_context.time_base = tick  # of the source, so that its times need no rounding
-    return VideoFile(path, container=container, stream=stream, kind=kind, tick=tick)
+    return VideoFile(path, container=container, stream=stream, kind=kind, tick=tick, sound=sound)
 
 
 @contextmanager

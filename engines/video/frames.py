@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Protocol
 
 from engines.errors import DeployError
 from engines.images.bands import Decoded
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The sound of a video.  path: of its file.  origin: where that one's clock stands at the start, in seconds."""
+
+    path: Path
+    origin: Fraction
 
 
 @dataclass(frozen=True)
@@ -18,7 +27,7 @@ class VideoInfo:
     tick: of its clock, in seconds.  frames: as many as it says it has, 0 where it does not.
     aspect: width of a pixel over its height.  live: whether frames come when they come, and wait for nobody.
     endless: whether it has no end of its own, so that it can come back when there are no more frames.
-    decoder: what it is decoded by.
+    decoder: what it is decoded by.  sound: None where there is none, or none that can be read a second time.
     """
 
     width: int
@@ -30,6 +39,7 @@ class VideoInfo:
     live: bool = False
     endless: bool = False
     decoder: str = ""
+    sound: Heard | None = None
 
 
 class BrokenOffError(DeployError):

@@ -174,7 +174,8 @@ def _run(segmenter: Segmenter, reader: VideoReader, report: VideoReport, options
             if stop.asked:
                 raise KeyboardInterrupt
         tracks.finish()
-    report.notes, report.dropped, report.stopped = list(reader.notes), feed.dropped, stop.asked
+    report.notes = [*reader.notes, *(track.note for track in tracks.tracks.values() if track.note)]
+    report.dropped, report.stopped = feed.dropped, stop.asked
     if isinstance(reader, Redialled):
         report.reconnects, report.away_seconds = reader.reconnects, round(reader.away, 3)
     if not tracks.frames and not stop.asked:

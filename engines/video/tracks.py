@@ -31,6 +31,7 @@ class Written(Protocol):
     """A video file that is being written."""
 
     encoder: str
+    note: str
 
     def add(self, pixels: UInt8, time: Fraction) -> None: ...
 
@@ -47,6 +48,10 @@ class Track:
         self._threads = stack.enter_context(threads("video", 1, quiet=quiet))
         self._open: deque[Future[None]] = deque()
         self.path, self.encoder = path, self._file.encoder
+
+    @property
+    def note(self) -> str:
+        return self._file.note
 
     def put(self, pixels: Callable[[], UInt8], time: Fraction) -> None:
         """pixels: called in the track's thread.  Waits where the track is behind.  Raises its DeployError."""

@@ -31,9 +31,10 @@ def write(
     path: Path | str, shown: Sequence[Array], *, codec: str = "ffv1", kind: str = "yuv420p", times: Any = None,
     tick: Fraction | None = None, rate: Fraction = RATE, turn: int | None = None, matrix: int | None = None,
     full: bool = False, aspect: Fraction | None = None, options: dict[str, str] | None = None,
-    container: dict[str, str] | None = None, **opening: Any,
+    container: dict[str, str] | None = None, curve: int | None = None, **opening: Any,
 ) -> None:  # fmt: skip
-    """times: in ticks, as many as `shown`; None for the constant rate.  matrix: an AVColorSpace that is tagged."""
+    """times: in ticks, as many as `shown`; None for the constant rate.  matrix, curve: an AVColorSpace and an
+    AVColorTransferCharacteristic that are tagged."""
     tick = tick or 1 / rate
     with av.open(str(path), "w", options=container or {}, **opening) as out:
         stream: Any = out.add_stream(codec, rate=rate, options=options or {})
@@ -43,6 +44,8 @@ def write(
         stream.codec_context.color_range = 2 if full else 1
         if matrix is not None:
             stream.codec_context.colorspace = matrix
+        if curve is not None:
+            stream.codec_context.color_trc = curve
         if aspect is not None:
             stream.codec_context.sample_aspect_ratio = aspect
         if turn is not None:

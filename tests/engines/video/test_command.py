@@ -141,6 +141,16 @@ def test_every_kind_of_picture(
     assert seen.shape[:2] == tuple(side + side % 2 for side in size)
 
 
+def test_high_dynamic_range_is_named(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """BT.2020 in 10 bits by the curve PQ: the values are taken as they are."""
+    clip = tmp_path / "hdr.mkv"
+    write(clip, pictures(2), kind="yuv420p10le", matrix=9, curve=16)
+    (report,) = run(tiny_bundle, clip, "-o", tmp_path / "out", capsys=capsys)["videos"]
+    assert report["notes"] == [f"{clip} is HDR (PQ): its values are taken as they are, and look dull"]
+    expected = masks_of(tiny_bundle, [pixels for _, pixels in decoded(clip)], tmp_path)
+    assert all(map(np.array_equal, labels(tmp_path / "out" / "hdr.labels.mkv"), expected))
+
+
 def _palette_clip(path: Path, shown: list[Any]) -> None:
     with av.open(str(path), "w") as out:
         stream: Any = out.add_stream("png", rate=25)
