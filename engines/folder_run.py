@@ -99,13 +99,13 @@ def run_images(
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What is to be done: input -> what is written; of a video what opens it -> its labels.
+    """What is to be done: input -> what is written; of a raster or a video what opens it -> its labels.
 
     existing: rows of what is left out because its mask is there.
     """
 
     pictures: dict[Path, Path]
-    rasters: dict[Path, Path]
+    rasters: dict[str, Path]
     videos: dict[str, Path]
     existing: list[InputRow]
 
@@ -113,30 +113,35 @@ class RunPlan:
     def of(cls, images: Sequence[Input], output: Path, options: RunOptions) -> RunPlan:
         """Raises DeployError where the names or the options do not fit the inputs."""
         targets = {path: output / name for path, name in output_names(images, output).items()}
+        sources = {each.path: each.source for each in images}
+        videos = {each.path for each in images if each.is_video}
         rasters = {
-            path: target.with_suffix(".tif") for path, target in targets.items() if is_raster(path, options.max_pixels)
-        }
+            path: target.with_suffix(".tif") for path, target in targets.items()
+            if path not in videos and is_raster(sources[path], options.max_pixels)
+        }  # fmt: skip
         if not rasters and (options.window or options.bbox or options.polygons or options.resume):
             raise DeployError(
                 "--window, --bbox, --polygons, --resume: none of the inputs is a raster that GDAL reads and that lies "
                 f"on a map; {INSTALL}"
             )
-        sources = {each.path: each.source for each in images if each.stream or moving.is_video(each.path)}
-        check_words(sources.values(), options.of_videos())
+        check_words([sources[path] for path in videos], options.of_videos())
         index, total = options.shard
         own = {path for path, target in targets.items() if _share_of(target, output, total) == index - 1}
         mine = {path: target for path, target in targets.items() if path in own and path not in rasters}
-        pictures = {path: target for path, target in mine.items() if path not in sources}
+        pictures = {path: target for path, target in mine.items() if path not in videos}
         plan = cls({}, {}, {}, [])
         for path, target in mine.items():
-            if path in sources:
+            if path in videos:
                 plan._put_video(sources[path], target.with_suffix(moving.LABELS), options.skip_existing)
-        for kind, all_of, rest in ((IMAGE, pictures, plan.pictures), (RASTER, rasters, plan.rasters)):
-            for path, target in all_of.items():
-                if not options.skip_existing or not target.exists():
-                    rest[path] = target
-                elif path in own:  # of a raster, which all have parts of, one says so
-                    plan.existing.append(InputRow(kind, str(path), str(target)))
+        for path, target in {**pictures, **rasters}.items():
+            kind = RASTER if path in rasters else IMAGE
+            if options.skip_existing and target.exists():
+                if path in own:  # of a raster, which all have parts of, one says so
+                    plan.existing.append(InputRow(kind, without_secrets(sources[path]), str(target)))
+            elif kind == RASTER:
+                plan.rasters[sources[path]] = target
+            else:
+                plan.pictures[path] = target
         return plan
 
     def _put_video(self, source: str, target: Path, skip_existing: bool) -> None:

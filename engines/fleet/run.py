@@ -80,7 +80,7 @@ def _on_ray(args: argparse.Namespace, images: Sequence[Input], loading: tuple[An
     """The workers write; this process looks at names, deals out and gathers."""
     threads, host_code, _, threshold, views = loading
     if streams := [image.shown for image in images if image.stream]:
-        raise DeployError(f"--ray: {streams[0]} is a stream, which one process reads; run it without --ray")
+        raise DeployError(f"--ray: {streams[0]} is no file, and one process reads it; run it without --ray")
     if own := [image.shown for image in images if image.path.absolute().parts[1] in ("dev", "proc")]:
         raise DeployError(f"--ray: {own[0]} is this process's own, which workers do not see; run it without it")
     options, manifest = _options(args), open_bundle(args.bundle).manifest
@@ -124,7 +124,7 @@ def tasks(plan: RunPlan, shard: tuple[int, int], parts: int) -> list[Task]:
     shares = [((index - 1) * parts + part + 1, total * parts) for part in range(parts)]
     named: Iterator[tuple[str, Path, Path, tuple[int, int]]] = chain(
         ((IMAGE, *pair, shard) for pair in plan.pictures.items()),
-        ((RASTER, *pair, share) for pair in plan.rasters.items() for share in shares),
+        ((RASTER, Path(name), mask, share) for name, mask in plan.rasters.items() for share in shares),
         ((VIDEO, Path(source), target, shard) for source, target in plan.videos.items()),
     )
     return [Task(at, *each) for at, each in enumerate(named)]

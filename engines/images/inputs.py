@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engines.errors import DeployError, without_secrets
 from engines.files import natural
+from engines.images import rasters
 from engines.images import videos as moving
 from engines.images.read import SUFFIXES
 
@@ -23,7 +24,7 @@ class Input:
     """An image file, and the folder below that of the output where what is written for it goes.
 
     folder: empty, but for an image found below an input folder: then where it lies in that folder.
-    stream: where a video comes from that is no file; its path is then no more than a name.
+    stream: where a video comes from, or a raster, that is no file; its path is then no more than a name.
     """
 
     path: Path
@@ -34,6 +35,11 @@ class Input:
     def source(self) -> str:
         """What opens it."""
         return self.stream or str(self.path)
+
+    @property
+    def is_video(self) -> bool:
+        """Or a camera, or a stream."""
+        return bool(self.stream and not rasters.is_name(self.stream)) or moving.is_video(self.path)
 
     @property
     def shown(self) -> str:
@@ -49,20 +55,22 @@ def expand(
     In the order given, within a folder or glob in natural order (2 before 10), each file once.  Hidden files are left
     out unless named.  Folders within folders are searched only if `recursive`; then, and in globs, whatever lies in
     the folder `exclude` (that of the output) is left out, so that masks are not segmented in their turn.
-    videos: take streams, cameras, pipes and standard input (``-``), too, and where PyAV is installed the videos in
-    folders and globs, but none that `run` wrote.
+    videos: take streams, cameras, pipes and standard input (``-``), too, what GDAL knows by a name and folders that are
+    a Zarr; in folders and globs the videos and rasters for which PyAV and rasterio are installed, but none that `run`
+    wrote.
     Raises DeployError when one of the inputs yields nothing or cannot be read.
     """
     found: dict[Path, Input] = {}
     kinds = _kinds(videos)
     for text in map(_named, inputs) if videos else inputs:
-        if videos and (moving.is_stream(text) or moving.is_pipe_or_camera(Path(text))):
+        if videos and (rasters.is_name(text) or moving.is_stream(text) or moving.is_pipe_or_camera(Path(text))):
             _add_stream(text, found)
             continue
         try:
             matches, wanted = _matches(text, exclude, recursive, kinds)
             for match in sorted(matches, key=natural):
-                folder = match.parent.relative_to(text) if Path(text).is_dir() else Path()
+                within = Path(text).is_dir() and match != Path(text)
+                folder = match.parent.relative_to(text) if within else Path()
                 found.setdefault(_entry(match), Input(match, folder))
         except OSError as error:
             raise DeployError(f"input {text}: cannot be read: {error.strerror}") from error
@@ -77,7 +85,8 @@ def _named(text: str) -> str:
 
 
 def _add_stream(text: str, found: dict[Path, Input]) -> None:
-    path = Path(moving.stream_name(text) if moving.is_stream(text) else text)
+    name = rasters.file_name if rasters.is_name(text) else moving.stream_name if moving.is_stream(text) else str
+    path = Path(name(text))
     other = found.setdefault(path, Input(path, stream=text))
     if other.stream != text:
         raise DeployError(
@@ -91,7 +100,8 @@ def left_out(
     """How many files of the input folders `expand` takes for no images, by ending, the most first; hidden ones not."""
     found: Counter[str] = Counter()
     kinds = _kinds(videos)
-    for folder in (Path(text) for text in dict.fromkeys(inputs) if text and Path(text).is_dir()):
+    folders = (Path(text) for text in dict.fromkeys(inputs) if text and Path(text).is_dir())
+    for folder in (folder for folder in folders if not rasters.is_zarr(folder)):
         for file in _walk(folder, exclude) if recursive else folder.iterdir():
             if file.is_file() and not file.name.startswith(".") and file.suffix.lower() not in kinds:
                 found[file.suffix.lower()] += 1
@@ -99,12 +109,15 @@ def left_out(
 
 
 def _kinds(videos: bool) -> frozenset[str]:
-    return SUFFIXES | moving.SUFFIXES if videos and moving.readable() else SUFFIXES
+    more = moving.SUFFIXES if videos and moving.readable() else frozenset[str]()
+    return SUFFIXES | more | (rasters.SUFFIXES if videos and rasters.readable() else frozenset())
 
 
 def _matches(text: str, exclude: Path | None, recursive: bool, kinds: frozenset[str]) -> tuple[list[Path], str]:
     """What `text` stands for, and what to say was expected if that is nothing."""
     path = Path(text)
+    if text and kinds >= rasters.SUFFIXES and rasters.is_zarr(path):
+        return [path], ""
     if text and path.is_dir():
         files = _walk(path, exclude) if recursive else path.iterdir()
         hint = "" if recursive else ", or --recursive for those in folders within it"
@@ -143,7 +156,7 @@ def output_names(images: Sequence[Input], folder: Path) -> dict[Path, str]:
         path = image.path
         several = len(kinds[str(image.folder / path.stem).lower()]) > 1
         stem = path.name if several else path.stem
-        for suffix in moving.OUTPUT_SUFFIXES if image.stream or moving.is_video(path) else OUTPUT_SUFFIXES:
+        for suffix in moving.OUTPUT_SUFFIXES if image.is_video else OUTPUT_SUFFIXES:
             name = str(image.folder / (stem + suffix))
             other = owners.setdefault(name.lower(), path)
             if other != path:
@@ -166,13 +179,17 @@ def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:
 
     for root, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".") and not _inside(Path(root, name), exclude)]
-        yield from (Path(root, name) for name in files)
+        whole = [name for name in folders if rasters.is_zarr(Path(root, name))]
+        folders[:] = [name for name in folders if name not in whole]
+        yield from (Path(root, name) for name in [*files, *whole])
 
 
 def _is_one(path: Path, kinds: frozenset[str]) -> bool:
     """Whether a file found in a folder is an input, by its name: of those kinds, and nothing that was written."""
     written = path.suffix.lower() in moving.SUFFIXES and path.name.lower().endswith(moving.OUTPUT_SUFFIXES)
-    return path.suffix.lower() in kinds and not written and not path.name.startswith(".") and path.is_file()
+    if path.suffix.lower() not in kinds or written or path.name.startswith("."):
+        return False
+    return path.is_file() or rasters.is_zarr(path)
 
 
 def _inside(path: Path, folder: Path | None) -> bool:

@@ -26,10 +26,10 @@ from engines.images.tiff import is_tiff, read_tiff
 from engines.spec import COLOUR, Pixels
 
 MAX_PIXELS = 300_000_000  # 16384 x 16384 and a little; decoded, that is 1.2 GB
-_JPEG_2000 = frozenset({".jp2", ".j2k", ".jpx", ".j2c"})
+JPEG_2000 = frozenset({".jp2", ".j2k", ".jpx", ".j2c"})
 HEIF = frozenset({".heic", ".heif"})
 SUFFIXES = (
-    frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".gif", ".avif"}) | TIFFS | _JPEG_2000 | HEIF
+    frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".gif", ".avif"}) | TIFFS | JPEG_2000 | HEIF
 )
 
 # What Pillow may try.  Not all it knows: EPS would start Ghostscript on a user's file.

@@ -13,25 +13,26 @@ from engines.segmenter import Segmenter
 
 
 def run_rasters(
-    segmenter: Segmenter, targets: Mapping[Path, Path], options: RasterOptions, bundle: Mapping[str, Any],
+    segmenter: Segmenter, targets: Mapping[str, Path], options: RasterOptions, bundle: Mapping[str, Any],
     lost: str | None,
-) -> Iterator[tuple[Path, RasterReport | DeployError]]:  # fmt: skip
+) -> Iterator[tuple[str, RasterReport | DeployError]]:  # fmt: skip
     """What becomes of each, as it does: one that cannot be read or written holds up no other.
 
+    targets: what GDAL opens -> labels.
     lost: why nothing runs any more.
     """
-    for path, target in targets.items():
+    for source, target in targets.items():
         try:
             if lost is not None:
                 raise GpuLostError(lost)
-            if target.resolve() == path.resolve():
+            if target.resolve() == Path(source).resolve():
                 raise DeployError(f"output {target}: would overwrite the input; choose another -o")
-            report = run_raster(segmenter, path, target, options, bundle)
+            report = run_raster(segmenter, source, target, options, bundle)
         except DeployError as error:
             lost = str(error) if isinstance(error, GpuLostError) else lost
-            yield path, error
+            yield source, error
         else:
-            yield path, report
+            yield source, report
 
 
 def joined(reports: Sequence[RasterReport]) -> list[RasterReport]:

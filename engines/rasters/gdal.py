@@ -14,14 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import UInt8
-from engines.errors import DeployError
+from engines.errors import DeployError, without_secrets
+from engines.images.rasters import SUFFIXES, is_name
+from engines.images.read import JPEG_2000
+from engines.images.read import SUFFIXES as PICTURES
+from engines.images.tiff import SUFFIXES as TIFFS
 from engines.machine.limits import cores
 
-SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img"})
+_PICTURES = frozenset({"GTiff", "JP2OpenJPEG", "JPEG", "PNG", "GIF", "WEBP", "BMP", "PNM", "AVIF", "HEIF"})  # drivers
 CACHE_MB = 32  # GDAL's, of decoded blocks
+FEW_ROWS = 128  # that are read and converted together: what is made on the way is as large as they are
+_NOT_KEPT = frozenset({"JP2OpenJPEG"})  # drivers whose decoded blocks GDAL does not keep
 AT_ONCE = 16 * 2**20  # pixels that overviews are made of at once; GDAL takes several such parts, and masks of them
 TILE = 512  # a side of what is compressed together
 INSTALL = "pip install 'edgeseg[geo]'"
+_ANEW = "write it anew in one that GDAL has (vips tiffsave IN OUT --compression jpeg --tile --pyramid --bigtiff)"
 
 Box = tuple[int, int, int, int]  # rows [0, 1) and columns [2, 3) in pixels
 Ring = list[tuple[float, float]]
@@ -76,10 +83,10 @@ class Georeference:
 class RasterFile:
     """An open raster.  height, width in pixels.  Its bands are all but one of alpha.  colours: of a paletted band."""
 
-    def __init__(self, path: Path, dataset: Any) -> None:
+    def __init__(self, path: str | Path, dataset: Any) -> None:
         from rasterio.enums import ColorInterp, MaskFlags
 
-        self.path, self._data = path, dataset
+        self.path, self._name, self._data = Path(path), str(path), dataset
         self.height, self.width = int(dataset.height), int(dataset.width)
         kinds = list(dataset.colorinterp)
         self._bands = [i + 1 for i, kind in enumerate(kinds) if kind != ColorInterp.alpha]
@@ -93,6 +100,33 @@ class RasterFile:
             for index, colour in table.items():
                 self.colours[index] = colour[:3]
         self.place = _place(dataset)
+
+    def identity(self) -> dict[str, Any]:
+        """What changes with the pixels: names, sizes and times of all its files, but for what viewers put beside them.
+
+        For JSON.
+        """
+        files = sorted(Path(name) for name in self._data.files if not name.endswith((".ovr", ".aux.xml")))
+        there = [(file, file.stat()) for file in files if file.is_file()]
+        whole = self.path.resolve() if self.path.exists() else without_secrets(self._name)
+        return {"input": str(whole), "files": [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in there]}
+
+    def note(self) -> str:
+        """What the user should hear of what is not read, or ""."""
+        pages = self._data.tags(ns="SUBDATASETS").values()
+        count = sum(f"({self.width}P x {self.height}L" in page for page in pages)
+        return f"{self.path.name} holds {count} pages of this size, of which the first is read" if count > 1 else ""
+
+    def rows_at_once(self, width: int) -> int:
+        """How many rows to read together, of so many columns: few, but where GDAL would decode the same blocks again,
+        since it does not keep those of JPEG 2000, or a row of them does not fit into its cache.
+        """
+        rows = int(self._data.block_shapes[0][0])
+        row: int = width * sum(np.dtype(kind).itemsize for kind in self._data.dtypes)
+        cache = CACHE_MB * 2**20
+        if self._data.driver not in _NOT_KEPT and rows * row <= cache / 2:
+            return FEW_ROWS
+        return max(FEW_ROWS, min(rows, cache // row))
 
     def read(self, box: Box, bands: Sequence[int]) -> NDArray[Any]:
         """(h, w, B) of the file's own type.  bands: counted from 1, () for all.  Raises DeployError."""
@@ -111,21 +145,27 @@ class RasterFile:
 
 
 @contextmanager
-def open_raster(path: Path) -> Iterator[RasterFile]:
-    """Raises DeployError where GDAL cannot read it, or rasterio is not installed."""
+def open_raster(path: str | Path) -> Iterator[RasterFile]:
+    """path: a file, or what else GDAL knows by a name.  Raises DeployError where GDAL cannot read it, or rasterio is
+    not installed.
+    """
     rasterio = _rasterio(path)
     with _environment(), _explained(path, "raster"):
         dataset = rasterio.open(path)
     with _environment(), dataset:
         if dataset.count == 0:
-            raise DeployError(f"raster {path}: got none but sub-datasets, expected bands; name one of them")
+            raise DeployError(f"raster {path}: {_parts(dataset)}")
         yield RasterFile(path, dataset)
 
 
-def is_raster(path: Path, most: int) -> bool:
-    """Whether GDAL reads the file, and it lies on a map or has more than `most` pixels; not without rasterio."""
-    if path.suffix.lower() not in SUFFIXES:
-        return False
+def is_raster(path: str, most: int) -> bool:
+    """Whether GDAL reads it, and if it may be a picture, too, it lies on a map or has more than `most` pixels.
+
+    Not without rasterio, but for what only GDAL knows.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in PICTURES - TIFFS - JPEG_2000 or is_name(path):
+        return is_name(path)
     try:
         import rasterio
         from rasterio.errors import RasterioIOError
@@ -134,9 +174,10 @@ def is_raster(path: Path, most: int) -> bool:
     with _environment():
         try:
             with rasterio.open(path) as dataset:
-                return _place(dataset).known or dataset.width * dataset.height > most
+                picture = dataset.driver in _PICTURES and suffix not in SUFFIXES
+                return not picture or _place(dataset).known or dataset.width * dataset.height > most
         except RasterioIOError:
-            return False
+            return suffix in SUFFIXES  # nobody else reads it: why GDAL does not is said when it is run
 
 
 def place_at(path: Path) -> Georeference:
@@ -194,6 +235,15 @@ def outlines(path: Path, nodata: int) -> Iterator[tuple[int, list[Ring]]]:
                 yield int(label), shape["coordinates"]
 
 
+def _parts(dataset: Any) -> str:
+    """What to do about a file without bands of its own."""
+    names = list(dataset.subdatasets)
+    if not names:
+        return "got no bands"
+    some = " or ".join(names[:4]) + (f" or {len(names) - 4} others" if len(names) > 4 else "")
+    return f"holds {len(names)} rasters, expected one; give one of them by its name: {some}"
+
+
 def _place(dataset: Any) -> Georeference:
     metres = None
     if dataset.crs and dataset.crs.is_projected:
@@ -224,7 +274,7 @@ def _environment(**options: int) -> Any:
     return Env(GDAL_CACHEMAX=CACHE_MB, CPL_LOG=os.devnull, **options)
 
 
-def _rasterio(path: Path) -> Any:
+def _rasterio(path: str | Path) -> Any:
     try:
         import rasterio
     except ImportError as error:
@@ -233,11 +283,12 @@ def _rasterio(path: Path) -> Any:
 
 
 @contextmanager
-def _explained(path: Path, what: str) -> Iterator[None]:
+def _explained(path: str | Path, what: str) -> Iterator[None]:
     from rasterio.errors import RasterioError
 
     try:
         yield
     except (RasterioError, OSError, ValueError) as error:
-        line = " ".join(str(error).split())[:160]
-        raise DeployError(f"{what} {path}: GDAL says: {line}") from error
+        line = " ".join(str(error).split())[:160].rstrip(".")
+        advice = f"; {_ANEW}" if "missing codec" in line else ""
+        raise DeployError(f"{what} {path}: GDAL says: {line}{advice}") from error

@@ -7,11 +7,9 @@ from numpy.typing import NDArray
 
 from engines.contract import UInt8
 from engines.images.bands import picture_of, too_dark
-from engines.rasters.gdal import Box, RasterFile
+from engines.rasters.gdal import FEW_ROWS, Box, RasterFile
 from engines.spec import Pixels
 from engines.tiling.device import LazyRows
-
-_AT_ONCE = 128  # rows that are converted together: what is made on the way is as large as they are
 
 
 class RasterRows(LazyRows):
@@ -27,6 +25,7 @@ class RasterRows(LazyRows):
         self._held = self._buffer = np.empty((0, *self.shape[1:]), np.uint8)
         self._hidden: NDArray[np.bool_] = np.empty((0, self.shape[1]), np.bool_)
         self.largest = 0
+        self._rows = file.rows_at_once(self.shape[1])
 
     def __getitem__(self, rows: slice) -> UInt8:
         start, stop, _ = rows.indices(self.shape[0])
@@ -36,12 +35,12 @@ class RasterRows(LazyRows):
             self._read(start, stop, again)
             return again
         if stop > end:
-            kept = self._held[start - self._start :]
-            if len(self._buffer) < stop - start:
-                self._buffer = np.empty((stop - start, *self.shape[1:]), np.uint8)
+            kept, ahead = self._held[start - self._start :], self._whole_blocks(stop)
+            if len(self._buffer) < ahead - start:
+                self._buffer = np.empty((ahead - start, *self.shape[1:]), np.uint8)
             self._buffer[: len(kept)] = kept
-            self._held, self._start = self._buffer[: stop - start], start
-            self._hidden = np.concatenate([self._hidden, self._read(end, stop, self._held[len(kept) :])])
+            self._held, self._start = self._buffer[: ahead - start], start
+            self._hidden = np.concatenate([self._hidden, self._read(end, ahead, self._held[len(kept) :])])
         return self._held[start - self._start :][: stop - start]
 
     def blank(self, top: int, left: int, height: int, width: int) -> bool:
@@ -59,11 +58,18 @@ class RasterRows(LazyRows):
         """What the user should hear about how it was read, or ""."""
         return too_dark(self.largest, self._file.path) if self._pixels.scale is None else ""
 
+    def _whole_blocks(self, stop: int) -> int:
+        """Up to where to read, so that none is decoded twice where that matters."""
+        if self._rows == FEW_ROWS:
+            return stop
+        first = self._box[0]
+        return min(-(-(first + stop) // self._rows) * self._rows - first, self.shape[0])
+
     def _read(self, start: int, stop: int, pixels: UInt8) -> NDArray[np.bool_]:
         """Fills `pixels`; returns where there are none."""
         missing = np.empty(pixels.shape[:2], np.bool_)
-        for row in range(0, stop - start, _AT_ONCE):
-            part = slice(row, row + _AT_ONCE)
+        for row in range(0, stop - start, self._rows):
+            part = slice(row, row + self._rows)
             self._fill(start + row, pixels[part], missing[part])
         return missing
 

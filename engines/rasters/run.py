@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engines.contract import UInt8
-from engines.errors import DeployError
+from engines.errors import DeployError, without_secrets
 from engines.files import make_folder, replacing_path
 from engines.images.write import class_shares, confidence_bytes, label_counts
 from engines.rasters.chunks import Chunks
@@ -81,10 +81,11 @@ class RasterReport:
 
 
 def run_raster(
-    segmenter: Segmenter, path: Path, target: Path, options: RasterOptions, bundle: Mapping[str, Any]
+    segmenter: Segmenter, path: str | Path, target: Path, options: RasterOptions, bundle: Mapping[str, Any]
 ) -> RasterReport:  # fmt: skip
     """Write the labels of the raster `path` to `target`, NAME.tif, and what else the options ask for beside it.
 
+    path: a file, or what else GDAL knows by a name.
     Labels are those of the whole raster, whatever is cut out; nodata is 255.  bundle: what says which engine it is.
     Memory does not grow with the raster.  Raises DeployError.
     """
@@ -99,11 +100,10 @@ def run_raster(
         require_pyogrio(options.polygons)  # now, and not after the work
     with open_raster(path) as file:
         box = _box(file, options)
-        report = RasterReport(str(path), str(target), width=box[3] - box[2], height=box[1] - box[0])
+        report = RasterReport(without_secrets(str(path)), str(target), width=box[3] - box[2], height=box[1] - box[0])
         make_folder(target.parent)
-        stat = path.stat()
         identity = {
-            "input": str(path.resolve()), "bytes": stat.st_size, "modified": stat.st_mtime_ns, "box": list(box),
+            **file.identity(), "box": list(box),
             "bands": pixels.bands, "scale": pixels.scale, "keep_nodata": options.keep_nodata,
             "confidence": options.confidence, "tiling": segmenter.tiling.to_json(), "threshold": spec.threshold,
             "bundle": dict(bundle),
@@ -115,7 +115,7 @@ def run_raster(
         before = _windows_run(segmenter)
         with tqdm(total=report.height * report.width, unit="px", unit_scale=True, disable=None, leave=False) as bar:
             done = _Work(segmenter, file=file, box=box, pixels=pixels, options=options, chunks=chunks).all(bar)
-        report.note = done.note
+        report.note = "; ".join(filter(None, (file.note(), done.note)))
         report.resumed = round(done.found / (report.height * report.width), 4)
         report.windows = _windows_run(segmenter) - before
     report.seconds["windows"] = round(time.perf_counter() - begin, 3)

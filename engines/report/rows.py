@@ -61,10 +61,10 @@ class InputRow:
     worker: str = ""
 
     @classmethod
-    def of_raster(cls, path: Path, target: Path, found: RasterReport | DeployError) -> InputRow:
+    def of_raster(cls, path: Path | str, target: Path, found: RasterReport | DeployError) -> InputRow:
         if isinstance(found, DeployError):
-            return cls.failed(RASTER, path, target, found)
-        return cls(RASTER, str(path), str(target), found, note=found.note)
+            return cls.failed(RASTER, without_secrets(str(path)), target, found)
+        return cls(RASTER, without_secrets(str(path)), str(target), found, note=found.note)
 
     @classmethod
     def of_video(cls, source: str, target: Path, found: VideoReport | DeployError) -> InputRow:

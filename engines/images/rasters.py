@@ -1,0 +1,41 @@
+"""Which inputs are rasters, whatever lies in them: by their names, without opening them."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+SUFFIXES = frozenset({".svs", ".img", ".zarr"})  # taken in folders, beside those that may be pictures, too
+_ADDRESSES = frozenset({".tif", ".tiff", ".jp2", ".vrt"})  # what GDAL reads over HTTP by parts; others are videos
+_ZARR = ("zarr.json", ".zarray", ".zgroup")  # one of them lies in each group and array, of format 3 or 2
+_PART = re.compile(r"[A-Za-z][A-Za-z0-9_]+:(?!//)")  # NETCDF:"a.nc":band, as GDAL names a part of a file
+
+
+def readable() -> bool:
+    """Whether rasterio, which reads them, is installed."""
+    return importlib.util.find_spec("rasterio") is not None
+
+
+def is_name(text: str) -> bool:
+    """Whether an INPUT names no file, but what GDAL knows by a name: part of a file, an address, one of its /vsi…"""
+    if text.lower().startswith(("http://", "https://")):
+        return Path(urlsplit(text).path).suffix.lower() in _ADDRESSES
+    if text.startswith("/vsi"):
+        return True
+    return bool(_PART.match(text)) and not text.startswith("gst:") and not Path(text).exists() and not glob.glob(text)
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a group or an array of Zarr."""
+    return path.is_dir() and any((path / name).is_file() for name in _ZARR)
+
+
+def file_name(text: str) -> str:
+    """Of what is written for a name: ``NETCDF:"/data/a.nc":band`` is ``a_nc_band``, an address what it ends with."""
+    if "://" in text or text.startswith("/vsi"):
+        return Path(urlsplit(text).path).name or "raster"
+    parts = [Path(part).name for part in re.split('[:"]', text)[1:]]
+    return re.sub(r"[^A-Za-z0-9-]+", "_", "_".join(filter(None, parts))).strip("_") or "raster"

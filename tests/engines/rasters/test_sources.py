@@ -1,0 +1,186 @@
+"""Slides, mosaics, Zarr, NetCDF, files behind HTTP: the same pixels have the same labels, whatever holds them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import deploy
+from engines.images.rasters import file_name, is_name
+from tests.engines.rasters.maps import COEFFICIENTS, read, write
+
+rasterio = pytest.importorskip("rasterio", reason="rasterio, which reads rasters, is not installed")
+tifffile = pytest.importorskip("tifffile", reason="tifffile, which writes slides, is not installed")
+HEIGHT, WIDTH = 130, 300
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (HEIGHT // 10, WIDTH // 10, 3), np.uint8).repeat(10, 0).repeat(10, 1)
+    return (coarse // 2 + rng.integers(0, 40, (HEIGHT, WIDTH, 3), np.uint8)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A folder, and the address at which a server that knows ranges shows its files."""
+    folder = tmp_path_factory.mktemp("served")
+    # In a process of its own: rasterio opens a file with Python's lock held.
+    command = [sys.executable, "-m", "tests.engines.rasters.ranges", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as server:
+        assert server.stdout is not None
+        yield folder, f"http://127.0.0.1:{server.stdout.readline().strip()}"
+        server.terminate()
+
+
+def slide(path: Path, image: np.ndarray) -> None:
+    """Pages as Aperio writes them: the scan, a thumbnail, a level, label and macro."""
+    with tifffile.TiffWriter(path) as file:
+        for page, tiled, description in (
+            (image, True, "Aperio Image Library v11.2.1\r\n300x130 Q=70|AppMag = 20|MPP = 0.5"),
+            (image[::4, ::4], False, ""), (image[::2, ::2], True, ""), (image[:40, :40], False, "label 40x40"),
+        ):  # fmt: skip
+            options = {"tile": (128, 128)} if tiled else {"rowsperstrip": 16}
+            file.write(
+                np.ascontiguousarray(page), photometric="rgb", compression="deflate", metadata=None,
+                description=description, **options,
+            )  # fmt: skip
+
+
+def microscope(path: Path, image: np.ndarray, axes: str, **options: object) -> None:
+    """An OME-TIFF with a level in a SubIFD."""
+    data, half = (np.ascontiguousarray(each) for each in (image, image[::2, ::2]))
+    if axes[-1] == "X":
+        data, half = (np.ascontiguousarray(np.moveaxis(each, 2, 0)) for each in (data, half))
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(data, metadata={"axes": axes}, tile=(128, 128), subifds=1, **options)
+        file.write(half, tile=(128, 128), subfiletype=1, **options)
+
+
+def zarr(folder: Path, image: np.ndarray) -> None:
+    """OME-Zarr of format 2, written by its specification: two levels, (c, y, x) in chunks."""
+    levels = [np.moveaxis(image, 2, 0), np.moveaxis(image[::2, ::2], 2, 0)]
+    for name, level in enumerate(levels):
+        (folder / str(name)).mkdir(parents=True)
+        about = {
+            "zarr_format": 2, "shape": level.shape, "chunks": [1, 64, 64], "dtype": "|u1", "order": "C",
+            "compressor": {"id": "zlib", "level": 1}, "fill_value": 0, "filters": None, "dimension_separator": ".",
+        }  # fmt: skip
+        (folder / str(name) / ".zarray").write_text(json.dumps(about))
+        padded = np.pad(level, ((0, 0), (0, -level.shape[1] % 64), (0, -level.shape[2] % 64)))
+        for c, y, x in product(range(3), range(padded.shape[1] // 64), range(padded.shape[2] // 64)):
+            part = padded[c, 64 * y : 64 * y + 64, 64 * x : 64 * x + 64]
+            (folder / str(name) / f"{c}.{y}.{x}").write_bytes(zlib.compress(part.tobytes()))
+    (folder / ".zgroup").write_text('{"zarr_format": 2}')
+    axes = [{"name": name} for name in "cyx"]
+    datasets = [{"path": str(name)} for name in range(len(levels))]
+    (folder / ".zattrs").write_text(json.dumps({"multiscales": [{"axes": axes, "datasets": datasets}]}))
+
+
+def mosaic(path: Path, image: np.ndarray) -> None:
+    """A VRT of two GeoTIFFs, side by side."""
+    bands = ""
+    for band in (1, 2, 3):
+        bands += f'<VRTRasterBand dataType="Byte" band="{band}">'
+        for name, left, width in (("west", 0, 170), ("east", 170, WIDTH - 170)):
+            write(path.with_name(f"{name}.tif"), image[:, left : left + width])
+            size = f'xSize="{width}" ySize="{HEIGHT}"'
+            bands += (
+                f'<SimpleSource><SourceFilename relativeToVRT="1">{name}.tif</SourceFilename>'
+                f'<SourceBand>{band}</SourceBand><SrcRect xOff="0" yOff="0" {size}/>'
+                f'<DstRect xOff="{left}" yOff="0" {size}/></SimpleSource>'
+            )
+        bands += "</VRTRasterBand>"
+    path.write_text(f'<VRTDataset rasterXSize="{WIDTH}" rasterYSize="{HEIGHT}">{bands}</VRTDataset>')
+
+
+def test_the_same_pixels_have_the_same_labels(
+    tiny_bundle: Path, image: np.ndarray, served: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In whatever they lie: the finest level, not the label on the glass, and bit for bit."""
+    from rasterio.shutil import copy
+
+    folder, address = served
+    plain = write(tmp_path / "plain.tif", image)
+    slide(tmp_path / "slide.svs", image)
+    microscope(tmp_path / "pixels.ome.tif", image, "YXS", photometric="rgb")
+    microscope(tmp_path / "planes.ome.tif", image, "SYX", photometric="rgb", planarconfig="separate")
+    mosaic(tmp_path / "mosaic.vrt", image)
+    zarr(tmp_path / "hand.zarr", image)
+    write(tmp_path / "j.jp2", image, driver="JP2OpenJPEG", QUALITY=100, REVERSIBLE="YES", tiled=None, compress=None)
+    write(tmp_path / "tiles.gpkg", image, driver="GPKG", TILE_FORMAT="PNG", tiled=None, compress=None)
+    write(tmp_path / "imagine.img", image, driver="HFA", tiled=None, compress=None)
+    for version in (2, 3):
+        copy(plain, tmp_path / f"v{version}.zarr", driver="Zarr", FORMAT=f"ZARR_V{version}")
+    copy(plain, tmp_path / "cube.nc", driver="netCDF")
+    copy(plain, folder / "cog.tif", driver="COG")
+    files = ("plain.tif", "slide.svs", "pixels.ome.tif", "planes.ome.tif", "mosaic.vrt", "j.jp2", "tiles.gpkg",
+             "imagine.img", "v2.zarr", "v3.zarr", "hand.zarr", "cube.nc")  # fmt: skip
+    inputs = [str(tmp_path / name) for name in files]
+    inputs += [f'ZARR:"{tmp_path}/hand.zarr":/0', f"GTIFF_DIR:3:{tmp_path}/slide.svs"]
+    inputs += [f"{address}/cog.tif?key=a", f"/vsicurl/{address}/none.tif"]
+    out = tmp_path / "out"
+    assert deploy.main(["run", str(tiny_bundle), *inputs, "-o", str(out), "--max-pixels", "5000"]) == 2
+    said = capsys.readouterr().out
+    expected = read(out / "plain.tif")
+    assert len(np.unique(expected)) > 2
+    same = ["cog", "hand_zarr_0", "imagine", "j", "mosaic", "pixels.ome", "plain", "planes.ome", "slide", "tiles",
+            "v2", "v3"]  # fmt: skip
+    assert sorted(path.stem for path in out.iterdir()) == sorted([*same, "3_slide_svs"])
+    for name in same:
+        assert np.array_equal(read(out / f"{name}.tif"), expected), name
+    assert read(out / "3_slide_svs.tif").shape == (HEIGHT // 2, WIDTH // 2)
+    assert "cube.nc: holds 3 rasters, expected one; give one of them by its name: netcdf:" in said
+    assert "hand.zarr: holds 2 rasters" in said
+    assert "none.tif: GDAL says: HTTP response code: 404" in said
+    with rasterio.open(out / "mosaic.tif") as file:
+        assert file.crs is None
+    with rasterio.open(out / "imagine.tif") as file:
+        assert file.transform == rasterio.Affine(*COEFFICIENTS)
+
+
+def test_slides_and_zarrs_are_found_in_folders(
+    tiny_bundle: Path, image: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And none of the pages is taken for the whole where channels lie in pages."""
+    deep = tmp_path / "in" / "deep"
+    deep.mkdir(parents=True)
+    slide(deep / "a.svs", image)
+    zarr(deep / "b.zarr", image)
+    microscope(deep / "c.ome.tif", image, "CYX", photometric="minisblack")
+    out = tmp_path / "out"
+    words = ["run", str(tiny_bundle), str(tmp_path / "in"), "--recursive", "-o", str(out), "--max-pixels", "5000"]
+    assert deploy.main(words) == 2
+    said = capsys.readouterr().out
+    assert sorted(path.name for path in (out / "deep").iterdir()) == ["a.tif", "c.ome.tif"]
+    assert "b.zarr: holds 2 rasters" in said
+    assert "c.ome.tif holds 3 pages of this size, of which the first is read" in said
+    assert "left out" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('NETCDF:"/data/a b.nc":sea_ice', "a_b_nc_sea_ice"),
+        ("SENTINEL2_L2A:/d/MTD_MSIL2A.xml:10m:EPSG_32632", "MTD_MSIL2A_xml_10m_EPSG_32632"),
+        ("https://host/dir/x.tif?sig=a:b", "x.tif"),
+        ("/vsizip/a.zip/b/c.tif", "c.tif"),
+        ("https://host/film.mp4", None),
+        ("rtsp://camera/1", None),
+        ("gst:videotestsrc ! appsink", None),
+        ("a.tif", None),
+        ("C:/a.tif", None),
+    ],
+)
+def test_names_of_gdal(text: str, name: str | None) -> None:
+    assert is_name(text) == (name is not None)
+    if name is not None:
+        assert file_name(text) == name
