@@ -54,6 +54,8 @@ class Manifest:
     versions, is the one of the build.
     photographs: which images were calibrated on, held out and verified on, each with the sha256 of its file.
     tail: of an engine that ends in maps, what makes logits of them, with the weights in tail.npz; None of all others.
+    contexts: by SDK and device, how many execution contexts take turns there, and by which measurement
+    (engines.proof.contexts.Contexts).
     costs: what its windows take on the machine where that was last measured (engines.plan.predict.Costs), or {}.
     """
 
@@ -74,16 +76,26 @@ class Manifest:
     photographs: Mapping[str, Any] = field(default_factory=dict)
     tail: TailShape | None = None
     costs: Mapping[str, Any] = field(default_factory=dict)
+    contexts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def proven_on(self) -> tuple[tuple[str, str], ...]:
         return ((self.sdk, self.device),) if self.proven is None else self.proven
+
+    def contexts_on(self, sdk: str, device: str) -> int | None:
+        """How many execution contexts take turns there; None where that was not measured."""
+        used = self.contexts.get(f"{sdk} on {device}", {}).get("used")
+        return used if used in (None, 1, 2) else 1
+
+    def with_contexts(self, sdk: str, device: str, contexts: Mapping[str, Any]) -> Manifest:
+        return replace(self, contexts={**self.contexts, f"{sdk} on {device}": contexts})
 
     def to_json(self) -> dict[str, Any]:
         body = dict(vars(self))
         body.update(spec=self.spec.to_json(), tiling=self.tiling.to_json(), files=dict(self.files), schema=SCHEMA)
         body["verification"] = [dict(step) for step in self.verification]
         body.update(tensorrt=self.tensorrt.to_json(), photographs=dict(self.photographs), costs=dict(self.costs))
+        body.update(contexts={place: dict(found) for place, found in self.contexts.items()})
         body.update(tail=None if self.tail is None else asdict(self.tail))
         return body
 

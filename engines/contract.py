@@ -146,6 +146,15 @@ class DeviceSession(Session, Protocol):
         Raises DeployError when the SDK refuses.
         """
 
+    def another(self) -> DeviceSession:
+        """The same engine in an execution context of its own, which may be at work beside this one on another stream.
+
+        Close it before this one.  Raises DeployError where the SDK has none, or there is no memory for it.
+        """
+
+    def close(self) -> None:
+        """Free everything that is its own."""
+
 
 @dataclass(frozen=True)
 class Layer:

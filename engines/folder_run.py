@@ -94,7 +94,9 @@ def run_images(
         rows.keep(InputRow.of_raster(path, plan.rasters[path], found))
     for source, outcome in run_videos(segmenter, plan.videos, options.of_videos(), rows.lost):
         rows.keep(InputRow.of_video(source, plan.videos[source], outcome))
-    return rows.report((image.shown for image in images), seconds)
+    report = rows.report((image.shown for image in images), seconds)
+    report.contexts = segmenter.device.contexts
+    return report
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 
 from engines.backends import get_backend
 from engines.bundle import KERNELS, Bundle, Manifest, open_bundle
-from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Session, UInt8
+from engines.contract import Backend, BuildConfig, DeviceSession, Float32, Log, Session, UInt8
 from engines.errors import DeployError, NotFiniteError
 from engines.gpu.info import Fingerprint
 from engines.images.bands import Decoded
@@ -186,17 +186,25 @@ class Running:
             setattr(self.timings, part, own)
 
 
+class Proves(Protocol):
+    """See `open_segmenter`."""
+
+    log: Log
+
+    def __call__(self, bundle: Bundle, backend: Backend, segmenter: Segmenter, kernels: bytes, /) -> Manifest: ...
+
+
 @contextmanager
 def open_segmenter(
     folder: Path, threads: int = 0, host_code: bool = False,
-    prove: Callable[[Bundle, Backend, Segmenter, bytes], Manifest] | None = None,
+    prove: Proves | None = None,
     threshold: float | None = None, views: Callable[[Manifest], ImageViews] | None = None,
 ) -> Iterator[tuple[Segmenter, Manifest]]:  # fmt: skip
     """Load a bundle that was built on this device.  Raises DeployError, naming the command that rebuilds it.
 
     host_code: allow an engine that brings native code of its own (built with --version-compatible).
-    prove: verifies an engine that was not, here, and says so in the manifest (engines.proof.first_run.prover); without
-    it such an engine is refused.
+    prove: verifies an engine that was not, here, and says so in the manifest (engines.proof.first_run.prover), and how
+    many execution contexts serve it best; without it such an engine is refused, and one context serves.
     threshold: of a network with one channel, in place of what the bundle says; also in the manifest that is returned.
     views: how images are run, given the manifest; None brings them to the size that the bundle is for.
     """
@@ -220,18 +228,34 @@ def open_segmenter(
             tiling=manifest.tiling,
             kernels=kernels,
             tail=bundle.tail(),
+            log=None if prove is None else prove.log,
         ) as segmenter,
     ):
-        if kernels is not None and (backend.version(), backend.device()) not in manifest.proven_on:
-            if prove is None or threshold is not None:  # the proof is of the bundle's own threshold
-                how = "deploy.py run does that, without --threshold"
-                raise DeployError(f"bundle {folder}: not yet verified on {backend.device()}; {how}")
-            manifest = prove(bundle, backend, segmenter, kernels)
+        if kernels is not None:
+            manifest = _ready(bundle, manifest, backend, segmenter, kernels, prove)
         if views is None:
             yield segmenter.as_built(), manifest
         else:
             wanted = views(manifest)
             yield segmenter if wanted.plain else segmenter.on_views(wanted, threads), manifest
+
+
+def _ready(
+    bundle: Bundle, manifest: Manifest, backend: Backend, segmenter: Segmenter, kernels: bytes, prove: Proves | None
+) -> Manifest:  # fmt: skip
+    """An engine on a GPU is proven there, and has as many execution contexts as serve it best."""
+    from engines.gpu.device import CudaDevice
+
+    here = backend.version(), backend.device()
+    proven = here in manifest.proven_on
+    if not proven and (prove is None or manifest.spec != bundle.manifest.spec):  # the proof is of its own threshold
+        how = "deploy.py run does that, without --threshold"
+        raise DeployError(f"bundle {bundle.folder}: not yet verified on {here[1]}; {how}")
+    if prove is not None and (not proven or manifest.contexts_on(*here) is None):
+        manifest = replace(prove(bundle, backend, segmenter, kernels), spec=manifest.spec)
+    assert isinstance(segmenter.device, CudaDevice)
+    segmenter.device.use_contexts(manifest.contexts_on(*here) or 1)
+    return manifest
 
 
 def _kernels(bundle: Bundle) -> bytes:
@@ -256,12 +280,12 @@ def _kernels(bundle: Bundle) -> bytes:
 @contextmanager
 def open_on_device(
     backend: Backend, blob: bytes, config: BuildConfig, spec: ModelSpec, tiling: Tiling, kernels: bytes | None,
-    tail: Tail | None,
+    tail: Tail | None, log: Log | None = None,
 ) -> Iterator[Segmenter]:  # fmt: skip
     """Load an engine where its backend runs, and gather and stitch there too.
 
     kernels: tile.cu compiled for this GPU; None on the host.  tail: what makes logits of the engine's maps; None of an
-    engine that gives logits.
+    engine that gives logits.  log: of what happens on a GPU; None takes the configuration's.
     """
     with ExitStack() as stack:
         if not backend.on_gpu:
@@ -280,7 +304,7 @@ def open_on_device(
         assert kernels is not None
         if tail is not None:
             session = stack.enter_context(GpuTail(gpu, engine=session, tail=tail, cubin=kernels))
-        device = CudaDevice(gpu, session=session, spec=spec, tiling=tiling, cubin=kernels, log=config.log)
+        device = CudaDevice(gpu, session=session, spec=spec, tiling=tiling, cubin=kernels, log=log or config.log)
         yield Segmenter(stack.enter_context(device), config.precision)
 
 

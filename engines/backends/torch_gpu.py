@@ -56,6 +56,9 @@ class TorchCudaSession:
     def close(self) -> None:
         self._module = None
 
+    def another(self) -> TorchCudaSession:
+        raise DeployError(f"{self._name}: PyTorch has no execution contexts")
+
     def run(self, windows: Float32) -> Float32:
         import torch
 

@@ -21,11 +21,13 @@ from engines.gpu import driver, graph
 from engines.gpu.driver import DriverError
 from engines.gpu.found import describe, gpu_info, pycuda, unavailable
 from engines.gpu.kernels import Launch
-from engines.gpu.memory import CudaEvent, CudaMemory, HostBuffer, Kernels, OfGpu
+from engines.gpu.memory import CudaEvent, CudaMemory, CudaStream, HostBuffer, Kernels, OfGpu
+from engines.gpu.thread import OfThread
 from engines.machine.limits import available_memory
 
 __all__ = ["CudaGpu", "GpuMemoryError", "gpu_info", "open_gpu", "unavailable"]
 
+_OWN = 3  # streams: main, up, down
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for what others start on the default stream
 
 
@@ -33,37 +35,7 @@ class GpuMemoryError(DeployError):
     """The GPU has no memory left for this."""
 
 
-class _Use:
-    """The GPU that is open in a thread, and by how many."""
-
-    def __init__(self) -> None:
-        self.gpu: CudaGpu | None = None
-        self.users, self.thread = 0, threading.get_ident()
-
-    def close(self) -> None:
-        """In the thread itself.  In another nothing happens: the GPU is closed when its thread ends."""
-        if threading.get_ident() == self.thread and self.gpu is not None:
-            gpu, self.gpu = self.gpu, None
-            gpu.close()
-
-
-class _End:
-    """Goes with its thread, which pycuda would abort the process for if a context were still open in it."""
-
-    def __init__(self, use: _Use) -> None:
-        self._use = use
-
-    def __del__(self) -> None:
-        self._use.close()
-
-
-class _OfThread(threading.local):
-    def __init__(self) -> None:
-        self.use = _Use()
-        self._end = _End(self.use)
-
-
-_opened = _OfThread()
+_opened = OfThread()
 _lost: list[str] = []  # what broke the primary context of this process, at most one
 
 
@@ -91,7 +63,7 @@ def open_gpu() -> Iterator[CudaGpu]:
 class CudaGpu:
     """The primary context in the thread that opened it.  Every call raises DeployError, GpuLostError once it is lost.
 
-    main: kernels, the engine, and their graphs.  up, down: copies, beside what runs on main.
+    main: kernels, the engine, and their graphs.  up, down: copies, beside what runs on main.  Others: see `beside`.
     """
 
     def __init__(self, cuda: Any) -> None:
@@ -111,16 +83,28 @@ class CudaGpu:
             ) from error
         self._handle = driver.current_context()
         try:
-            self.main, self.up, self.down = (cuda.Stream(_NON_BLOCKING) for _ in range(3))
+            self.main, self.up, self.down = (CudaStream(cuda.Stream(_NON_BLOCKING)) for _ in range(_OWN))
         except cuda.Error as error:
             self._leave()
             raise DeployError(f"GPU {self.info.name}: no stream: {error}; close other programs that use it") from error
+        self._streams = [self.up, self.main, self.down]
         self._probe = self.down.handle  # never recorded, so that it may be asked at any time
 
     @property
     def stream(self) -> int:
         """cudaStream_t of main."""
-        return int(self.main.handle)
+        return self.main.handle
+
+    def beside(self, number: int) -> CudaStream:
+        """One more stream, by its number from 0 on; it stays until the GPU is closed."""
+        with self._errors("making a stream"):
+            while len(self._streams) <= _OWN + number:
+                self._streams.append(CudaStream(self._cuda.Stream(_NON_BLOCKING)))
+        return self._streams[_OWN + number]
+
+    def stream_of(self, handle: int) -> CudaStream:
+        """The one of its streams that has this cudaStream_t."""
+        return next(stream for stream in self._streams if stream.handle == handle)
 
     def allocate(self, size: int) -> CudaMemory:
         """`size` bytes, aligned to 256."""
@@ -152,39 +136,39 @@ class CudaGpu:
     def upload(self, address: int, array: NDArray[np.generic]) -> None:
         """Copy a C-contiguous array to `address`; it may be changed when this returns."""
         with self._errors("copying to the GPU"):
-            self._cuda.memcpy_htod_async(address, array, self.main)
+            self._cuda.memcpy_htod_async(address, array, self.main.stream)
             self._wait(self.main)
 
     def download(self, array: NDArray[np.generic], address: int) -> None:
         """Fill a C-contiguous array from `address`, and wait for it."""
         with self._errors("copying from the GPU"):
-            self._cuda.memcpy_dtoh_async(array, address, self.main)
+            self._cuda.memcpy_dtoh_async(array, address, self.main.stream)
             self._wait(self.main)
 
     def synchronize(self) -> None:
         with self._errors("waiting for the GPU"):
-            for stream in (self.up, self.main, self.down):
+            for stream in self._streams:
                 self._wait(stream)
 
-    def copy_in(self, address: int, array: NDArray[Any], stream: Any) -> None:
+    def copy_in(self, address: int, array: NDArray[Any], stream: CudaStream) -> None:
         """Start copying a C-contiguous array of a host buffer."""
         with self._errors("copying to the GPU"):
-            self._cuda.memcpy_htod_async(address, array, stream)
+            self._cuda.memcpy_htod_async(address, array, stream.stream)
 
-    def copy_out(self, array: NDArray[Any], address: int, stream: Any) -> None:
+    def copy_out(self, array: NDArray[Any], address: int, stream: CudaStream) -> None:
         """Start copying into a C-contiguous array of a host buffer."""
         with self._errors("copying from the GPU"):
-            self._cuda.memcpy_dtoh_async(array, address, stream)
+            self._cuda.memcpy_dtoh_async(array, address, stream.stream)
 
     def copy(self, target: int, source: int, size: int) -> None:
         """Start copying within the GPU, on main."""
         with self._errors("copying on the GPU"):
-            self._cuda.memcpy_dtod_async(target, source, size, self.main)
+            self._cuda.memcpy_dtod_async(target, source, size, self.main.stream)
 
-    def clear(self, address: int, size: int, byte: int = 0) -> None:
-        """Start setting bytes to zero, or to `byte`, on main."""
+    def clear(self, address: int, size: int, stream: CudaStream | None = None) -> None:
+        """Start setting bytes to zero, on main or another stream."""
         with self._errors("clearing memory"):
-            self._cuda.memset_d8_async(address, byte, size, self.main)
+            self._cuda.memset_d8_async(address, 0, size, (stream or self.main).stream)
 
     def load(self, cubin: bytes) -> Kernels:
         """Raises DeployError when the driver refuses the kernels."""
@@ -209,12 +193,13 @@ class CudaGpu:
         with self._errors(f"looking for kernel {name}"):
             kernels.function(name)
 
-    def launch(self, kernels: Kernels, launch: Launch) -> None:
-        """Start a kernel on main."""
+    def launch(self, kernels: Kernels, launch: Launch, stream: CudaStream | None = None) -> None:
+        """Start a kernel, on main or another stream."""
         with self._errors(f"starting kernel {launch.kernel}"):
             function = kernels.function(launch.kernel)
             function(
-                launch.argument, grid=launch.grid, block=launch.block, stream=self.main, shared=launch.shared
+                launch.argument, grid=launch.grid, block=launch.block, stream=(stream or self.main).stream,
+                shared=launch.shared,
             )  # fmt: skip
 
     def event(self, timed: bool = False) -> CudaEvent:
@@ -228,15 +213,15 @@ class CudaGpu:
         self._events.add(event)
         return event
 
-    def mark(self, event: CudaEvent, stream: Any) -> None:
+    def mark(self, event: CudaEvent, stream: CudaStream) -> None:
         """`event` happens when what was started on `stream` so far is done."""
         with self._errors("recording an event"):
-            event.event.record(stream)
+            event.event.record(stream.stream)
 
-    def follow(self, stream: Any, event: CudaEvent) -> None:
+    def follow(self, stream: CudaStream, event: CudaEvent) -> None:
         """What is started on `stream` from now on waits for `event`; the caller does not."""
         with self._errors("waiting for an event"):
-            stream.wait_for_event(event.event)
+            stream.stream.wait_for_event(event.event)
 
     def finish(self, event: CudaEvent) -> None:
         """Wait for `event`, asleep: a core that spins would be missing to who decodes the next image."""
@@ -255,10 +240,10 @@ class CudaGpu:
         recorded.held_in(self._owned)
         return recorded
 
-    def replay(self, recorded: graph.Graph) -> None:
-        """Start a recorded graph on main."""
+    def replay(self, recorded: graph.Graph, stream: CudaStream | None = None) -> None:
+        """Start a recorded graph, on main or another stream."""
         with self._errors("starting a graph"):
-            recorded.launch(self.stream)
+            recorded.launch((stream or self.main).handle)
 
     def close(self) -> None:
         """Free everything.  Never raises after the GPU was lost."""
@@ -269,7 +254,8 @@ class CudaGpu:
                 event.free()
             for spare in self._spare.values():
                 spare.clear()
-            self.main = self.up = self.down = None
+            for stream in self._streams:
+                stream.free()
             self._leave()
 
     @contextmanager
@@ -277,8 +263,8 @@ class CudaGpu:
         """Turns pycuda's errors into ours."""
         if self.lost is not None:
             raise GpuLostError(self.lost)
-        if self.main is None or threading.get_ident() != self._thread:
-            how = "closed" if self.main is None else "opened in another thread"
+        if self.main.stream is None or threading.get_ident() != self._thread:
+            how = "closed" if self.main.stream is None else "opened in another thread"
             raise DeployError(f"GPU {self.info.name}: {doing}: it was {how}; use it inside `with open_gpu()`")
         try:
             yield
@@ -295,9 +281,9 @@ class CudaGpu:
                 ) from error
             raise DeployError(f"GPU {self.info.name}: {doing}: {error}") from error
 
-    def _wait(self, stream: Any) -> None:
+    def _wait(self, stream: CudaStream) -> None:
         event = self.event()
-        event.event.record(stream)
+        event.event.record(stream.stream)
         event.event.synchronize()
 
     def _free(self) -> int:

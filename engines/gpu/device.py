@@ -54,7 +54,6 @@ class CudaDevice:
 
     @parts.setter
     def parts(self, value: bool) -> None:
-        self.launcher.run.flush()
         self.launcher.run.parts = value
 
     @property
@@ -70,6 +69,24 @@ class CudaDevice:
         """``on`` where windows are replayed as a recorded graph, otherwise ``off: `` and why."""
         reason = self.launcher.run.unrecorded()
         return "on" if reason is None else f"off: {reason}"
+
+    @property
+    def contexts(self) -> str:
+        """How many execution contexts take turns: ``2``, ``1``, or ``1: `` and why where two were asked for."""
+        run = self.launcher.run
+        return f"{run.lanes}: {run.one_because}" if run.one_because else str(run.lanes)
+
+    def use_contexts(self, count: int) -> None:
+        """One, or two where the GPU has the memory, and until an image wants that: `contexts` says what is."""
+        self._last = None
+        if count == 1:
+            self.launcher.run.narrow("")
+        else:
+            self.launcher.run.widen()
+
+    def batch_ms(self, batches: int, contexts: int) -> float:
+        """Milliseconds of one batch, where so many are started at once in as many of its contexts."""
+        return self.launcher.run.batch_ms(batches, contexts)
 
     def whole_frame(self, height: int, width: int, confidence: bool) -> CudaFrame | FrameInStrips:
         if self._last != (height, width, confidence):
@@ -91,8 +108,7 @@ class CudaDevice:
         return self.launcher.first_window(image)
 
     def engine_ms(self, image: UInt8) -> float:
-        self.first_window(image)
-        return self.launcher.run.engine_ms()
+        return self.launcher.engine_ms(image)
 
     def close(self) -> None:
         """Free everything.  Does not raise after the GPU was lost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Generic
@@ -15,6 +16,7 @@ from engines.gpu.clock import PartClock
 from engines.gpu.kernels import NOT_FINITE
 from engines.gpu.launcher import Launcher
 from engines.gpu.layout import ARRIVED, STATUS, STRIPS, Plan
+from engines.gpu.memory import CudaEvent
 from engines.gpu.pool import L, Slot
 from engines.tiling import core
 from engines.tiling.core import MESSAGES
@@ -33,6 +35,10 @@ class GpuFrame(Generic[L]):
         self._error: DeployError | None = None
         self._started = 0  # windows
 
+    def needs(self, count: int) -> Iterator[CudaEvent]:
+        """See `engines.gpu.windows.Job`."""
+        raise NotImplementedError
+
     def started(self, count: int) -> None:
         """See `engines.gpu.windows.Job`."""
         raise NotImplementedError
@@ -50,7 +56,7 @@ class GpuFrame(Generic[L]):
         return self._slot
 
     def _take(self, plan: L) -> None:
-        self._slot = self._launcher.pool.take(plan, self)
+        self._slot = self._launcher.take(plan, self)
 
     def _release(self) -> None:
         if self._slot is not None:
@@ -98,6 +104,16 @@ class _Frame(GpuFrame[Plan]):
         super().__init__(launcher, size, confidence)
         self._stitched = 0  # rows of windows
         self._due = [0]  # windows of the rows handed over, before each and in all
+        self._freed: list[tuple[int, CudaEvent]] = []  # the last row of windows that was stitched, and when
+
+    def needs(self, count: int) -> Iterator[CudaEvent]:
+        slot, plan = self._held, self._held.plan
+        first, last = (bisect_right(self._due, self._started + window) - 1 for window in (0, count - 1))
+        for row in range(first, last + 1):
+            yield slot.uploaded[self._strip(row)]
+        reader = plan.reader(last)
+        if reader is not None:
+            yield from [event for stitched, event in self._freed if stitched >= reader][:1]
 
     def started(self, count: int) -> None:
         plan = self._held.plan
@@ -107,6 +123,9 @@ class _Frame(GpuFrame[Plan]):
             self._stitched += 1
         if self._stitched > first:
             self._stitch(first, self._stitched - 1)
+            if self._launcher.run.lanes > 1 and plan.ring < len(plan.steps):
+                self._freed.append((self._stitched - 1, self._gpu.event()))
+                self._gpu.mark(self._freed[-1][1], self._gpu.main)
         if self._launcher.on_window:
             self._launcher.on_window(self._started, plan.windows)
 
@@ -117,12 +136,16 @@ class _Frame(GpuFrame[Plan]):
     def _stitch(self, first: int, last: int) -> None:
         raise NotImplementedError
 
-    def _start(self, step: WindowRow, strip: int, blank: Sequence[bool] | None = None) -> None:
+    def _strip(self, row: int) -> int:
+        """Where the pixels of a row of windows are."""
+        return 0 if self._held.plan.whole else row % STRIPS
+
+    def _start(self, step: WindowRow, blank: Sequence[bool] | None = None) -> None:
         """Hand over the windows of a row, whose pixels are on their way.
 
         Those that are blank are not run.  Logits of 0 stand in for theirs: stitch wants numbers, and nobody looks.
         """
-        places = self._launcher.place(self._held, step, strip)
+        places = self._launcher.place(self._held, step, self._strip(step.index))
         empty = np.array(blank or [False] * len(places))
         for address in places["logits"][empty]:
             self._gpu.clear(int(address), self._launcher.run.window_bytes)
@@ -163,7 +186,7 @@ class CudaFrame(_Frame):
             self._clock = PartClock(self._gpu, launcher.last)
             self._clock.mark("")
             for step in slot.plan.steps:
-                self._start(step, 0)
+                self._start(step)
             if launcher.run.parts:
                 launcher.run.flush()
 
@@ -229,7 +252,7 @@ class CudaStrips(_Frame):
         if self._stitched == self._brought:  # otherwise the time goes on from the row before
             self._clock.mark("")
         self._brought += 1
-        self._start(step, strip, self._blank(step))
+        self._start(step, self._blank(step))
         if self._launcher.run.parts:
             self._launcher.run.flush()
 

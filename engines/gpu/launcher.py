@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from engines.contract import DeviceSession, Float32, Log, UInt8
 from engines.errors import DeployError
 from engines.gpu import kernels
-from engines.gpu.context import CudaGpu
+from engines.gpu.context import CudaGpu, GpuMemoryError
 from engines.gpu.host_copies import DTYPES
-from engines.gpu.layout import Plan
+from engines.gpu.layout import MemoryLayout, Plan
 from engines.gpu.memory import CudaEvent, CudaMemory
-from engines.gpu.pool import IN_FLIGHT, Pool, Slot
-from engines.gpu.windows import Windows
+from engines.gpu.pool import IN_FLIGHT, L, Pool, Slot
+from engines.gpu.windows import Place, Windows
 from engines.spec import THRESHOLD, ModelSpec
 from engines.tiling import core
 from engines.tiling.device import Timings
 from engines.tiling.placement import Tiling, WindowRow
+
+T = TypeVar("T")
+MEMORY = "an image wanted the memory of the second"
 
 
 class Launcher:
@@ -56,18 +59,36 @@ class Launcher:
 
     def plan(self, size: tuple[int, int], pixel: int, confidence: bool, whole: bool) -> Plan:
         return Plan.of(
-            self.tiling, size=size, pixel=pixel, confidence=confidence, whole=whole, batch=self.run.batch,
+            self.tiling, size=size, pixel=pixel, confidence=confidence, whole=whole, ahead=self.run.ahead,
             window_bytes=self.run.window_bytes, shared=self.gpu.info.integrated, staged=self.staged,
         )  # fmt: skip
 
     def whole(self, plan: Plan) -> bool:
         """Whether images are held as a whole: as many as are under way at once must fit."""
-        return self.pool.most(plan) >= IN_FLIGHT
+        return self.most(plan) >= IN_FLIGHT
+
+    def most(self, plan: MemoryLayout) -> int:
+        """How many such frames may be under way at once.  A second lane goes where it stands in the way of two."""
+        found, run = self.pool.most(plan), self.run
+        if found < IN_FLIGHT and run.lanes > 1 and self.pool.most(plan, run.beside_bytes) > found:
+            run.narrow(MEMORY)
+            found = self.pool.most(plan)
+        return found
+
+    def take(self, plan: L, owner: object) -> Slot[L]:
+        """See `Pool.take`.  A second lane goes where there is no memory otherwise."""
+        try:
+            return self.pool.take(plan, owner)
+        except GpuMemoryError:
+            if self.run.lanes == 1:
+                raise
+        self.run.narrow(MEMORY)
+        return self.pool.take(plan, owner)
 
     def in_flight(self, plan: Plan) -> int:
-        """How many frames are under way at once: two, or as many as fill a batch at work and one to come."""
-        wanted = -(-2 * self.run.batch // plan.windows)
-        return IN_FLIGHT if wanted <= IN_FLIGHT else max(IN_FLIGHT, min(wanted, self.pool.most(plan)))
+        """How many frames are under way at once: two, or as many as fill the batches at work and one to come."""
+        wanted = -(-(self.run.ahead + self.run.batch) // plan.windows)
+        return IN_FLIGHT if wanted <= IN_FLIGHT else max(IN_FLIGHT, min(wanted, self.most(plan)))
 
     def place(self, slot: Slot[Plan], step: WindowRow, strip: int) -> Any:
         """Records of the windows of a row, whose pixels are in `strip`."""
@@ -110,13 +131,21 @@ class Launcher:
 
     def first_window(self, image: UInt8) -> Float32:
         """What `Device.first_window` promises."""
+        return self._of_first(image, self.run.first)
+
+    def engine_ms(self, image: UInt8) -> float:
+        """What `Device.engine_ms` promises."""
+        return self._of_first(image, self.run.engine_ms)
+
+    def _of_first(self, image: UInt8, work: Callable[[Place], T]) -> T:
+        """What `work` finds for the window at the top left."""
         rows = image[: self.run.size[0]]
         strip = self.gpu.allocate(rows.nbytes)
         try:
             self.gpu.upload(strip.address, rows.copy())
             channels = image.shape[2]
             strides = (channels * image.shape[1], channels, 1)
-            return self.run.first(
+            return work(
                 kernels.place(
                     strip.address, (image.shape[0], image.shape[1]), strides, 0, [0], self.run.size, logits=[0],
                     arrived=0, margin=self.tiling.margin,

@@ -87,10 +87,10 @@ class Plan(MemoryLayout):
 
     @classmethod
     def of(
-        cls, tiling: Tiling, size: tuple[int, int], pixel: int, confidence: bool, whole: bool, batch: int,
+        cls, tiling: Tiling, size: tuple[int, int], pixel: int, confidence: bool, whole: bool, ahead: int,
         window_bytes: int, shared: bool, staged: bool,
     ) -> Plan:  # fmt: skip
-        """size: (height, width) of the image.  batch: windows per run of the engine.  window_bytes: logits of one.
+        """size: (height, width) of the image.  ahead: windows at work at once.  window_bytes: logits of one.
 
         shared: the GPU uses the host's memory in place, so that what comes back needs no copy.  staged: nevertheless
         the image gets one, because the GPU does not cache that memory and windows overlap.
@@ -98,8 +98,8 @@ class Plan(MemoryLayout):
         height, width = size
         steps = _steps(tiling, height, width)
         columns = len(steps[0].lefts)
-        # A batch may end some rows further on, whose logits must not fall on those that are still to be stitched.
-        ring = min(max(len(step.held) for step in steps) + -(-(batch - 1) // columns), len(steps))
+        # Batches at work may end some rows further on, whose logits must not fall on those still to be stitched.
+        ring = min(max(len(step.held) for step in steps) + -(-(ahead - 1) // columns), len(steps))
         times = 1 if whole else STRIPS
         image_rows = height if whole else min(tiling.window_h, height)
         label_rows = height if whole else max(end - start for start, end in (step.rows for step in steps))
@@ -120,6 +120,13 @@ class Plan(MemoryLayout):
     def first_row(self, step: WindowRow) -> int:
         """Of the image, the first that is held while `step` runs: as many follow as the image's region has."""
         return max(0, min(step.top - self.above, self.height - self.regions["image"].shape[1]))
+
+    def reader(self, row: int) -> int | None:
+        """The last row of windows whose stitching reads the logits that those of `row` fall on, or None."""
+        over = row - self.ring
+        if over < 0:
+            return None
+        return max(step.index for step in self.steps[over : over + self.ring] if step.held.start <= over)
 
     @property
     def columns(self) -> int:

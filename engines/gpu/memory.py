@@ -82,6 +82,19 @@ class CudaEvent:
         self.event = None
 
 
+class CudaStream:
+    """Work in an order, until the GPU is closed, whoever holds it: an error's traceback may for longer.
+
+    handle: its cudaStream_t.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.handle = stream, int(stream.handle)
+
+    def free(self) -> None:
+        self.stream = None
+
+
 class Kernels(OfGpu):
     """The functions of a loaded cubin."""
 

@@ -85,16 +85,16 @@ class Slot(Generic[L]):
         return self.addresses[name] + strip * (region.bytes // region.shape[0])
 
     def upload(self, strip: int, rows: int) -> None:
-        """Start bringing the first `rows` of a strip of the image to the kernels, which wait for it.
+        """Start bringing the first `rows` of a strip of the image to the kernels, which wait for it: `uploaded`.
 
         Until they ran the status says so.
         """
         self.arrays["status"][strip] = NOT_RUN
+        self.gpu.clear(self.address("status", strip), 8, self.gpu.up)
         if self.plan.regions["image"].device is not None:
             self.gpu.copy_in(self.address("image", strip), self.arrays["image"][strip, :rows], self.gpu.up)
-            self.gpu.mark(self.uploaded[strip], self.gpu.up)
-            self.gpu.follow(self.gpu.main, self.uploaded[strip])
-        self.gpu.clear(self.address("status", strip), 8)
+        self.gpu.mark(self.uploaded[strip], self.gpu.up)
+        self.gpu.follow(self.gpu.main, self.uploaded[strip])
 
     def download(self, strip: int, rows: int) -> None:
         """Start bringing the first `rows` of the result, and the status, back; `done` happens when they are there."""
@@ -127,12 +127,12 @@ class Pool:
         self.busy: list[Slot[Any]] = []
         self.idle: list[Blocks] = []  # oldest first
 
-    def most(self, plan: MemoryLayout) -> int:
-        """How many such frames may be under way at once."""
+    def most(self, plan: MemoryLayout, more: int = 0) -> int:
+        """How many such frames may be under way at once.  more: bytes of the GPU, as if they were free, too."""
         self._reclaim()
         shared = self._gpu.info.integrated
         device = sum(blocks.bytes if shared else blocks.device.size for blocks in self._blocks())
-        device += self._gpu.free_memory()
+        device += self._gpu.free_memory() + more
         available = available_memory()
         host = (host_memory() if available is None else available) + self._locked(self._blocks())
         wanted = plan.bytes if shared else plan.device

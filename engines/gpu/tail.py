@@ -57,7 +57,7 @@ class GpuTail:
             )
         self.output = Tensor("logits", (windows, shape.classes, shape.height, shape.width), "fp32")
         self._held: list[CudaMemory] = []
-        self._host = HostRun(gpu, self)
+        self._cubin, self._host = cubin, HostRun(gpu, self)
         self._kernels = gpu.load(cubin)
         try:
             self._maps = self._room(total * DTYPES[maps.dtype].itemsize)
@@ -81,7 +81,11 @@ class GpuTail:
         launch = tail(
             self._tail.shape, dtype, self._maps, weights=self._weights, logits=target, windows=windows
         )  # fmt: skip
-        self._gpu.launch(self._kernels, launch)  # in the order of the GPU's main stream, which `stream` is
+        self._gpu.launch(self._kernels, launch, self._gpu.stream_of(stream))
+
+    def another(self) -> GpuTail:
+        """With maps and weights of its own: the weights of a tail are a few hundred kilobytes."""
+        return _Beside(self._gpu, self._engine.another(), self._tail, self._cubin)
 
     def run(self, windows: Float32) -> Float32:
         return self._host.run(windows)
@@ -111,3 +115,18 @@ class GpuTail:
         if array.size:
             self._gpu.upload(address, array)
         return address
+
+
+class _Beside(GpuTail):
+    """Has its engine's context to itself, and closes it."""
+
+    def __init__(self, gpu: CudaGpu, engine: DeviceSession, tail: Tail, cubin: bytes) -> None:
+        try:
+            super().__init__(gpu, engine, tail, cubin)
+        except BaseException:
+            engine.close()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        self._engine.close()

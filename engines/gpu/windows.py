@@ -2,12 +2,15 @@
 
 The graph reads and writes fixed memory: an engine's input, its output, and a small buffer of places, which says of each
 window where its pixels lie and where its logits go.  So it serves every image size, strips, and batches of many images.
+
+Where a second execution context is there, batches take turns in two lanes, each with a stream, fixed memory and a graph
+of its own.  Two rules order them: a batch waits for what its jobs say that their windows need, and main, where all else
+runs, comes after every batch that was started.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any, Protocol
 
@@ -15,22 +18,25 @@ import numpy as np
 
 from engines.contract import DeviceSession, Float32, Log
 from engines.errors import DeployError, GpuLostError
-from engines.gpu import kernels
 from engines.gpu.context import CudaGpu
-from engines.gpu.graph import CaptureRefusedError, Graph, missing
+from engines.gpu.graph import CaptureRefusedError, missing
 from engines.gpu.host_copies import DTYPES
-from engines.gpu.memory import CudaEvent, CudaMemory, Kernels
+from engines.gpu.lane import Lane
+from engines.gpu.memory import CudaEvent, Kernels
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 
-RING = 4096  # places on their way to the GPU at most
+Place = np.ndarray[Any, np.dtype[np.void]]
 
 
 class Job(Protocol):
     """Who windows are run for."""
 
+    def needs(self, count: int) -> Iterable[CudaEvent]:
+        """What its next `count` windows wait for: their pixels, and that nobody reads the logits that were there."""
+
     def started(self, count: int) -> None:
-        """So many more of its windows, in the order of `add`, have been started on main."""
+        """So many more of its windows, in the order of `add`, have been started; main comes after them."""
 
     def failed(self, error: DeployError) -> None:
         """Some of its windows could not be started, and none after them will be."""
@@ -40,47 +46,86 @@ class Job(Protocol):
 
 
 class Windows:
-    """One execution context with its fixed memory.  batch: windows per run.  window_bytes: the logits of one.
+    """batch: windows per run.  window_bytes: the logits of one.  ahead: windows that may be at work at once.
 
-    parts: start the parts one by one, and tell the job.  log: told (``graph``, why) when nothing can be recorded.
+    one_because: why there is one lane where two were asked for, or "".  beside_bytes: of the GPU, that the second took.
+    log: told (``graph``, why) when nothing can be recorded, (``contexts``, why) where there is one for two.
     """
 
     def __init__(
         self, gpu: CudaGpu, session: DeviceSession, spec: ModelSpec, tiling: Tiling, code: Kernels, log: Log
     ) -> None:  # fmt: skip
-        self.gpu, self._session, self._code, self._log = gpu, session, code, log
+        self.gpu, self._session, self._log = gpu, session, log
         source, target = session.input, session.output
         self.batch, self.size = source.shape[0], (source.shape[2], source.shape[3])
-        self._elements = prod(target.shape[1:])
-        self.window_bytes = self._elements * DTYPES[target.dtype].itemsize
-        self.parts = False
+        self.window_bytes = prod(target.shape[1:]) * DTYPES[target.dtype].itemsize
+        self.one_because, self.beside_bytes = "", 0
+        self._parts = False
         self._no_graph = missing()
         if self._no_graph:
             log("graph", f"windows are not recorded: {self._no_graph}")
-        self._graph: Graph | None = None
-        self._alone: Graph | None = None  # the engine without gather and scatter
         self._pending: list[tuple[Any, Job]] = []
-        self._launched = 0
-        self._held: list[CudaMemory] = []
-        self._turns = max(2, RING // self.batch // 2 * 2)
-        self._copied: list[CudaEvent] = []  # of each half of the ring, when all was copied
-        try:
-            self._source = self._zeros(prod(source.shape) * DTYPES[source.dtype].itemsize)
-            self._target = self._zeros(self.batch * self.window_bytes)
-            self._places = self._zeros(self.batch * kernels.PLACE.itemsize)
-            self._buffer = gpu.host_buffer((self._turns * self.batch * kernels.PLACE.itemsize,), np.uint8)
-            self._ring = self._buffer.array.view(kernels.PLACE).reshape(self._turns, self.batch)
-            self._copied = [gpu.event(), gpu.event()]
-        except BaseException:
-            self.close()
-            raise
-        self._gather = kernels.gather(
-            self._places, self.batch, self.size, spec.mean, spec.std, spec.order, padding=tiling.padding,
-            out=self._source, dtype=DTYPES[source.dtype].name,
-        )  # fmt: skip
-        self._scatter = kernels.scatter(
-            self._places, self.batch, self._target, self._elements, DTYPES[target.dtype].name
+        self._turn = 0
+        self._make: Callable[[DeviceSession, bool], Lane] = lambda session, own: Lane(
+            gpu, session, spec=spec, tiling=tiling, code=code, own=own
         )
+        self._alone: Lane | None = None  # for the engine without gather and scatter
+        self._lanes = [self._make(session, False)]
+
+    @property
+    def lanes(self) -> int:
+        return len(self._lanes)
+
+    @property
+    def ahead(self) -> int:
+        return self.batch * self.lanes
+
+    @property
+    def parts(self) -> bool:
+        """Start the parts one by one, on main, and tell the job."""
+        return self._parts
+
+    @parts.setter
+    def parts(self, value: bool) -> None:
+        self.flush()
+        if self.lanes > 1:
+            self.gpu.synchronize()
+        self._parts = value
+
+    def widen(self) -> None:
+        """A second lane.  Where it is refused `one_because` says why, and so does the log.  Raises GpuLostError."""
+        if self.lanes > 1:
+            return
+        self.flush()
+        free = self.gpu.free_memory()
+        try:
+            session = self._session.another()
+            try:
+                self._lanes.append(self._make(session, True))
+            except BaseException:
+                session.close()
+                raise
+            for number, lane in enumerate(self._lanes):
+                lane.stream = self.gpu.beside(number)
+            self.one_because, self.beside_bytes = "", max(0, free - self.gpu.free_memory())
+        except GpuLostError:
+            raise
+        except DeployError as error:
+            self.narrow(str(error))
+        self.gpu.synchronize()
+
+    def narrow(self, reason: str) -> None:
+        """One lane, and nothing for the engine alone.  reason: for the log, "" for none."""
+        self.flush()
+        self.gpu.synchronize()
+        for lane in filter(None, (*self._lanes[1:], self._alone)):
+            lane.close()
+        self._alone = None
+        del self._lanes[1:]
+        self._lanes[0].stream = self.gpu.main
+        self.one_because, self.beside_bytes = reason, 0
+        if reason:
+            self._log("contexts", f"one execution context, not two: {reason}")
 
     def unrecorded(self) -> str | None:
         """Why windows are not replayed as a graph, None where they are."""
@@ -105,47 +150,66 @@ class Windows:
         """Forget what waits of it."""
         self._pending = [each for each in self._pending if each[1] is not job]
 
-    def first(self, place: np.ndarray[Any, np.dtype[np.void]]) -> Float32:
+    def first(self, place: Place) -> Float32:
         """The engine's input, gathered of one place: (N, C, h, w) float32."""
         self.flush()
-        self._send(list(place))
-        self.gpu.launch(self._code, self._gather)
-        windows = np.empty(self._session.input.shape, DTYPES[self._session.input.dtype])
-        self.gpu.download(windows, self._source)
-        widened: Float32 = windows.astype(np.float32)
-        return widened
+        return self._lanes[0].gathered(place)
 
-    def engine_ms(self) -> float:
-        """Of one run of the engine alone on what was gathered last, by events, as a graph where it can be recorded."""
-        if self._alone is None and self.unrecorded() is None:
-            with suppress(CaptureRefusedError):
-                self._enqueue()
-                self.gpu.synchronize()
-                self._alone = self.gpu.record(self._enqueue)
+    def engine_ms(self, place: Place) -> float:
+        """Of one run of the engine alone on a window, by events; where it can be, a graph of a context of its own."""
+        self.flush()
+        lane = self._lane_alone(place)
         start, end = self.gpu.event(timed=True), self.gpu.event(timed=True)
         for _ in range(2):  # what an engine sets up first is not timed
             self.gpu.mark(start, self.gpu.main)
-            if self._alone is None:
-                self._enqueue()
+            if lane is self._alone:
+                lane.replay(self.gpu.main)
             else:
-                self.gpu.replay(self._alone)
+                lane.enqueue(self.gpu.main)
             self.gpu.mark(end, self.gpu.main)
         self.gpu.finish(end)
         return 1e3 * self.gpu.seconds(start, end)
 
+    def batch_ms(self, batches: int, lanes: int) -> float:
+        """Of one batch where so many are started at once in as many of the lanes, by events.
+
+        They are of no windows, which the engine takes as long for.
+        """
+        self.flush()
+        for lane in self._lanes:
+            self._prepare(lane)
+        start, end = self.gpu.event(timed=True), self.gpu.event(timed=True)
+        self.gpu.mark(start, self.gpu.main)
+        for turn in range(batches):
+            self._run(self._lanes[turn % lanes], [], [start], ())
+        self.gpu.mark(end, self.gpu.main)
+        self.gpu.finish(end)
+        return 1e3 * self.gpu.seconds(start, end) / batches
+
     def close(self) -> None:
         """Free everything, once what was started is done.  Does not raise after the GPU was lost."""
         self._pending.clear()
-        with suppress(DeployError):
-            self.gpu.synchronize()
-        for graph in filter(None, (self._graph, self._alone)):
-            graph.free()
-        self._graph = self._alone = None
-        self._copied.clear()
-        while self._held:
-            self._held.pop().free()
-        if hasattr(self, "_buffer"):
-            self._buffer.free()
+        for lane in filter(None, (self._alone, *reversed(self._lanes))):
+            lane.close()
+        self._alone = None
+        self._lanes.clear()
+
+    def _lane_alone(self, place: Place) -> Lane:
+        """With `place` gathered.  The graph that serves frames has its context to itself, as NVIDIA's guide has it."""
+        if self._alone is None and self.unrecorded() is None:
+            try:
+                self._alone = self._make(self._session.another(), True)
+                self._alone.record_alone(place)
+            except GpuLostError:
+                raise
+            except DeployError as error:
+                if self._alone is not None:
+                    self._alone.close()
+                self._alone = None
+                self._log("contexts", f"the engine alone is timed without a graph: {error}")
+        lane = self._alone or self._lanes[0]
+        lane.gathered(place)
+        return lane
 
     def _launch(self) -> None:
         some, self._pending = self._pending[: self.batch], self._pending[self.batch :]
@@ -153,9 +217,10 @@ class Windows:
         for _, job in some:
             jobs[id(job)] = job, jobs.get(id(job), (job, 0))[1] + 1
         try:
-            self._prepare()
-            self._send([place for place, _ in some])
-            self._start([job for job, _ in jobs.values()])
+            needs = [event for job, count in jobs.values() for event in job.needs(count)] if self.lanes > 1 else []
+            lane = self._lanes[0 if self.parts else self._turn % self.lanes]
+            self._turn += 1
+            self._run(lane, [place for place, _ in some], needs, [job for job, _ in jobs.values()])
         except DeployError as error:
             for job, _ in jobs.values():
                 self._give_up(job, error)
@@ -174,61 +239,32 @@ class Windows:
         self.drop(job)
         job.failed(error)
 
-    def _prepare(self) -> None:
-        """Before the first batch: an engine that has run once is recorded."""
-        if self._graph is not None or self.unrecorded() is not None:
+    def _run(self, lane: Lane, places: Sequence[Any], needs: Iterable[CudaEvent], jobs: Sequence[Job]) -> None:
+        """Start a batch."""
+        self._prepare(lane)
+        stream = self.gpu.main if self.parts else lane.stream
+        if stream is not self.gpu.main:
+            for event in dict.fromkeys(needs):
+                self.gpu.follow(stream, event)
+        lane.send(places, stream)
+        if lane.recorded and not self.parts:
+            lane.replay(stream)
+        else:
+            lane.start_parts(stream, lambda part: self._told(part, jobs))
+        if stream is not self.gpu.main:
+            self.gpu.mark(lane.done, stream)
+            self.gpu.follow(self.gpu.main, lane.done)
+
+    def _told(self, part: str, jobs: Sequence[Job]) -> None:
+        for job in jobs if self.parts else ():
+            job.mark(part)
+
+    def _prepare(self, lane: Lane) -> None:
+        """Before its first batch: an engine that has run once is recorded."""
+        if lane.recorded or self.unrecorded() is not None:
             return
-        self._send([])  # places of nothing
-        self._start_parts([])
-        self.gpu.synchronize()
         try:
-            self._graph = self.gpu.record(lambda: self._start_parts([], recording=True))
+            lane.record()
         except CaptureRefusedError as error:
             self._no_graph = str(error)
             self._log("graph", f"windows are not recorded: {error}")
-
-    def _send(self, places: Sequence[Any]) -> None:
-        """Start bringing places to the GPU.  The ring is written again only once it was copied."""
-        turn, half = self._launched % self._turns, self._turns // 2
-        if turn % half == 0 and self._launched >= self._turns:
-            self.gpu.finish(self._copied[turn // half])
-        row = self._ring[turn]
-        row[:] = np.zeros((), kernels.PLACE)
-        for index, place in enumerate(places):
-            row[index] = place
-        self.gpu.copy_in(self._places, row, self.gpu.main)
-        self._launched += 1
-        if (turn + 1) % half == 0:
-            self.gpu.mark(self._copied[turn // half], self.gpu.main)
-
-    def _start(self, jobs: Sequence[Job]) -> None:
-        if self._graph is None or self.parts:
-            self._start_parts(jobs)
-        else:
-            self.gpu.replay(self._graph)
-
-    def _start_parts(self, jobs: Sequence[Job], recording: bool = False) -> None:
-        timed = jobs if self.parts else ()
-        self.gpu.launch(self._code, self._gather)
-        for job in timed:
-            job.mark("gather")
-        self._enqueue(recording)
-        self.gpu.launch(self._code, self._scatter)
-        for job in timed:
-            job.mark("engine")
-
-    def _enqueue(self, recording: bool = False) -> None:
-        try:
-            self._session.enqueue(self._source, self._target, self.gpu.stream)
-        except GpuLostError:
-            raise
-        except DeployError:
-            if not recording:
-                self.gpu.synchronize()  # a lost context is told as such, whatever the SDK says
-            raise
-
-    def _zeros(self, size: int) -> int:
-        memory = self.gpu.allocate(size)
-        self._held.append(memory)
-        self.gpu.clear(memory.address, size)
-        return memory.address

@@ -179,8 +179,8 @@ def bench(bundle: Path, image: UInt8 | None, size: tuple[int, int] | None, round
     timing = Timing.of(taken.frames, taken.split)
     in_force = {**settings(), "precision": opened.precision, "backend": opened.backend, "sdk": opened.sdk,
                 "device": opened.device, "threads": opened.threads, "rounds": rounds, "warmup": warmup,
-                "runs_on": on.name, "graph": on.graph, "transfers": on.transfers, "in_flight": on.in_flight,
-                "gpu_memory": on.memory, "batch": manifest.batch,
+                "runs_on": on.name, "graph": on.graph, "contexts": on.contexts,
+                "transfers": on.transfers, "in_flight": on.in_flight, "gpu_memory": on.memory, "batch": manifest.batch,
                 "before": taken.before, "after": taken.after}  # fmt: skip
     return BenchReport(
         str(bundle), manifest_sha256=file_sha256(bundle / MANIFEST), settings=in_force,
@@ -245,7 +245,7 @@ def _on_gpu(on: OnDevice, fingerprint: str) -> bool:
 def _say_conditions(force: dict[str, Any]) -> list[str]:
     """How the device was driven, and what it ran at: nothing on a CPU, whose settings are said already."""
     driven = [f"runs on {force['runs_on']}", f"batch {force['batch']}", f"graph {force['graph']}",
-              f"transfers {force['transfers']}"]  # fmt: skip
+              f"execution contexts {force['contexts']}", f"transfers {force['transfers']}"]  # fmt: skip
     lines = [] if force["runs_on"] == "host" else [f"{'device':10}{', '.join(driven)}"]
     before, after = say(force["before"]), say(force["after"])
     if before or after:

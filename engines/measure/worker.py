@@ -63,7 +63,7 @@ class OnDevice:
     """What the segmenter runs on, and how.  name: ``host`` or ``cuda``.  in_flight: frames under way at once.
 
     graph: ``on``, or ``off: `` and why.  transfers: ``pinned`` or ``mapped``.  Both are empty on the host.
-    memory: bytes of the GPU in use, by all programs; None on the host.
+    memory: bytes of the GPU in use, by all programs; None on the host.  contexts: how many take turns.
     """
 
     name: str
@@ -71,6 +71,7 @@ class OnDevice:
     graph: str
     transfers: str
     memory: int | None = None
+    contexts: str = ""
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ class _Served:
         device = self._segmenter.device
         found = OnDevice(
             device.name, in_flight=device.in_flight, graph=device.graph, transfers=device.transfers,
-            memory=device.memory,
+            memory=device.memory, contexts=device.contexts,
         )  # fmt: skip
         return asdict(found)
 

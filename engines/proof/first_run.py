@@ -6,7 +6,6 @@ or another driver.  What was found is written into the manifest, so that it is d
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from typing import cast
@@ -15,6 +14,7 @@ from engines.bundle import GOLDEN, KERNELS, RUNTIME_CACHE, Bundle, Manifest
 from engines.contract import Backend, DeviceSession, Log
 from engines.errors import GateError
 from engines.proof.agreement import GATES, Agreement, Gate
+from engines.proof.contexts import measure
 from engines.proof.golden import Golden
 from engines.proof.record import record
 from engines.proof.replay import replayed
@@ -24,36 +24,58 @@ from engines.segmenter import Segmenter
 ENGINE_STEPS = ("engine", "tiled mask", STRESS, "replayed frame")  # of a manifest's verification: what a device proves
 
 
-def prover(log: Log) -> Callable[[Bundle, Backend, Segmenter, bytes], Manifest]:
-    """What `open_segmenter` asks about an engine that is not proven here.
+class Prover:
+    """What `open_segmenter` asks about an engine that is not proven here, or of which is not known how many execution
+    contexts serve it best.
 
-    It returns the manifest that says where it is now.  Raises GateError where the engine is not what the checkpoint
-    computes, and DeployError where the bundle has no proof to hold it to.
+    It returns the manifest that says so now.  Raises GateError where the engine is not what the checkpoint computes,
+    and DeployError where the bundle has no proof to hold it to.
     """
 
-    def prove(bundle: Bundle, backend: Backend, segmenter: Segmenter, kernels: bytes) -> Manifest:
-        manifest, here = bundle.manifest, (backend.version(), backend.device())
-        golden, gate = Golden.load(bundle.read(GOLDEN)), gate_of(bundle)
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def __call__(self, bundle: Bundle, backend: Backend, segmenter: Segmenter, kernels: bytes) -> Manifest:
+        old, here = bundle.manifest, (backend.version(), backend.device())
+        golden, found, files = Golden.load(bundle.read(GOLDEN)), old, dict[str, bytes]()
+        said: list[tuple[str, str]] = []
+        if here not in old.proven_on:
+            found, agreements = self._proven(bundle, segmenter, golden, here)
+            agreed = "; ".join(f"{one.step}: {one}" for one in agreements)
+            said.append(("verify", f"first time on {here[1]}: {agreed}"))
+            files = {KERNELS: kernels, **compiled_here(segmenter)}
+            files = {name: content for name, content in files.items() if name not in old.files}  # may be read now
+            digests = {name: sha256(content).hexdigest() for name, content in files.items()}
+            found = replace(found, files={**old.files, **digests})
+        if found.contexts_on(*here) is None:
+            contexts = measure(segmenter, golden.image)
+            said.append(("contexts", str(contexts)))
+            found = found.with_contexts(*here, contexts.to_json())
+        reason = record(bundle.folder, old, found, files)
+        kept = "recorded in the bundle" if reason is None else f"not recorded ({reason}): done again each time"
+        for step, text in said:
+            self.log(step, f"{text}; {kept}")
+        return found
+
+    def _proven(
+        self, bundle: Bundle, segmenter: Segmenter, golden: Golden, here: tuple[str, str]
+    ) -> tuple[Manifest, list[Agreement]]:
+        manifest = bundle.manifest
         try:
-            agreements = proof(golden, segmenter, gate, manifest.precision)
+            agreements = proof(golden, segmenter, gate_of(bundle), manifest.precision)
         except GateError as error:
             raise GateError(
                 f"bundle {bundle.folder}: not verified before with {here[0]} on {here[1]}, and not what the checkpoint "
                 f"computes: {error}; build it here: deploy.py build-engine {bundle.folder} -o NEW"
             ) from error
         kept = [step for step in manifest.verification if step["step"] not in ENGINE_STEPS]
-        proven = (*manifest.proven_on, here)
-        found = replace(manifest, verification=(*kept, *(one.to_json() for one in agreements)), proven=proven)
-        new = {KERNELS: kernels, **compiled_here(segmenter)}
-        new = {name: content for name, content in new.items() if name not in manifest.files}  # others may be read now
-        digests = {name: sha256(content).hexdigest() for name, content in new.items()}
-        found = replace(found, files={**manifest.files, **digests})
-        reason = record(bundle.folder, manifest, found, new)
-        kept_where = "recorded in the bundle" if reason is None else f"not recorded ({reason}): done again each time"
-        log("verify", f"first time on {here[1]}: {'; '.join(f'{one.step}: {one}' for one in agreements)}; {kept_where}")
-        return found
+        verification = (*kept, *(one.to_json() for one in agreements))
+        return replace(manifest, verification=verification, proven=(*manifest.proven_on, here)), agreements
 
-    return prove
+
+def prover(log: Log) -> Prover:
+    """log: told (``verify``, how well it agrees) and (``contexts``, how many, and why)."""
+    return Prover(log)
 
 
 def proof(golden: Golden, segmenter: Segmenter, gate: Gate, precision: str) -> list[Agreement]:

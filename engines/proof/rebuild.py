@@ -179,5 +179,6 @@ def describe(manifest: Manifest, backend: Backend, agreements: Sequence[Agreemen
         verification=(*kept, *(agreement.to_json() for agreement in agreements)),
         proven=() if backend.only_builds() else (here,),
         costs={},
+        contexts={},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

@@ -167,6 +167,7 @@ class RunReport:
 
     lost: why nothing after the last of `images` could run, or None.  rasters, videos: those among the inputs.
     existing: how many were left out because their masks were there.  totals: of all images, also those not listed.
+    contexts: how many execution contexts took turns on a GPU in the end, ``1: `` and why where two were wanted.
     """
 
     images: list[ImageReport] = field(default_factory=list)
@@ -179,6 +180,7 @@ class RunReport:
     existing: int = 0
     videos: list[VideoReport] = field(default_factory=list)
     totals: ImageTotals = field(default_factory=ImageTotals)
+    contexts: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -226,6 +228,7 @@ class RunReport:
             report.notes += each["notes"]
             report.existing += each["existing"]
             report.lost = report.lost or each["lost"]
+            report.contexts = max(report.contexts, each["contexts"], key=len)
             report.seconds = max(report.seconds, each["seconds"])
             report.videos += [VideoReport(**video) for video in each["videos"]]
         report.rasters = joined([RasterReport(**raster) for each in found for raster in each["rasters"]])

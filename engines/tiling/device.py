@@ -123,6 +123,10 @@ class Device(Protocol):
         """``on`` where frames like the last one are replayed as graphs, or ``off: `` and why; empty on the host."""
 
     @property
+    def contexts(self) -> str:
+        """How many execution contexts take turns, ``1: `` and why where two were wanted; empty on the host."""
+
+    @property
     def transfers(self) -> str:
         """How images and masks come and go: ``pinned`` or ``mapped``; empty on the host."""
 

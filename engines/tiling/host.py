@@ -27,7 +27,7 @@ class HostDevice:
     """
 
     name = "host"
-    graph = transfers = ""
+    graph = transfers = contexts = ""
     parts = True
     memory = None
 

@@ -75,7 +75,7 @@ class ViewsDevice(DeviceOfViews):
 
     in_flight = 1
     parts = True
-    graph = transfers = ""
+    graph = transfers = contexts = ""
 
     def __init__(self, inner: Device, views: ImageViews, threads: int = 0) -> None:
         super().__init__(inner, views, threads)

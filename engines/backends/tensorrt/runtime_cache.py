@@ -12,7 +12,7 @@ from typing import Any
 
 
 class CompiledAtRunTime:
-    """The cache of one execution context.  given: b"", or what `found` was in another process.
+    """The cache of one engine.  given: b"", or what `found` was in another process.
 
     TensorRT itself compiles all when it builds, and has no such thing.
     """
@@ -25,12 +25,18 @@ class CompiledAtRunTime:
         self._taken = False
 
     def context_of(self, engine: Any) -> Any:
-        """An execution context, None where the SDK makes none.  The GPU's context must be current."""
+        """An execution context, None where the SDK makes none.  The GPU's context must be current.
+
+        All of one engine have one cache, so that for the second nothing is compiled.
+        """
         if not self._has:
             return engine.create_execution_context()
+        if self._settings is not None:
+            return engine.create_execution_context(self._settings)
         self._settings = engine.create_runtime_config()
         self._cache = None if self._settings is None else self._settings.create_runtime_cache()
         if self._cache is None:
+            self._settings = None
             return None
         self._taken = bool(self._given) and bool(self._cache.deserialize(self._given))
         if not self._settings.set_runtime_cache(self._cache):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,62 @@ from engines.gpu.host_copies import DTYPES, HostRun
 _DTYPES = {"FLOAT": "fp32", "HALF": "fp16"}
 
 
-class TensorRTSession:
-    """One engine with one execution context.  engines.contract.DeviceSession.
+class _Context:
+    """An execution context, by the tensors of its engine.  engines.contract.DeviceSession, but for `another`."""
+
+    _title: str
+    _gpu: CudaGpu
+    _places: dict[str, int]
+    _host: HostRun
+    input: Tensor
+    output: Tensor
+    context: Any
+    logger: Any
+
+    @property
+    def capturable(self) -> bool:
+        """TensorRT's engines of fixed shapes can be recorded; TensorRT-RTX is asked."""
+        ask = getattr(self.context, "is_stream_capturable", None)
+        return True if ask is None else bool(ask(self._gpu.stream))
+
+    def enqueue(self, source: int, target: int, stream: int) -> None:
+        for name, address in ((self.input.name, source), *((name, target + at) for name, at in self._places.items())):
+            if not self.context.set_tensor_address(name, address):
+                raise self._refused(f"take the address of {name}")
+        if not self.context.execute_async_v3(stream):
+            raise self._refused("run the engine")
+
+    def run(self, windows: Float32) -> Float32:
+        return self._host.run(windows)
+
+    def _refused(self, what: str) -> DeployError:
+        reason = (errors_of(self.logger) or ["it gave no reason"])[-1]
+        return DeployError(f"{self._title}: cannot {what}: {reason}; build the bundle again here")
+
+
+class _Beside(_Context):
+    """One more context of a session's engine, with device memory of its own."""
+
+    def __init__(self, first: TensorRTSession, context: Any) -> None:
+        self._title, self._gpu, self._places = first._title, first._gpu, first._places
+        self.input, self.output, self.logger = first.input, first.output, first.logger
+        self._first, self.context, self._host = first, context, HostRun(first._gpu, self)
+
+    @property
+    def runtime_cache(self) -> bytes:
+        return self._first.runtime_cache
+
+    def another(self) -> _Beside:
+        return self._first.another()
+
+    def close(self) -> None:
+        self._host.close()
+        self.context = None
+
+
+class TensorRTSession(_Context):
+    """One engine with one execution context, or more: each with device memory of its own, so that NVIDIA's guide lets
+    them run side by side ("Multi-Streaming").  engines.contract.DeviceSession.
 
     Raises DeployError when the SDK refuses the plan.  header and plan have been checked.
     runtime_cache: see BuildConfig.
@@ -36,6 +91,7 @@ class TensorRTSession:
         self.context: Any = None
         self._compiled = CompiledAtRunTime(sdk, runtime_cache)
         self._host = HostRun(gpu, self)
+        self._beside = weakref.WeakSet[_Beside]()
         self.logger = logger_of(sdk)
         self.logger.messages.clear()
         try:
@@ -45,36 +101,27 @@ class TensorRTSession:
             raise
 
     @property
-    def capturable(self) -> bool:
-        """TensorRT's engines of fixed shapes can be recorded; TensorRT-RTX is asked."""
-        ask = getattr(self.context, "is_stream_capturable", None)
-        return True if ask is None else bool(ask(self._gpu.stream))
-
-    @property
     def runtime_cache(self) -> bytes:
         return self._compiled.found()
 
-    def enqueue(self, source: int, target: int, stream: int) -> None:
-        for name, address in ((self.input.name, source), *((name, target + at) for name, at in self._places.items())):
-            if not self.context.set_tensor_address(name, address):
-                raise self._refused(f"take the address of {name}")
-        if not self.context.execute_async_v3(stream):
-            raise self._refused("run the engine")
-
-    def run(self, windows: Float32) -> Float32:
-        return self._host.run(windows)
+    def another(self) -> _Beside:
+        self.logger.messages.clear()
+        context = self._compiled.context_of(self.engine)
+        if context is None:
+            raise load_error(self._title, "making one more execution context", self.logger)
+        beside = _Beside(self, context)
+        self._beside.add(beside)
+        return beside
 
     def close(self) -> None:
-        """Free everything.  The context goes before the engine, and that before the runtime."""
+        """Free everything.  Contexts go before the engine, and that before the runtime."""
+        for beside in self._beside:
+            beside.close()
         self._host.close()
         self.context = None
         self._compiled.close()
         self.engine = None
         self._runtime = None
-
-    def _refused(self, what: str) -> DeployError:
-        reason = (errors_of(self.logger) or ["it gave no reason"])[-1]
-        return DeployError(f"{self._title}: cannot {what}: {reason}; build the bundle again here")
 
     def _made(self, kind: str, *given: Any) -> Any:
         """An object of the SDK's class `kind`."""

@@ -36,6 +36,10 @@ class CudaViews(DeviceOfViews):
         return self._cuda.graph
 
     @property
+    def contexts(self) -> str:
+        return self._cuda.contexts
+
+    @property
     def transfers(self) -> str:
         return self._cuda.transfers
 
@@ -63,7 +67,7 @@ class CudaViews(DeviceOfViews):
     def whole_frame(self, height: int, width: int, confidence: bool) -> CudaViewsFrame:
         bands = len(self.spec.mean)
         plan = self._setup.plan((height, width), 4 if bands == 3 else bands, confidence)
-        self._in_flight = max(1, min(IN_FLIGHT, self._cuda.launcher.pool.most(plan)))
+        self._in_flight = max(1, min(IN_FLIGHT, self._cuda.launcher.most(plan)))
         return CudaViewsFrame(self._setup, (height, width), confidence)
 
     def strips(self, height: int, width: int, confidence: bool) -> CudaViewsStrips:

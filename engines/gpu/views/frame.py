@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -38,11 +39,12 @@ class _OfViews(GpuFrame[ViewsPlan]):
         self._schedule = setup.schedule(*size)
         self.times = tuple(ViewTimes(view) for view in self._schedule.views)
         self._order = [
-            view for turn in self._schedule.turns for view, row in turn.runs
+            (view, row) for turn in self._schedule.turns for view, row in turn.runs
             for _ in self._schedule.windows[view][row].lefts
         ]  # fmt: skip
         self._handed = 0  # turns whose windows were handed over
-        self._done: list[CudaEvent] = []  # of each turn that was merged, when its rows were brought back
+        self._merged: list[CudaEvent] = []  # of each turn, when that was done
+        self._done: list[CudaEvent] = []  # and when its rows were brought back
         self._counts: list[int] = []  # marks of the clock by then
         self._told = 0  # windows, of those whose rows were asked for
         self._made: set[str] = set()  # sizes whose pixels are there
@@ -62,8 +64,17 @@ class _OfViews(GpuFrame[ViewsPlan]):
             if "image" in plan.regions:
                 copy_pixels(self._held.arrays["image"][0], image)
 
+    def needs(self, count: int) -> Iterator[CudaEvent]:
+        yield self._held.uploaded[0]
+        for view, row in dict.fromkeys(self._order[self._started : self._started + count]):
+            over = row - self._held.plan.rings[view]
+            for turn in range(len(self._merged) - 1, -1, -1) if over >= 0 else ():
+                if self._schedule.touched(view, self._schedule.turns[turn].rows)[0] <= over:
+                    yield self._merged[turn]
+                    break
+
     def started(self, count: int) -> None:
-        views = Counter(self._order[self._started : self._started + count])
+        views = Counter(view for view, _ in self._order[self._started : self._started + count])
         self._started += count
         if not self._loose:
             self.mark("engine")
@@ -85,8 +96,8 @@ class _OfViews(GpuFrame[ViewsPlan]):
         """Start bringing the image, before the first turn."""
         slot = self._held
         slot.arrays["status"][0] = NOT_RUN
+        self._gpu.clear(slot.addresses["status"], 8, self._gpu.up)
         self._bring("image")
-        self._gpu.clear(slot.addresses["status"], 8)
         self._clock = PartClock(self._gpu, self._launcher.last)
         self._clock.mark("")
 
@@ -95,8 +106,12 @@ class _OfViews(GpuFrame[ViewsPlan]):
         slot, region = self._held, self._held.plan.regions.get(name)
         if region is not None and region.device is not None and region.host is not None:
             self._gpu.copy_in(slot.addresses[name], slot.arrays[name], self._gpu.up)
-            self._gpu.mark(slot.uploaded[0], self._gpu.up)
-            self._gpu.follow(self._gpu.main, slot.uploaded[0])
+        self._there()
+
+    def _there(self) -> None:
+        """The kernels wait for what was started on up."""
+        self._gpu.mark(self._held.uploaded[0], self._gpu.up)
+        self._gpu.follow(self._gpu.main, self._held.uploaded[0])
 
     def _hand_over(self, index: int) -> None:
         """The windows of a turn."""
@@ -137,7 +152,8 @@ class _OfViews(GpuFrame[ViewsPlan]):
                 height, width = self._size
                 strides = (slot.plan.pixel * width, slot.plan.pixel, 1)
                 made = resize(slot.addresses["image"], (height, width), strides, channels, slot.addresses[name], size)
-                self._gpu.launch(self._launcher.code, made)
+                self._gpu.launch(self._launcher.code, made, self._gpu.up)
+                self._there()
                 super().mark("gather")
                 self._of[self._clock.count - 1] = ("resize", Counter([number]))
             else:
@@ -195,6 +211,7 @@ class _OfViews(GpuFrame[ViewsPlan]):
                 gpu.copy_out(slot.arrays[name][0, slice(*rows)], at, gpu.down)
         gpu.copy_out(slot.arrays["status"], slot.addresses["status"], gpu.down)
         gpu.mark(done, gpu.down)
+        self._merged.append(computed)
         self._done.append(done)
         self._counts.append(self._clock.count)
 

@@ -19,9 +19,9 @@ ROWS = 4  # at least
 
 @dataclass(frozen=True)
 class WindowLogits:
-    """batch: per run of the engine.  bytes: the logits of one.  classes: channels of the logits.  low: their (h, w)."""
+    """ahead: at work at once.  bytes: the logits of one.  classes: channels of the logits.  low: their (h, w)."""
 
-    batch: int
+    ahead: int
     bytes: int
     classes: int
     low: tuple[int, int]
@@ -59,7 +59,7 @@ class ViewsPlan(MemoryLayout):
         views = [(view.height, view.width) for view in schedule.views]
         merged_from = [windows.low] if direct else views
         ends = tuple(accumulate(_count(schedule, turn.runs) for turn in schedule.turns))
-        rings = _rings(schedule, ends, windows.batch)
+        rings = _rings(schedule, ends, windows.ahead)
         several, per_row = len(views) > 1, 4 * windows.classes * width
         rows = _rows(windows.classes, size, merged_from)
         wanted = [
@@ -116,17 +116,18 @@ def _count(schedule: Schedule, runs: tuple[tuple[int, int], ...]) -> int:
     return sum(len(schedule.windows[view][row].lefts) for view, row in runs)
 
 
-def _rings(schedule: Schedule, ends: tuple[int, ...], batch: int) -> tuple[int, ...]:
+def _rings(schedule: Schedule, ends: tuple[int, ...], ahead: int) -> tuple[int, ...]:
     """Of each view, from the first row of windows that a turn is merged from to the last that may have begun.
 
-    A batch may end some windows after those of the turn, and their logits must not fall on what is still to be merged.
+    Batches at work may end some windows after those of the turn, and their logits must not fall on what is still to be
+    merged.
     """
     order = [
         (view, row) for turn in schedule.turns for view, row in turn.runs for _ in schedule.windows[view][row].lefts
     ]
     rings, latest, at = [1] * len(schedule.views), [0] * len(schedule.views), 0
     for turn, end in zip(schedule.turns, ends, strict=True):
-        while at < min(end + batch - 1, len(order)):
+        while at < min(end + ahead - 1, len(order)):
             latest[order[at][0]] = order[at][1]
             at += 1
         for view, last in enumerate(latest):

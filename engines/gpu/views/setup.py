@@ -37,7 +37,7 @@ class Setup:
         one = not self.views.scales and (view.height, view.width) == launcher.tiling.labelled
         return ViewsPlan.of(
             schedule, size=size, pixel=pixel, channels=len(launcher.spec.mean), confidence=confidence,
-            windows=WindowLogits(launcher.run.batch, launcher.run.window_bytes, classes=self.classes, low=self.low),
+            windows=WindowLogits(launcher.run.ahead, launcher.run.window_bytes, classes=self.classes, low=self.low),
             direct=launcher.spec.direct and one, made_here=self.made_here, copied=not shared or launcher.staged,
             shared=shared,
         )  # fmt: skip

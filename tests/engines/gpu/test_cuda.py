@@ -56,7 +56,7 @@ def _finished(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["check_bundle", "check_flow", "check_errors", "check_tail", "check_views", "check_counts"]
+    "name", ["check_bundle", "check_flow", "check_errors", "check_tail", "check_views", "check_lanes", "check_counts"]
 )
 def test_on_the_fake_driver(environment: dict[str, str], name: str) -> None:
     out, err = _finished(_check(environment, name))
@@ -75,7 +75,7 @@ def test_two_processes_at_once(environment: dict[str, str]) -> None:
     [(0, "0", (0, 0)), (70, "0", (0, 2)), (150, "0", (2, 4)), (250, "0", (4, 7)), (900, "1", (1, 5))],
 )
 @pytest.mark.parametrize("integrated", ["0", "1"], ids=["discrete", "integrated"])
-@pytest.mark.parametrize("lazy", ["0", "1"], ids=["at once", "late"])
+@pytest.mark.parametrize("lazy", ["0", "1"], ids=["at once", "drawn, two contexts"])
 def test_a_context_lost_in_the_middle_of_a_folder(
     environment: dict[str, str],
     tmp_path: Path,

@@ -181,3 +181,35 @@ def test_a_run_that_fails_is_an_error_and_a_lost_gpu_is_told_as_such(start: Star
             session.run(WINDOW)
     assert isinstance(caught.value, GpuLostError) == lost
     assert machine.gpu.held == 0
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_second_context_is_of_the_same_engine_with_memory_of_its_own(start: Start, model: Path, version: str) -> None:
+    """One plan, two contexts; each has its own addresses, and the engine goes last, whoever forgets to close them."""
+    machine = start(version)
+    blob = machine.backend.build(model, BuildConfig())
+    machine.sdk.log.clear()
+    with machine.backend.load(blob, BuildConfig()) as session:
+        beside, third = session.another(), session.another().another()
+        assert (beside.input, beside.output, beside.capturable) == (session.input, session.output, session.capturable)
+        assert (beside.run(WINDOW) == session.run(WINDOW)).all()
+        third.run(WINDOW)
+        contexts = {id(each.context) for each in (session, beside, third)}
+        assert len(contexts) == 3
+        beside.close()
+        assert beside.context is None
+        assert (session.run(WINDOW) == third.run(WINDOW)).all()
+    assert third.context is None
+    assert sum(name == "ICudaEngine.create_execution_context" for name, _ in machine.sdk.log) == 4
+    assert machine.gpu.held == 0
+
+
+def test_a_second_context_without_memory_is_refused_and_the_first_goes_on(start: Start, model: Path) -> None:
+    machine = start(TYPED[0])
+    blob = machine.backend.build(model, BuildConfig())
+    with machine.backend.load(blob, BuildConfig()) as session:
+        machine.sdk.world["context_error"] = "[resizingAllocator.cpp] out of memory: requested 123456 bytes"
+        with pytest.raises(DeployError, match="no GPU memory left while making one more execution context"):
+            session.another()
+        assert session.run(WINDOW).any()
+    assert machine.gpu.held == 0

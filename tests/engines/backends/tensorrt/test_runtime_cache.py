@@ -43,6 +43,14 @@ def test_that_of_another_gpu_is_replaced(start: Start, model: Path) -> None:
     assert elsewhere.sdk.world["compiled"] == 1
 
 
+def test_a_second_context_takes_what_the_first_compiled(start: Start, model: Path) -> None:
+    machine = start(RTX, AMPERE)
+    blob = machine.backend.build(model, BuildConfig())
+    with machine.backend.load(blob, BuildConfig()) as session:
+        assert session.another().runtime_cache == session.runtime_cache == b"code for NVIDIA A10"
+    assert machine.sdk.world["compiled"] == 1
+
+
 @pytest.mark.parametrize("version", TYPED)
 def test_tensorrt_compiles_nothing_then(start: Start, model: Path, version: str) -> None:
     machine = start(version, AMPERE)

@@ -36,6 +36,7 @@ from engines.backends.openvino.openvino import backend as openvino  # noqa: E402
 from engines.bundle import KERNELS, MANIFEST, RUNTIME_CACHE, open_bundle, seal  # noqa: E402
 from engines.errors import DeployError  # noqa: E402
 from engines.gpu.context import gpu_info  # noqa: E402
+from engines.proof.first_run import prover  # noqa: E402
 from engines.segmenter import open_segmenter  # noqa: E402
 from tests.engines.gpu.fake_cuda import support  # noqa: E402
 
@@ -44,8 +45,10 @@ COMPILED = b"what the SDK compiled at run time"
 
 class _Session:
     capturable = False
+    refuses = False  # another context
 
     def __init__(self, session: Session, config: BuildConfig) -> None:
+        self._of, self._calls = (session, config), list[Any]()
         self.runtime_cache = b"" if config.runtime_cache == COMPILED else COMPILED
         self._session, self.input = session, Tensor("image", (config.batch, 3, 64, 96), "fp32")
         answer = session.run(np.zeros(self.input.shape, np.float32))  # logits, or maps that end in a tail of ours
@@ -57,7 +60,20 @@ class _Session:
 
     def enqueue(self, source: int, target: int, stream: int) -> None:
         _GPU.enqueued += 1
-        _at(target, self.output)[:] = self.run(_at(source, self.input).copy())
+
+        def work(_: int | None) -> None:
+            _at(target, self.output)[:] = self.run(_at(source, self.input).copy())
+
+        self._calls.append(support.HOST_FUNCTION(work))
+        assert support.driver().cuLaunchHostFunc(stream, self._calls[-1], id(self)) == 0
+
+    def another(self) -> Any:
+        if self.refuses:
+            raise DeployError("gpu: no memory for one more execution context")
+        return _Session(*self._of)
+
+    def close(self) -> None:
+        self._calls.clear()
 
 
 def _at(address: int, tensor: Tensor) -> np.ndarray:
@@ -113,8 +129,10 @@ def _compiled_once() -> Iterator[None]:
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same graph for the GPU and for the CPU: the decoder's tail is a kernel on one and C on the other."""
     folder = tmp_path_factory.mktemp("bundles")
-    support.configure()
+    support.configure(clock=1)
     assert deploy.main(_build(folder / "gpu", "gpu")) == 0
+    with open_segmenter(folder / "gpu", prove=prover(lambda step, text: None)) as (_, manifest):
+        assert manifest.contexts_on(manifest.sdk, manifest.device) == 1
     assert open_bundle(folder / "gpu").manifest.tail is not None
     assert open_bundle(folder / "gpu").read(RUNTIME_CACHE) == COMPILED
     assert (
@@ -392,9 +410,10 @@ def test_an_engine_that_nothing_ran_is_verified_by_its_first_run(
         pass
     command = ["run", str(unproven), str(photographs / "0.png"), "-o"]
     assert deploy.main([*command, str(tmp_path / "masks")]) == 0
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("verify      first time on cuda sm_87")
-    assert line.endswith("recorded in the bundle")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["verify", "contexts"]
+    assert lines[0].startswith("verify      first time on cuda sm_87")
+    assert all(line.endswith("recorded in the bundle") for line in lines)
     manifest = open_bundle(unproven).manifest
     assert manifest.proven == (("gpu 1.0", str(gpu_info())),)
     assert [step["step"] for step in manifest.verification][-2:] == ["engine", "tiled mask"]
@@ -454,3 +473,31 @@ def test_another_driver_or_gpu_is_a_first_time_too(
     assert deploy.main(["run", str(copy), str(photographs / "0.png"), "-o", str(tmp_path / "masks")]) == 0
     assert "first time on cuda sm_87" in capsys.readouterr().err
     assert len(open_bundle(copy).manifest.proven_on) == 2
+
+
+def test_how_many_contexts_serve_is_measured_once_and_followed(
+    bundles: Path, photographs: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """Engines side by side take half the time here; where a second context is refused later, that is said."""
+    copy = Path(shutil.copytree(bundles / "gpu", tmp_path / "copy"))
+    seal(copy, replace(open_bundle(copy).manifest, contexts={}))
+    support.configure(clock=2)
+    said, found = [], []
+    for refuses in (False, False, True):
+        monkeypatch.setattr(_Session, "refuses", refuses)
+        folder = tmp_path / str(len(found))
+        assert deploy.main(["run", str(copy), str(photographs), "-o", str(folder), "--json"]) == 0
+        text = capsys.readouterr()
+        said.append(text.err)
+        found.append(json.loads(text.out)["contexts"])
+        for path in folder.iterdir():
+            assert path.read_bytes() == (tmp_path / "0" / path.name).read_bytes()
+    assert found == ["2", "2", "1: gpu: no memory for one more execution context"]
+    times = "1 ms a batch with one execution context, 0.5 with two in turns: both take them; recorded in the bundle"
+    assert said[:2] == [f"contexts    {times}\n", ""]
+    assert said[2] == "contexts    one execution context, not two: gpu: no memory for one more execution context\n"
+    (measured,) = open_bundle(copy).manifest.contexts.values()
+    assert (measured["used"], measured["two_ms"]) == (2, 0.5)
+    assert deploy.main(["run", str(bundles / "openvino"), str(photographs), "-o", str(tmp_path / "cpu")]) == 0
+    for path in (tmp_path / "cpu").iterdir():
+        assert path.read_bytes() == (tmp_path / "0" / path.name).read_bytes()

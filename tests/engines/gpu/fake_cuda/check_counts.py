@@ -16,8 +16,21 @@ def test_nothing_spins_and_little_waits(case: Case) -> None:
     first, later = case.count()
     assert later["spins"] == first["spins"] == 0
     assert later["waits"] == (16 if case.strips else len(case.sizes))
-    assert first["waits"] == later["waits"] + 3  # before the graph is recorded
+    assert first["waits"] == later["waits"] + case.contexts * before_a_graph(case.contexts)
     assert later["copies within"] == 0
+
+
+def before_a_graph(contexts: int) -> int:
+    """How often the host waits before it is recorded: once for each stream."""
+    return 3 if contexts == 1 else 3 + contexts
+
+
+def test_a_second_context_costs_two_events_a_batch() -> None:
+    """The lane waits for the pixels, and main for the lane; nothing else is more than with one."""
+    one, two = (FOUND[f"8 images of 15 windows, batch 1{which}"].count()[1] for which in ("", ", two contexts"))
+    assert two["records"] == one["records"] + 120
+    assert two["follows"] == one["follows"] + 2 * 120
+    assert {name for name in two if two[name] != one[name]} == {"records", "follows"}
 
 
 def test_windows_cost_one_launch_and_one_small_copy() -> None:

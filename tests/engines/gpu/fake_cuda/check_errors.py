@@ -122,7 +122,7 @@ def test_a_graph_that_does_not_run_is_not_the_mask_of_the_frame_before(
     with opened(engine, TILING) as (segmenter, _, gpu):
         for seed in range(3):
             segmenter.segment(image(150, 333, seed))
-        monkeypatch.setattr(type(gpu), "replay", lambda self, recorded: None)
+        monkeypatch.setattr(type(gpu), "replay", lambda self, recorded, stream: None)
         with pytest.raises(DeployError, match="the GPU did not run what was started"):
             segmenter.segment(image(150, 333, 3))
         monkeypatch.undo()

@@ -9,8 +9,8 @@ import pytest
 
 from engines.errors import DeployError, GateError
 from engines.gpu import driver
+from engines.gpu import lane as lane_of_gpu
 from engines.gpu import pool as cuda_pool
-from engines.gpu import windows as windows_of_gpu
 from engines.gpu.context import gpu_info, open_gpu, unavailable
 from engines.gpu.frames import CudaFrame, FrameInStrips
 from engines.gpu.host_copies import HostRun
@@ -144,11 +144,14 @@ class _Rows(LazyRows):
         return self._there is not None and not self._there[top : top + height, left : left + width].any()
 
 
+@pytest.mark.parametrize("contexts", [1, 2])
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize(("dtype", "margin"), [("fp32", (0, 0, 0, 0)), ("fp16", (9, 12, 7, 8))])
-def test_windows_without_data_are_not_run(schedule: int, batch: int, dtype: str, margin: Margin) -> None:
+def test_windows_without_data_are_not_run(
+    schedule: int, batch: int, dtype: str, margin: Margin, contexts: int
+) -> None:  # fmt: skip
     """Whole rows of them too, and all; memory that was never written holds no numbers."""
-    configure(lazy=schedule)
+    configure(lazy=schedule * (5 * contexts - 4))
     rng, (height, width) = np.random.default_rng(0), (430, 333)
     tiling = replace(TILING, margin=margin, stride_h=40)
     low = None if margin == (0, 0, 0, 0) else (48, 76)
@@ -159,6 +162,7 @@ def test_windows_without_data_are_not_run(schedule: int, batch: int, dtype: str,
         there = rng.random((8, 7)).repeat(54, 0)[:height].repeat(48, 1)[:, :width] < share
         touching = sum(there[top : top + rows, left : left + columns].any() for top in tops for left in lefts)
         with opened(Engine(tiling, batch, low, dtype), tiling) as (segmenter, device, _):
+            device.use_contexts(contexts)
             for again in (1, 2):
                 before = counts.counted()["engines"]
                 bands = list(segmenter.bands(_Rows(image(height, width), there), confidence=True))
@@ -390,7 +394,7 @@ def test_windows_of_many_images_share_a_batch(
 @pytest.mark.parametrize("batch", [1, 3])
 def test_more_windows_than_places_on_their_way(schedule: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ring of places is written again only once it was copied."""
-    monkeypatch.setattr(windows_of_gpu, "RING", 4 * batch)
+    monkeypatch.setattr(lane_of_gpu, "RING", 4 * batch)
     configure(lazy=schedule)
     engine = Engine(TILING, batch)
     host = on_host(engine, TILING)

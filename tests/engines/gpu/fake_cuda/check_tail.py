@@ -66,19 +66,22 @@ def _opened(engine: MapsEngine) -> Iterator[tuple[Segmenter, CudaDevice]]:
         yield Segmenter(device), device
 
 
-@pytest.mark.parametrize("lazy", [0, 1], ids=["at once", "late"])
+@pytest.mark.parametrize(("lazy", "contexts"), [(0, 1), (1, 1), (1, 2), (3, 2)])
 @pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_masks_equal_the_host_and_frames_are_recorded(lazy: int, integrated: int, dtype: str, batch: int) -> None:
+def test_masks_equal_the_host_and_frames_are_recorded(
+    lazy: int, contexts: int, integrated: int, dtype: str, batch: int
+) -> None:  # fmt: skip
     configure(lazy=lazy, integrated=integrated)
     engine = MapsEngine(batch, dtype)
     host = _on_host(engine)
     with _opened(engine) as (segmenter, device):
+        device.use_contexts(contexts)
         for seed in range(4):
             picture = image(150, 333, seed)
             assert same(segmenter.segment(picture, True), host.segment(picture, True))
-        assert device.graph == "on"
+        assert (device.graph, device.contexts) == ("on", str(contexts))
         assert [step.step for step in replayed(image(100, 200), segmenter)] == ["replayed frame"]
         labels = segmenter.segment(picture).labels
     assert len(np.unique(labels)) > 2

@@ -14,7 +14,7 @@
 #define PAGE 4096u
 #define EXPORT __attribute__((visibility("default")))
 
-struct settings fake_settings = {1LL << 30, 0, 0, -1, 0, 1, 0, 0};
+struct settings fake_settings = {1LL << 30, 0, 0, -1, 0, 1, 0, 0, 0};
 CUresult fake_sticky = CUDA_SUCCESS;
 long fake_alive[KINDS];
 long long fake_counted[COUNTS];
@@ -55,6 +55,7 @@ EXPORT int fake_set(const char *name, long long value) {
         {"memory", &fake_settings.memory},         {"integrated", &fake_settings.integrated},
         {"lazy", &fake_settings.lazy},             {"fail_after", &fake_settings.fail_after},
         {"refuse_capture", &fake_settings.refuse_capture}, {"devices", &fake_settings.devices},
+        {"clock", &fake_settings.clock},
         {"coherent", &fake_settings.coherent},     {"old_kernels", &fake_settings.old_kernels},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)

@@ -41,18 +41,20 @@ def during(work: Callable[[], object]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Case:
-    """sizes: of a folder's images.  strips: run by rows of windows."""
+    """sizes: of a folder's images.  strips: run by rows of windows.  contexts: that take turns."""
 
     name: str
     batch: int
     sizes: tuple[tuple[int, int], ...]
     strips: bool = False
     confidence: bool = False
+    contexts: int = 1
 
     def count(self) -> tuple[dict[str, int], dict[str, int]]:
         """Of the first run over the images and of the third."""
         pictures = [image(*size, seed) for seed, size in enumerate(self.sizes)]
-        with opened(Engine(TILING, self.batch), TILING) as (segmenter, _, _):
+        with opened(Engine(TILING, self.batch), TILING) as (segmenter, device, _):
+            device.use_contexts(self.contexts)
             runs = [during(lambda: self._run(segmenter, pictures)) for _ in range(3)]
         return runs[0], runs[2]
 
@@ -71,6 +73,9 @@ CASES = (
     Case("8 images of 8 sizes, batch 4", 4, tuple((100 + 20 * i, 400 - 30 * i) for i in range(8))),
     Case("1 image of 80 windows, batch 1", 1, ((784, 333),)),
     Case("1 image of 80 windows in strips, batch 4", 4, ((784, 333),), strips=True),
+    Case("8 images of 15 windows, batch 1, two contexts", 1, 8 * ((150, 333),), contexts=2),
+    Case("8 images of 1 window, batch 1, two contexts", 1, 8 * ((64, 96),), contexts=2),
+    Case("1 image of 80 windows in strips, batch 4, two contexts", 4, ((784, 333),), strips=True, contexts=2),
 )
 
 

@@ -1,14 +1,17 @@
 /* A CUDA driver without a GPU: the part of libcuda.so.1 that pycuda and engines/gpu use, on the CPU's memory.
  *
  * It is stricter than a GPU where that finds mistakes: device memory ends at a page that may not be touched, freed memory
- * may not be touched at all, and fresh memory is full of NaN.  Streams either run at once or, with `lazy`, as late as
- * the program's own waiting allows, so that a missing wait gives a wrong result.
+ * may not be touched at all, and fresh memory is full of NaN.  Streams run at once, or as late as
+ * the program's own waiting allows, or some so and some so, as is drawn: a missing wait gives a wrong result, and an
+ * execution context (the data of a host function) that is at work on two streams at once is reported.
  *
  * Settings, from the environment when it is loaded (FAKE_CUDA_MEMORY ...) or by fake_set at any time:
  *   memory        bytes that the GPU has                         integrated  1: shares memory with the CPU
- *   lazy          1: streams run as late as possible             devices     how many GPUs there are
+ *   lazy          1: streams run as late as possible, 2 and more: drawn by that      devices     how many GPUs there are
  *   coherent      1: caches what it reads of the host's memory      old_kernels  1: modules have no kernels of views
  *   refuse_capture  1: nothing can be recorded, 2: no host function can be, 3: no graph is instantiated
+ *   clock         0: events have the time of day; 1: an engine takes 1 ms and others nothing, one engine at a time;
+ *                 2: engines of several streams side by side
  *   fail_after    this many launches from now, counted once it is set, an illegal address breaks the context; -1 never
  */
 #ifndef FAKE_H
@@ -22,7 +25,7 @@ typedef int (*fake_launcher)(const char *kernel, const uint32_t *grid, const uin
                              unsigned shared);
 
 struct settings {
-    long long memory, integrated, lazy, fail_after, refuse_capture, devices, coherent, old_kernels;
+    long long memory, integrated, lazy, fail_after, refuse_capture, devices, coherent, old_kernels, clock;
 };
 extern struct settings fake_settings;
 extern CUresult fake_sticky; /* what broke the context, or CUDA_SUCCESS */

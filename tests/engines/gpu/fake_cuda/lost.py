@@ -1,5 +1,6 @@
 """lost.py N INTEGRATED LAZY FOLDER VIEWS: `run` over 8 images; after N launches the GPU's context breaks.
 
+LAZY: 1 for streams that run as is drawn, and two execution contexts that take turns.
 VIEWS: 1 for several views of each.  FOLDER gets the images and the masks.  Prints the report and what is left.
 """
 
@@ -41,7 +42,7 @@ def _open() -> None:
 
 
 def main(launches: int, integrated: int, lazy: int, folder: Path, views: int) -> None:
-    configure(integrated=integrated, lazy=lazy)
+    configure(integrated=integrated, lazy=3 * lazy)
     engine = Engine(TILING)
     host = on_host(engine, TILING)
     host = host.on_views(VIEWS, 1) if views else host
@@ -50,6 +51,7 @@ def main(launches: int, integrated: int, lazy: int, folder: Path, views: int) ->
         Image.fromarray(picture).save(folder / name)
     output = folder / "masks"
     with open_gpu() as gpu, CudaDevice(gpu, engine, SPEC, TILING, CUBIN) as device:
+        device.use_contexts(1 + lazy)
         driver().fake_set(b"fail_after", launches)
         segmenter = Segmenter(device).on_views(VIEWS) if views else Segmenter(device)
         report = run_images(segmenter, expand([str(folder)], output), output, RunOptions())

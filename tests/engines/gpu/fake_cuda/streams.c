@@ -25,7 +25,7 @@ struct op {
     CUhostFn function;
     struct event *event;
     struct stream *stream;
-    long times;
+    long times; /* of an event: which of its records; of a host function: which run of its context */
 };
 
 struct list {
@@ -36,13 +36,15 @@ struct list {
 struct stream {
     struct list list;
     size_t done;
-    int flags;
+    double now; /* milliseconds, with a clock of its own */
+    int flags, bit, eager; /* eager: runs as soon as nothing that it waits for is missing; otherwise as late as can be */
     struct stream *next;
 };
 
 struct stream *fake_capturing;
 static struct stream *streams;
 static struct list recording;
+static struct context { void *data; long started, run; } contexts[4096]; /* execution contexts of engines */
 static int spoilt;
 
 static void append(struct list *list, struct op op) {
@@ -62,7 +64,24 @@ static CUresult check(const void *address, size_t size, const char *what) {
     return CUDA_ERROR_ILLEGAL_ADDRESS;
 }
 
-static CUresult execute(const struct op *op) {
+static struct context *context_of(void *data) {
+    struct context *found = contexts;
+    while (found->data && found->data != data) found++;
+    return found->data = data, found;
+}
+
+/* Where events do not have the time of day: when it is done with this operation. */
+static double keep_time(struct stream *stream, const struct op *op) {
+    static double busy_until;
+    if (op->type == WAIT && op->event->when > stream->now) stream->now = op->event->when;
+    if (op->type == FUNCTION) {
+        if (fake_settings.clock == 1 && busy_until > stream->now) stream->now = busy_until;
+        busy_until = ++stream->now;
+    }
+    return stream->now;
+}
+
+static CUresult execute(struct stream *stream, const struct op *op) {
     CUresult status = CUDA_SUCCESS;
     struct timespec now;
     if (op->type == KERNEL || op->type == FUNCTION) {
@@ -82,11 +101,15 @@ static CUresult execute(const struct op *op) {
             if (!status) memset(op->target, op->value, op->size);
             break;
         case KERNEL: fake_counted[KERNELS]++; status = fake_run_kernel(op->name, op->grid, op->block, op->source, op->shared); break;
-        case FUNCTION: fake_counted[ENGINES]++; op->function(op->target); break;
+        case FUNCTION:
+            fake_counted[ENGINES]++;
+            if (op->times != ++context_of(op->target)->run) fake_complain("an execution context is at work on two streams");
+            op->function(op->target);
+            break;
         case RECORD:
             fake_counted[RECORDS]++;
             clock_gettime(CLOCK_MONOTONIC, &now);
-            op->event->when = 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec;
+            op->event->when = fake_settings.clock ? stream->now : 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec;
             op->event->happened = op->times;
             break;
         case WAIT: fake_counted[FOLLOWS]++; run(op->stream, op->size); break;
@@ -97,9 +120,29 @@ static CUresult execute(const struct op *op) {
 static void run(struct stream *stream, size_t until) {
     while (stream->done < until && fake_sticky == CUDA_SUCCESS) {
         struct op op = stream->list.ops[stream->done];
-        CUresult status = execute(&op);
+        CUresult status = execute(stream, &op);
+        if (fake_settings.clock) keep_time(stream, &op);
         stream->done++;
         if (status != CUDA_SUCCESS) fake_sticky = status;
+    }
+}
+
+/* As far as the eager ones get by themselves; who they are changes every few calls, by xorshift. */
+static void run_eager(void) {
+    static unsigned seed, drawn;
+    if (seed != (unsigned)fake_settings.lazy) seed = drawn = (unsigned)fake_settings.lazy;
+    drawn ^= drawn << 13, drawn ^= drawn >> 17, drawn ^= drawn << 5;
+    if (drawn % 8 == 0)
+        for (struct stream *stream = streams; stream; stream = stream->next) stream->eager = drawn >> (8 + stream->bit) & 1;
+    for (int moved = 1; moved;) {
+        moved = 0;
+        for (struct stream *stream = streams; stream; stream = stream->next)
+            while (stream->eager && stream->done < stream->list.count && fake_sticky == CUDA_SUCCESS) {
+                const struct op *op = &stream->list.ops[stream->done];
+                if (op->type == WAIT && op->stream->done < op->size) break;
+                run(stream, stream->done + 1);
+                moved = 1;
+            }
     }
 }
 
@@ -119,15 +162,19 @@ static CUresult start(CUstream handle, struct op op) {
         append(&recording, op);
         return CUDA_SUCCESS;
     }
+    if (op.type == FUNCTION) op.times = ++context_of(op.target)->started;
     append(&stream->list, op);
     if (!fake_settings.lazy) run(stream, stream->list.count);
+    if (fake_settings.lazy > 1) run_eager();
     return fake_sticky;
 }
 
 CUresult cuStreamCreate(CUstream *stream, unsigned flags) {
     ENTER(1);
     struct stream *made = calloc(1, sizeof *made);
+    static int number;
     made->flags = (int)flags;
+    made->bit = number++ % 16;
     made->next = streams;
     streams = made;
     fake_alive[STREAM]++;
@@ -180,7 +227,7 @@ CUresult cuStreamWaitEvent(CUstream stream, CUevent handle, unsigned flags) {
     (void)flags;
     struct event *event = (struct event *)handle;
     if (!event->times) return CUDA_SUCCESS; /* never recorded: nothing to wait for */
-    return start(stream, (struct op){.type = WAIT, .stream = event->stream, .size = event->place});
+    return start(stream, (struct op){.type = WAIT, .event = event, .stream = event->stream, .size = event->place});
 }
 CUresult cuEventSynchronize(CUevent handle) {
     ENTER(1);

@@ -5,6 +5,7 @@ Only for processes that were started with the fake driver on LD_LIBRARY_PATH: se
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,15 +27,15 @@ CUBIN = b"\x7fELF that the fake driver takes"
 KINDS = ("device", "host", "modules", "streams", "events", "graphs", "contexts")
 SPEC = ModelSpec("fake", "one", tuple("abcde"), tuple((i, i, i) for i in range(5)), channel_order="BGR")
 _DEFAULTS = {"memory": 1 << 30, "integrated": 0, "lazy": 0, "fail_after": -1, "refuse_capture": 0, "devices": 1,
-             "coherent": 0, "old_kernels": 0}  # fmt: skip
-_HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+             "coherent": 0, "old_kernels": 0, "clock": 0}  # fmt: skip
+HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def driver() -> ctypes.CDLL:
     library = ctypes.CDLL("libcuda.so.1")
     library.fake_set.argtypes = [ctypes.c_char_p, ctypes.c_longlong]
     library.fake_used.restype = ctypes.c_longlong
-    library.cuLaunchHostFunc.argtypes = [ctypes.c_void_p, _HOST_FUNCTION, ctypes.c_void_p]
+    library.cuLaunchHostFunc.argtypes = [ctypes.c_void_p, HOST_FUNCTION, ctypes.c_void_p]
     return library
 
 
@@ -85,6 +86,8 @@ class Engine:
         self.input = Tensor("image", (batch, bands, *window), dtype)
         self.output = Tensor("logits", (batch, channels, *self.low), dtype)
         self.capturable, self.poison, self.enqueued, self.runtime_cache = capturable, -1, 0, b""
+        self.contexts: list[Engine] = []  # made beside this one, by `another`
+        self.refuses: str | None = None  # why there is none
         self._type = np.dtype(np.float16 if dtype == "fp16" else np.float32)
         self._calls: list[Any] = []  # what the driver may call until the end
         rng = np.random.default_rng(11)
@@ -110,12 +113,25 @@ class Engine:
             taken[:] = np.nan if self.poison == 0 else self.logits(given)
             self.poison -= self.poison > 0
 
-        self._calls.append(_HOST_FUNCTION(work))
-        status = driver().cuLaunchHostFunc(stream, self._calls[-1], None)
+        self._calls.append(HOST_FUNCTION(work))
+        status = driver().cuLaunchHostFunc(stream, self._calls[-1], id(self))  # the context that is at work
         if status:
             from engines.errors import DeployError
 
             raise DeployError(f"engine: the SDK says {status}")
+
+    def another(self) -> Engine:
+        from engines.errors import DeployError
+
+        if self.refuses is not None:
+            raise DeployError(f"engine: {self.refuses}")
+        made = copy.copy(self)
+        made.enqueued, made.contexts, made.closed = 0, [], False
+        self.contexts.append(made)
+        return made
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def _view(address: int, tensor: Tensor, dtype: np.dtype[Any]) -> np.ndarray:
