@@ -80,4 +80,5 @@ def _by_time(subject: Subject) -> list[Row]:
 
 def _label(subject: Subject) -> str:
     comparison = subject.comparison
-    return f"{subject.name}, {comparison.parameters / 1e6:.1f} M parameters, {comparison.macs / 1e9:.1f} GMAC a window"
+    size = f"{comparison.parameters / 1e6:.1f} M parameters, {comparison.macs / 1e9:.1f} GMAC a window"
+    return f"{subject.name} ({subject.architecture}), {size}"

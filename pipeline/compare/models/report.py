@@ -28,7 +28,7 @@ def terminal(overview: Overview) -> str:
 def markdown(overview: Overview) -> str:
     own = [f"- [{each.name}]({each.name}/compare.md): {each.comparison.model}" for each in overview.subjects]
     parts = [
-        f"# {' against '.join(each.name for each in overview.subjects)}", pipes(cells(overview), left=2),
+        f"# {' against '.join(each.name for each in overview.subjects)}", pipes(cells(overview), left=3),
         "\n".join(f"- {text}" for text in notes(overview)), "![accuracy against latency](compare.png)",
         "## Each by itself", "\n".join(own),
     ]  # fmt: skip
@@ -38,7 +38,8 @@ def markdown(overview: Overview) -> str:
 def cells(overview: Overview) -> list[list[str]]:
     """A header, then a line for each engine that was measured."""
     factors = sorted({factor for each in overview.subjects for factor in each.miou_at or ()})
-    head = ["model", "precision", "M param", "GMAC", "MB", "mIoU", "change", "kept", "engine ms", "frame ms"]
+    sizes = ["M param", "GMAC", "MB"]
+    head = ["model", "architecture", "precision", *sizes, "mIoU", "change", "kept", "engine ms", "frame ms"]
     lines = [[*head, *(f"mIoU x{factor:g}" for factor in factors), ""]]
     return [*lines, *(_line(each, row, factors) for each in overview.subjects for row in each.rows)]
 
@@ -61,7 +62,8 @@ def _line(subject: Subject, row: Row, factors: Sequence[float]) -> list[str]:
     lost = None if row.reference else drop(comparison.reference, row)
     at = subject.miou_at if subject.miou_at is not None and row.name == subject.resized else {}
     return [
-        subject.name, row.name, f"{comparison.parameters / 1e6:.1f}", f"{comparison.macs / 1e9:.1f}",
+        subject.name, subject.architecture, row.name,
+        f"{comparison.parameters / 1e6:.1f}", f"{comparison.macs / 1e9:.1f}",
         "-" if row.bytes is None else f"{row.bytes / 1e6:.1f}", percent(row.miou),
         "-" if lost is None else f"{-lost + 0.0:+.2f}",
         "-" if row.agreement is None else percent(row.agreement.labels),

@@ -12,7 +12,7 @@ from pipeline.compare.rows import SCHEMA, Comparison, Row
 
 @dataclass(frozen=True)
 class Subject:
-    """One model.  name: architecture and variant, and the folder of its own comparison.
+    """One model.  name: as it was typed, shortened, and the folder of its own comparison; see `names`.
 
     timings: by the row's name, of rounds in which the engines of all models took turns on the same frames.
     miou_at: by the factor that images were resized by before they were segmented, 0..1, of the row `resized`.
@@ -21,6 +21,7 @@ class Subject:
     name: str
     comparison: Comparison
     timings: Mapping[str, Timing]
+    architecture: str
     resized: str = ""
     miou_at: Mapping[float, float | None] | None = None
 
@@ -59,7 +60,7 @@ class Overview:
             at = None if subject.miou_at is None else {f"{factor:g}": miou for factor, miou in subject.miou_at.items()}
             size = {"parameters": subject.comparison.parameters, "macs": subject.comparison.macs}
             models.append({
-                "name": subject.name, "model": subject.comparison.model,
+                "name": subject.name, "architecture": subject.architecture, "model": subject.comparison.model,
                 "model_sha256": subject.comparison.model_sha256,
                 "ship": subject.comparison.ship, "miou_at": at, "miou_at_of": subject.resized, **size,
             })  # fmt: skip

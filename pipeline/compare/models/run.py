@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +11,12 @@ from calib.data.datasets import open_dataset
 from engines.bundle import writing
 from engines.contract import Log, UInt8
 from engines.errors import DeployError
+from engines.measure.bench import Timing
 from engines.spec import ModelSpec
 from pipeline.checkpoints.sources import load_source
 from pipeline.compare.frames import Frames
 from pipeline.compare.measure import take_turns
+from pipeline.compare.models.names import names
 from pipeline.compare.models.report import write
 from pipeline.compare.models.resized import miou_at
 from pipeline.compare.models.rows import Overview, Subject
@@ -23,7 +24,6 @@ from pipeline.compare.rows import Comparison
 from pipeline.compare.run import CompareRequest, check_folder, compare
 from pipeline.figures.canvas import require_matplotlib
 
-_UNFIT = re.compile(r"[^\w.-]+")
 KEPT = 8  # frames in memory
 
 
@@ -40,10 +40,10 @@ def compare_models(requests: Sequence[CompareRequest], factors: Sequence[float],
         raise DeployError(f"compare: got {' '.join(models)}, expected different models")
     size, options = (request.build.tiling.window_h, request.build.tiling.window_w), request.build.options
     specs = [load_source(model, size, options).spec for model in models]
-    names = _names(specs)
+    called = names(models)
     with writing(request.build.output, check_folder) as folder:
         compared: dict[str, Comparison] = {}
-        for name, each in zip(names, requests, strict=True):
+        for name, each in zip(called, requests, strict=True):
             build = replace(each.build, output=folder / name)
             compared[name] = compare(replace(each, build=build), _under(name, log))
         frames = _frames(request, specs[0])
@@ -56,7 +56,8 @@ def compare_models(requests: Sequence[CompareRequest], factors: Sequence[float],
         timings = take_turns(bundles, images, request.rounds, request.build.threads)
         subjects = []
         for (name, comparison), spec in zip(compared.items(), specs, strict=True):
-            subject = Subject(name, comparison, {row: time for (of, row), time in timings.items() if of == name})
+            kind, own = f"{spec.architecture} {spec.variant.rpartition(':')[2]}", _of(name, timings)
+            subject = Subject(name, comparison, own, architecture=kind)
             if factors and comparison.labelled:
                 subject = _resized(subject, folder / name, _frames(request, spec), factors, request, log)
             subjects.append(subject)
@@ -77,13 +78,8 @@ def _resized(
     return replace(subject, resized=row.name, miou_at=scores)
 
 
-def _names(specs: Sequence[ModelSpec]) -> list[str]:
-    """Of the folders: architecture and variant, of a factory its function's; numbered where that is not enough."""
-    plain = [_UNFIT.sub("-", f"{spec.architecture}-{spec.variant.rpartition(':')[2]}") for spec in specs]
-    return [
-        name if plain.count(name) == 1 else f"{name}-{1 + plain[:index].count(name)}"
-        for index, name in enumerate(plain)
-    ]
+def _of(name: str, timings: Mapping[tuple[str, str], Timing]) -> dict[str, Timing]:
+    return {row: timing for (of, row), timing in timings.items() if of == name}
 
 
 def _frames(request: CompareRequest, spec: ModelSpec) -> Frames:

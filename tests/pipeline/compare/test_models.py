@@ -14,6 +14,7 @@ import deploy
 from calib.data.scenes import render
 from engines.images.resize import resize_image, resize_labels
 from engines.segmenter import open_segmenter
+from pipeline.compare.models.names import names
 from pipeline.evaluation.metrics import Confusion
 from pipeline.graph.export import export, trace
 from pipeline.graph.macs import count_macs
@@ -23,7 +24,7 @@ from tests.pipeline.compare.read_back import comparison_from_json
 CLASSES = 5
 WINDOW = (64, 96)
 FACTORS = ("0.5", "1", "1.5")
-MODELS = {"custom-tiny": "tests.models:tiny", "custom-tiny_pup": "tests.models:tiny_pup"}
+MODELS = {"tiny": "tests.models:tiny", "tiny_pup": "tests.models:tiny_pup"}
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +106,13 @@ def test_engines_of_all_models_took_turns(compared: Path, result: dict[str, Any]
 def test_the_table_and_the_picture(compared: Path) -> None:
     text = (compared / "compare.md").read_text()
     for name in MODELS:
-        assert f"| {name} | fp32 openvino |" in text
+        assert f"| {name} | custom {name} | fp32 openvino |" in text
         assert f"({name}/compare.md)" in text
     assert "mIoU x0.5" in text
     with Image.open(compared / "compare.png") as image:
         assert min(image.size) > 500
         assert np.asarray(image.convert("L")).std() > 5
-    assert (compared / "compare.svg").read_text().count("custom-tiny_pup") >= 1
+    assert (compared / "compare.svg").read_text().count("tiny_pup") >= 1
 
 
 def test_a_comparison_takes_the_place_of_an_earlier_one(compared: Path, scenes: Path) -> None:
@@ -143,3 +144,20 @@ def test_what_cannot_be_compared(scenes: Path, tmp_path: Path, capsys: pytest.Ca
             deploy.main(["compare", *_words(scenes, tmp_path / "out", "--resolutions", wrong)])
         assert stopped.value.code == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [
+        (("demo", "demo-setr"), ["demo", "demo-setr"]),
+        (("runs/b0.pth", "runs/b2.v2.onnx", "hub/segformer-b1.0/"), ["b0", "b2.v2", "segformer-b1.0"]),
+        (("a/x/best.pth", "b/x/best.pth", "c.onnx"), ["a-x-best", "b-x-best", "c"]),
+        (("run.1/Best.pth", "run.2/best.pth"), ["run.1-Best", "run.2-best"]),
+        (("nets.one:make", "nets.two:make"), ["one-make", "two-make"]),
+        (("/best.pth", "/best.onnx", "/best-2.pt"), ["best", "best-3", "best-2"]),
+        (("/m/a b.pth", "/m/a-b.pth"), ["m-a-b", "m-a-b-2"]),
+        (("/n/a\u00df+.pth", "/", "/n/..."), ["a\u00df", "model", "n"]),
+    ],
+)
+def test_names_are_what_was_typed(models: tuple[str, ...], expected: list[str]) -> None:
+    assert names(models) == expected
