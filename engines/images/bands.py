@@ -68,6 +68,8 @@ def _chosen(values: NDArray[Any], wanted: Pixels, path: Path) -> NDArray[Any]:
 
 
 def _bytes(values: NDArray[Any], wanted: Pixels, path: Path, hidden: Bool | None) -> tuple[UInt8, str]:
+    if values.dtype.kind == "c":
+        raise DeployError(f"image {path}: got complex numbers, expected real ones; write their magnitude")
     if wanted.scale is not None:
         low, high = wanted.scale
         scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))

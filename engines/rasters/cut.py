@@ -16,21 +16,25 @@ class Part:
     seen: tuple[int, int]
 
 
-def part(starts: Sequence[int], window: int, length: int, kept: tuple[int, int]) -> Part:
+def part(starts: Sequence[int], window: int, length: int, kept: tuple[int, int], margin: int = 0) -> Part:
     """The windows (their first pixels: `starts`) that touch `kept`, which alone give an axis of `length` pixels.
 
     Placed alone they lie as among all: those of an axis that is cut at the first one's start and at the last one's end.
+    margin: what they read beyond what they label; more windows are seen then, though nobody looks at their labels.
     """
-    first = min(start for start in starts if start + window > kept[0])
-    last = max(start for start in starts if start < kept[1])
-    return Part(kept, (first, min(last + window, length)))
+    touching = [start for start in starts if start < kept[1] and start + window > kept[0]]
+    before, behind = touching[0] - margin, min(touching[-1] + window, length) + margin
+    first = max((start for start in starts if start <= before), default=0)
+    ends = [min(start + window, length) for start in starts]
+    return Part(kept, (first, min((end for end in ends if end >= behind), default=length)))
 
 
 def parts(
-    starts: Sequence[int], window: int, length: int, most: int, step: int, wanted: tuple[int, int]
+    starts: Sequence[int], window: int, length: int, most: int, step: int, wanted: tuple[int, int], margin: int = 0
 ) -> list[Part]:  # fmt: skip
     """Of pixels `wanted`: `most` windows at most in each, and borders every so many steps of `step` pixels.
 
+    margin: see `part`; windows that are seen for it alone are not counted.
     Raises DeployError where `most` is too few for that.
     """
     found: list[Part] = []
@@ -43,6 +47,6 @@ def parts(
             end = begin + (starts[after] - begin) // step * step
         if end <= begin:
             raise DeployError(f"raster: got {most} windows side by side, expected more for borders every {step} pixels")
-        found.append(part(starts, window, length, (begin, end)))
+        found.append(part(starts, window, length, (begin, end), margin))
         begin = end
     return found

@@ -91,12 +91,13 @@ class RasterFile:
         kinds = list(dataset.colorinterp)
         self._bands = [i + 1 for i, kind in enumerate(kinds) if kind != ColorInterp.alpha]
         self.nodata = dataset.nodata
+        self._nodatas = [dataset.nodatavals[band - 1] for band in self._bands]
         flags = dataset.mask_flag_enums[self._bands[0] - 1]
         self._masked = MaskFlags.alpha in flags or MaskFlags.per_dataset in flags
         self.colours: UInt8 | None = None
         if len(self._bands) == 1 and kinds[self._bands[0] - 1] == ColorInterp.palette:
             table = dataset.colormap(self._bands[0])
-            self.colours = np.zeros((256, 3), np.uint8)
+            self.colours = np.zeros((max(256, *table) + 1, 3), np.uint8)
             for index, colour in table.items():
                 self.colours[index] = colour[:3]
         self.place = _place(dataset)
@@ -115,7 +116,12 @@ class RasterFile:
         """What the user should hear of what is not read, or ""."""
         pages = self._data.tags(ns="SUBDATASETS").values()
         count = sum(f"({self.width}P x {self.height}L" in page for page in pages)
-        return f"{self.path.name} holds {count} pages of this size, of which the first is read" if count > 1 else ""
+        if count > 1:
+            return f"{self.path.name} holds {count} pages of this size, of which the first is read"
+        points = "ground control points" if self._data.gcps[0] else "RPCs" if self._data.rpcs else ""
+        if points and not self.place.known:
+            return f"{self.path.name} lies on a map by {points}, which its labels do not have; warp it first (rio warp)"
+        return ""
 
     def rows_at_once(self, width: int) -> int:
         """How many rows to read together, of so many columns: few, but where GDAL would decode the same blocks again,
@@ -130,10 +136,23 @@ class RasterFile:
 
     def read(self, box: Box, bands: Sequence[int]) -> NDArray[Any]:
         """(h, w, B) of the file's own type.  bands: counted from 1, () for all.  Raises DeployError."""
+        if bands and max(bands) > len(self._bands):
+            raise DeployError(
+                f"raster {self.path}: got {len(self._bands)} band(s), expected {max(bands)} for --bands at least"
+            )
         chosen = [self._bands[band - 1] for band in bands] if bands else self._bands
         with _explained(self.path, "raster"):
             values = self._data.read(chosen, window=_window(box))
         return np.moveaxis(values, 0, 2)
+
+    def is_nodata(self, values: NDArray[Any], bands: Sequence[int]) -> NDArray[np.bool_]:
+        """(h, w): where every one of the bands that were read has the value that stands for nothing in it."""
+        found = np.ones(values.shape[:2], np.bool_)
+        for index, nodata in enumerate([self._nodatas[band - 1] for band in bands] if bands else self._nodatas):
+            if nodata is None:
+                return np.zeros(values.shape[:2], np.bool_)
+            found &= np.isnan(values[:, :, index]) if np.isnan(nodata) else values[:, :, index] == nodata
+        return found
 
     def hidden(self, box: Box) -> NDArray[np.bool_] | None:
         """(h, w): where alpha or a mask say that there is nothing; None where the file has neither."""

@@ -15,11 +15,13 @@ from engines.tiling.device import LazyRows
 class RasterRows(LazyRows):
     """Rows and columns of `box` as an image.  A row is read once, and held until no window needs it.
 
+    wanted: what of the file somebody looks at.  keep_nodata: also at what it hides.
     largest: of the values of a 16-bit file so far.
     """
 
-    def __init__(self, file: RasterFile, box: Box, pixels: Pixels) -> None:
+    def __init__(self, file: RasterFile, box: Box, pixels: Pixels, wanted: Box, keep_nodata: bool) -> None:
         self._file, self._box, self._pixels = file, box, pixels
+        self._wanted, self._keep = wanted, keep_nodata
         self.shape = (box[1] - box[0], box[3] - box[2], pixels.count)
         self._start = self._hidden_from = 0
         self._held = self._buffer = np.empty((0, *self.shape[1:]), np.uint8)
@@ -44,15 +46,22 @@ class RasterRows(LazyRows):
         return self._held[start - self._start :][: stop - start]
 
     def blank(self, top: int, left: int, height: int, width: int) -> bool:
-        """Whether a part of the rows at hand is hidden as a whole."""
+        """Whether nobody looks at a part of the rows at hand, or it is hidden as a whole."""
+        first_row, first_column = self._box[0] + top, self._box[2] + left
+        row0, row1, column0, column1 = self._wanted
+        if not (row0 - height < first_row < row1 and column0 - width < first_column < column1):
+            return True
+        if self._keep:
+            return False
         rows = self._hidden[top - self._hidden_from : top - self._hidden_from + height]
         return bool(rows[:, left : left + width].all())
 
     def hidden(self, rows: tuple[int, int]) -> NDArray[np.bool_]:
-        """(h, W): where the file has nothing.  Rows that come before are not asked for again."""
+        """(h, W): where labels are those of nothing.  Rows that come before are not asked for again."""
         self._hidden = self._hidden[rows[0] - self._hidden_from :]
         self._hidden_from = rows[0]
-        return self._hidden[: rows[1] - rows[0]]
+        found = self._hidden[: rows[1] - rows[0]]
+        return np.zeros_like(found) if self._keep else found
 
     def note(self) -> str:
         """What the user should hear about how it was read, or ""."""
@@ -78,20 +87,18 @@ class RasterRows(LazyRows):
         first = self._box[0] + start
         box = (first, first + len(pixels), *self._box[2:])
         values = file.read(box, self._pixels.bands)
-        missing[:] = False
-        if file.nodata is not None:
-            missing[:] = (np.isnan(values) if np.isnan(file.nodata) else values == file.nodata).all(2)
+        missing[:] = file.is_nodata(values, self._pixels.bands)
         masked = file.hidden(box)
         if masked is not None:
             missing |= masked
         if file.colours is not None:
             values = file.colours[values[:, :, 0]]
-        if values.dtype == np.uint16 and values.size:
+        if values.dtype.kind in "iu" and values.dtype != np.uint8:
             self.largest = max(self.largest, int(values.max(initial=0, where=~missing[:, :, None])))
         if values.dtype.kind == "f":
             missing |= np.isnan(values).any(2)
-        if missing.all():  # its values may be any
-            pixels[:] = 0
+        if missing.all() and self._pixels.scale is None and values.dtype not in (np.uint8, np.uint16):
+            pixels[:] = 0  # its values may be any, and where there is data they will be refused
         else:
             found = picture_of(values, Pixels(self._pixels.count, scale=self._pixels.scale), file.path, file.nodata)
             pixels[:] = found.pixels

@@ -25,7 +25,6 @@ from engines.rasters.polygons import Format, require_pyogrio, write_polygons
 from engines.rasters.rows import RasterRows
 from engines.segmenter import Segmenter
 from engines.spec import IGNORE_LABEL, ModelSpec, Pixels
-from engines.tiling.placement import NO_MARGIN
 
 HELD = 160 * 2**20  # bytes of logits and pixels of a panel
 ROWS = 2 * TILE  # of the raster in a part on disk
@@ -94,8 +93,6 @@ def run_raster(
     pixels = spec.pixels.but(options.bands, options.scale)
     if not segmenter.views.plain:
         raise DeployError(f"raster {path}: several views, and other sizes, are for images in memory; run without them")
-    if segmenter.tiling.margin != NO_MARGIN:
-        raise DeployError(f"raster {path}: a network that pads nothing is for images in memory; cut the raster")
     if options.polygons is not None:
         require_pyogrio(options.polygons)  # now, and not after the work
     with open_raster(path) as file:
@@ -164,7 +161,10 @@ class _Work:
     def all(self, bar: Any) -> _Work:
         tiling, file = self._segmenter.tiling, self._file
         tops, lefts = tiling.placements(file.height, file.width)
-        panels = parts(lefts, tiling.labelled[1], file.width, self._most(), TILE, self._box[2:])
+        margin = tiling.margin
+        panels = parts(
+            lefts, tiling.labelled[1], file.width, self._most(), TILE, self._box[2:], max(margin[1], margin[3])
+        )  # fmt: skip
         starts = range(self._box[0], self._box[1], ROWS)
         index, total = self._options.shard
         mine = starts[(index - 1) * len(starts) // total : index * len(starts) // total]
@@ -177,7 +177,8 @@ class _Work:
                 else:
                     pending.append(kept)
             for rows in _runs(pending):
-                self._part(part(tops, tiling.labelled[0], file.height, rows), columns, bar)
+                seen = part(tops, tiling.labelled[0], file.height, rows, max(margin[0], margin[2]))
+                self._part(seen, columns, bar)
         self.complete = all(
             self._chunks.done("labels", self._inside(kept)) for columns in panels for kept in self._cut(columns, starts)
         )
@@ -189,7 +190,10 @@ class _Work:
 
     def _part(self, rows: Part, columns: Part, bar: Any) -> None:
         """A run of rows in a panel of columns."""
-        source = RasterRows(self._file, (*rows.seen, *columns.seen), self._pixels)
+        source = RasterRows(
+            self._file, (*rows.seen, *columns.seen), self._pixels, (*rows.kept, *columns.kept),
+            self._options.keep_nodata,
+        )  # fmt: skip
         inside = slice(columns.kept[0] - columns.seen[0], columns.kept[1] - columns.seen[0])
         width = columns.kept[1] - columns.kept[0]
         held: list[tuple[UInt8, UInt8 | None]] = []
@@ -197,8 +201,7 @@ class _Work:
         for band in self._segmenter.bands(source, self._options.confidence):
             hidden = source.hidden((band.row0, band.row1))
             labels, certainty = band.labels, band.confidence
-            if not self._options.keep_nodata:
-                labels[hidden] = IGNORE_LABEL
+            labels[hidden] = IGNORE_LABEL
             skip = max(0, rows.kept[0] - rows.seen[0] - band.row0)
             end = max(0, rows.kept[1] - rows.seen[0] - band.row0)
             quantised = None

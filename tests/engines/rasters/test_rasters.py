@@ -79,7 +79,8 @@ def test_panels_hold_all_windows_of_what_they_decide() -> None:
         step, begin = int(rng.integers(1, 20)), int(rng.integers(0, length))
         end = int(rng.integers(begin + 1, length + 1))
         most = -(-(window + step) // tiling.stride_w) + 1 + int(rng.integers(0, 5))
-        found = parts(starts, window, length, most, step, (begin, end))
+        margin = int(rng.integers(0, 2) * rng.integers(0, 2 * window))
+        found = parts(starts, window, length, most, step, (begin, end), margin)
         assert [part.kept[0] for part in found] == [begin, *(part.kept[1] for part in found[:-1])]
         assert found[-1].kept[1] == end
         for part in found:
@@ -87,7 +88,9 @@ def test_panels_hold_all_windows_of_what_they_decide() -> None:
             alone = [first + start for start in tiling.placements(1, last - first)[1]]
             touching = [start for start in starts if start < part.kept[1] and start + window > part.kept[0]]
             assert set(touching) <= set(alone) <= set(starts)
-            assert len(alone) <= most + 1
+            assert first <= max(touching[0] - margin, 0)
+            assert last >= min(touching[-1] + window + margin, length)
+            assert margin or len(alone) <= most + 1
 
 
 @pytest.mark.parametrize("box", [(100, 37, 900, 600), (0, 0, 3, 2), (1100, 600, 500, 500)])
@@ -138,8 +141,93 @@ def test_where_there_is_no_data_there_is_no_label_and_no_work(
     tops, lefts = segmenter.tiling.placements(HEIGHT, WIDTH)
     touching = sum(there[top : top + 64, left : left + 96].any() for top in tops for left in lefts)
     assert touching <= report.windows <= touching + 7, "a column of windows twice, and the first one of all"
-    run(segmenter, source, tmp_path / "c.tif", keep_nodata=True)
-    assert np.array_equal(read(tmp_path / "c.tif")[there], expected[there])
+    run(segmenter, source, tmp_path / "c.tif", keep_nodata=True, confidence=True)
+    whole = segmenter.segment(filled, confidence=True)
+    assert np.array_equal(read(tmp_path / "c.tif"), whole.labels)
+    assert np.array_equal(read(tmp_path / "c.confidence.tif"), (whole.confidence * 255 + 0.5).astype(np.uint8))
+
+
+@pytest.mark.parametrize("how", ["nodata", "mask"])
+def test_what_lies_hidden_is_seen_as_it_is_in_the_file(
+    segmenter: Segmenter, image: np.ndarray, tmp_path: Path, how: str
+) -> None:
+    """By windows that see something else, too, wherever the parts begin that are read at once."""
+    there = np.zeros((HEIGHT, WIDTH), bool)
+    there[:90] = there[600:] = True
+    white = np.where(there[:, :, None], np.minimum(image, 254), 255).astype(np.uint8)
+    source = write(tmp_path / "a.tif", white, **({"nodata": 255} if how == "nodata" else {}))
+    if how == "mask":
+        with rasterio.open(source, "r+") as file:
+            file.write_mask(there)  # beside it, as a.tif.msk
+    run(segmenter, source, tmp_path / "b.tif")
+    assert np.array_equal(read(tmp_path / "b.tif"), np.where(there, segmenter.segment(white).labels, 255))
+
+
+class _Unpadded:
+    """Logits that depend on the corners of what a window sees beyond what it labels."""
+
+    def run(self, windows: np.ndarray) -> np.ndarray:
+        corners = [(0, 0), (16, 20), (0, 20), (16, 0), (9, 12)]
+        return np.stack([windows[:, k % 3, y : y + 48, x : x + 60] for k, (y, x) in enumerate(corners)], 1)
+
+
+@pytest.mark.parametrize("padding", ["zero", "reflect"])
+def test_a_network_that_pads_nothing(segmenter: Segmenter, image: np.ndarray, tmp_path: Path, padding: str) -> None:
+    """In panels, in a part of the raster, and in shards it reads what lies around them."""
+    tiling = Tiling(64, 80, 33, 40, padding=padding, margin=(9, 12, 7, 8))
+    unpadded = Segmenter.on_host(_Unpadded(), segmenter.spec, tiling)  # type: ignore[arg-type]
+    expected = unpadded.segment(image).labels
+    source = write(tmp_path / "a.tif", image)
+    before = unpadded.device.timings.windows
+    report = run(unpadded, source, tmp_path / "b.tif")
+    assert np.array_equal(read(tmp_path / "b.tif"), expected)
+    assert before <= report.windows < 1.4 * before, "what is seen for the margin alone is not run"
+    run(unpadded, source, tmp_path / "c.tif", window=(300, 200, 333, 111))
+    assert np.array_equal(read(tmp_path / "c.tif"), expected[200:311, 300:633])
+    for index in (2, 1):
+        run(unpadded, source, tmp_path / "d.tif", shard=(index, 2))
+    assert np.array_equal(read(tmp_path / "d.tif"), expected)
+
+
+def test_nodata_of_every_band_its_own(segmenter: Segmenter, image: np.ndarray, tmp_path: Path) -> None:
+    image = image[:120, :200].copy()
+    image[30:60, 50:90] = 0, 1, 255
+    image[80:90, 50:90] = 0, 1, 2  # is something
+    write(tmp_path / "a.tif", image)
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{band}"><NoDataValue>{nodata}</NoDataValue><SimpleSource>'
+        f'<SourceFilename relativeToVRT="1">a.tif</SourceFilename><SourceBand>{band}</SourceBand></SimpleSource>'
+        "</VRTRasterBand>"
+        for band, nodata in ((1, 0), (2, 1), (3, 255))
+    )
+    (tmp_path / "a.vrt").write_text(f'<VRTDataset rasterXSize="200" rasterYSize="120">{bands}</VRTDataset>')
+    run(segmenter, tmp_path / "a.vrt", tmp_path / "b.tif")
+    expected = segmenter.segment(image).labels
+    expected[30:60, 50:90] = 255
+    assert np.array_equal(read(tmp_path / "b.tif"), expected)
+
+
+def test_what_no_network_takes_is_named(segmenter: Segmenter, image: np.ndarray, tmp_path: Path) -> None:
+    part = image[:70, :100]
+    source = write(tmp_path / "complex.tif", part.astype(np.complex64))
+    with pytest.raises(DeployError, match="got complex numbers, expected real ones"):
+        run(segmenter, source, tmp_path / "b.tif", scale=(0, 255))
+    with pytest.raises(DeployError, match=r"got 3 band\(s\), expected 5 for --bands at least"):
+        run(segmenter, write(tmp_path / "a.tif", part), tmp_path / "b.tif", bands=(1, 2, 5))
+    report = run(segmenter, write(tmp_path / "int.tif", part.astype(np.int32)), tmp_path / "b.tif")
+    assert "too dark" in report.note
+    source = write(tmp_path / "points.tif", part, transform=None, crs=None)
+    with rasterio.open(source, "r+") as file:
+        points = [rasterio.control.GroundControlPoint(row, row, 10, 50 + row) for row in (0, 50)]
+        file.gcps = points, rasterio.CRS.from_epsg(4326)
+    assert "ground control points" in run(segmenter, source, tmp_path / "b.tif").note
+    colours = {index: (index // 8, 100, 200, 255) for index in range(700)}  # more than a byte counts
+    source = write(tmp_path / "colours.tif", part[:, :, :1].astype(np.uint16) * 2, photometric="palette")
+    with rasterio.open(source, "r+") as file:
+        file.write_colormap(1, colours)
+    run(segmenter, source, tmp_path / "b.tif")
+    seen = np.array([colours[2 * value][:3] for value in range(256)], np.uint8)[part[:, :, 0]]
+    assert np.array_equal(read(tmp_path / "b.tif"), segmenter.segment(seen).labels)
 
 
 class _Stopped(Exception):
