@@ -48,7 +48,7 @@ SDK_OWNER = {
     "tifffile": "engines/images/tiff.py",
     "rasterio": "engines/rasters/gdal.py",
     "pyogrio": "engines/rasters/polygons.py",
-    "av": "engines/video/av_read.py engines/video/av_write.py engines/video/sound.py",
+    "av": "engines/video/av_read.py engines/video/av_write.py engines/video/sound.py engines/video/arrivals.py",
     "gi": "engines/video/gstreamer.py",
     "triton_python_backend_utils": "engines/serving/triton.py",
     "ray": "engines/fleet/ray.py",

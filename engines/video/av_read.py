@@ -22,6 +22,7 @@ from engines.images.bands import Decoded, picture_of
 from engines.images.videos import INSTALL, is_endless, is_stream
 from engines.machine.limits import cores
 from engines.spec import Pixels
+from engines.video.arrivals import Arrivals
 from engines.video.frames import BrokenOffError, Heard, VideoFrame, VideoInfo, VideoReader, always, time_after
 
 _OPENING, _STALLED = 15.0, 5.0  # seconds that a network is waited for: to begin, and between two packets
@@ -52,7 +53,7 @@ class AvReader:
         self._endless = live and not container.duration
         self._go_on: Callable[[], bool] = always
         self._reading = threading.Lock()  # held while a thread is inside of the container
-        self._arrivals: dict[int, float] = {}
+        self._arrivals = Arrivals() if live else None
         self._declares = not live and bool(_DECLARE & set(container.format.name.split(",")))
         self._damaged = 0
         self._end = Fraction(0)  # of the last packet, on the container's clock
@@ -78,7 +79,7 @@ class AvReader:
                     )
                 said = None if frame.pts is None else frame.pts * frame.time_base - origin
                 last = time_after(last, said, step)
-                arrived = self._arrivals.pop(frame.pts, None) or time.perf_counter()
+                arrived = self._arrivals.take(frame.pts) if self._arrivals else time.perf_counter()
                 yield VideoFrame(index, last, arrived, partial(self._picture, frame))
             self._complain()
 
@@ -99,18 +100,15 @@ class AvReader:
         import av
 
         streams = [self._stream] if self._live else [each for each in self._container.streams if each.time_base]
+        packets = self._container.demux(*streams)
         with _explained(self._source, "breaks off: ", BrokenOffError if self._endless else DeployError):
-            for packet in self._container.demux(*streams):
+            for packet in self._arrivals.timed(packets) if self._arrivals else packets:
                 if not self._go_on():
                     return
                 if packet.pts is not None:
                     self._end = max(self._end, (packet.pts + (packet.duration or 0)) * packet.time_base)
                 if packet.stream is not self._stream and packet.stream.index != self._stream.index:
                     continue
-                if self._live and packet.pts is not None:
-                    self._arrivals[packet.pts] = time.perf_counter()
-                    if len(self._arrivals) > 1000:  # of packets that never became a frame
-                        self._arrivals.clear()
                 if packet.is_corrupt and self._declares:  # the file ends inside of it
                     self._damaged += 1
                     continue

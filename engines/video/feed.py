@@ -43,7 +43,7 @@ class Feed:
         self._changed = threading.Condition()
         self._stop, self._over, self._left = stop or Stop(), False, False
         self._error: DeployError | None = None
-        self._begun: float | None = None  # when the first frame came
+        self._begun: float | None = None  # when the first frame was there
         self.dropped = 0
         # Not waited for when the program ends: it may hang in a read that has no end.
         self._thread = threading.Thread(target=self._read, name="edgeseg-video", daemon=True)
@@ -108,8 +108,8 @@ class Feed:
     def _chosen(self) -> Iterator[VideoFrame]:
         first: VideoFrame | None = None
         for frame in self._reader.frames(self._wanted):
-            first = first or frame
-            self._begun = first.arrived
+            if first is None:
+                first, self._begun = frame, time.perf_counter()  # which its data may be older than by seconds
             seconds = self._cut.seconds
             if self._stopped or (
                 seconds is not None
