@@ -145,13 +145,13 @@ def test_nothing_that_is_written_has_a_secret_of_an_address(
     with serving([jpeg(picture) for picture in pictures(3)], 25, kind="http") as url:
         live = url.replace("//", "//me:secret@") + "?key=secret"
         assert deploy.main([*words, live, "http://me:secret@127.0.0.1:1/yard?sig=secret"]) == 2
-    for text in ("s3://me:secret@bucket/a.tif?sig=secret", "/vsicurl/https://cam/a.tif?sig=secret"):
+    for text in ("s3://me:secret@bucket/a.tif?sig=secret", "/vsicurl/http://127.0.0.1:1/a.tif?sig=secret"):
         assert deploy.main([*words, text]) == 2
     printed = capfd.readouterr()
     (name,) = names(out)
     everything = printed.out + printed.err + log.read_text() + name
     assert "secret" not in everything
-    for part in ("yard?key=***", "127.0.0.1:1/yard?sig=***", "s3://bucket/a.tif?sig=***: is", "cam/a.tif?sig=***: is"):
+    for part in ("yard?key=***", ":1/yard?sig=***", "s3://bucket/a.tif?sig=***: is", ":1/a.tif?sig=***: "):
         assert part in everything
 
 
