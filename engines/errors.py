@@ -15,6 +15,7 @@ _PROPERTY = re.compile(  # of a GStreamer element: user-pw, passphrase, extra-he
     r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?!\*{3})[^\s"']\S*)""",
     re.IGNORECASE,
 )
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def without_secrets(text: str) -> str:
@@ -31,13 +32,18 @@ def _values(query: str) -> str:
     return _VALUE.sub(lambda found: found[1] + (found[2] or "") + _HIDDEN, query.removesuffix(kept)) + kept
 
 
+def in_a_line(text: str) -> str:
+    """A message that names a file: a name may hold line breaks, a terminal's commands, and marks that turn the text."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 class DeployError(Exception):
     """The user's input is at fault.  One line: what was got, what was expected, what to do; no secrets in it."""
 
     exit_code = 2
 
     def __init__(self, text: str = "") -> None:
-        super().__init__(without_secrets(text))
+        super().__init__(in_a_line(without_secrets(text)))
 
 
 class GateError(DeployError):

@@ -128,7 +128,7 @@ class RunPlan:
             )
         check_words([sources[path] for path in videos], options.of_videos())
         index, total = options.shard
-        own = {path for path, target in targets.items() if _share_of(target, output, total) == index - 1}
+        own = {each.path for each in images if _share_of(each, total) == index - 1}
         mine = {path: target for path, target in targets.items() if path in own and path not in rasters}
         pictures = {path: target for path, target in mine.items() if path not in videos}
         plan = cls({}, {}, {}, [])
@@ -182,9 +182,9 @@ def run_pictures(
         collect(wait=True)
 
 
-def _share_of(target: Path, output: Path, total: int) -> int:
-    """Which of `total` machines works on it: by its name, whatever else there is."""
-    digest = hashlib.sha256(os.fsencode(target.relative_to(output))).digest()
+def _share_of(image: Input, total: int) -> int:
+    """Which of `total` machines works on it: by its name, whatever else there is, be it one of another ending."""
+    digest = hashlib.sha256(os.fsencode(image.folder / f"{image.path.stem}.png")).digest()
     return int.from_bytes(digest[:8], "big") % total
 
 

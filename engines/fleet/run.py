@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from engines.backends import get_backend
 from engines.bundle import open_bundle
-from engines.errors import DeployError
+from engines.errors import DeployError, in_a_line
 from engines.files import make_folder
 from engines.fleet.ray import cluster
 from engines.fleet.worker import Order, Task
@@ -35,13 +35,14 @@ from engines.stream.devices import on_every_gpu, own_command
 def run_asked(args: argparse.Namespace, inputs: Sequence[str], loading: tuple[Any, ...], tell: Tell) -> RunReport:
     """args: of the verb.  inputs: files, folders, globs.  loading: how the bundle is opened; see `open_segmenter`."""
     images = expand(inputs, args.output, recursive=args.recursive, videos=True)
+    others = left_out(inputs, args.output, recursive=args.recursive, videos=True)
     if args.ray is not None:
         report = _on_ray(args, images, loading, tell)
     elif args.device == "all":
         report = _on_every_gpu(args, images)
     else:
         report = _here(args, images, loading, tell)
-    report.left_out = left_out(inputs, args.output, recursive=args.recursive, videos=True)
+    report.left_out = others
     return report
 
 
@@ -147,4 +148,4 @@ def _gathered(workers: Cluster, dealt: list[Task], rows: Rows, stall: float | No
 
 
 def _say(step: str, text: str) -> None:
-    tqdm.write(f"{step:12}{text}", file=sys.stderr)
+    tqdm.write(f"{step:12}{in_a_line(text)}", file=sys.stderr)

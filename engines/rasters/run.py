@@ -98,6 +98,10 @@ def run_raster(
     with open_raster(path) as file:
         box = _box(file, options)
         report = RasterReport(without_secrets(str(path)), str(target), width=box[3] - box[2], height=box[1] - box[0])
+        report.complete = False
+        if not _own(box, options.shard):  # it may come after all is put together, and would leave a folder for good
+            report.seconds["windows"] = 0.0
+            return report
         make_folder(target.parent)
         identity = {
             **file.identity(), "box": list(box),
@@ -116,7 +120,6 @@ def run_raster(
         report.resumed = round(done.found / (report.height * report.width), 4)
         report.windows = _windows_run(segmenter) - before
     report.seconds["windows"] = round(time.perf_counter() - begin, 3)
-    report.complete = False
     if done.complete:
         with chunks.claimed() as mine:
             if mine:
@@ -148,6 +151,12 @@ def _finish(
     chunks.end()
 
 
+def _own(box: Box, shard: tuple[int, int]) -> range:
+    """The rows in which the shard's parts begin: none for some, where there are more shards than parts."""
+    starts, (index, total) = range(box[0], box[1], ROWS), shard
+    return starts[(index - 1) * len(starts) // total : index * len(starts) // total]
+
+
 class _Work:
     """The windows of a raster.  found: pixels of parts that were there.  complete: whether all parts are now."""
 
@@ -165,9 +174,7 @@ class _Work:
         panels = parts(
             lefts, tiling.labelled[1], file.width, self._most(), TILE, self._box[2:], max(margin[1], margin[3])
         )  # fmt: skip
-        starts = range(self._box[0], self._box[1], ROWS)
-        index, total = self._options.shard
-        mine = starts[(index - 1) * len(starts) // total : index * len(starts) // total]
+        starts, mine = _own(self._box, (1, 1)), _own(self._box, self._options.shard)
         for columns in panels:
             pending = []
             for kept in self._cut(columns, mine):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.errors import DeployError, GpuLostError, without_secrets
+from engines.errors import DeployError, GpuLostError, in_a_line, without_secrets
 from engines.images import videos as moving
 from engines.rasters.folder import joined
 from engines.rasters.run import RasterReport
@@ -247,4 +247,4 @@ class RunReport:
             videos = f"; for the videos: {moving.INSTALL}" if self.left_out.keys() & moving.SUFFIXES else ""
             lines.append(f"left out of the folders, no images: {kinds}{videos}")
         lines += [f"skipped {path}: {error}" for path, error in self.failed.items()]
-        return "\n".join(lines)
+        return "\n".join(map(in_a_line, lines))

@@ -17,7 +17,7 @@ from PIL import Image
 
 import deploy
 from engines.errors import DeployError, GpuLostError
-from engines.folder_run import RunOptions, run_images
+from engines.folder_run import RunOptions, RunPlan, run_images
 from engines.images.inputs import expand
 from engines.images.read import read_image, read_labels
 from engines.report.rows import RunReport
@@ -233,6 +233,40 @@ def test_the_report_of_shards_is_that_of_the_whole(tiny_bundle: Path, photograph
     assert [Path(path).name for path in whole.failed] == ["2b.png"]
     assert whole.seconds == max(part.seconds for part in parts) > 0
     assert "5 image(s)" in str(whole)
+
+
+def test_a_file_stays_in_its_shard_whatever_comes_beside_it(tmp_path: Path) -> None:
+    """Shards of one folder look at it at different times; a mask's name depends on what else is there."""
+
+    def shards() -> dict[str, int]:
+        plans = [RunPlan.of(expand([str(tmp_path)]), tmp_path / "out", RunOptions(shard=(at, 3))) for at in (1, 2, 3)]
+        return {path.name: at for at, plan in enumerate(plans) for path in plan.pictures}
+
+    for index in range(12):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.jpg")
+    before = shards()
+    for index in range(0, 12, 2):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
+    after = shards()
+    assert len(set(before.values())) == 3
+    assert before.items() <= after.items()
+    assert len(after) == 18
+
+
+def test_a_name_cannot_break_a_message_into_lines_or_command_a_terminal(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out, name = tmp_path / "in", tmp_path / "out", "two\nlines\x1b[31m\u202egnp.png"
+    folder.mkdir()
+    (folder / name).write_bytes(b"no image")
+    Image.new("RGB", (20, 20)).save(folder / f"good {name}")
+    assert deploy.main(["run", str(tiny_bundle), str(folder), "-o", str(out)]) == 2
+    said = capsys.readouterr()
+    assert (len(said.out.splitlines()), said.err) == (2, "")
+    assert rf"skipped {folder}/two\nlines\x1b[31m\u202egnp.png: image " in said.out
+    assert [path.name for path in out.iterdir()] == [f"good {name}"]
+    assert deploy.main(["run", str(tiny_bundle), str(tmp_path / "no\nsuch.png"), "-o", str(out)]) == 2
+    assert capsys.readouterr().err == f"error: input {tmp_path}/no\\nsuch.png: no such file or folder\n"
 
 
 def test_a_disk_that_takes_no_more_costs_the_image_that_did_not_fit(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -280,6 +280,16 @@ def test_only_one_shard_puts_the_parts_together(
     assert np.array_equal(read(target), segmenter.segment(image[:200, :300]).labels)
 
 
+def test_a_shard_without_rows_leaves_nothing_after_the_end(
+    segmenter: Segmenter, image: np.ndarray, tmp_path: Path
+) -> None:  # fmt: skip
+    """One part and four shards, which come in any order, and late."""
+    source, target = write(tmp_path / "a.tif", image[:200, :300]), tmp_path / "out" / "a.tif"
+    found = [run(segmenter, source, target, shard=(index, 4)).complete for index in (2, 4, 1, 3)]
+    assert found == [False, True, False, False]
+    assert [path.name for path in target.parent.iterdir()] == ["a.tif"]
+
+
 @pytest.mark.parametrize(
     ("dtype", "scale"), [(np.uint16, (0.0, 10_000.0)), (np.float32, (-1.0, 1.0)), (np.uint16, None)]
 )
