@@ -7,6 +7,7 @@ model.onnx.data its weights, where they do not fit into one protobuf file (2 GB)
 golden.npz      windows with the checkpoint's own logits, so that a rebuild is verified too
 report.json     the build log
 kernels.cubin   on a GPU: gather, stitch and tail, compiled for it, so that running needs no compiler
+runtime-*.cache on a GPU, of TensorRT-RTX: what it compiled when the engine was proven there, one for each such GPU
 tail.npz        of an engine that ends before its logits: the weights of what makes them (engines/tiling/tail.py)
 """
 
@@ -16,6 +17,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -35,10 +37,11 @@ from engines.tiling.tail import Tail, TailShape
 
 SCHEMA = 1
 MANIFEST, ENGINE, MODEL, GOLDEN, REPORT = "manifest.json", "engine.bin", "model.onnx", "golden.npz", "report.json"
-KERNELS, WEIGHTS, TAIL, RUNTIME_CACHE = "kernels.cubin", f"{MODEL}.data", "tail.npz", "runtime.cache"
+KERNELS, WEIGHTS, TAIL = "kernels.cubin", f"{MODEL}.data", "tail.npz"
 MAX_BATCH = 64  # windows at once
 FILES = (ENGINE, MODEL, GOLDEN, REPORT)  # of every bundle
-OPTIONAL = (KERNELS, WEIGHTS, TAIL, RUNTIME_CACHE)
+OPTIONAL = (KERNELS, WEIGHTS, TAIL)
+RUNTIME_CACHE = re.compile(r"runtime(-[0-9a-f]{12})?\.cache")  # one for each device and SDK; without one of old bundles
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ class Manifest:
             )
         if (tail is None) != (TAIL not in self.files):
             raise DeployError(f"manifest: got a tail or {TAIL} without the other; build the bundle again")
-        unknown = sorted(set(self.files) - {*FILES, *OPTIONAL})
+        known = {*FILES, *OPTIONAL}
+        unknown = sorted(name for name in self.files if name not in known and not RUNTIME_CACHE.fullmatch(name))
         if unknown:
             raise DeployError(f"manifest: got the file {unknown[0]!r}, which no bundle has; build the bundle again")
         if not isinstance(self.batch, int) or not 1 <= self.batch <= MAX_BATCH:
@@ -178,8 +182,7 @@ class Bundle:
         An SDK that takes weights from the graph opens files by itself, so that it gets copies in a folder that only
         this user may enter.  host_code: see BuildConfig.
         """
-        kept = self.read(RUNTIME_CACHE) if RUNTIME_CACHE in self.manifest.files else b""
-        config = replace(self.config(threads), host_code=host_code, runtime_cache=kept)
+        config = replace(self.config(threads), host_code=host_code, runtime_cache=self._runtime_cache(backend))
         blob = self.read(ENGINE)
         if not backend.reads_graph(config):
             yield blob, config
@@ -188,6 +191,14 @@ class Bundle:
             for name in {MODEL, WEIGHTS} & set(self.manifest.files):
                 self.copy(name, folder)
             yield blob, replace(config, model=folder / MODEL)
+
+    def _runtime_cache(self, backend: Backend) -> bytes:
+        """What its SDK compiled on a device like this one; b"" where none of it is kept."""
+        kept = [name for name in self.manifest.files if RUNTIME_CACHE.fullmatch(name)]
+        own = runtime_cache_of(backend.version(), backend.device()) if kept else ""
+        old = "runtime.cache"  # of whatever device: the SDK refuses that of another
+        name = next((name for name in (own, old) if name in kept), None)
+        return b"" if name is None else self.read(name)
 
     def _require(self, name: str, sha256: str) -> None:
         if sha256 != self.manifest.files.get(name):
@@ -215,6 +226,11 @@ class Bundle:
         if not known:
             raise DeployError(f"bundle {self.folder}: {REPORT} has no history of the graph; build it again")
         return dict(report)
+
+
+def runtime_cache_of(sdk: str, device: str) -> str:
+    """The file of what an SDK compiled when the engine was proven on a device: a bundle keeps that of each."""
+    return f"runtime-{hashlib.sha256(f'{sdk} on {device}'.encode()).hexdigest()[:12]}.cache"
 
 
 def is_bundle(path: Path) -> bool:

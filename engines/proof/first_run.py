@@ -10,7 +10,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import cast
 
-from engines.bundle import GOLDEN, KERNELS, RUNTIME_CACHE, Bundle, Manifest
+from engines.bundle import GOLDEN, KERNELS, Bundle, Manifest, runtime_cache_of
 from engines.contract import Backend, DeviceSession, Log
 from engines.errors import GateError
 from engines.proof.agreement import GATES, Agreement, Gate
@@ -43,7 +43,7 @@ class Prover:
             found, agreements = self._proven(bundle, segmenter, golden, here)
             agreed = "; ".join(f"{one.step}: {one}" for one in agreements)
             said.append(("verify", f"first time on {here[1]}: {agreed}"))
-            files = {KERNELS: kernels, **compiled_here(segmenter)}
+            files = {KERNELS: kernels, **compiled_here(backend, segmenter)}
             files = {name: content for name, content in files.items() if name not in old.files}  # may be read now
             digests = {name: sha256(content).hexdigest() for name, content in files.items()}
             found = replace(found, files={**old.files, **digests})
@@ -83,10 +83,10 @@ def proof(golden: Golden, segmenter: Segmenter, gate: Gate, precision: str) -> l
     return [*golden.verify(segmenter, gate, precision), *replayed(golden.image, segmenter)]
 
 
-def compiled_here(segmenter: Segmenter) -> dict[str, bytes]:
+def compiled_here(backend: Backend, segmenter: Segmenter) -> dict[str, bytes]:
     """By its name in a bundle, what the SDK compiled while an engine on a GPU was proven."""
     found = cast(DeviceSession, segmenter.device.session).runtime_cache
-    return {RUNTIME_CACHE: found} if found else {}
+    return {runtime_cache_of(backend.version(), backend.device()): found} if found else {}
 
 
 def gate_of(bundle: Bundle) -> Gate:

@@ -24,6 +24,7 @@ from engines.bundle import (
     MODEL,
     OPTIONAL,
     REPORT,
+    RUNTIME_CACHE,
     TAIL,
     WEIGHTS,
     Manifest,
@@ -77,7 +78,7 @@ def compile_engine(
     batch = compare_batch(opened, backend, model=folder / MODEL, blob=blob, config=config, golden=golden, log=log)
     with opened(blob, config) as segmenter:
         agreements = proof(golden, segmenter, gate, config.precision)
-        for name, content in compiled_here(segmenter).items() if backend.on_gpu else ():
+        for name, content in compiled_here(backend, segmenter).items() if backend.on_gpu else ():
             (folder / name).write_bytes(content)
     for agreement in agreements:
         log(agreement.step, str(agreement))
@@ -125,7 +126,8 @@ def tuning(backend: Backend, output: Path, given: TensorRTOptions, timing_cache:
 def finish(folder: Path, manifest: Manifest, report: dict[str, Any]) -> Manifest:
     """Write report.json and the manifest, which names the sha256 of every file."""
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
-    present = (*FILES, *(name for name in OPTIONAL if (folder / name).exists()))
+    compiled = sorted(path.name for path in folder.iterdir() if RUNTIME_CACHE.fullmatch(path.name))
+    present = (*FILES, *(name for name in OPTIONAL if (folder / name).exists()), *compiled)
     sealed = replace(manifest, files={name: file_sha256(folder / name) for name in present})
     seal(folder, sealed)
     return sealed

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -33,7 +33,7 @@ engines.backends.BACKENDS = tuple(engines.backends._OBJECTS)  # before the comma
 
 import deploy  # noqa: E402
 from engines.backends.openvino.openvino import backend as openvino  # noqa: E402
-from engines.bundle import KERNELS, MANIFEST, RUNTIME_CACHE, open_bundle, seal  # noqa: E402
+from engines.bundle import KERNELS, MANIFEST, RUNTIME_CACHE, open_bundle, runtime_cache_of, seal  # noqa: E402
 from engines.errors import DeployError  # noqa: E402
 from engines.gpu.context import gpu_info  # noqa: E402
 from engines.proof.first_run import prover  # noqa: E402
@@ -79,6 +79,10 @@ class _Session:
 def _at(address: int, tensor: Tensor) -> np.ndarray:
     size = 4 * int(np.prod(tensor.shape))
     return np.frombuffer((ctypes.c_char * size).from_address(address), np.float32).reshape(tensor.shape)
+
+
+def _kept_here() -> str:
+    return runtime_cache_of("gpu 1.0", str(gpu_info()))
 
 
 class _GPU(Backend):
@@ -134,11 +138,11 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open_segmenter(folder / "gpu", prove=prover(lambda step, text: None)) as (_, manifest):
         assert manifest.contexts_on(manifest.sdk, manifest.device) == 1
     assert open_bundle(folder / "gpu").manifest.tail is not None
-    assert open_bundle(folder / "gpu").read(RUNTIME_CACHE) == COMPILED
+    assert open_bundle(folder / "gpu").read(_kept_here()) == COMPILED
     assert (
         deploy.main(["build-engine", str(folder / "gpu"), "-o", str(folder / "openvino"), "--backend", "openvino"]) == 0
     )
-    assert not (folder / "openvino" / RUNTIME_CACHE).exists()
+    assert not any(RUNTIME_CACHE.fullmatch(name) for name in open_bundle(folder / "openvino").manifest.files)
     return folder
 
 
@@ -419,7 +423,7 @@ def test_an_engine_that_nothing_ran_is_verified_by_its_first_run(
     assert [step["step"] for step in manifest.verification][-2:] == ["engine", "tiled mask"]
     open_bundle(unproven).check()
     assert (unproven / KERNELS).read_bytes()[:4] == b"\x7fELF"
-    assert (unproven / RUNTIME_CACHE).read_bytes() == COMPILED
+    assert (unproven / _kept_here()).read_bytes() == COMPILED
     assert not [path.name for path in unproven.iterdir() if path.name.startswith(".")]
     assert deploy.main([*command, str(tmp_path / "again")]) == 0
     assert capsys.readouterr().err == ""
@@ -431,7 +435,21 @@ def test_an_engine_that_nothing_ran_is_verified_by_its_first_run(
     assert deploy.main([*command, str(tmp_path / "again")]) == 0
     open_bundle(unproven).check()
     assert open_bundle(unproven).manifest.proven_on[1:] == (("gpu 1.0", "another GPU"),)
-    assert (unproven / RUNTIME_CACHE).read_bytes() == b"what the SDK compiled at run time"
+    second = runtime_cache_of("gpu 1.0", "another GPU")
+    assert (unproven / second).read_bytes() == b"for another GPU"
+    assert (unproven / _kept_here()).read_bytes() == b"what the SDK compiled at run time"
+    files = open_bundle(unproven).manifest.files
+    assert {_kept_here(), second} == {name for name in files if RUNTIME_CACHE.fullmatch(name)}
+    taken: list[bytes] = []
+    loaded = _GPU.load
+    monkeypatch.setattr(
+        _GPU, "load", lambda self, blob, config: taken.append(config.runtime_cache) or loaded(self, blob, config)
+    )
+    for device in (lambda self: "another GPU", _GPU.device, lambda self: "a third"):
+        monkeypatch.setattr(_Ahead, "device", device)
+        with suppress(DeployError), open_segmenter(unproven):  # the third was not proven
+            pass
+    assert taken == [b"for another GPU", b"what the SDK compiled at run time", b""]
 
 
 def test_one_that_is_not_what_the_checkpoint_computes_is_refused_and_stays_unproven(
