@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.rounds import ALONE, Taken, clocked, table
 from calib.data.scenes import render
 from engines.folder_run import RunOptions, run_images
 from engines.images.inputs import Input
@@ -63,13 +63,6 @@ def _serial(segmenter: Segmenter, paths: list[Path], output: Path, overlay: bool
             write_overlay(output / f"{path.stem}.overlay.jpg", image, mask.labels, segmenter.spec.palette)
 
 
-def _clocked(work: Callable[[], object], frames: int) -> tuple[float, float]:
-    """Seconds, and seconds of processor, a frame."""
-    begin, used = time.perf_counter(), time.process_time()
-    work()
-    return (time.perf_counter() - begin) / frames, (time.process_time() - used) / frames
-
-
 def _of_this_thread(work: Callable[[], object]) -> float:
     """Seconds of processor."""
     used = time.thread_time()
@@ -77,12 +70,12 @@ def _of_this_thread(work: Callable[[], object]) -> float:
     return time.thread_time() - used
 
 
-def measure(bundle: Path, folder: Path, args: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
+def measure(bundle: Path, folder: Path, args: argparse.Namespace) -> dict[str, list[Taken]]:
     width, height = (int(side) for side in args.size.split("x"))
     paths = _folder(folder, (width, height), args.images)
     some = max(1, min(len(paths), args.serial))
     part = max(1, len(paths) // args.rounds)
-    found: dict[str, list[tuple[float, float]]] = {"engine alone": [], "one after the other": [], "run": []}
+    found: dict[str, list[Taken]] = {ALONE: [], "one after the other": [], "run": []}
     with open_segmenter(bundle, args.threads) as (segmenter, _):
         windows = sum(len(row.lefts) for row in segmenter.tiling.window_rows(height, width))
         print(f"{bundle.name}: {windows} window(s) of {segmenter.tiling.window_w}x{segmenter.tiling.window_h} a frame, "
@@ -91,14 +84,14 @@ def measure(bundle: Path, folder: Path, args: argparse.Namespace) -> dict[str, l
         for turn in range(args.rounds):
             mine = [Input(path) for path in paths[turn * part : (turn + 1) * part]]
             works: dict[str, tuple[Callable[[], object], int]] = {
-                "engine alone": (lambda: _alone(segmenter, some * windows), some),
+                ALONE: (lambda: _alone(segmenter, some * windows), some),
                 "one after the other": (lambda: _serial(segmenter, paths[:some], folder / "masks", args.overlay), some),
                 "run": (
                     lambda mine=mine: run_images(segmenter, mine, folder / "run", RunOptions(args.overlay)), len(mine)
                 ),
             }  # fmt: skip
             for name, (work, frames) in works.items():
-                found[name].append(_clocked(work, frames))
+                found[name].append(clocked(work, frames))
     return found
 
 
@@ -141,13 +134,7 @@ def main() -> None:
     for bundle in args.bundles:
         with tempfile.TemporaryDirectory(prefix="throughput-") as name:
             found = measure(bundle, Path(name), args)
-        alone = [seconds for seconds, _ in found["engine alone"]]
-        print(f"{'':22}{'ms a frame':>12}{'of the engine':>15}{'(least, most)':>18}{'processor ms':>14}")
-        for kind, times in found.items():
-            ratios = [reference / seconds for reference, (seconds, _) in zip(alone, times, strict=True)]
-            seconds, used = (statistics.median(values) for values in zip(*times, strict=True))
-            print(f"{kind:22}{1e3 * seconds:12.1f}{statistics.median(ratios):15.3f}"
-                  f"{f'({min(ratios):.3f}, {max(ratios):.3f})':>18}{1e3 * used:14.0f}", flush=True)  # fmt: skip
+        table(found)
         with tempfile.TemporaryDirectory(prefix="throughput-") as name:
             beside = parts(bundle, Path(name), args)
         print("beside the engine:", ", ".join(f"{part} {taken:.1f}" for part, taken in beside.items()), "ms")

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.rounds import ALONE, Taken, clocked, table
 from calib.data.scenes import render
 from engines.images.write import overlay
 from engines.machine.limits import cores
@@ -81,14 +80,7 @@ class _Free:
         return SimpleNamespace(timings=Timings(), views=(), done=True, mask=lambda: Mask(self._labels.copy()))
 
 
-def _clocked(work: Callable[[], object], frames: int) -> tuple[float, float]:
-    """Frames a second, and milliseconds of processor a frame."""
-    begin, used = time.perf_counter(), time.process_time()
-    work()
-    return frames / (time.perf_counter() - begin), 1e3 * (time.process_time() - used) / frames
-
-
-def measure(bundle: Path, folder: Path, args: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
+def measure(bundle: Path, folder: Path, args: argparse.Namespace) -> dict[str, list[Taken]]:
     width, height = (int(side) for side in args.size.split("x"))
     clip, options = folder / "clip.mp4", VideoOptions(overlay=True)
     _clip(clip, width, height, args.frames)
@@ -99,16 +91,16 @@ def measure(bundle: Path, folder: Path, args: argparse.Namespace) -> dict[str, l
         free: Any = _Free(segmenter, segmenter.segment(pictures[0]).labels)
         target = folder / "clip.labels.mkv"
         works: dict[str, Callable[[], object]] = {
-            "engine alone": lambda: [segmenter.segment(picture) for picture in pictures],
+            ALONE: lambda: [segmenter.segment(picture) for picture in pictures],
             "decoding alone": lambda: _decode(clip),
             "one after the other": lambda: _one_after_the_other(segmenter, clip, folder),
             "run --overlay": lambda: run_video(segmenter, str(clip), target, options),
             "run, engine for free": lambda: run_video(free, str(clip), target, options),
         }
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+        found: dict[str, list[Taken]] = {name: [] for name in works}
         for _ in range(args.rounds):
             for name, work in works.items():
-                found[name].append(_clocked(work, args.frames))
+                found[name].append(clocked(work, args.frames))
     return found
 
 
@@ -123,13 +115,7 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f}, {args.threads or cores()} thread(s); {args.frames} frames of {args.size}")
     with tempfile.TemporaryDirectory(prefix="video-") as name:
         found = measure(args.bundle, Path(name), args)
-    alone = [rate for rate, _ in found["engine alone"]]
-    print(f"{'':22}{'frames/s':>10}{'of the engine':>15}{'(least, most)':>18}{'processor ms':>14}")
-    for kind, values in found.items():
-        ratios = [rate / reference for reference, (rate, _) in zip(alone, values, strict=True)]
-        rate, used = (statistics.median(each) for each in zip(*values, strict=True))
-        print(f"{kind:22}{rate:10.2f}{statistics.median(ratios):15.3f}"
-              f"{f'({min(ratios):.3f}, {max(ratios):.3f})':>18}{used:14.0f}")  # fmt: skip
+    table(found, rate=True)
     print(f"load {os.getloadavg()[0]:.1f}")
 
 
