@@ -302,6 +302,7 @@ def test_two_runs_at_once_into_one_folder(
         (("--ray", "{address}", "--threads", "3"), "error: --ray {address}: no node has 3 CPU(s)"),
         (("--ray", "{address}", "--device", "0"), "error: --device with --ray: got both, expected one"),
         (("--ray", "{address}", "--bands", "1,2"), "error: --bands"),
+        (("--stall-timeout", "5"), "error: --stall-timeout without --ray: expected a cluster"),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
