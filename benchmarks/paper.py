@@ -85,7 +85,8 @@ def measured() -> dict[str, float]:
     from benchmarks.rasters import make
     from calib.data.scenes import render
     from engines.rasters.chunks import Chunks
-    from engines.rasters.gdal import open_raster, write_cog
+    from engines.rasters.gdal import open_raster
+    from engines.rasters.gdal_write import write_cog
     from engines.spec import IGNORE_LABEL
 
     side, part = 4096, 1024

@@ -46,7 +46,7 @@ SDK_OWNER = {
     "segmentation_models_pytorch": "pipeline/checkpoints/families/smp.py",
     "transformers": "pipeline/checkpoints/families/common.py",
     "tifffile": "engines/images/tiff.py",
-    "rasterio": "engines/rasters/gdal.py",
+    "rasterio": "engines/rasters/gdal.py engines/rasters/gdal_write.py",
     "pyogrio": "engines/rasters/polygons.py",
     "av": "engines/video/av_read.py engines/video/av_write.py engines/video/sound.py engines/video/arrivals.py",
     "gi": "engines/video/gstreamer.py",

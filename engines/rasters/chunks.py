@@ -18,7 +18,8 @@ from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.files import replacing, replacing_path, write_json
 from engines.guard.ledger import ledger
-from engines.rasters.gdal import TILE, Box, Georeference, read_chunk, write_chunk
+from engines.rasters.gdal import TILE, Box, Georeference
+from engines.rasters.gdal_write import read_chunk, write_chunk
 from engines.spec import ModelSpec
 
 _RUN, _EMPTY = "run.json", ".none"
@@ -46,7 +47,8 @@ class Chunks:
             found._make({"key": key, **identity})
         if found._key() != key:
             raise DeployError(
-                f"{folder}: holds parts of a run with another bundle, input or options; finish that one, or remove them"
+                f"{folder}: holds parts of a run with another {found._other_than(identity)}; finish that one, or "
+                "remove them"
             )
         return found
 
@@ -69,6 +71,15 @@ class Chunks:
             return str(json.loads((self.folder / _RUN).read_text())["key"])
         except (OSError, ValueError, KeyError, TypeError):
             return ""
+
+    def _other_than(self, identity: Mapping[str, Any]) -> str:
+        """In which of the things that results depend on the run of these parts is another."""
+        try:
+            held = json.loads((self.folder / _RUN).read_text())
+        except (OSError, ValueError):
+            return "bundle, input or options"
+        now, before = json.loads(json.dumps(identity)), held if isinstance(held, dict) else {}
+        return " and ".join(name for name in now if before.get(name) != now[name]) or "version of edgeseg"
 
     def put(self, layer: str, box: Box, values: UInt8, nothing: int) -> None:
         """values (h, w): of the part `box`.  Whole or not at all.  Raises DeployError."""

@@ -1,4 +1,4 @@
-"""GDAL through rasterio: a raster read by windows, and what is made of it written."""
+"""GDAL through rasterio: a raster read by windows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import numpy as np
@@ -19,19 +20,16 @@ from engines.images.rasters import SUFFIXES, is_name
 from engines.images.read import JPEG_2000
 from engines.images.read import SUFFIXES as PICTURES
 from engines.images.tiff import SUFFIXES as TIFFS
-from engines.machine.limits import cores
 
 _PICTURES = frozenset({"GTiff", "JP2OpenJPEG", "JPEG", "PNG", "GIF", "WEBP", "BMP", "PNM", "AVIF", "HEIF"})  # drivers
 CACHE_MB = 32  # GDAL's, of decoded blocks
 FEW_ROWS = 128  # that are read and converted together: what is made on the way is as large as they are
 _NOT_KEPT = frozenset({"JP2OpenJPEG"})  # drivers whose decoded blocks GDAL does not keep
-AT_ONCE = 16 * 2**20  # pixels that overviews are made of at once; GDAL takes several such parts, and masks of them
 TILE = 512  # a side of what is compressed together
 INSTALL = "pip install 'edgeseg[geo]'"
 _ANEW = "write it anew in one that GDAL has (vips tiffsave IN OUT --compression jpeg --tile --pyramid --bigtiff)"
 
 Box = tuple[int, int, int, int]  # rows [0, 1) and columns [2, 3) in pixels
-Ring = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ class RasterFile:
                 f"raster {self.path}: got {len(self._bands)} band(s), expected {max(bands)} for --bands at least"
             )
         chosen = [self._bands[band - 1] for band in bands] if bands else self._bands
-        with _explained(self.path, "raster"):
+        with explained(self.path, "raster"):
             values = self._data.read(chosen, window=_window(box))
         return np.moveaxis(values, 0, 2)
 
@@ -154,24 +152,36 @@ class RasterFile:
             found &= np.isnan(values[:, :, index]) if np.isnan(nodata) else values[:, :, index] == nodata
         return found
 
+    @property
+    def overviews(self) -> list[int]:
+        """How many times smaller each is."""
+        return list(self._data.overviews(1))
+
+    def tiles(self) -> Iterator[UInt8]:
+        """Of the only band of a TIFF, those that are there."""
+        for (row, column), window in self._data.block_windows(1):
+            if self._data.get_tag_item(f"BLOCK_SIZE_{column}_{row}", "TIFF", bidx=1) is not None:
+                with explained(self.path, "output"):
+                    yield self._data.read(1, window=window)
+
     def hidden(self, box: Box) -> NDArray[np.bool_] | None:
         """(h, w): where alpha or a mask say that there is nothing; None where the file has neither."""
         if not self._masked:
             return None
-        with _explained(self.path, "raster"):
+        with explained(self.path, "raster"):
             found: NDArray[np.bool_] = self._data.read_masks(self._bands[0], window=_window(box)) == 0
         return found
 
 
 @contextmanager
-def open_raster(path: str | Path) -> Iterator[RasterFile]:
+def open_raster(path: str | Path, overview: int | None = None) -> Iterator[RasterFile]:
     """path: a file, or what else GDAL knows by a name.  Raises DeployError where GDAL cannot read it, or rasterio is
-    not installed.
+    not installed.  overview: one of them, the finest 0, in place of the whole.
     """
-    rasterio = _rasterio(path)
-    with _environment(), _explained(path, "raster"):
-        dataset = rasterio.open(path)
-    with _environment(), dataset:
+    rasterio = require_rasterio(path)
+    with environment(), explained(path, "raster"):
+        dataset = rasterio.open(path, **({} if overview is None else {"overview_level": overview}))
+    with environment(), dataset:
         if dataset.count == 0:
             raise DeployError(f"raster {path}: {_parts(dataset)}")
         yield RasterFile(path, dataset)
@@ -190,7 +200,7 @@ def is_raster(path: str, most: int) -> bool:
         from rasterio.errors import RasterioIOError
     except ImportError:
         return False
-    with _environment():
+    with environment():
         try:
             with rasterio.open(path) as dataset:
                 picture = dataset.driver in _PICTURES and suffix not in SUFFIXES
@@ -203,55 +213,6 @@ def place_at(path: Path) -> Georeference:
     """Where the file's pixels lie on a map.  Raises DeployError."""
     with open_raster(path) as file:
         return file.place
-
-
-def write_chunk(path: Path, values: UInt8, place: Georeference) -> None:
-    """`values` (h, w) as a compressed TIFF.  Raises DeployError."""
-    rasterio = _rasterio(path)
-    with _environment(), _explained(path, "output"), rasterio.open(
-        path, "w", driver="GTiff", width=values.shape[1], height=values.shape[0], count=1, dtype="uint8",
-        tiled=True, blockxsize=TILE, blockysize=TILE, compress="deflate", zlevel=1, crs=place.crs or None,
-        transform=_affine(place),
-    ) as file:  # fmt: skip
-        file.write(values, 1)
-
-
-def write_cog(source: Path, target: Path, labels: bool) -> None:
-    """`source`, one band of labels or of a quantity, as a cloud-optimised GeoTIFF with overviews.  Raises DeployError.
-
-    Overviews of labels hold the most frequent one.
-    """
-    with open_raster(source) as file:
-        rows = max(16, min(TILE, AT_ONCE // file.width))
-    from rasterio.shutil import copy
-
-    # Left alone, GDAL makes those of a band with colours from as many whole rows as its blocks are high.
-    with _environment(GDAL_OVR_CHUNKYSIZE=rows), _explained(target, "output"):
-        copy(
-            source, target, driver="COG", compress="DEFLATE", blocksize=TILE, bigtiff="IF_SAFER", sparse_ok=True,
-            overview_resampling="MODE" if labels else "AVERAGE", num_threads=cores(),
-        )  # fmt: skip
-
-
-def read_chunk(path: Path) -> UInt8:
-    """(h, w), what `write_chunk` wrote.  Raises DeployError."""
-    with open_raster(path) as file:
-        values: UInt8 = file.read((0, file.height, 0, file.width), ())[:, :, 0]
-        return values
-
-
-def outlines(path: Path, nodata: int) -> Iterator[tuple[int, list[Ring]]]:
-    """(label, rings in map coordinates, the outer one first) of every connected area of equal labels, 4-connected.
-
-    GDAL goes through the raster row by row, and joins what belongs together.  Raises DeployError.
-    """
-    rasterio = _rasterio(path)
-    from rasterio.features import shapes
-
-    with _environment(), _explained(path, "output"), rasterio.open(path) as dataset:
-        for shape, label in shapes(rasterio.band(dataset, 1), transform=dataset.transform):
-            if int(label) != nodata:
-                yield int(label), shape["coordinates"]
 
 
 def _parts(dataset: Any) -> str:
@@ -272,19 +233,13 @@ def _place(dataset: Any) -> Georeference:
     return Georeference(dataset.crs.to_wkt() if dataset.crs else "", numbers, metres)
 
 
-def _affine(place: Georeference) -> Any:
-    from rasterio import Affine
-
-    return Affine(*place.transform) if place.known else None
-
-
 def _window(box: Box) -> Any:
     from rasterio.windows import Window
 
     return Window.from_slices(box[:2], box[2:])
 
 
-def _environment(**options: int) -> Any:
+def environment(**options: int) -> Any:
     """GDAL's own lines are not for our user."""
     from rasterio import Env
     from rasterio.errors import NotGeoreferencedWarning
@@ -293,7 +248,7 @@ def _environment(**options: int) -> Any:
     return Env(GDAL_CACHEMAX=CACHE_MB, CPL_LOG=os.devnull, **options)
 
 
-def _rasterio(path: str | Path) -> Any:
+def require_rasterio(path: str | Path) -> Any:
     try:
         import rasterio
     except ImportError as error:
@@ -301,13 +256,26 @@ def _rasterio(path: str | Path) -> Any:
     return rasterio
 
 
+def said(error: BaseException) -> str:
+    """What GDAL has to say, in one line."""
+    return f"GDAL says: {' '.join(str(error).split())[:160].rstrip('.')}"
+
+
+def disk_full(path: str | Path) -> str:
+    """Why writing there failed, if it is that, which GDAL tells in many words but these."""
+    return "; no space is left there" if disk_usage(Path(path).parent).free < 2**20 else ""
+
+
 @contextmanager
-def _explained(path: str | Path, what: str) -> Iterator[None]:
+def explained(path: str | Path, what: str) -> Iterator[None]:
+    from rasterio._err import CPLE_BaseError  # which rasterio.shutil lets through
     from rasterio.errors import RasterioError
 
     try:
         yield
-    except (RasterioError, OSError, ValueError) as error:
-        line = " ".join(str(error).split())[:160].rstrip(".")
-        advice = f"; {_ANEW}" if "missing codec" in line else ""
-        raise DeployError(f"{what} {path}: GDAL says: {line}{advice}") from error
+    except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
+        first: BaseException = error
+        while isinstance(first.__cause__, RasterioError | CPLE_BaseError):
+            first = first.__cause__
+        advice = f"; {_ANEW}" if "missing codec" in str(first) else disk_full(path) if what == "output" else ""
+        raise DeployError(f"{what} {path}: {said(first)}{advice}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -12,7 +13,8 @@ import numpy as np
 
 from engines.errors import DeployError
 from engines.files import replacing_path
-from engines.rasters.gdal import INSTALL, Ring, outlines, place_at
+from engines.rasters.gdal import INSTALL, disk_full, place_at, said
+from engines.rasters.gdal_write import Ring, outlines
 from engines.spec import IGNORE_LABEL
 
 Format = Literal["gpkg", "geojson"]
@@ -36,7 +38,7 @@ def write_polygons(raster: Path, target: Path, kind: Format, classes: Sequence[s
     degrees, as RFC 7946 has it, where the raster's map is known.  Raises DeployError.
     """
     require_pyogrio(kind)
-    from pyogrio.errors import DataSourceError
+    from pyogrio.errors import DataSourceError, FeatureError, FieldError, GeometryError
     from pyogrio.raw import write
 
     place = place_at(raster)
@@ -59,11 +61,13 @@ def write_polygons(raster: Path, target: Path, kind: Format, classes: Sequence[s
                     driver=FORMATS[kind], geometry_type="Polygon", crs=place.crs or None, append=total > 0,
                     layer_options=options,
                 )  # fmt: skip
-            except (DataSourceError, OSError, ValueError) as error:
-                raise DeployError(f"output {target}: GDAL says: {' '.join(str(error).split())[:160]}") from error
+            except (DataSourceError, FeatureError, FieldError, GeometryError, OSError, ValueError) as error:
+                raise DeployError(f"output {target}: {said(error)}{disk_full(target)}") from error
             total += len(some)
             if kind == "geojson" or len(some) < _AT_ONCE:
                 break
+        if kind == "geojson" and not _end(new).rstrip().endswith(b"]\n}"):
+            raise DeployError(f"output {target}: its end could not be written{disk_full(target)}")
     return total
 
 
@@ -83,3 +87,9 @@ def _shoelace(ring: Ring) -> float:
     points = np.asarray(ring) - ring[0]
     x, y = points[:, 0], points[:, 1]
     return abs(float(x[:-1] @ y[1:] - x[1:] @ y[:-1])) / 2
+
+
+def _end(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(-min(path.stat().st_size, 16), os.SEEK_END)
+        return file.read()

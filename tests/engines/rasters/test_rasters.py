@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -230,6 +232,29 @@ def test_what_no_network_takes_is_named(segmenter: Segmenter, image: np.ndarray,
     assert np.array_equal(read(tmp_path / "b.tif"), segmenter.segment(seen).labels)
 
 
+@pytest.mark.parametrize(("room", "polygons"), [(5000, None), (50_000, None), (200_000, "gpkg"), (200_000, "geojson")])
+def test_where_there_is_no_room_one_line_says_so(
+    segmenter: Segmenter, image: np.ndarray, tmp_path: Path, room: int, polygons: str | None
+) -> None:
+    """For a part, for the whole, for polygons, though GDAL says nothing of what it could not write last.  room: bytes a
+    file.  What was finished stays for --resume, and nothing else.
+    """
+    if polygons is not None:
+        pytest.importorskip("pyogrio", reason="pyogrio, which writes polygons, is not installed")
+    source, target = write(tmp_path / "a.tif", image), tmp_path / "out" / "a.tif"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(DeployError, match=r"^output .*: (GDAL says:|cannot be written)") as caught:
+            run(segmenter, source, target, polygons=polygons)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in target.parent.iterdir()] == [".a.tif.parts"]
+    run(segmenter, source, target, resume=True, polygons=polygons)
+    assert np.array_equal(read(target), segmenter.segment(image).labels)
+
+
 class _Stopped(Exception):
     pass
 
@@ -253,8 +278,13 @@ def test_a_run_that_was_stopped_goes_on(
         run(segmenter, source, target)
     assert not target.exists()
     monkeypatch.setattr(runs.Chunks, "put", put)
-    with pytest.raises(DeployError, match=r"parts: holds parts of a run with another bundle, input or options"):
+    with pytest.raises(DeployError, match=r"parts: holds parts of a run with another keep_nodata;"):
         run(segmenter, source, target, resume=True, keep_nodata=True)
+    times_of_it = source.stat().st_atime_ns, source.stat().st_mtime_ns
+    os.utime(source)
+    with pytest.raises(DeployError, match=r"parts: holds parts of a run with another files;"):
+        run(segmenter, source, target, resume=True)
+    os.utime(source, ns=times_of_it)
     report = run(segmenter, source, target, resume=True)
     assert 0 < report.resumed < 1
     assert np.array_equal(read(target), expected)
@@ -329,8 +359,6 @@ def test_polygons_are_what_the_labels_are(segmenter: Segmenter, image: np.ndarra
 
 def test_memory_does_not_grow_with_the_raster(segmenter: Segmenter, tmp_path: Path) -> None:
     """Of a sparse raster of 0.8 gigapixels nothing is run but what is there, and little is held."""
-    import resource
-
     path = tmp_path / "huge.tif"
     with rasterio.open(
         path, "w", driver="GTiff", height=20_000, width=40_000, count=3, dtype="uint8", crs="EPSG:32632",
@@ -351,7 +379,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from engines.rasters.gdal import write_cog
+from engines.rasters.gdal_write import write_cog
 from rasterio.windows import Window
 
 folder = Path(sys.argv[1])
