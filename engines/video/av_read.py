@@ -223,7 +223,8 @@ def _best(container: Any, name: str) -> Any:
     """The video that FFmpeg prefers; a cover is none.  Raises DeployError."""
     videos = [stream for stream in container.streams.video if not _is_cover(stream)]
     if not videos:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        found = {"a cover picture" if stream.type == "video" else stream.type for stream in container.streams}
+        kinds = ", ".join(sorted(found)) or "nothing"
         raise DeployError(f"video {name}: got {kinds}, expected a video")
     best = container.streams.best("video")
     chosen = best if any(stream.index == best.index for stream in videos) else videos[0]

@@ -22,16 +22,23 @@ from engines.video.run import VideoOptions, VideoReport, run_video
 
 av = pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
 
+from av.stream import Disposition  # noqa: E402
+
 from tests.engines.video.clips import decoded, labels, pictures, write  # noqa: E402
 from tests.engines.video.test_command import masks_of, names  # noqa: E402
 
 ROOT = Path(deploy.__file__).parent
 
 
-def _sound(path: Path) -> None:
+def _sound(path: Path, cover: bool = False) -> None:
     with av.open(str(path), "w") as out:
         stream: Any = out.add_stream("aac", rate=16000)
         stream.layout = "mono"
+        if cover:
+            picture: Any = out.add_stream("png")
+            picture.height, picture.width, picture.pix_fmt = 64, 96, "rgb24"
+            picture.disposition = Disposition.attached_pic
+            out.mux(picture.encode(av.VideoFrame.from_ndarray(pictures(1)[0], format="rgb24")))
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
         frame.sample_rate, frame.pts = 16000, 0
         out.mux(stream.encode(frame))
@@ -90,6 +97,7 @@ def test_a_file_that_was_damaged_in_the_middle_is_read_to_its_end(
         ("junk.mp4", lambda path: path.write_bytes(b"no video" * 100), "no video, damaged or incomplete"),
         ("empty.mp4", lambda path: path.touch(), "no video, damaged or incomplete"),
         ("sound.mp4", _sound, "got audio, expected a video"),
+        ("song.mp4", lambda path: _sound(path, cover=True), "got a cover picture, audio, expected a video"),
         ("none.mkv", lambda path: write(path, pictures(1)[:0] or pictures(1), times=[0]), ""),
         ("pointer.mp4", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "Git LFS"),
     ],
