@@ -1,8 +1,9 @@
 /* Windows over images, for programs in C: place them, gather them from an image, stitch their logits into labels.
  *
  * What edgeseg runs with, bit for bit; link tile.c and threads.c of this folder with -lm and -pthread, and compile them
- * with -ffp-contract=off.  Nothing is allocated but the pool of threads.  Functions return a tile_status.  Sizes are in
- * pixels, images (height, width, channels) uint8 with strides in bytes.  docs/tiling.c is an example.
+ * with -ffp-contract=off.  Nothing is allocated but the pool of threads.  Functions return a tile_status; what pointers
+ * point to is not checked.  Sizes are in pixels, images (height, width, channels) uint8 with strides in bytes.
+ * docs/tiling.c is an example.
  */
 #ifndef EDGESEG_TILING_H
 #define EDGESEG_TILING_H
@@ -41,21 +42,23 @@ int32_t tile_axis(int32_t length, int32_t window, int32_t stride, int32_t *start
 
 /* Fills out (channels, window_h, window_w) float32 from the window at (top, left) of an image (height, width, channels)
  * uint8: value * scale + bias, which is (value - mean) / std with scale = 1 / std and bias = -mean / std.
- * scale, bias, order: of each output plane; order is the image's channel that it is made from.
- * padding: what lies beyond the image: 0 zero after normalisation, 1 the edge's pixels, 2 reflected ones. */
+ * scale, bias, order: of each output plane; order is the image's channel that it is made from.  channels: 1..64.
+ * A part of the window must lie on the image.  padding: what lies beyond that: 0 zero after normalisation, 1 the edge's
+ * pixels, 2 reflected ones.  threads: 1..64. */
 int tile_gather(const uint8_t *image, int32_t height, int32_t width, ptrdiff_t stride_y, ptrdiff_t stride_x,
                 ptrdiff_t stride_c, int32_t top, int32_t left, int32_t window_h, int32_t window_w, const float *scale,
                 const float *bias, const int32_t *order, int32_t channels, int32_t padding, float *out,
                 int32_t threads);
 
-/* Bytes of workspace that tile_stitch needs. */
+/* Bytes of workspace that tile_stitch needs, with confidence (1) or without. */
 size_t tile_stitch_workspace(const tile_plan *plan, int32_t confidence);
 
 /* Labels of rows row0..row1 of an image (height, width): for each pixel every covering window's logits are sampled
  * bilinearly at window resolution, averaged with the windows' weights, and the largest class wins; of one class alone
  * label 1 is where the mean lies above plan->cut.
  *
- * logits: `windows` pointers to (K, logits_h, logits_w) float32, placed at (tops, lefts).
+ * logits: `windows` pointers to (K, logits_h, logits_w) float32, placed at (tops, lefts), 0 or more.  Those that do not
+ * touch the rows are not read.
  * weight_y (window_h) and weight_x (window_w): separable positive weights, or both NULL for the plain mean.
  * labels: (row1 - row0, width) uint8.  confidence: the same shape in float32 or NULL; softmax of the mean logits, or
  * of one class alone the sigmoid of its mean or one minus that, whichever the label is.  Strides in elements.

@@ -4,6 +4,9 @@
  * The one global of the library.  A child that is forked starts with no threads, and starts its own; at the end of the
  * process they sleep, and hold nothing but their stacks.
  */
+#if !defined(_POSIX_C_SOURCE) && !defined(_GNU_SOURCE)
+#define _POSIX_C_SOURCE 200809L /* sigset_t, also where the compiler is held to ISO C and told nothing of threads */
+#endif
 #include "tile_threads.h"
 
 #include <pthread.h>

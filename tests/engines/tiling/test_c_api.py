@@ -52,6 +52,19 @@ def test_the_example_gives_the_runtime_s_masks(example: Path, tmp_path: Path, si
 
 
 @compiler
+def test_it_is_strict_c_and_its_header_c_plus_plus(tmp_path: Path) -> None:
+    """Held to ISO C, and without a word of threads, as CMake compiles where threads are a part of the C library."""
+    checked = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only", "-I", str(HEADER.parent)]
+    sources = [HEADER.with_name("tile.c"), HEADER.with_name("threads.c"), EXAMPLE]
+    subprocess.run(["cc", "-std=c11", *checked, *sources], check=True)
+    if shutil.which("c++"):
+        (tmp_path / "a.cpp").write_text(
+            '#include "edgeseg_tiling.h"\nint main() { tile_plan p{}; return (int)tile_stitch_workspace(&p, 0); }\n'
+        )
+        subprocess.run(["c++", "-std=c++17", *checked, tmp_path / "a.cpp"], check=True)
+
+
+@compiler
 def test_the_example_says_what_it_expects(example: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.ppm").write_bytes(b"P6 10 10 255\n" + bytes(50))
     done = subprocess.run([example, tmp_path / "cut.ppm", tmp_path / "out"], capture_output=True, text=True)
