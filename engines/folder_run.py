@@ -31,7 +31,7 @@ from engines.spec import IGNORE_LABEL, ModelSpec, Pixels
 from engines.stream.behind import Behind
 from engines.stream.budget import PixelBudget
 from engines.stream.flow import Done, Intake, flow
-from engines.tiling.device import PARTS
+from engines.tiling.device import PARTS, Confidence
 from engines.video.folder import check_words, run_videos
 from engines.video.run import RECONNECT, VideoOptions
 
@@ -174,7 +174,8 @@ def run_pictures(
                 tell(InputRow.failed(IMAGE, job.path, job.target, row) if isinstance(row, DeployError) else row)
                 bar.update()
 
-        with closing(flow(segmenter, source, ordered=False, confidence=options.confidence, budget=budget)) as outcomes:
+        certainty: Confidence = "bytes" if options.confidence else False
+        with closing(flow(segmenter, source, ordered=False, confidence=certainty, budget=budget)) as outcomes:
             for outcome in outcomes:
                 behind.put(outcome.job, partial(end, outcome, segmenter.spec, options))
                 del outcome  # which holds an image that is else freed only when there is another

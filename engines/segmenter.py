@@ -20,7 +20,7 @@ from engines.images.bands import Decoded
 from engines.images.read import MAX_PIXELS, Admit, read_picture
 from engines.spec import IGNORE_LABEL, ModelSpec
 from engines.stream.flow import Intake, flow
-from engines.tiling.device import PARTS, Band, Device, LazyRows, Mask, Timings
+from engines.tiling.device import PARTS, Band, Confidence, Device, LazyRows, Mask, Timings
 from engines.tiling.host import HostDevice
 from engines.tiling.not_finite import explained
 from engines.tiling.placement import Tiling, WindowRow
@@ -75,12 +75,12 @@ class Segmenter:
         """The engine alone: windows in, logits out."""
         return self.device.session
 
-    def segment(self, image: UInt8, confidence: bool = False) -> Mask:
+    def segment(self, image: UInt8, confidence: Confidence = False) -> Mask:
         """image: (H, W, 3) uint8 RGB, any size and strides.  Raises DeployError on anything else, or on NaN logits."""
         return self.start(image, confidence).mask()
 
     def stream(
-        self, images: Iterable[UInt8 | Path | str], confidence: bool = False, max_pixels: int = MAX_PIXELS
+        self, images: Iterable[UInt8 | Path | str], confidence: Confidence = False, max_pixels: int = MAX_PIXELS
     ) -> Iterator[Mask]:
         """The masks of `images` in their order: arrays as for `segment`, or files.
 
@@ -112,7 +112,7 @@ class Segmenter:
                 outcome.release()
                 del outcome, mask, picture
 
-    def bands(self, image: UInt8 | LazyRows, confidence: bool = False) -> Iterator[Band]:
+    def bands(self, image: UInt8 | LazyRows, confidence: Confidence = False) -> Iterator[Band]:
         """Like `segment`, but yields rows from top to bottom as soon as they are final, and holds only those.
 
         image: as for `segment`, or one in a file, of which no more than a row of windows needs is held.
@@ -130,7 +130,7 @@ class Segmenter:
                 raise explained(self.device, _windows(self.device, image, rows), self.precision) from error
             yield band
 
-    def start(self, image: UInt8, confidence: bool = False) -> Running:
+    def start(self, image: UInt8, confidence: Confidence = False) -> Running:
         """Begin to segment an image: at most `device.in_flight` at once."""
         _check_image(image, len(self.spec.mean))
         return Running(self.device, image, confidence, self.precision)
@@ -147,7 +147,7 @@ class Running:
     seconds: until then from its start, with what others took in between.
     """
 
-    def __init__(self, device: Device, image: UInt8, confidence: bool, precision: str) -> None:
+    def __init__(self, device: Device, image: UInt8, confidence: Confidence, precision: str) -> None:
         self._device, self._image, self._precision = device, image, precision
         self.timings, self.seconds, self._begin = Timings(), 0.0, time.perf_counter()
         with self._counted():

@@ -25,6 +25,7 @@ HEADERS = tuple(
     for name in (
         "tile.h",
         "tail.h",
+        "tile_confidence.h",
         "tile_device.cuh",
         "tile_gather.cuh",
         "tile_interpolate.cuh",

@@ -188,10 +188,16 @@ class CudaGpu:
         kernels.held_in(self._owned)
         return kernels
 
-    def find(self, kernels: Kernels, name: str) -> None:
-        """Raises DeployError where there is no kernel of this name."""
-        with self._errors(f"looking for kernel {name}"):
-            kernels.function(name)
+    def has(self, kernels: Kernels, name: str) -> bool:
+        """Whether there is a kernel of this name."""
+        try:
+            with self._errors(f"looking for kernel {name}"):
+                kernels.function(name)
+        except GpuLostError:
+            raise
+        except DeployError:
+            return False
+        return True
 
     def launch(self, kernels: Kernels, launch: Launch, stream: CudaStream | None = None) -> None:
         """Start a kernel, on main or another stream."""

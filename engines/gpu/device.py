@@ -14,6 +14,7 @@ from engines.gpu.kernels import MAX_WINDOWS
 from engines.gpu.launcher import Launcher
 from engines.gpu.pool import IN_FLIGHT
 from engines.spec import ModelSpec
+from engines.tiling.device import Confidence
 from engines.tiling.placement import Tiling
 
 
@@ -35,7 +36,7 @@ class CudaDevice:
         self.launcher = Launcher(gpu, session=session, spec=spec, tiling=tiling, cubin=cubin, log=log)
         self.batch, self.timings = self.launcher.run.batch, self.launcher.timings
         self.transfers = "mapped" if gpu.info.integrated else "pinned"
-        self._last: tuple[int, int, bool] | None = None  # height, width and confidence of the last whole image
+        self._last: tuple[int, int, Confidence] | None = None  # height, width and confidence of the last whole image
         self._whole, self._in_flight = True, IN_FLIGHT  # for images like that
         self._frame: CudaFrame | FrameInStrips | None = None
 
@@ -88,7 +89,7 @@ class CudaDevice:
         """Milliseconds of one batch, where so many are started at once in as many of its contexts."""
         return self.launcher.run.batch_ms(batches, contexts)
 
-    def whole_frame(self, height: int, width: int, confidence: bool) -> CudaFrame | FrameInStrips:
+    def whole_frame(self, height: int, width: int, confidence: Confidence) -> CudaFrame | FrameInStrips:
         if self._last != (height, width, confidence):
             bands = len(self.spec.mean)
             pixel = 4 if bands == 3 else bands  # at most: see `bytes_a_pixel`
@@ -98,7 +99,7 @@ class CudaDevice:
         self._frame = (CudaFrame if self._whole else FrameInStrips)(self.launcher, (height, width), confidence)
         return self._frame
 
-    def strips(self, height: int, width: int, confidence: bool) -> CudaStrips:
+    def strips(self, height: int, width: int, confidence: Confidence) -> CudaStrips:
         return CudaStrips(self.launcher, (height, width), confidence)
 
     def held_logits(self) -> bytes | None:

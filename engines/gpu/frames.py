@@ -20,14 +20,14 @@ from engines.gpu.memory import CudaEvent
 from engines.gpu.pool import L, Slot
 from engines.tiling import core
 from engines.tiling.core import MESSAGES
-from engines.tiling.device import Band, LazyRows, Mask
+from engines.tiling.device import Band, Confidence, LazyRows, Mask
 from engines.tiling.placement import WindowRow
 
 
 class GpuFrame(Generic[L]):
     """The use of a slot by one image, from `put` on; it ends with the result or with an error."""
 
-    def __init__(self, launcher: Launcher, size: tuple[int, int], confidence: bool) -> None:
+    def __init__(self, launcher: Launcher, size: tuple[int, int], confidence: Confidence) -> None:
         self._launcher, self._gpu, self._size, self._confidence = launcher, launcher.gpu, size, confidence
         self._slot: Slot[L] | None = None
         self._used: Slot[L] | None = None  # what that was
@@ -100,7 +100,7 @@ class _Frame(GpuFrame[Plan]):
     started.
     """
 
-    def __init__(self, launcher: Launcher, size: tuple[int, int], confidence: bool) -> None:
+    def __init__(self, launcher: Launcher, size: tuple[int, int], confidence: Confidence) -> None:
         super().__init__(launcher, size, confidence)
         self._stitched = 0  # rows of windows
         self._due = [0]  # windows of the rows handed over, before each and in all
@@ -214,7 +214,7 @@ class CudaStrips(_Frame):
     brought and started.
     """
 
-    def __init__(self, launcher: Launcher, size: tuple[int, int], confidence: bool) -> None:
+    def __init__(self, launcher: Launcher, size: tuple[int, int], confidence: Confidence) -> None:
         super().__init__(launcher, size, confidence)
         self.steps = tuple(launcher.tiling.window_rows(*size))
         self._image: UInt8 | LazyRows = np.empty((0, 0, 3), np.uint8)
@@ -286,12 +286,13 @@ class FrameInStrips(CudaStrips):
             raise DeployError("frame: its result was taken, or it got no image; take each result once")
         super().put(self._image)
         labels = np.empty(self._size, np.uint8)
-        certainty = np.empty(self._size, np.float32) if self._confidence else None
+        certainty = None
         for step in self.steps:
             self.advance(step.index)
             band = self.band(step.index)
             labels[slice(*step.rows)] = band.labels
-            if certainty is not None:
+            if band.confidence is not None:
+                certainty = np.empty(self._size, band.confidence.dtype) if certainty is None else certainty
                 certainty[slice(*step.rows)] = band.confidence
         return Mask(labels, certainty)
 

@@ -58,6 +58,8 @@ STITCH = np.dtype(
     ],
     align=True,
 )  # fmt: skip
+CONFIDENCE = np.dtype([("confidence", np.uint64), ("out", np.uint64), ("count", np.int64)], align=True)
+CONFIDENCE_KERNEL, CONFIDENCE_BLOCK = "tile_confidence_u8", (256, 1, 1)
 Dim = tuple[int, int, int]
 
 
@@ -236,6 +238,13 @@ def stitch(
     first = rows[0] // patch[0] * patch[0]  # patches start at multiples of their size, whatever the band
     columns, lines, _ = grid_of((rows[1] - first, size[1]), patch)
     return Launch(name, (columns, lines, -(-classes // MEANS_CLASSES) if means else 1), STITCH_BLOCK, argument)
+
+
+def confidence_bytes(confidence: int, out: int, count: int) -> Launch:
+    """`count` float32 as bytes, as `engines.images.write.confidence_bytes` rounds them.  confidence, out: addresses."""
+    require_addresses("confidence", confidence=confidence, out=out)
+    argument = record(CONFIDENCE, confidence=confidence, out=out, count=count)
+    return Launch(CONFIDENCE_KERNEL, (-(-count // CONFIDENCE_BLOCK[0]), 1, 1), CONFIDENCE_BLOCK, argument)
 
 
 def record(layout: np.dtype[np.void], **values: Any) -> np.void:

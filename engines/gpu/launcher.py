@@ -19,7 +19,7 @@ from engines.gpu.pool import IN_FLIGHT, L, Pool, Slot
 from engines.gpu.windows import Place, Windows
 from engines.spec import THRESHOLD, ModelSpec
 from engines.tiling import core
-from engines.tiling.device import Timings
+from engines.tiling.device import Confidence, Timings
 from engines.tiling.placement import Tiling, WindowRow
 
 T = TypeVar("T")
@@ -42,6 +42,7 @@ class Launcher:
         self.last: CudaEvent | None = None
         self._held: list[CudaMemory] = []
         self.code = gpu.load(cubin)
+        self._bytes = gpu.has(self.code, kernels.CONFIDENCE_KERNEL)
         self.staged = not gpu.info.coherent
         self.windows: Windows | None = None
         try:
@@ -57,9 +58,13 @@ class Launcher:
         assert self.windows is not None
         return self.windows
 
-    def plan(self, size: tuple[int, int], pixel: int, confidence: bool, whole: bool) -> Plan:
+    def given(self, confidence: Confidence) -> Confidence:
+        """What comes where `confidence` is wanted: of kernels that make no bytes, float32."""
+        return confidence if self._bytes else bool(confidence)
+
+    def plan(self, size: tuple[int, int], pixel: int, confidence: Confidence, whole: bool) -> Plan:
         return Plan.of(
-            self.tiling, size=size, pixel=pixel, confidence=confidence, whole=whole, ahead=self.run.ahead,
+            self.tiling, size=size, pixel=pixel, confidence=self.given(confidence), whole=whole, ahead=self.run.ahead,
             window_bytes=self.run.window_bytes, shared=self.gpu.info.integrated, staged=self.staged,
         )  # fmt: skip
 
@@ -107,7 +112,8 @@ class Launcher:
         rows = plan.steps[first].rows[0], plan.steps[last].rows[1]
         held = range(plan.steps[first].held.start, last + 1)
         offset = rows[0] * plan.width if plan.whole else 0
-        confidence = slot.address("confidence", strip) if "confidence" in plan.regions else None
+        floats = next((name for name in ("certainty", "confidence") if name in plan.regions), None)
+        confidence = None if floats is None else slot.address(floats, strip)
         launch = kernels.stitch(
             slot.addresses["logits"], DTYPES[self.output.dtype].name, (self.output.shape[2], self.output.shape[3]),
             classes=self.output.shape[1], ring=plan.ring, pitch=plan.columns, tiling=self.tiling,
@@ -117,6 +123,15 @@ class Launcher:
             status=slot.address("status", strip), threshold=self.spec.threshold or THRESHOLD,
         )  # fmt: skip
         self.gpu.launch(self.code, launch)
+        if floats == "certainty":
+            self.to_bytes(slot, strip, rows, offset)
+
+    def to_bytes(self, slot: Slot[Any], strip: int, rows: tuple[int, int], offset: int) -> None:
+        """Confidences of rows [r0, r1), which begin at `offset` in their region."""
+        width = slot.plan.regions["confidence"].shape[2]
+        certainty, out = (slot.address(name, strip) for name in ("certainty", "confidence"))
+        count = (rows[1] - rows[0]) * width
+        self.gpu.launch(self.code, kernels.confidence_bytes(certainty + 4 * offset, out + offset, count))
 
     def logits(self, slot: Slot[Plan]) -> bytes | None:
         """Of the rows of windows that a slot holds after a frame, in the order of its ring, as the engine wrote; None

@@ -9,6 +9,7 @@ from math import prod
 
 import numpy as np
 
+from engines.tiling.device import Confidence
 from engines.tiling.placement import Tiling, WindowRow
 
 ALIGNMENT = 256  # of everything that an engine reads or writes, in bytes
@@ -67,6 +68,15 @@ def arranged(wanted: Sequence[Wanted]) -> MemoryLayout:
     return MemoryLayout(regions, device=device, host=host)
 
 
+def confidences(shape: tuple[int, ...], wanted: Confidence, shared: bool) -> list[Wanted]:
+    """What goes back of them, and where bytes do the floats that they are made of."""
+    if not wanted:
+        return []
+    quantised = wanted == "bytes"
+    back = Wanted("confidence", shape, np.uint8 if quantised else np.float32, device=not shared, host=True)
+    return [back, Wanted("certainty", shape, np.float32, device=True, host=False)] if quantised else [back]
+
+
 @dataclass(frozen=True)
 class Plan(MemoryLayout):
     """What a frame holds.
@@ -74,7 +84,8 @@ class Plan(MemoryLayout):
     whole: the image and its labels, in one piece; otherwise only the rows at work, `STRIPS` times.
     pixel: bytes of one.  above: rows of the image that a window reads before those that it labels, see `Tiling.margin`.
     steps: the rows of windows.  ring: how many of them have their logits held.
-    regions: image, labels, confidence if asked for, status, each as often as there are strips; logits.
+    regions: image, labels, confidence if asked for, certainty where that is bytes, status, each as often as there are
+    strips; logits.
     """
 
     height: int
@@ -87,7 +98,7 @@ class Plan(MemoryLayout):
 
     @classmethod
     def of(
-        cls, tiling: Tiling, size: tuple[int, int], pixel: int, confidence: bool, whole: bool, ahead: int,
+        cls, tiling: Tiling, size: tuple[int, int], pixel: int, confidence: Confidence, whole: bool, ahead: int,
         window_bytes: int, shared: bool, staged: bool,
     ) -> Plan:  # fmt: skip
         """size: (height, width) of the image.  ahead: windows at work at once.  window_bytes: logits of one.
@@ -107,11 +118,11 @@ class Plan(MemoryLayout):
         wanted = [
             Wanted("image", (times, image_rows, width, pixel), np.uint8, device=copied, host=True),
             Wanted("labels", (times, label_rows, width), np.uint8, device=not shared, host=True),
-            Wanted("confidence", (times, label_rows, width), np.float32, device=not shared, host=True),
+            *confidences((times, label_rows, width), confidence, shared),
             Wanted("status", (times, 2), np.int32, device=True, host=True),
             Wanted("logits", (ring * columns * window_bytes,), np.uint8, device=True, host=False),
         ]
-        layout = arranged([each for each in wanted if confidence or each.name != "confidence"])
+        layout = arranged(wanted)
         return cls(
             **vars(layout), height=height, width=width, pixel=pixel, whole=whole, steps=steps, ring=ring,
             above=tiling.margin[0],

@@ -107,7 +107,7 @@ class Slot(Generic[L]):
                 self.gpu.copy_out(array if name == "status" else array[:rows], self.address(name, strip), self.gpu.down)
         self.gpu.mark(self.done[strip], self.gpu.down)
 
-    def result(self, strip: int, rows: int) -> tuple[UInt8, NDArray[np.float32] | None]:
+    def result(self, strip: int, rows: int) -> tuple[UInt8, NDArray[Any] | None]:
         """Copies of the first `rows` of labels and confidence, once `done` has happened."""
         labels, certainty = self.arrays["labels"][strip, :rows].copy(), self.arrays.get("confidence")
         return labels, None if certainty is None else certainty[strip, :rows].copy()

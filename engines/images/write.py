@@ -42,13 +42,15 @@ def write_overlay(path: Path, image: UInt8, labels: UInt8, palette: Sequence[RGB
     _save(Image.fromarray(overlay(image, labels, palette, alpha)), path, "JPEG", quality=90)
 
 
-def write_confidence(path: Path, confidence: NDArray[np.float32]) -> None:
-    """Write confidences (H, W) in 0..1 as an 8-bit grey PNG, 255 = certain, NaN = 0.  Raises DeployError."""
+def write_confidence(path: Path, confidence: NDArray[Any]) -> None:
+    """Write confidences (H, W) in 0..1, or their bytes, as a grey PNG, 255 = certain, NaN = 0.  Raises DeployError."""
     _save(Image.fromarray(confidence_bytes(confidence)), path, "PNG", **_PNG_OPTIONS)
 
 
-def confidence_bytes(confidence: NDArray[np.float32]) -> UInt8:
-    """Confidences in 0..1 as bytes, 255 = certain, NaN = 0."""
+def confidence_bytes(confidence: NDArray[Any]) -> UInt8:
+    """Confidences in 0..1 float32 as bytes, 255 = certain, NaN = 0; bytes as they are."""
+    if confidence.dtype == np.uint8:
+        return confidence
     clipped = np.fmin(np.fmax(confidence, 0), 1)  # unlike clip, these drop NaN
     found: UInt8 = (clipped * 255 + 0.5).astype(np.uint8)
     return found

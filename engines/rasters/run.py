@@ -228,7 +228,7 @@ class _Work:
         width = columns.kept[1] - columns.kept[0]
         held: list[tuple[UInt8, UInt8 | None]] = []
         row, count = rows.kept[0], 0
-        for band in self._segmenter.bands(source, self._options.confidence):
+        for band in self._segmenter.bands(source, "bytes" if self._options.confidence else False):
             hidden = source.hidden((band.row0, band.row1))
             labels, certainty = band.labels, band.confidence
             labels[hidden] = IGNORE_LABEL

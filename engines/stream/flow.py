@@ -16,7 +16,7 @@ from engines.errors import DeployError, GpuLostError
 from engines.images.read import Admit
 from engines.stream.ahead import Ahead, Read
 from engines.stream.budget import PixelBudget
-from engines.tiling.device import Device, Mask, Timings
+from engines.tiling.device import Confidence, Device, Mask, Timings
 from engines.views.work import ViewTimes
 
 J = TypeVar("J")
@@ -43,7 +43,7 @@ class Starter(Protocol):
 
     device: Device
 
-    def start(self, image: UInt8, confidence: bool = False) -> UnderWay: ...
+    def start(self, image: UInt8, confidence: Confidence = False) -> UnderWay: ...
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def flow(
     source: Intake[J, T],
     *,
     ordered: bool,
-    confidence: bool = False,
+    confidence: Confidence = False,
     budget: PixelBudget | None = None,
 ) -> Generator[Done[J, T], None, None]:
     """What becomes of each job; with as many under way on the device as it takes.  `Done.release` each.
@@ -157,7 +157,7 @@ class _Feed(Generic[J, T]):
 
 
 def _started(
-    starter: Starter, found: Read[J, T], source: Intake[J, T], confidence: bool
+    starter: Starter, found: Read[J, T], source: Intake[J, T], confidence: Confidence
 ) -> UnderWay | DeployError:  # fmt: skip
     assert found.value is not None
     try:

@@ -5,31 +5,39 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.contract import Float32, Session, UInt8
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling, WindowRow
 
+# Whether confidence is wanted; "bytes" where uint8 does, as `engines.images.write.confidence_bytes` rounds it: then a
+# device may save the rest of the way, and float32 comes all the same from those that cannot.
+Confidence = bool | Literal["bytes"]
+
 
 @dataclass(frozen=True)
 class Mask:
-    """labels: (H, W) uint8, channel index of the winner.  confidence: (H, W) float32 in 0..1, or None."""
+    """labels: (H, W) uint8, channel index of the winner.
+
+    confidence: (H, W) float32 in 0..1, or None; uint8 only where bytes were asked for.
+    """
 
     labels: UInt8
-    confidence: Float32 | None = None
+    confidence: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
 class Band:
-    """Finished rows [row0, row1) of the image: labels (row1 - row0, W), confidence the same shape or None."""
+    """Finished rows [row0, row1) of the image: labels (row1 - row0, W), confidence the same shape or None (`Mask`)."""
 
     row0: int
     row1: int
     labels: UInt8
-    confidence: Float32 | None
+    confidence: NDArray[Any] | None
 
 
 PARTS = ("gather", "engine", "stitch")  # of Timings
@@ -154,13 +162,13 @@ class Device(Protocol):
     def batch(self) -> int:
         """Windows per run of the engine."""
 
-    def whole_frame(self, height: int, width: int, confidence: bool) -> WholeFrame:
+    def whole_frame(self, height: int, width: int, confidence: Confidence) -> WholeFrame:
         """A free frame for images of this size, with everything allocated.
 
         A device may give out the same memory again once the mask was taken.
         """
 
-    def strips(self, height: int, width: int, confidence: bool) -> Strips:
+    def strips(self, height: int, width: int, confidence: Confidence) -> Strips:
         """The same for images of any height, whose memory may be given out again once the last band was taken."""
 
     def held_logits(self) -> bytes | None:

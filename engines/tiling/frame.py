@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from engines.contract import UInt8
-from engines.tiling.device import Mask, Strips
+from engines.tiling.device import Confidence, Mask, Strips
 
 S = TypeVar("S", bound=Strips)
 
@@ -16,7 +16,7 @@ S = TypeVar("S", bound=Strips)
 class FrameOfStrips(Generic[S]):
     """Runs when it is played; its mask is there when that returns.  strips: made to write into the mask."""
 
-    def __init__(self, height: int, width: int, confidence: bool, strips: Callable[[Mask], S]) -> None:
+    def __init__(self, height: int, width: int, confidence: Confidence, strips: Callable[[Mask], S]) -> None:
         certainty = np.empty((height, width), np.float32) if confidence else None
         self._mask = Mask(np.empty((height, width), np.uint8), certainty)
         self._strips = strips(self._mask)

@@ -11,7 +11,7 @@ from engines.contract import Float32, Session, UInt8
 from engines.errors import DeployError
 from engines.spec import THRESHOLD, ModelSpec
 from engines.tiling import core
-from engines.tiling.device import PARTS, Band, LazyRows, Mask, Timings
+from engines.tiling.device import PARTS, Band, Confidence, LazyRows, Mask, Timings
 from engines.tiling.frame import FrameOfStrips
 from engines.tiling.inputs import seen, window_input
 from engines.tiling.placement import Tiling, WindowRow
@@ -45,10 +45,10 @@ class HostDevice:
         """As many as may each have a window in one batch."""
         return self.batch
 
-    def whole_frame(self, height: int, width: int, confidence: bool) -> HostFrame:
+    def whole_frame(self, height: int, width: int, confidence: Confidence) -> HostFrame:
         return HostFrame(self, height, width, confidence)
 
-    def strips(self, height: int, width: int, confidence: bool) -> HostStrips:
+    def strips(self, height: int, width: int, confidence: Confidence) -> HostStrips:
         return HostStrips(self, height, width, confidence)
 
     def held_logits(self) -> None:
@@ -105,7 +105,7 @@ class HostDevice:
 class HostFrame(FrameOfStrips["HostStrips"]):
     """An image of (height, width) pixels.  Its last windows may wait for a batch until the mask is asked for."""
 
-    def __init__(self, device: HostDevice, height: int, width: int, confidence: bool) -> None:
+    def __init__(self, device: HostDevice, height: int, width: int, confidence: Confidence) -> None:
         super().__init__(
             height, width, confidence, lambda mask: HostStrips(device, height, width, confidence, into=mask)
         )
@@ -130,13 +130,13 @@ class HostStrips:
     """
 
     def __init__(
-        self, device: HostDevice, height: int, width: int, confidence: bool, into: Mask | None = None
+        self, device: HostDevice, height: int, width: int, confidence: Confidence, into: Mask | None = None
     ) -> None:  # fmt: skip
         self.steps = device.tiling.window_rows(height, width)
         self.timings = Timings()
         self._device = device
         self._size = (height, width)
-        self._confidence = confidence
+        self._confidence = bool(confidence)
         self._into = into
         self._windows = ((step, left) for step in self.steps for left in step.lefts)  # that are still to be run
         self._held: dict[int, dict[int, Float32]] = {}  # logits by row of windows and first column

@@ -12,6 +12,7 @@
 #ifndef EDGESEG_TILE_STITCH_CUH
 #define EDGESEG_TILE_STITCH_CUH
 
+#include "tile_confidence.h"
 #include "tile_interpolate.cuh"
 
 /* A patch at (y, x) and the windows that touch it. */
@@ -243,6 +244,14 @@ TILE_DEVICE void tile_threshold_patch(const tile_stitch_launch &a, int32_t y, in
     for (int i = 0; i < 4 * HEIGHT; i++)
         mean[i / 4][i % 4] = tile_probability(mean[i / 4][i % 4], label[i / 4][i % 4]);
     tile_write_floats<HEIGHT>(a, a.confidence, y, x, mean);
+}
+
+/* Confidences that were stitched or merged, as bytes: a thread has one. */
+TILE_DEVICE void tile_confidence(const tile_confidence_launch &a)
+{
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < a.count)
+        a.out[i] = tile_confidence_byte(__ldg(a.confidence + i));
 }
 
 /* What views are merged from: the mean logits of TILE_MEANS_CLASSES classes, (classes, rows, width) at confidence. */

@@ -22,7 +22,7 @@ from engines.images.read import MAX_PIXELS
 from engines.images.write import class_shares
 from engines.segmenter import Segmenter
 from engines.stream.flow import Done, Intake, flow
-from engines.tiling.device import PARTS, Mask
+from engines.tiling.device import PARTS, Confidence, Mask
 from engines.video.av_write import Look
 from engines.video.feed import Excerpt, Feed
 from engines.video.frames import VideoFrame, VideoReader
@@ -158,7 +158,7 @@ def _run(segmenter: Segmenter, reader: VideoReader, report: VideoReport, options
     feed = Feed(reader, Excerpt(options.every, options.seconds), stop)
     with tracks, feed, _progress(report, info.frames, options) as bar:
         device.on_window = None
-        with closing(_outcomes(segmenter, feed, options.confidence)) as outcomes:
+        with closing(_outcomes(segmenter, feed, "bytes" if options.confidence else False)) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, DeployError):
                     failed = outcome
@@ -186,7 +186,9 @@ def _run(segmenter: Segmenter, reader: VideoReader, report: VideoReport, options
     _complete(report, tracks, times, spec.classes)
 
 
-def _outcomes(segmenter: Segmenter, feed: Feed, confidence: bool) -> Generator[_Outcome | DeployError, None, None]:
+def _outcomes(
+    segmenter: Segmenter, feed: Feed, confidence: Confidence
+) -> Generator[_Outcome | DeployError, None, None]:
     """What becomes of each frame; an error is the last one."""
     source = Intake(
         feed, lambda frame, admit: frame.picture, lambda picture: picture.pixels, held=lambda frame: True,

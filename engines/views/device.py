@@ -12,7 +12,7 @@ import numpy as np
 from engines.contract import Float32, Session, UInt8
 from engines.errors import DeployError
 from engines.images.resize import resample
-from engines.tiling.device import Band, Device, LazyRows, Mask, Timings
+from engines.tiling.device import Band, Confidence, Device, LazyRows, Mask, Timings
 from engines.tiling.frame import FrameOfStrips
 from engines.tiling.placement import WindowRow
 from engines.views.schedule import Schedule
@@ -82,17 +82,17 @@ class ViewsDevice(DeviceOfViews):
         self.on_window: Callable[[int, int], None] | None = None
         self.spare: list[InFile] = []
 
-    def whole_frame(self, height: int, width: int, confidence: bool) -> ViewsFrame:
+    def whole_frame(self, height: int, width: int, confidence: Confidence) -> ViewsFrame:
         return ViewsFrame(self, height, width, confidence)
 
-    def strips(self, height: int, width: int, confidence: bool) -> ViewsStrips:
+    def strips(self, height: int, width: int, confidence: Confidence) -> ViewsStrips:
         return ViewsStrips(self, height, width, confidence)
 
 
 class ViewsFrame(FrameOfStrips["ViewsStrips"]):
     """An image of (height, width) pixels.  times: of each view."""
 
-    def __init__(self, device: ViewsDevice, height: int, width: int, confidence: bool) -> None:
+    def __init__(self, device: ViewsDevice, height: int, width: int, confidence: Confidence) -> None:
         super().__init__(
             height, width, confidence, lambda mask: ViewsStrips(device, height, width, confidence, into=mask)
         )
@@ -107,7 +107,7 @@ class ViewsStrips:
     """
 
     def __init__(
-        self, device: ViewsDevice, height: int, width: int, confidence: bool, into: Mask | None = None
+        self, device: ViewsDevice, height: int, width: int, confidence: Confidence, into: Mask | None = None
     ) -> None:  # fmt: skip
         self._device, self._size, self._confidence, self._into = device, (height, width), confidence, into
         self._schedule = Schedule.of(height, device.views.of(height, width, device.window), device.tiling)

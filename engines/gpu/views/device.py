@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engines.errors import DeployError, GpuLostError
+from engines.errors import DeployError
 from engines.gpu.device import CudaDevice
 from engines.gpu.pool import IN_FLIGHT
 from engines.gpu.views.frame import CudaViewsFrame, CudaViewsStrips
 from engines.gpu.views.launches import MERGE_KERNEL
 from engines.gpu.views.setup import Setup
+from engines.tiling.device import Confidence
 from engines.views.device import DeviceOfViews
 from engines.views.views import ImageViews
 
@@ -21,15 +22,11 @@ class CudaViews(DeviceOfViews):
         super().__init__(inner, views, threads)
         self._cuda, self._in_flight = inner, 1
         self._setup = Setup(inner.launcher, views, self.timings, threads)
-        try:
-            inner.gpu.find(inner.launcher.code, MERGE_KERNEL)
-        except GpuLostError:
-            raise
-        except DeployError as error:
+        if not inner.gpu.has(inner.launcher.code, MERGE_KERNEL):
             raise DeployError(
                 "views: the bundle's kernels are of a version that merged views on the host; build it again here: "
                 "deploy.py build-engine BUNDLE -o BUNDLE"
-            ) from error
+            )
 
     @property
     def graph(self) -> str:
@@ -64,11 +61,11 @@ class CudaViews(DeviceOfViews):
     def on_window(self, value: Callable[[int, int], None] | None) -> None:
         self._cuda.on_window = value
 
-    def whole_frame(self, height: int, width: int, confidence: bool) -> CudaViewsFrame:
+    def whole_frame(self, height: int, width: int, confidence: Confidence) -> CudaViewsFrame:
         bands = len(self.spec.mean)
         plan = self._setup.plan((height, width), 4 if bands == 3 else bands, confidence)
         self._in_flight = max(1, min(IN_FLIGHT, self._cuda.launcher.most(plan)))
         return CudaViewsFrame(self._setup, (height, width), confidence)
 
-    def strips(self, height: int, width: int, confidence: bool) -> CudaViewsStrips:
+    def strips(self, height: int, width: int, confidence: Confidence) -> CudaViewsStrips:
         return CudaViewsStrips(self._setup, (height, width), confidence)

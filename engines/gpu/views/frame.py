@@ -20,7 +20,7 @@ from engines.gpu.views.launches import HeldView, Target, merge, resize
 from engines.gpu.views.layout import ViewsPlan, logits_of, pixels_of
 from engines.gpu.views.setup import Setup
 from engines.spec import THRESHOLD
-from engines.tiling.device import Band, LazyRows, Mask
+from engines.tiling.device import Band, Confidence, LazyRows, Mask
 from engines.tiling.placement import Tiling, WindowRow
 from engines.views.views import View
 from engines.views.work import ViewTimes
@@ -33,7 +33,7 @@ class _OfViews(GpuFrame[ViewsPlan]):
     times: of each view; complete with the result.
     """
 
-    def __init__(self, setup: Setup, size: tuple[int, int], confidence: bool) -> None:
+    def __init__(self, setup: Setup, size: tuple[int, int], confidence: Confidence) -> None:
         super().__init__(setup.launcher, size, confidence)
         self._setup, self._image = setup, np.empty((0, 0, 3), np.uint8)
         self._schedule = setup.schedule(*size)
@@ -169,9 +169,10 @@ class _OfViews(GpuFrame[ViewsPlan]):
         for rows in slot.plan.parts(turn.rows):
             views = [self._held_view(number, rows) for number in range(len(self._schedule.views))]
             offset = rows[0] * self._size[1]
+            floats = next((name for name in ("certainty", "confidence") if name in slot.plan.regions), None)
             to = Target(
                 labels=slot.addresses["labels"] + offset, labels_stride=self._size[1],
-                confidence=slot.addresses["confidence"] + 4 * offset if self._confidence else 0,
+                confidence=0 if floats is None else slot.addresses[floats] + 4 * offset,
                 confidence_stride=self._size[1], status=slot.addresses["status"], means=slot.addresses["means"],
                 merged=slot.addresses.get("merged", slot.addresses["means"]),
             )  # fmt: skip
@@ -180,6 +181,8 @@ class _OfViews(GpuFrame[ViewsPlan]):
                 threshold=launcher.spec.threshold or THRESHOLD,
             ):  # fmt: skip
                 self._gpu.launch(launcher.code, launch)
+            if floats == "certainty":
+                launcher.to_bytes(slot, 0, rows, offset)
         super().mark("stitch")
         launcher.last = self._clock.last
         self._download(turn.rows)
@@ -274,7 +277,7 @@ class CudaViewsStrips(_OfViews):
     listed.
     """
 
-    def __init__(self, setup: Setup, size: tuple[int, int], confidence: bool) -> None:
+    def __init__(self, setup: Setup, size: tuple[int, int], confidence: Confidence) -> None:
         super().__init__(setup, size, confidence)
         self.steps = [
             WindowRow(index, top=turn.rows[0], lefts=(), rows=turn.rows, held=range(0))

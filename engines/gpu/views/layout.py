@@ -8,8 +8,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from engines.gpu.layout import MemoryLayout, Wanted, arranged
+from engines.gpu.layout import MemoryLayout, Wanted, arranged, confidences
 from engines.gpu.views.launches import room
+from engines.tiling.device import Confidence
 from engines.views.schedule import Schedule
 from engines.views.views import View
 
@@ -34,8 +35,8 @@ class ViewsPlan(MemoryLayout):
     pixel: bytes of one, of the image.  rings: of each view, how many rows of its windows have their logits held.
     ends: how many windows have been handed over with each turn of the schedule.  rows: that are merged at once.
     direct: the one window is the resized image, and its logits go straight to the image's size.
-    regions: image, labels, confidence if asked for, status; the pixels of each other size, by `pixels_of`; logits of
-    each view; mean logits of one view; what is merged so far.
+    regions: image, labels, confidence if asked for, certainty where that is bytes, status; the pixels of each other
+    size, by `pixels_of`; logits of each view; mean logits of one view; what is merged so far.
     """
 
     size: tuple[int, int]
@@ -49,7 +50,7 @@ class ViewsPlan(MemoryLayout):
     @classmethod
     def of(
         cls, schedule: Schedule, size: tuple[int, int], pixel: int, channels: int, windows: WindowLogits, direct: bool,
-        confidence: bool, made_here: bool, copied: bool, shared: bool,
+        confidence: Confidence, made_here: bool, copied: bool, shared: bool,
     ) -> ViewsPlan:  # fmt: skip
         """made_here: the GPU resizes the image; else views come from the host.  copied: what comes from there is.
 
@@ -72,8 +73,7 @@ class ViewsPlan(MemoryLayout):
         ]  # fmt: skip
         if made_here or size in views:
             wanted.append(Wanted("image", (1, height, width, pixel), np.uint8, device=copied, host=True))
-        if confidence:
-            wanted.append(Wanted("confidence", (1, height, width), np.float32, device=not shared, host=True))
+        wanted += confidences((1, height, width), confidence, shared)
         if several:
             wanted.append(Wanted("merged", (rows * per_row,), np.uint8, device=True, host=False))
         for view in dict.fromkeys(schedule.views):

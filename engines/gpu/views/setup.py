@@ -11,7 +11,7 @@ from engines.gpu.views.launches import Logits
 from engines.gpu.views.layout import ViewsPlan, WindowLogits
 from engines.images.resize import resample
 from engines.spec import OPENCV
-from engines.tiling.device import Timings
+from engines.tiling.device import Confidence, Timings
 from engines.tiling.placement import Tiling
 from engines.views.schedule import Schedule
 from engines.views.views import ImageViews
@@ -31,12 +31,12 @@ class Setup:
     def schedule(self, height: int, width: int) -> Schedule:
         return _schedule(self.views, self.launcher.tiling, height, width)
 
-    def plan(self, size: tuple[int, int], pixel: int, confidence: bool) -> ViewsPlan:
+    def plan(self, size: tuple[int, int], pixel: int, confidence: Confidence) -> ViewsPlan:
         launcher, schedule = self.launcher, self.schedule(*size)
         shared, view = launcher.gpu.info.integrated, schedule.views[0]
         one = not self.views.scales and (view.height, view.width) == launcher.tiling.labelled
         return ViewsPlan.of(
-            schedule, size=size, pixel=pixel, channels=len(launcher.spec.mean), confidence=confidence,
+            schedule, size=size, pixel=pixel, channels=len(launcher.spec.mean), confidence=launcher.given(confidence),
             windows=WindowLogits(launcher.run.ahead, launcher.run.window_bytes, classes=self.classes, low=self.low),
             direct=launcher.spec.direct and one, made_here=self.made_here, copied=not shared or launcher.staged,
             shared=shared,

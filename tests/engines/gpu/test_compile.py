@@ -27,7 +27,7 @@ KERNELS = (
         for kind in ("", "_confidence", "_threshold", "_means")
         for suffix in kernels.SUFFIX.values()
     ]
-    + ["tile_resize_u8", "tile_views_f32"]
+    + ["tile_confidence_u8", "tile_resize_u8", "tile_views_f32"]
     + [f"tail_to_{block.classes}_{suffix}" for block in BLOCKS for suffix in kernels.SUFFIX.values()]
 )
 # Registers of a thread, of which a multiprocessor has 65536: 4 blocks of 128 threads at work (5 with one row a thread),
@@ -35,7 +35,7 @@ KERNELS = (
 REGISTERS = {
     "gather": 40, "gather_bands": 40, "scatter": 64, "quarter": 128, "whole": 168, "whole_confidence": 168,
     "whole_threshold": 168, "whole_means": 168, "any": 80, "any_confidence": 102, "any_threshold": 102,
-    "any_means": 102, "resize_u8": 128, "views": 64,
+    "any_means": 102, "confidence_u8": 40, "resize_u8": 128, "views": 64,
     "tail_to_8": 168, "tail_to_12": 168, "tail_to_20": 168, "tail_to_24": 255, "tail_to_48": 168, "tail_to_80": 255,
     "tail_to_160": 168,
 }  # fmt: skip

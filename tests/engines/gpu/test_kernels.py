@@ -31,6 +31,7 @@ from engines.errors import DeployError
 from engines.gpu import kernels
 from engines.gpu.tail import tail
 from engines.gpu.views import launches
+from engines.images.write import confidence_bytes
 from engines.spec import MAX_BANDS
 from engines.tiling import core
 from engines.tiling import tail as tails
@@ -68,6 +69,27 @@ def test_logits_go_where_their_places_want_them(machine: Emulated, case: Scatter
 def test_stitch_equals_the_c_core(machine: Emulated, case: StitchCase, dtype: str, bands: bool) -> None:
     for confidence in (False, True):
         assert case.differences(machine, dtype, confidence, bands) == 0
+
+
+def test_confidences_are_rounded_to_bytes_as_numpy_rounds_them(machine: Emulated) -> None:
+    """Beside each of the 256 steps, anywhere, and what is no probability; nothing is written beyond the last."""
+    near = [(np.arange(257, dtype=np.float32) - np.float32(0.5)) / np.float32(255)]
+    for towards in (-np.inf, np.inf):
+        for _ in range(3):
+            near.append(np.nextafter(near[-1], np.float32(towards)))
+        near.append(near[0])
+    odd = np.float32([0, -0.0, 1, 1.5, -2, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1 - 2**-24])
+    rng = np.random.default_rng(3)
+    any_bits = rng.integers(0, 2**32, 5000, np.uint32).view(np.float32)
+    certainty = np.concatenate([*near, odd, rng.random(100_003, np.float32), any_bits])
+    out = np.full(certainty.size + 64, 77, np.uint8)
+    at = machine.put(out)
+    machine.launch(kernels.confidence_bytes(machine.put(certainty), at, certainty.size))
+    machine.take(out, at)
+    with np.errstate(invalid="ignore"):
+        assert np.array_equal(out[: certainty.size], confidence_bytes(certainty))
+    assert (out[certainty.size :] == 77).all()
+    assert set(out[: certainty.size]) == set(range(256))
 
 
 @pytest.mark.parametrize("case", RESIZES, ids=str)
@@ -386,6 +408,7 @@ def test_layouts_are_the_compilers(tmp_path: Path) -> None:
         ("tile_window", kernels.PLACE), ("tile_gather_launch", kernels.GATHER), ("tail_launch", tails.LAUNCH),
         ("tile_scatter_launch", kernels.SCATTER), ("tile_stitch_launch", kernels.STITCH),
         ("tile_resize_launch", launches.RESIZE), ("tile_views_launch", launches.VIEWS),
+        ("tile_confidence_launch", kernels.CONFIDENCE),
     ):  # fmt: skip
         lines.append(f'printf("%zu\\n", sizeof({kind}));')
         expected.append(layout.itemsize)
@@ -403,7 +426,8 @@ def test_layouts_are_the_compilers(tmp_path: Path) -> None:
     expected += [tails.MAPS, tails.PIXELS, tails.CHUNK]
     source = tmp_path / "layout.c"
     source.write_text(
-        '#include <stdio.h>\n#include "tail.h"\n#include "tile_views.h"\nint main(void) {\n'
+        '#include <stdio.h>\n#include "tail.h"\n#include "tile_views.h"\n#include "tile_confidence.h"\n'
+        + "int main(void) {\n"
         + "\n".join(lines)
         + "\n}\n"
     )

@@ -130,6 +130,10 @@ struct Views {
     const char *name;
     void (*kernel)(tile_views_launch);
 };
+struct Confidence {
+    const char *name;
+    void (*kernel)(tile_confidence_launch);
+};
 struct Tail {
     const char *name;
     void (*kernel)(tail_launch);
@@ -147,6 +151,7 @@ const Stitch STITCHES[] = {WAYS(tile_stitch_quarter), WAYS(tile_stitch_whole), W
 
 const Resize RESIZES[] = {NAMED(tile_resize_u8)};
 const Views VIEWS[] = {NAMED(tile_views_f32)};
+const Confidence CONFIDENCES[] = {NAMED(tile_confidence_u8)};
 const Tail TAILS[] = {KINDS(tail_to_8),  KINDS(tail_to_12), KINDS(tail_to_20), KINDS(tail_to_24),
                       KINDS(tail_to_48), KINDS(tail_to_80), KINDS(tail_to_160)};
 
@@ -186,6 +191,9 @@ extern "C" int emulated_launch(const char *kernel, const unsigned grid[3], const
         if (std::strcmp(known.name, kernel) == 0)
             return run(known.kernel, grid, block, args), 0;
     for (const Resize &known : RESIZES)
+        if (std::strcmp(known.name, kernel) == 0)
+            return run(known.kernel, grid, block, args), 0;
+    for (const Confidence &known : CONFIDENCES)
         if (std::strcmp(known.name, kernel) == 0)
             return run(known.kernel, grid, block, args), 0;
     for (const Views &known : VIEWS)

@@ -33,6 +33,17 @@ def test_a_second_context_costs_two_events_a_batch() -> None:
     assert {name for name in two if two[name] != one[name]} == {"records", "follows"}
 
 
+def test_confidence_comes_down_as_one_byte_a_pixel() -> None:
+    """2 bytes a pixel where files are written, 5 where floats are asked for; for one kernel more a stitch."""
+    floats, quantised = (FOUND[f"8 images of 15 windows, batch 8, {which}"].count()[1] for which in
+                         ("confidence", "confidence in bytes"))  # fmt: skip
+    assert floats["bytes out"] == 8 * (5 * LABELS + STATUS)
+    assert quantised["bytes out"] == 8 * (2 * LABELS + STATUS)
+    stitches = quantised["kernels"] - floats["kernels"]
+    assert stitches == floats["kernels"] - 2 * floats["engines"]
+    assert {name for name in floats if floats[name] != quantised[name]} == {"kernels", "bytes out"}
+
+
 def test_windows_cost_one_launch_and_one_small_copy() -> None:
     _, later = FOUND["8 images of 15 windows, batch 1"].count()
     assert (later["graphs"], later["engines"]) == (120, 120)

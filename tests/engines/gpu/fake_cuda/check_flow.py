@@ -14,9 +14,11 @@ from engines.gpu import pool as cuda_pool
 from engines.gpu.context import gpu_info, open_gpu, unavailable
 from engines.gpu.frames import CudaFrame, FrameInStrips
 from engines.gpu.host_copies import HostRun
+from engines.images.write import confidence_bytes
 from engines.proof.replay import replayed
 from engines.tiling.device import LazyRows
 from engines.tiling.placement import Margin, Tiling
+from engines.views.views import ImageViews
 from tests.engines.gpu.fake_cuda import counts, support
 from tests.engines.gpu.fake_cuda.support import Engine, configure, image, on_host, opened, same
 
@@ -517,3 +519,47 @@ def test_on_a_board_free_memory_is_what_linux_says(monkeypatch: pytest.MonkeyPat
         configure(integrated=integrated)
         with open_gpu() as gpu:
             assert gpu.free_memory() == free
+
+
+@pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])
+@pytest.mark.parametrize("size", [(150, 333), (64, 96), (1, 1), (400, 97)], ids=str)
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_confidence_comes_as_the_byte_that_is_written(
+    schedule: int, integrated: int, size: tuple[int, int], threshold: float | None
+) -> None:
+    """Whole, in bands, in strips for want of memory, and of several views; floats where they are asked for."""
+    configure(lazy=schedule * 6, integrated=integrated)
+    engine, picture = Engine(TILING, 2, threshold=threshold), image(*size)
+    views = ImageViews(scales=(1.0, 1.5), flip=True)
+    host = on_host(engine, TILING)
+    with opened(engine, TILING) as (plain, device, _):
+        device.use_contexts(2)
+        for segmenter, right in (
+            (plain, host.segment(picture, True)),
+            (plain.on_views(views), host.on_views(views, 1).segment(picture, True)),
+        ):
+            assert right.confidence is not None
+            expected = confidence_bytes(right.confidence)
+            for wanted, values in (("bytes", expected), (True, right.confidence), ("bytes", expected)):
+                mask = segmenter.segment(picture, wanted)  # type: ignore[arg-type]
+                bands = list(segmenter.bands(picture, wanted))  # type: ignore[arg-type]
+                for found in (mask.confidence, np.concatenate([band.confidence for band in bands])):
+                    assert found is not None
+                    assert found.dtype == values.dtype
+                    assert found.tobytes() == values.tobytes()
+                assert np.array_equal(mask.labels, right.labels)
+        strips = FrameInStrips(device.launcher, size, "bytes")
+        strips.put(picture)
+        strips.play()
+        found = strips.mask().confidence
+        assert found is not None
+        assert found.tobytes() == confidence_bytes(host.segment(picture, True).confidence).tobytes()
+
+
+def test_kernels_that_make_no_bytes_give_floats() -> None:
+    configure(old_kernels=1)
+    engine, picture = Engine(TILING), image(150, 333)
+    with opened(engine, TILING) as (segmenter, _, _):
+        mask = segmenter.segment(picture, "bytes")
+        assert same(mask, on_host(engine, TILING).segment(picture, True))
+        assert same(on_host(engine, TILING).segment(picture, "bytes"), mask)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.segmenter import Segmenter
+from engines.tiling.device import Confidence
 from engines.tiling.placement import Tiling
 from tests.engines.gpu.fake_cuda import support
 from tests.engines.gpu.fake_cuda.support import Engine, configure, driver, image, opened
@@ -47,7 +48,7 @@ class Case:
     batch: int
     sizes: tuple[tuple[int, int], ...]
     strips: bool = False
-    confidence: bool = False
+    confidence: Confidence = False
     contexts: int = 1
 
     def count(self) -> tuple[dict[str, int], dict[str, int]]:
@@ -73,6 +74,8 @@ CASES = (
     Case("8 images of 8 sizes, batch 4", 4, tuple((100 + 20 * i, 400 - 30 * i) for i in range(8))),
     Case("1 image of 80 windows, batch 1", 1, ((784, 333),)),
     Case("1 image of 80 windows in strips, batch 4", 4, ((784, 333),), strips=True),
+    Case("8 images of 15 windows, batch 8, confidence", 8, 8 * ((150, 333),), confidence=True),
+    Case("8 images of 15 windows, batch 8, confidence in bytes", 8, 8 * ((150, 333),), confidence="bytes"),
     Case("8 images of 15 windows, batch 1, two contexts", 1, 8 * ((150, 333),), contexts=2),
     Case("8 images of 1 window, batch 1, two contexts", 1, 8 * ((64, 96),), contexts=2),
     Case("1 image of 80 windows in strips, batch 4, two contexts", 4, ((784, 333),), strips=True, contexts=2),
