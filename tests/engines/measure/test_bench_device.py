@@ -86,7 +86,7 @@ def test_on_a_gpu_the_parts_are_timed_apart(tiny_bundle: Path, monkeypatch: pyte
     assert report.throughput.in_flight == 2
     text = str(report)
     assert text.splitlines()[-1].endswith("at most, the process as a whole; 512 MB of the GPU in use, by all programs")
-    assert "device    runs on cuda, batch 1, graph on, transfers pinned" in text
+    assert "device    runs on cuda, batch 1, graph on, execution contexts 2, transfers pinned" in text
     assert text.count("gpu 1755 of up to 1980 MHz") == 2
 
 
@@ -121,7 +121,7 @@ class _Device(HostDevice):
 
     name = "cuda"
     in_flight = 2
-    graph, transfers = "on", "pinned"
+    graph, contexts, transfers = "on", "2", "pinned"
     memory = 512_000_000  # type: ignore[assignment]
 
     def __init__(self, *arguments: Any) -> None:
