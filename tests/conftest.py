@@ -64,25 +64,30 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGHUP, hung_up)
 
 
+@pytest.fixture(scope="session")
+def exported() -> dict[str, tuple[Any, Any]]:
+    """Graph and program of each model that `exports_once` has seen."""
+    return {}
+
+
 @pytest.fixture(scope="module")
-def exports_once() -> Iterator[None]:
+def exports_once(exported: dict[str, tuple[Any, Any]]) -> Iterator[None]:
     """In the modules that ask for it, a model that was exported at a window is not exported there again.
 
-    For tests that build the same small model many times and look at something else.  Every module makes its first
-    export itself; the models are told apart by their structure, weights and window.
+    For tests that build the same small model many times and look at something else.  The models are told apart by
+    their structure, weights and window.
     """
     from pipeline.checkpoints.sources import TorchSource
     from pipeline.graph.onnx_graph import OnnxGraph
 
-    made: dict[str, tuple[OnnxGraph, Any]] = {}
     real = TorchSource.export
 
     def export(self: TorchSource) -> tuple[OnnxGraph, Any]:
         weights = (array.numpy().tobytes() for array in self.module.state_dict().values())
         key = hashlib.sha256(repr((self.module, self.window)).encode() + b"".join(weights)).hexdigest()
-        if key not in made:
-            made[key] = real(self)
-        graph, program = made[key]
+        if key not in exported:
+            exported[key] = real(self)
+        graph, program = exported[key]
         return replace(graph, model=graph.model.clone()), program
 
     with pytest.MonkeyPatch.context() as patch:

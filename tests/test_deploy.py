@@ -18,6 +18,8 @@ from PIL import Image
 import deploy
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("exports_once")
+
 
 def _run(*argv: object) -> int:
     return deploy.main([str(word) for word in argv])

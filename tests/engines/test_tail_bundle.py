@@ -22,6 +22,8 @@ from engines.tiling.placement import Tiling
 from pipeline.graph.tail import suits
 from pipeline.request import BuildRequest
 
+pytestmark = pytest.mark.usefixtures("exports_once")
+
 TILING = Tiling(64, 96, 48, 64)
 IMAGE = np.random.default_rng(0).integers(0, 256, (100, 150, 3), np.uint8)
 

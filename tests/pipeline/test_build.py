@@ -30,6 +30,8 @@ from pipeline.evaluation.slide import slide_decisions
 from pipeline.request import Budget, BuildRequest
 from tests import models
 
+pytestmark = pytest.mark.usefixtures("exports_once")
+
 TILING = Tiling(64, 96, 48, 64)
 
 

@@ -25,6 +25,8 @@ from engines.segmenter import Segmenter, open_segmenter
 from engines.spec import ModelSpec
 from engines.tiling.placement import Tiling
 
+pytestmark = pytest.mark.usefixtures("exports_once")
+
 SIZES = ((64, 96), (150, 333), (40, 50), (1, 1), (211, 97))
 
 

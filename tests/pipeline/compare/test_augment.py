@@ -17,6 +17,8 @@ from engines.segmenter import open_segmenter
 from engines.tiling.sizes import Resize
 from engines.views.views import ImageViews
 
+pytestmark = pytest.mark.usefixtures("exports_once")
+
 SIZES = {"a": (64, 96), "b": (90, 150), "c": (90, 150)}
 
 

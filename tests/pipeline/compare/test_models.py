@@ -21,6 +21,8 @@ from pipeline.graph.macs import count_macs
 from tests import models
 from tests.pipeline.compare.read_back import comparison_from_json
 
+pytestmark = pytest.mark.usefixtures("exports_once")
+
 CLASSES = 5
 WINDOW = (64, 96)
 FACTORS = ("0.5", "1", "1.5")

@@ -29,6 +29,8 @@ from tests.engines.backends.tensorrt.api.machine import AMPERE, ORIN
 from tests.engines.backends.tensorrt.graphs import made
 from tests.engines.conftest import Start
 
+pytestmark = pytest.mark.usefixtures("exports_once")
+
 TURING = replace(AMPERE, name="Tesla T4", sm=(7, 5))
 
 
