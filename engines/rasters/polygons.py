@@ -45,16 +45,18 @@ def write_polygons(raster: Path, target: Path, kind: Format, classes: Sequence[s
     unit = "pixels" if place.metres is None else "area_m2"
     scale = 1 / abs(place.determinant) if place.metres is None else place.metres**2
     options = {"RFC7946": "YES"} if kind == "geojson" and place.crs else {}
-    source, total = outlines(raster, IGNORE_LABEL), 0
+    found = outlines(raster, IGNORE_LABEL)
+    source = ((label, scale * area(rings), wkb(rings)) for label, rings in found)  # rings take several times as much
+    total = 0
     with replacing_path(target, ending=target.suffix) as new:
         while True:
             some = list(source if kind == "geojson" else islice(source, _AT_ONCE))
             if not some and total:
                 break
-            labels = np.array([label for label, _ in some], np.int32)
-            names = np.array([classes[label] for label, _ in some], object)
-            areas = np.array([scale * area(rings) for _, rings in some])
-            geometry = np.array([wkb(rings) for _, rings in some], object)
+            labels = np.array([label for label, _, _ in some], np.int32)
+            names = np.array([classes[label] for label in labels], object)
+            areas = np.array([size for _, size, _ in some], np.float64)
+            geometry = np.array([outline for _, _, outline in some], object)
             try:
                 write(
                     str(new), geometry, [labels, names, areas], ["label", "class", unit], layer="labels",
