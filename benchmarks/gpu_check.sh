@@ -146,6 +146,9 @@ for key, found in figures.items():
     bench = found.get("bench") or {}
     for part in ("window", "frame", "gather", "engine", "stitch"):
         tell(f"{key}.{part}_p50", (bench.get(f"{part}_ms") or {}).get("p50"), "ms")
+    contexts = found.get("contexts") or {}  # as the bundle's first run measured them
+    tell(f"{key}.batch_one_context", contexts.get("one_ms") or None, "ms")
+    tell(f"{key}.batch_two_contexts", contexts.get("two_ms") or None, "ms")
     flow = bench.get("throughput") or {}
     tell(f"{key}.in_flight", flow.get("frames_per_second"), "frames/s")
     tell(f"{key}.energy", flow.get("joules_per_frame"), "J/frame")

@@ -52,7 +52,8 @@ class Failed(Exception):
 @dataclass(frozen=True)
 class Result:
     """status: ok, failed, skipped or refused (by the gate of batches).  agreement: share of labels as in fp32 PyTorch,
-    of the worst frame.  bench: what `deploy.py bench --json` wrote.  log: lines of the build.
+    of the worst frame.  bench: what `deploy.py bench --json` wrote.  contexts: one or two, as its first run measured
+    them.  log: lines of the build.
     """
 
     model: str
@@ -68,6 +69,7 @@ class Result:
     frames: int = 0
     agreement: float | None = None
     bench: dict[str, Any] = field(default_factory=dict)
+    contexts: dict[str, Any] = field(default_factory=dict)
     log: tuple[str, ...] = ()
     date: str = field(default_factory=lambda: str(date.today()))
 
@@ -113,9 +115,11 @@ def flow(args: argparse.Namespace) -> Result:
     shares["alone"] = _equal(masks / "one" / first.name, expected / first.name)
     report = args.work / f"{bundle.name}.bench.json"
     _deploy("bench", bundle, "--image", first, "--rounds", args.rounds, "-o", report)
+    measured = json.loads((bundle / "manifest.json").read_text()).get("contexts") or {}
     result = replace(
         result, sdk=manifest["sdk"], device=manifest["device"], build_s=built, folder_s=took, frames=len(shares) - 1,
         agreement=min(shares.values()), bench=json.loads(report.read_text()), log=tuple(log),
+        contexts=next(iter(measured.values()), {}),
     )  # fmt: skip
     wanted = MIN_LABELS[args.precision] if model.trained else 0.0
     if min(shares.values()) < wanted or len(shares) != args.frames + 1:

@@ -522,7 +522,7 @@ def test_on_a_board_free_memory_is_what_linux_says(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])
-@pytest.mark.parametrize("size", [(150, 333), (64, 96), (1, 1), (400, 97)], ids=str)
+@pytest.mark.parametrize("size", [(150, 133), (1, 1)], ids=str)
 @pytest.mark.parametrize("threshold", [None, 0.3])
 def test_confidence_comes_as_the_byte_that_is_written(
     schedule: int, integrated: int, size: tuple[int, int], threshold: float | None

@@ -66,7 +66,7 @@ def _opened(engine: MapsEngine) -> Iterator[tuple[Segmenter, CudaDevice]]:
         yield Segmenter(device), device
 
 
-@pytest.mark.parametrize(("lazy", "contexts"), [(0, 1), (1, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize(("lazy", "contexts"), [(0, 1), (1, 1), (3, 2)])
 @pytest.mark.parametrize("integrated", [0, 1], ids=["discrete", "integrated"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize("batch", [1, 3])
