@@ -239,7 +239,7 @@ def _window(box: Box) -> Any:
     return Window.from_slices(box[:2], box[2:])
 
 
-def environment(**options: int) -> Any:
+def environment(**options: int | str) -> Any:
     """GDAL's own lines are not for our user."""
     from rasterio import Env
     from rasterio.errors import NotGeoreferencedWarning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def write_cog(source: Path, target: Path, labels: bool) -> None:
     from rasterio.shutil import copy
 
     # Left alone, GDAL makes those of a band with colours from as many whole rows as its blocks are high.
-    with environment(GDAL_OVR_CHUNKYSIZE=rows), explained(target, "output"):
+    # What it makes of them on the way lies beside the source, and not where a killed run would leave it for good.
+    beside = os.environ.get("CPL_TMPDIR", str(source.parent))
+    with environment(GDAL_OVR_CHUNKYSIZE=rows, CPL_TMPDIR=beside), explained(target, "output"):
         copy(
             source, target, driver="COG", compress="DEFLATE", blocksize=TILE, bigtiff="IF_SAFER", sparse_ok=True,
             overview_resampling="MODE" if labels else "AVERAGE", num_threads=cores(),

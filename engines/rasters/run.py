@@ -6,25 +6,24 @@ Its pixels are those of a whole image: every panel holds all windows that touch 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from engines.contract import UInt8
 from engines.errors import DeployError, without_secrets
-from engines.files import make_folder, replacing_path
-from engines.images.write import class_shares, confidence_bytes, label_counts
+from engines.files import make_folder
+from engines.images.write import class_shares, confidence_bytes
 from engines.rasters.chunks import Chunks
 from engines.rasters.cut import Part, part, parts
-from engines.rasters.gdal import TILE, Box, RasterFile, disk_full, open_raster
-from engines.rasters.gdal_write import read_back, write_cog
+from engines.rasters.gdal import TILE, Box, RasterFile, open_raster
 from engines.rasters.polygons import Format, require_pyogrio, write_polygons
 from engines.rasters.rows import RasterRows
+from engines.rasters.whole import counted, made, put
 from engines.segmenter import Segmenter
 from engines.spec import IGNORE_LABEL, ModelSpec, Pixels
 
@@ -135,21 +134,20 @@ def _finish(
     """All parts become files."""
     report.complete = True
     begin = time.perf_counter()
-    counts = _counted(chunks.parts("labels"))
+    counts = counted(chunks.parts("labels"))
     report.classes = class_shares(counts, report.height * report.width, spec.classes)
-    with replacing_path(target, ending=target.suffix) as whole:  # the last in its place, as masks of images
-        write_cog(chunks.mosaic("labels", IGNORE_LABEL, spec), whole, labels=True)
-        _verify(target, whole, counts, IGNORE_LABEL)
-        if options.confidence:
-            with replacing_path(target.with_suffix(".confidence.tif"), ending=target.suffix) as new:
-                write_cog(chunks.mosaic("confidence", None), new, labels=False)
-                _verify(target, new, _counted(chunks.parts("confidence")), 0)
-        report.seconds["files"] = round(time.perf_counter() - begin, 3)
-        if options.polygons is not None:
-            begin = time.perf_counter()
-            outlined = target.with_suffix(f".{options.polygons}")
-            report.polygons = write_polygons(whole, outlined, options.polygons, spec.classes)
-            report.seconds["polygons"] = round(time.perf_counter() - begin, 3)
+    whole = made(chunks, "labels", target, counts, spec)
+    certain = made(chunks, "confidence", target, counted(chunks.parts("confidence"))) if options.confidence else None
+    report.seconds["files"] = round(time.perf_counter() - begin, 3)
+    if options.polygons is not None:
+        begin = time.perf_counter()
+        drawn = chunks.folder / f"whole.{options.polygons}"
+        report.polygons = write_polygons(whole, drawn, options.polygons, spec.classes)
+        put(drawn, target.with_suffix(drawn.suffix))
+        report.seconds["polygons"] = round(time.perf_counter() - begin, 3)
+    if certain is not None:
+        put(certain, target.with_suffix(".confidence.tif"))
+    put(whole, target)  # the last in its place, as masks of images
     chunks.end()
 
 
@@ -157,27 +155,6 @@ def _own(box: Box, shard: tuple[int, int]) -> range:
     """The rows in which the shard's parts begin: none for some, where there are more shards than parts."""
     starts, (index, total) = range(box[0], box[1], ROWS), shard
     return starts[(index - 1) * len(starts) // total : index * len(starts) // total]
-
-
-def _counted(parts: Iterable[UInt8]) -> NDArray[np.int64]:
-    """How often each of the 256 values is there."""
-    counts = np.zeros(256, np.int64)
-    for each in parts:
-        counts += label_counts(each)
-    return counts
-
-
-def _verify(target: Path, written: Path, counts: NDArray[np.int64], nothing: int) -> None:
-    """Raise DeployError unless the file holds so many of each value, but for `nothing`: of a full disk GDAL may say
-    nothing.
-    """
-    wrong = _counted(read_back(written)) - counts
-    wrong[nothing] = 0
-    if wrong.any():
-        raise DeployError(
-            f"output {target}: {int(abs(wrong).sum())} pixels were not written as they are; try again with --resume"
-            f"{disk_full(written)}"
-        )
 
 
 class _Work:

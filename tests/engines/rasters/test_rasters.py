@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -403,3 +404,26 @@ def test_overviews_of_a_wide_raster_take_little_memory(tmp_path: Path) -> None:
     with rasterio.open(tmp_path / "cog.tif") as file:
         assert file.overviews(1) == [2, 4, 8, 16, 32, 64, 128, 256]
         assert file.colormap(1)[1] == (255, 0, 0, 255)
+
+
+WHOLE = (
+    "import sys; from pathlib import Path; from engines.rasters.gdal_write import write_cog; "
+    "write_cog(*map(Path, sys.argv[1:]), True)"
+)
+
+
+def test_overviews_on_the_way_lie_where_they_are_removed(tmp_path: Path) -> None:
+    """Beside the parts, not beside the result: a run that is killed would leave them there for good."""
+    parts, results = tmp_path / "parts", tmp_path / "results"
+    parts.mkdir()
+    results.mkdir()
+    noise = np.random.default_rng(0).integers(0, 3, (4096, 4096, 1), np.uint8)
+    write(parts / "labels.tif", noise, compress=None)
+    command = [sys.executable, "-c", WHOLE, str(parts / "labels.tif"), str(results / "a.tif")]
+    seen: set[str] = set()
+    with subprocess.Popen(command, cwd=Path(__file__).parents[3]) as process:
+        while process.poll() is None:
+            seen |= {path.name for path in results.iterdir()}
+            time.sleep(0.01)
+    assert process.returncode == 0
+    assert seen == {"a.tif"}
