@@ -85,6 +85,12 @@ class Manifest:
     def proven_on(self) -> tuple[tuple[str, str], ...]:
         return ((self.sdk, self.device),) if self.proven is None else self.proven
 
+    @property
+    def results_from(self) -> dict[str, str]:
+        """Of `files`, what results depend on: not what a device compiles, and adds once the engine was proven there."""
+        compiled = {name for name in self.files if name == KERNELS or RUNTIME_CACHE.fullmatch(name)}
+        return {name: sha256 for name, sha256 in self.files.items() if name not in compiled}
+
     def contexts_on(self, sdk: str, device: str) -> int | None:
         """How many execution contexts take turns there; None where that was not measured."""
         used = self.contexts.get(f"{sdk} on {device}", {}).get("used")

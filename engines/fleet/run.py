@@ -67,7 +67,7 @@ def _options(args: argparse.Namespace) -> RunOptions:
 def _here(args: argparse.Namespace, images: Sequence[Input], loading: tuple[Any, ...], tell: Tell) -> RunReport:
     with open_segmenter(args.bundle, *loading) as (segmenter, manifest):
         return run_images(
-            segmenter, images, args.output, _options(args), bundle=manifest.files, tell=tell, whole=args.json
+            segmenter, images, args.output, _options(args), bundle=manifest.results_from, tell=tell, whole=args.json
         )
 
 

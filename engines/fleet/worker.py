@@ -206,7 +206,7 @@ class FleetWorker:
             source = _seen(path)
             if task.kind == RASTER:
                 parts = replace(options.of_rasters(), shard=task.part)
-                ((_, raster),) = run_rasters(segmenter, {str(source): target}, parts, manifest.files, None)
+                ((_, raster),) = run_rasters(segmenter, {str(source): target}, parts, manifest.results_from, None)
                 row = InputRow.of_raster(path, target, raster)
             else:
                 ((_, video),) = run_videos(segmenter, {str(source): target}, options.of_videos(), None)

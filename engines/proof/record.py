@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 from collections.abc import Mapping
@@ -15,11 +16,15 @@ from engines.errors import DeployError
 def record(folder: Path, old: Manifest, new: Manifest, files: Mapping[str, bytes] | None = None) -> str | None:
     """Put `new` in the place of `old`, after the `files` that it names and `old` did not.  None, or why it is not done.
 
-    Through a handle of the folder: a bundle that was replaced meanwhile is another folder, and is left alone.
+    Through a handle of the folder: a bundle that was replaced meanwhile is another folder, and is left alone.  One
+    process after another: of two that prove an engine at once the second must not put its files under the manifest of
+    the first.
     """
     handle = -1
     try:
         handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        with suppress(OSError):  # where the file system has locks
+            fcntl.flock(handle, fcntl.LOCK_EX)  # until it is closed
         if open_bundle(folder).manifest != old or not os.path.samestat(os.fstat(handle), folder.stat()):
             return "the bundle was replaced meanwhile"
         for name, content in {**(files or {}), MANIFEST: sealed(new).encode()}.items():
