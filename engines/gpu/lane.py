@@ -99,11 +99,15 @@ class Lane:
                 self.gpu.synchronize()  # a lost context is told as such, whatever the SDK says
             raise
 
-    def record(self) -> None:
-        """After it has run once, as SDKs ask for, on no windows.  Raises CaptureRefusedError."""
+    def run_once(self) -> None:
+        """On no windows, and wait for it.  Raises DeployError, such as where an engine takes memory only now."""
         self.send([], self.gpu.main)
         self.start_parts(self.gpu.main)
         self.gpu.synchronize()
+
+    def record(self) -> None:
+        """After it has run once, as SDKs ask for.  Raises CaptureRefusedError."""
+        self.run_once()
         self._graph = self.gpu.record(lambda: self.start_parts(self.gpu.main, recording=True))
 
     def record_alone(self, place: np.ndarray[Any, np.dtype[np.void]]) -> None:

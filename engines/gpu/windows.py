@@ -93,7 +93,10 @@ class Windows:
         self._parts = value
 
     def widen(self) -> None:
-        """A second lane.  Where it is refused `one_because` says why, and so does the log.  Raises GpuLostError."""
+        """A second lane.  Where it is refused `one_because` says why, and so does the log.  Raises GpuLostError.
+
+        It runs once before it is relied on: an engine may take memory only then.
+        """
         if self.lanes > 1:
             return
         self.flush()
@@ -107,6 +110,10 @@ class Windows:
                 raise
             for number, lane in enumerate(self._lanes):
                 lane.stream = self.gpu.beside(number)
+            if self.unrecorded() is None:
+                self._prepare(self._lanes[1])
+            else:
+                self._lanes[1].run_once()
             self.one_because, self.beside_bytes = "", max(0, free - self.gpu.free_memory())
         except GpuLostError:
             raise

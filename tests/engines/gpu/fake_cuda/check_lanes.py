@@ -106,6 +106,51 @@ def test_a_refused_context_is_told_and_one_does_all(order: int) -> None:
     assert told == [("contexts", f"one execution context, not two: engine: {engine.refuses}")]
 
 
+@pytest.mark.parametrize("order", [0, 1, 5])
+@pytest.mark.parametrize("capturable", [True, False])
+def test_a_context_that_refuses_its_first_run_is_not_used(order: int, capturable: bool) -> None:
+    """As SDKs do that take memory, or compile, only then; no image is to fail for it, nor the measurement."""
+
+    class Late(Engine):
+        def another(self) -> Engine:
+            made = super().another()
+            made.late = True  # type: ignore[attr-defined]
+            return made
+
+        def enqueue(self, source: int, target: int, stream: int) -> None:
+            if hasattr(self, "late"):
+                raise DeployError("engine: no memory for its first run")
+            super().enqueue(source, target, stream)
+
+    configure(lazy=order)
+    engine = Late(TILING, capturable=capturable)
+    with opened(engine, TILING) as (segmenter, device, _):
+        assert str(measure(segmenter, image(64, 96))) == "one execution context: engine: no memory for its first run"
+        device.use_contexts(2)
+        assert device.contexts == "1: engine: no memory for its first run"
+        assert same(segmenter.segment(image(150, 333)), on_host(engine, TILING).segment(image(150, 333)))
+    assert all(context.closed for context in engine.contexts)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_contexts_and_parts_may_change_while_images_are_under_way(batch: int) -> None:
+    engine = Engine(TILING, batch)
+    host, pictures = on_host(engine, TILING), [image(150, 333, seed) for seed in range(7)]
+    right = [host.segment(picture) for picture in pictures]
+    for order in ORDERS:
+        configure(lazy=order)
+        with opened(engine, TILING) as (segmenter, device, _):
+            running = [segmenter.start(pictures[0])]
+            for picture, (contexts, parts) in zip(
+                pictures[1:], [(2, False), (2, True), (2, False), (1, False), (2, False), (2, True)], strict=True
+            ):
+                device.parts = parts
+                device.use_contexts(contexts)
+                running.append(segmenter.start(picture))
+            masks = [each.mask() for each in running]
+        assert all(same(mask, expected) for mask, expected in zip(masks, right, strict=True)), order
+
+
 @pytest.mark.parametrize("views", [False, True])
 def test_an_image_gets_the_memory_of_the_second_context(views: bool) -> None:
     """It is neither refused nor cut into strips because of that; and it is told."""
