@@ -14,6 +14,7 @@ from engines.arguments.groups import (
     budget_arguments,
     data_arguments,
     engine_arguments,
+    fleet_arguments,
     loading_arguments,
     model_arguments,
     preprocessing_arguments,
@@ -27,13 +28,11 @@ from engines.arguments.groups import (
     window_arguments,
 )
 from engines.arguments.values import (
-    cluster,
     count,
     factors,
     number,
     percent,
     positive,
-    shard,
     share,
     size,
     width_height,
@@ -69,36 +68,48 @@ def build_arguments(verb: argparse.ArgumentParser) -> None:
                       "percent of labels; where given, an int8 build leaves layers out until it holds")  # fmt: skip
     verb.add_argument("--eval", type=Path, metavar="DATASET", help="labelled images whose mIoU decides in place "
                       "of the logits; auto scores every plan on them")  # fmt: skip
-    verb.add_argument("--skip", action="append", default=[], metavar="LAYER", help="that int8 leaves out, or "
-                      "FIRST..LAST; may be given again")  # fmt: skip
-    data_arguments(verb)
-    verb.add_argument("--board", default="", metavar="NAME", help="GPU whose roofline decides which layers gain from 8 "
-                      "bits, such as 'AGX Orin 64GB' (the GPU here, or what the backend is made for)")  # fmt: skip
-    verb.add_argument("--rest", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="what int8 leaves")
-    verb.add_argument(
-        "--depthwise", action="store_true", help="depthwise convolutions in int8 too; measure whether it pays"
-    )
-    verb.add_argument("--unsigned", action="store_true", help="int8 activations that cannot be negative get 256 levels "
-                      "instead of 128: closer, for OpenVINO alone")  # fmt: skip
-    verb.add_argument("--no-islands", action="store_true", help="no FP32 islands in fp16 and bf16; the gate decides")
-    verb.add_argument("--no-smooth", action="store_true", help="int8 without SmoothQuant rescaling")
-    verb.add_argument("--no-bias-correction", action="store_true", help="int8 without bias correction")
-    verb.add_argument("--rounding", choices=("nearest", "learned"), default="nearest", help="of int8 weights; learned: "
-                      "on the photographs of --calib, kept where it lowers the error")  # fmt: skip
+    verb.add_argument("--batch", type=batch, metavar="N", help="windows that the engine takes at once, after it was "
+                      "seen to answer them as one by one (1; a rebuild keeps the bundle's)")  # fmt: skip
     engine_arguments(verb)
     budget_arguments(verb)
     verb.add_argument("--size", type=width_height, metavar="WxH", help="with --stride auto: of the images that time is "
                       "predicted for, on two windows")  # fmt: skip
-    verb.add_argument("--batch", type=batch, metavar="N", help="windows that the engine takes at once, after it was "
-                      "seen to answer them as one by one (1; a rebuild keeps the bundle's)")  # fmt: skip
+    _lowering_arguments(verb)
+    data_arguments(verb)
+    _graph_arguments(verb)
     tensorrt_arguments(verb)
-    verb.add_argument("--sample", type=Path, metavar="IMAGE", help="verify on this photograph, not a rendered scene")
-    rewrite_argument(verb)
-    verb.add_argument("--tail", action="store_true", help="on a GPU, a kernel of its own for a decoder's tail")
-    verb.add_argument("--time-rewrites", action="store_true", help="measure what each rewrite gains on this machine")
-    verb.add_argument("--max-error", type=number, metavar="R", help="allowed |difference| over the largest logit")
-    verb.add_argument("--min-agreement", type=share, metavar="P", help="required share of equal labels, 0..1")
     verb.set_defaults(fixed={name: verb.get_default(name) for name in FIXED_IN_A_BUNDLE})
+
+
+def _lowering_arguments(verb: argparse.ArgumentParser) -> None:
+    """What is computed in which type."""
+    group = verb.add_argument_group("lower precisions")
+    group.add_argument("--skip", action="append", default=[], metavar="LAYER", help="that int8 leaves out, or "
+                       "FIRST..LAST; may be given again")  # fmt: skip
+    group.add_argument("--board", default="", metavar="NAME", help="GPU whose roofline decides which layers gain from "
+                       "8 bits, such as 'AGX Orin 64GB' (the GPU here, or what the backend is made for)")  # fmt: skip
+    group.add_argument("--rest", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="what int8 leaves")
+    group.add_argument(
+        "--depthwise", action="store_true", help="depthwise convolutions in int8 too; measure whether it pays"
+    )
+    group.add_argument("--unsigned", action="store_true", help="int8 activations that cannot be negative get 256 "
+                       "levels instead of 128: closer, for OpenVINO alone")  # fmt: skip
+    group.add_argument("--no-islands", action="store_true", help="no FP32 islands in fp16 and bf16; the gate decides")
+    group.add_argument("--no-smooth", action="store_true", help="int8 without SmoothQuant rescaling")
+    group.add_argument("--no-bias-correction", action="store_true", help="int8 without bias correction")
+    group.add_argument("--rounding", choices=("nearest", "learned"), default="nearest", help="of int8 weights; "
+                       "learned: on the photographs of --calib, kept where it lowers the error")  # fmt: skip
+
+
+def _graph_arguments(verb: argparse.ArgumentParser) -> None:
+    """How the graph is rewritten, and what it is held against."""
+    group = verb.add_argument_group("rewrites and gates")
+    rewrite_argument(group)
+    group.add_argument("--tail", action="store_true", help="on a GPU, a kernel of its own for a decoder's tail")
+    group.add_argument("--time-rewrites", action="store_true", help="measure what each rewrite gains on this machine")
+    group.add_argument("--sample", type=Path, metavar="IMAGE", help="verify on this photograph, not a rendered scene")
+    group.add_argument("--max-error", type=number, metavar="R", help="allowed |difference| over the largest logit")
+    group.add_argument("--min-agreement", type=share, metavar="P", help="required share of equal labels, 0..1")
 
 
 def refuse_fixed(args: argparse.Namespace) -> None:
@@ -142,25 +153,16 @@ def run_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--recursive", action="store_true", help="folders within folders too; DIR then mirrors them")
     verb.add_argument("--overlay", action="store_true", help="also write NAME.overlay.jpg, or .mp4")
     verb.add_argument("--confidence", action="store_true", help="also write NAME.confidence.png, 255 = certain")
-    views_arguments(verb)
     threshold_argument(verb, "the bundle's")
     verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
     band_arguments(verb)
     verb.add_argument("--keep-nodata", action="store_true", help="label pixels that the image hides, too (alpha 0, its "
                       "nodata value); else they are 255")  # fmt: skip
-    verb.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="the I-th of N parts: of images by "
-                      "name, of a raster by rows")  # fmt: skip
-    verb.add_argument("--skip-existing", action="store_true", help="leave out images whose masks are there")
+    loading_arguments(verb)
+    views_arguments(verb)
     raster_arguments(verb)
     video_arguments(verb)
-    verb.add_argument("--ray", type=cluster, nargs="?", const="local", metavar="ADDRESS", help="share the work among a "
-                      "Ray cluster: auto or HOST:PORT, or one of this machine's cores and GPUs; a worker has a GPU, or "
-                      "--threads cores")  # fmt: skip
-    verb.add_argument("--stall-timeout", type=positive, metavar="S", help="with --ray: kill a worker that finishes no "
-                      "window for so many seconds; others get what it had (never)")  # fmt: skip
-    verb.add_argument("--log", metavar="FILE|-", help="for every input, as it is finished, append a line of JSON to "
-                      "FILE, or print it")  # fmt: skip
-    loading_arguments(verb)
+    fleet_arguments(verb)
 
 
 def inspect_arguments(verb: argparse.ArgumentParser) -> None:

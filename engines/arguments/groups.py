@@ -16,6 +16,7 @@ from engines.arguments.values import (
     bounds,
     box,
     by_channel,
+    cluster,
     count,
     gpu_or_all,
     inside,
@@ -26,6 +27,7 @@ from engines.arguments.values import (
     number,
     numbers,
     positive,
+    shard,
     size,
     size_or_auto,
     up_to,
@@ -43,8 +45,7 @@ from engines.views.views import ImageViews, resize_of, views_of
 def engine_arguments(verb: argparse.ArgumentParser) -> None:
     """The engine, its windows, and the model."""
     verb.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
-    window_arguments(verb, auto=True)
-    verb.add_argument("--blend", choices=BLENDS, default="uniform", help="weights of overlapping windows")
+    window_arguments(verb, built=True)
     threshold_argument(verb, "the model's, or 0.5")
     verb.add_argument("--threads", type=count, default=0, metavar="N", help="0: all cores of this process")
     device_argument(verb)
@@ -76,13 +77,16 @@ def tensorrt_arguments(verb: argparse.ArgumentParser) -> None:
 _AUTO = "; auto: the largest at which some window of every pixel holds enough of its receptive field"
 
 
-def window_arguments(verb: argparse.ArgumentParser, auto: bool = False) -> None:
-    """Where windows lie.  auto: whether the stride may be left to what the model sees."""
-    resize_argument(verb, "none")
-    verb.add_argument("--tile", type=size, metavar="N|HxW", help="window (1024, or WxH of --resize)")
-    verb.add_argument("--stride", type=size_or_auto if auto else size, metavar="N|HxW|auto" if auto else "N|HxW",
-                      help=f"step between windows (3/4 of the window){_AUTO if auto else ''}")  # fmt: skip
-    verb.add_argument("--padding", choices=PADDINGS, default="zero", help="outside of an image smaller than the window")
+def window_arguments(verb: argparse.ArgumentParser, built: bool = False) -> None:
+    """Where windows lie.  built: into a bundle, so that the stride may be left to what the model sees."""
+    group = verb.add_argument_group("windows")
+    resize_argument(group, "none")
+    group.add_argument("--tile", type=size, metavar="N|HxW", help="window (1024, or WxH of --resize)")
+    group.add_argument("--stride", type=size_or_auto if built else size, metavar="N|HxW|auto" if built else "N|HxW",
+                      help=f"step between windows (3/4 of the window){_AUTO if built else ''}")  # fmt: skip
+    group.add_argument("--padding", choices=PADDINGS, default="zero", help="outside of images smaller than the window")
+    if built:
+        group.add_argument("--blend", choices=BLENDS, default="uniform", help="weights of overlapping windows")
 
 
 def budget_arguments(verb: argparse.ArgumentParser) -> None:
@@ -95,13 +99,14 @@ def budget_arguments(verb: argparse.ArgumentParser) -> None:
 
 def preprocessing_arguments(verb: argparse.ArgumentParser) -> None:
     """What the network expects of its input."""
-    verb.add_argument("--mean", type=by_channel, metavar="R,G,B", help="on the 0..255 scale, one for each channel")
-    verb.add_argument("--std", type=by_channel, metavar="R,G,B", help="on the 0..255 scale, one for each channel")
-    verb.add_argument("--bgr", action="store_true", help="the network expects BGR; mean and std are then B,G,R")
-    band_arguments(verb)
+    group = verb.add_argument_group("input of the network")
+    group.add_argument("--mean", type=by_channel, metavar="R,G,B", help="on the 0..255 scale, one for each channel")
+    group.add_argument("--std", type=by_channel, metavar="R,G,B", help="on the 0..255 scale, one for each channel")
+    group.add_argument("--bgr", action="store_true", help="the network expects BGR; mean and std are then B,G,R")
+    band_arguments(group)
 
 
-def band_arguments(verb: argparse.ArgumentParser) -> None:
+def band_arguments(verb: argparse._ActionsContainer) -> None:
     """What of an image file the network takes."""
     verb.add_argument("--bands", type=bands, metavar="N,N,N", help="of the image files, counted from 1, in the order "
                       "of the network's channels (the first)")  # fmt: skip
@@ -111,41 +116,56 @@ def band_arguments(verb: argparse.ArgumentParser) -> None:
 
 def raster_arguments(verb: argparse.ArgumentParser) -> None:
     """What is made of rasters: files that lie on a map, or are too large to be decoded."""
-    cut = verb.add_mutually_exclusive_group()
-    cut.add_argument("--window", type=box, metavar="X,Y,W,H", help="of rasters, this part alone, in pixels")
-    cut.add_argument("--bbox", type=bounds, metavar="W,S,E,N", help="of rasters, this part alone, in map coordinates")
-    verb.add_argument("--polygons", choices=("gpkg", "geojson"), help="of rasters, also outlines with class and area")
-    verb.add_argument("--resume", action="store_true", help="go on with rasters where the same run was stopped")
+    group = verb.add_argument_group("rasters")
+    cut = group.add_mutually_exclusive_group()
+    cut.add_argument("--window", type=box, metavar="X,Y,W,H", help="this part alone, in pixels")
+    cut.add_argument("--bbox", type=bounds, metavar="W,S,E,N", help="this part alone, in map coordinates")
+    group.add_argument("--polygons", choices=("gpkg", "geojson"), help="also outlines with class and area")
+    group.add_argument("--resume", action="store_true", help="go on where the same run was stopped")
 
 
 def video_arguments(verb: argparse.ArgumentParser) -> None:
     """What is made of videos and cameras."""
-    verb.add_argument("--every", type=positive, default=1, metavar="N", help="of videos, label one frame in N")
-    verb.add_argument(
-        "--seconds", type=above_zero, metavar="S", help="of videos, the first S alone (all, or until Ctrl-C)"
-    )
-    verb.add_argument(
-        "--reconnect", type=number, default=300.0, metavar="S",
-        help="dial a camera or stream that breaks off again for so many seconds; 0: its end is the end",
-    )  # fmt: skip
+    group = verb.add_argument_group("videos and cameras")
+    group.add_argument("--every", type=positive, default=1, metavar="N", help="label one frame in N (1)")
+    group.add_argument("--seconds", type=above_zero, metavar="S", help="the first S alone (all, or until Ctrl-C)")
+    group.add_argument("--reconnect", type=number, default=300.0, metavar="S", help="dial a camera or stream that "
+                       "breaks off again for so many seconds; 0: its end is the end (300)")  # fmt: skip
+
+
+def fleet_arguments(verb: argparse.ArgumentParser) -> None:
+    """How inputs are shared out among runs and machines, and what is told of each."""
+    group = verb.add_argument_group("many inputs, many machines")
+    group.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="the I-th of N parts: of images by "
+                       "name, of a raster by rows")  # fmt: skip
+    group.add_argument("--skip-existing", action="store_true", help="leave out images whose masks are there")
+    group.add_argument("--log", metavar="FILE|-", help="for every input, as it is finished, append a line of JSON to "
+                       "FILE, or print it")  # fmt: skip
+    group.add_argument("--ray", type=cluster, nargs="?", const="local", metavar="ADDRESS", help="share the work among "
+                       "a Ray cluster: auto or HOST:PORT, or one of this machine's cores and GPUs; a worker has a GPU, "
+                       "or --threads cores")  # fmt: skip
+    group.add_argument("--stall-timeout", type=positive, metavar="S", help="with --ray: kill a worker that finishes no "
+                       "window for so many seconds; others get what it had (never)")  # fmt: skip
 
 
 def model_arguments(verb: argparse.ArgumentParser) -> None:
     """What a checkpoint may not say of itself."""
-    verb.add_argument("--weights", type=Path, metavar="FILE", help="state dict for package.module:function")
-    verb.add_argument("--output-name", metavar="NAME", help="which output of an .onnx that has several")
-    verb.add_argument("--arg", type=named, action="append", default=[], metavar="NAME=VALUE",
+    group = verb.add_argument_group("what the model's file does not say")
+    group.add_argument("--weights", type=Path, metavar="FILE", help="state dict for package.module:function")
+    group.add_argument("--output-name", metavar="NAME", help="which output of an .onnx that has several")
+    group.add_argument("--arg", type=named, action="append", default=[], metavar="NAME=VALUE",
                       help="that package.module:function is called with; may be given again")  # fmt: skip
-    verb.add_argument("--classes", metavar="NAME|FILE", help="a data set's classes, or a file with one name a line")
+    group.add_argument("--classes", metavar="NAME|FILE", help="a data set's classes, or a file with one name a line")
 
 
 def data_arguments(verb: argparse.ArgumentParser) -> None:
     """How a data set is read."""
-    verb.add_argument("--split", default="val", help="part of a data set that has parts")
-    verb.add_argument(
+    group = verb.add_argument_group("data set")
+    group.add_argument("--split", default="val", help="part of a data set that has parts")
+    group.add_argument(
         "--label-map", metavar="FILE.json", help="score in other classes; calib/data/label_map.py describes it"
     )
-    verb.add_argument(
+    group.add_argument(
         "--ignore-label",
         type=label,
         action="append",
@@ -153,17 +173,17 @@ def data_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="N",
         help="a number in the label files that is not scored, besides 255; may be given again",
     )
-    verb.add_argument(
+    group.add_argument(
         "--reduce-zero-label",
         action=argparse.BooleanOptionalAction,
         help="in the label files 0 is ignore and classes count from 1; else as the data set or the model says",
     )
-    verb.add_argument("--as-stored", action="store_true", help="labels were drawn on photographs as they are stored, "
+    group.add_argument("--as-stored", action="store_true", help="labels were drawn on photographs as they are stored, "
                       "not as their EXIF orientation turns them")  # fmt: skip
-    verb.add_argument("--label-colors", metavar="bundle|NAME|FILE", help="colours of label files stand for classes: "
+    group.add_argument("--label-colors", metavar="bundle|NAME|FILE", help="colours of label files stand for classes: "
                       "of the model's palette, a data set's, or a file of lines 'name R G B' (CVAT's too)")  # fmt: skip
-    verb.add_argument("--limit", type=positive, metavar="N", help="score N images, spread evenly over the set")
-    verb.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
+    group.add_argument("--limit", type=positive, metavar="N", help="score N images, spread evenly over the set")
+    group.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
 
 
 def model_given(args: argparse.Namespace) -> dict[str, Any]:
@@ -193,15 +213,16 @@ def tensorrt_given(args: argparse.Namespace) -> dict[str, Any]:
 
 def views_arguments(verb: argparse.ArgumentParser, resize: bool = True) -> None:
     """Which sizes of an image are run.  resize: whether a bundle's own size may be another."""
+    group = verb.add_argument_group("sizes and views")
     if resize:
-        resize_argument(verb, "what the bundle was built with")
-    verb.add_argument("--tta", action="store_true", help="merge several scales of each image, and their mirror images")
-    verb.add_argument("--scales", type=numbers, metavar="S,S", help="of --tta (0.5,0.75,1,1.25,1.5,1.75)")
-    verb.add_argument("--no-flip", dest="flip", action="store_false", help="--tta without mirror images")
-    verb.add_argument("--tta-merge", choices=MERGES, help="of the probabilities of --tta (mean)")
+        resize_argument(group, "what the bundle was built with")
+    group.add_argument("--tta", action="store_true", help="merge several scales of each image, and their mirror images")
+    group.add_argument("--scales", type=numbers, metavar="S,S", help="of --tta (0.5,0.75,1,1.25,1.5,1.75)")
+    group.add_argument("--no-flip", dest="flip", action="store_false", help="--tta without mirror images")
+    group.add_argument("--tta-merge", choices=MERGES, help="of the probabilities of --tta (mean)")
 
 
-def resize_argument(verb: argparse.ArgumentParser, default: str) -> None:
+def resize_argument(verb: argparse._ActionsContainer, default: str) -> None:
     verb.add_argument("--resize", metavar="none|WxH|short=N|long=N|checkpoint", help="size that images are brought to "
                       f"before they are run; checkpoint: as its own processor does ({default})")  # fmt: skip
 
@@ -220,7 +241,7 @@ def batch(text: str) -> int:
     return up_to(MAX_BATCH, text)
 
 
-def rewrite_argument(verb: argparse.ArgumentParser) -> None:
+def rewrite_argument(verb: argparse._ActionsContainer) -> None:
     verb.add_argument("--no-rewrites", dest="rewrites", action="store_false", help="leave the graph as exported")
 
 
