@@ -6,13 +6,13 @@ import re
 
 _HIDDEN = "***"
 # Up to the last @, as FFmpeg takes it: a password may hold one.  With a slash in it, it is no less secret.
-_LOGIN = re.compile(r"""(?<=://)(?:[^/?#\s"']*|[^/?#\s"':@[]*:(?!\d+[/?#])[^\s"']*)@""")
+_LOGIN = re.compile(r"""(?<=://)(?:[^/?#\s]*|[^/?#\s"':@[]*:(?!\d+[/?#])[^\s"']*)@""")
 _QUERY = re.compile(r"""((?:\b[a-z][a-z0-9+.-]*://|/vsi[a-z0-9_]+)[^\s"'?]*\?)([^\s"']+)""", re.IGNORECASE)
 _END = re.compile(r"[:;,.)\]]*$")  # of the sentence that an address stands in
 _VALUE = re.compile(r"(^|[&;])([^=&;]*=)?[^&;]+")
 _PROPERTY = re.compile(  # of a GStreamer element: user-pw, passphrase, extra-headers, ...
-    r"""([\w-]*(?:pw|pass|user|login|secret|token|key|auth|cookie|header|credential|proxy-id)[\w-]*\s*=\s*)"""
-    r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?!\*{3})[^\s"']\S*)""",
+    r"""(?<![\w-])((?=[\w-]*(?:pw|pass|user|login|secret|token|key|auth|cookie|header|credential|proxy-id))[\w-]+\s*=\s*)"""
+    r"""("(?:\\.|[^"\\])*(?:"|\Z)|'(?:\\.|[^'\\])*(?:'|\Z)|(?!\*{3})[^\s"']\S*)""",
     re.IGNORECASE,
 )
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")

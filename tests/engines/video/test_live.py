@@ -182,6 +182,7 @@ def test_two_streams_of_one_name_are_refused(
         ("rtsp://me:secret@10.0.0.5:554/yard?x=1", "10_0_0_5_554_yard"),
         ("rtsp://me:se@secret@cam/yard", "cam_yard"),
         ("rtsp://me:se/secret@cam/yard", "cam_yard"),
+        ("rtsp://me:it's+secret@cam/yard", "cam_yard"),
         ("rtsp://cam:554/yard@home", "cam_554_yard_home"),
         ("https://cam/yard/live?channel=1&token=secret%3D", "cam_yard_live"),
         ("https://cam/yard?secret", "cam_yard"),
