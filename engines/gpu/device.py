@@ -93,8 +93,11 @@ class CudaDevice:
         if self._last != (height, width, confidence):
             bands = len(self.spec.mean)
             pixel = 4 if bands == 3 else bands  # at most: see `bytes_a_pixel`
-            plan = self.launcher.plan((height, width), pixel, confidence, whole=True)
-            self._whole, self._in_flight = self.launcher.whole(plan), self.launcher.in_flight(plan)
+            lanes, run = 0, self.launcher.run
+            while lanes != run.lanes:  # without a second, less is held
+                lanes = run.lanes
+                plan = self.launcher.plan((height, width), pixel, confidence, whole=True)
+                self._whole, self._in_flight = self.launcher.whole(plan), self.launcher.in_flight(plan)
             self._last = height, width, confidence
         self._frame = (CudaFrame if self._whole else FrameInStrips)(self.launcher, (height, width), confidence)
         return self._frame

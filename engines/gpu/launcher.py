@@ -73,21 +73,21 @@ class Launcher:
         return self.most(plan) >= IN_FLIGHT
 
     def most(self, plan: MemoryLayout) -> int:
-        """How many such frames may be under way at once.  A second lane goes where it stands in the way of two."""
+        """How many such frames may be under way at once.  Spare contexts go where they stand in the way of two."""
         found, run = self.pool.most(plan), self.run
-        if found < IN_FLIGHT and run.lanes > 1 and self.pool.most(plan, run.beside_bytes) > found:
-            run.narrow(MEMORY)
+        if found < IN_FLIGHT and run.spare and self.pool.most(plan, run.spare_bytes) > found:
+            run.give_back(MEMORY)
             found = self.pool.most(plan)
         return found
 
     def take(self, plan: L, owner: object) -> Slot[L]:
-        """See `Pool.take`.  A second lane goes where there is no memory otherwise."""
+        """See `Pool.take`.  Spare contexts go where there is no memory otherwise."""
         try:
             return self.pool.take(plan, owner)
         except GpuMemoryError:
-            if self.run.lanes == 1:
+            if not self.run.spare:
                 raise
-        self.run.narrow(MEMORY)
+        self.run.give_back(MEMORY)
         return self.pool.take(plan, owner)
 
     def in_flight(self, plan: Plan) -> int:

@@ -48,7 +48,8 @@ class Job(Protocol):
 class Windows:
     """batch: windows per run.  window_bytes: the logits of one.  ahead: windows that may be at work at once.
 
-    one_because: why there is one lane where two were asked for, or "".  beside_bytes: of the GPU, that the second took.
+    one_because: why there is one lane where two were asked for, or "".  spare_bytes: of the GPU, that the contexts
+    beside the first took.
     log: told (``graph``, why) when nothing can be recorded, (``contexts``, why) where there is one for two.
     """
 
@@ -59,7 +60,7 @@ class Windows:
         source, target = session.input, session.output
         self.batch, self.size = source.shape[0], (source.shape[2], source.shape[3])
         self.window_bytes = prod(target.shape[1:]) * DTYPES[target.dtype].itemsize
-        self.one_because, self.beside_bytes = "", 0
+        self.one_because, self.spare_bytes = "", 0
         self._parts = False
         self._no_graph = missing()
         if self._no_graph:
@@ -70,11 +71,17 @@ class Windows:
             gpu, session, spec=spec, tiling=tiling, code=code, own=own
         )
         self._alone: Lane | None = None  # for the engine without gather and scatter
+        self._wants_alone = True  # until it is refused, or given back
         self._lanes = [self._make(session, False)]
 
     @property
     def lanes(self) -> int:
         return len(self._lanes)
+
+    @property
+    def spare(self) -> bool:
+        """Whether there are contexts beside the first, whose memory `give_back` frees."""
+        return self.lanes > 1 or self._alone is not None
 
     @property
     def ahead(self) -> int:
@@ -114,7 +121,8 @@ class Windows:
                 self._prepare(self._lanes[1])
             else:
                 self._lanes[1].run_once()
-            self.one_because, self.beside_bytes = "", max(0, free - self.gpu.free_memory())
+            self.one_because = ""
+            self.spare_bytes += max(0, free - self.gpu.free_memory())
         except GpuLostError:
             raise
         except DeployError as error:
@@ -130,9 +138,14 @@ class Windows:
         self._alone = None
         del self._lanes[1:]
         self._lanes[0].stream = self.gpu.main
-        self.one_because, self.beside_bytes = reason, 0
-        if reason:
+        if reason and reason != self.one_because:
             self._log("contexts", f"one execution context, not two: {reason}")
+        self.one_because, self.spare_bytes = reason, 0
+
+    def give_back(self, reason: str) -> None:
+        """All that is spare, for good.  reason: for the log, where a second lane is."""
+        self._wants_alone = False
+        self.narrow(reason if self.lanes > 1 else self.one_because)
 
     def unrecorded(self) -> str | None:
         """Why windows are not replayed as a graph, None where they are."""
@@ -203,16 +216,18 @@ class Windows:
 
     def _lane_alone(self, place: Place) -> Lane:
         """With `place` gathered.  The graph that serves frames has its context to itself, as NVIDIA's guide has it."""
-        if self._alone is None and self.unrecorded() is None:
+        if self._alone is None and self._wants_alone and self.unrecorded() is None:
+            free = self.gpu.free_memory()
             try:
                 self._alone = self._make(self._session.another(), True)
                 self._alone.record_alone(place)
+                self.spare_bytes += max(0, free - self.gpu.free_memory())
             except GpuLostError:
                 raise
             except DeployError as error:
                 if self._alone is not None:
                     self._alone.close()
-                self._alone = None
+                self._alone, self._wants_alone = None, False
                 self._log("contexts", f"the engine alone is timed without a graph: {error}")
         lane = self._alone or self._lanes[0]
         lane.gathered(place)

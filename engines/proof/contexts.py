@@ -60,7 +60,9 @@ def measure(segmenter: Segmenter, image: UInt8) -> Contexts:
     if two <= WORTH * one:
         try:
             replayed(image, segmenter)
-            return Contexts(2, one, two)
+            if device.contexts == "2":
+                return Contexts(2, one, two)
+            why = device.contexts.removeprefix("1: ")
         except GateError as error:
             why = str(error)
     device.use_contexts(1)

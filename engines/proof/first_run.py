@@ -52,7 +52,7 @@ class Prover:
             said.append(("contexts", str(contexts)))
             found = found.with_contexts(*here, contexts.to_json())
         reason = record(bundle.folder, old, found, files)
-        kept = "recorded in the bundle" if reason is None else f"not recorded ({reason}): done again each time"
+        kept = "recorded in the bundle" if reason is None else f"not recorded ({reason}): done again until it is"
         for step, text in said:
             self.log(step, f"{text}; {kept}")
         return found

@@ -8,7 +8,9 @@ from engines.backends import get_backend
 from engines.bundle import GOLDEN, Bundle
 from engines.contract import table
 from engines.errors import DeployError
+from engines.proof.contexts import Contexts
 from engines.proof.golden import Golden, windows_of
+from engines.records import read_record
 from engines.spec import said_threshold
 from engines.tiling.tail import TailShape
 
@@ -49,6 +51,8 @@ def inspect_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
         *((f"  {step['step']}", _verified(step)) for step in manifest.verification),
         ("verified on", " and ".join(f"{sdk}, {device}" for sdk, device in manifest.proven_on)
                         or "no device yet: the first run verifies it, or refuses"),
+        *(("contexts", f"{place}: {read_record(Contexts, found, 'contexts')}") for place, found in
+          manifest.contexts.items()),
         ("files", ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())),
         ("intact", "yes, every sha256 matches"),
         ("runs here", "yes" if problem is None else f"no: {problem}; deploy.py build-engine {bundle.folder} -o NEW"),

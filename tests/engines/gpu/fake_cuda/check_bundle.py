@@ -479,7 +479,7 @@ def test_a_bundle_that_cannot_be_written_is_verified_each_time(
     monkeypatch.setattr(os, "open", read_only)
     for _ in range(2):
         assert deploy.main(["run", str(unproven), str(photographs / "0.png"), "-o", str(tmp_path / "masks")]) == 0
-        assert "not recorded (Read-only file system): done again each time" in capsys.readouterr().err
+        assert "not recorded (Read-only file system): done again until it is" in capsys.readouterr().err
     assert open_bundle(unproven).manifest.proven == ()
 
 
@@ -516,6 +516,8 @@ def test_how_many_contexts_serve_is_measured_once_and_followed(
     assert said[2] == "contexts    one execution context, not two: gpu: no memory for one more execution context\n"
     (measured,) = open_bundle(copy).manifest.contexts.values()
     assert (measured["used"], measured["two_ms"]) == (2, 0.5)
+    assert deploy.main(["inspect", str(copy)]) == 0
+    assert times.partition(";")[0] in capsys.readouterr().out
     assert deploy.main(["run", str(bundles / "openvino"), str(photographs), "-o", str(tmp_path / "cpu")]) == 0
     for path in (tmp_path / "cpu").iterdir():
         assert path.read_bytes() == (tmp_path / "0" / path.name).read_bytes()

@@ -151,9 +151,11 @@ def test_contexts_and_parts_may_change_while_images_are_under_way(batch: int) ->
         assert all(same(mask, expected) for mask, expected in zip(masks, right, strict=True)), order
 
 
-@pytest.mark.parametrize("views", [False, True])
-def test_an_image_gets_the_memory_of_the_second_context(views: bool) -> None:
-    """It is neither refused nor cut into strips because of that; and it is told."""
+@pytest.mark.parametrize(("views", "alone"), [(False, False), (True, False), (False, True)])
+def test_an_image_gets_the_memory_of_spare_contexts(views: bool, alone: bool) -> None:
+    """It is neither refused nor cut into strips because of the second, or of the one that the engine alone is timed in;
+    and it is told.
+    """
 
     class Large(Engine):
         """Whose contexts take memory of the GPU, as SDKs' do."""
@@ -171,9 +173,11 @@ def test_an_image_gets_the_memory_of_the_second_context(views: bool) -> None:
     host, several = on_host(engine, TILING), ImageViews(scales=(1.0, 1.5))
     told: list[str] = []
     with opened(engine, TILING, log=lambda step, text: told.append(text)) as (plain, device, gpu):
-        device.use_contexts(2)
+        device.use_contexts(1 if alone else 2)
         small = plain.segment(image(64, 96))
-        assert (device.contexts, told) == ("2", [])
+        if alone:
+            device.engine_ms(image(64, 96))
+        assert (device.contexts, told) == ("1" if alone else "2", [])
         segmenter = plain.on_views(several) if views else plain
         if views:
             wanted = segmenter.device._setup.plan((400, 500), 4, True).device  # type: ignore[attr-defined]
@@ -181,11 +185,14 @@ def test_an_image_gets_the_memory_of_the_second_context(views: bool) -> None:
             wanted = 2 * device.launcher.plan((400, 500), 4, True, whole=True).device
         configure(memory=support.driver().fake_used() - 900_000 + int(wanted / 0.8) + 300_000)
         mask = segmenter.segment(picture, True)
-        assert device.contexts == "1: an image wanted the memory of the second"
+        assert device.contexts == ("1" if alone else "1: an image wanted the memory of the second")
         assert views or isinstance(device._frame, CudaFrame)
         assert same(mask, (host.on_views(several, 1) if views else host).segment(picture, True))
         assert same(plain.segment(image(64, 96)), small)
-    assert told == ["one execution context, not two: an image wanted the memory of the second"]
+        if alone:  # in the context of the frames now, and not once more in one for which there is no room
+            assert device.engine_ms(image(64, 96)) > 0
+            assert same(segmenter.segment(picture, True), mask)
+    assert told == ([] if alone else ["one execution context, not two: an image wanted the memory of the second"])
 
 
 @pytest.mark.parametrize("order", [0, 1, 7])
