@@ -48,7 +48,7 @@ TILE_KERNEL(tile_scatter_f16, tile_scatter_launch, 256, 4, tile_scatter<tile_hal
 TILE_STITCHES(f32, float)
 TILE_STITCHES(f16, tile_half)
 
-TILE_KERNEL(tile_confidence_u8, tile_confidence_launch, 256, 6, tile_confidence)
+TILE_KERNEL(tile_confidence_u8, tile_confidence_launch, 256, 4, tile_confidence)
 TILE_KERNEL(tile_resize_u8, tile_resize_launch, 128, 4, tile_resize)
 TILE_KERNEL(tile_views_f32, tile_views_launch, 128, 8, tile_views)
 
