@@ -198,8 +198,7 @@ def open_av(source: str, wanted: Pixels, max_pixels: int) -> Iterator[VideoReade
         )  # fmt: skip
     reader: AvReader | None = None
     try:
-        unending = remote and not container.duration and "hls" not in container.format.name  # which comes in pieces
-        live = camera or is_endless(source) or unending
+        live = camera or is_endless(source) or (remote and not _is_finite(container))
         with _explained(name, ""):
             stream = _best(container, name)
             if stream.width * stream.height > max_pixels:
@@ -217,6 +216,11 @@ def open_av(source: str, wanted: Pixels, max_pixels: int) -> Iterator[VideoReade
             container.close()
         else:
             reader.close()
+
+
+def _is_finite(container: Any) -> bool:
+    """Whether it says how long it is, in seconds, or in bytes as a server does, or comes in pieces."""
+    return bool(container.duration or "hls" in container.format.name or container.size > 0)
 
 
 def _best(container: Any, name: str) -> Any:

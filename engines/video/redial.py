@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from engines.errors import DeployError
 from engines.video.frames import BrokenOffError, VideoFrame, VideoInfo, VideoReader, always
 
 _FIRST, _LONGEST = 1.0, 30.0  # seconds between two tries: twice as many after each
+_STEADY = 10.0  # seconds from a call to its last frame: then it was back; a file sent again and again comes faster
 _LOOK = 0.2  # seconds between looks at whether anybody still waits
 Dial = Callable[[], AbstractContextManager[VideoReader]]
 
@@ -20,7 +22,8 @@ Dial = Callable[[], AbstractContextManager[VideoReader]]
 def redialled(dial: Dial, source: str, patience: float, say: Callable[[str], None]) -> Iterator[VideoReader]:
     """What `dial` opens; where that is endless, with what it opens after a loss as its continuation.
 
-    source: as messages name it.  patience: seconds that a loss may last; 0: none.  say: hears of each loss and return.
+    source: as messages name it.  patience: seconds that a loss may last, with returns that are shorter than `_STEADY`;
+    0: none.  say: hears of each loss and return.
     Raises DeployError where the first try fails: what was never there is not waited for.
     """
     with ExitStack() as stack:
@@ -50,7 +53,9 @@ class Redialled:
         self._notes: dict[str, None] = {}  # of earlier connections, each once
         self.info: VideoInfo = reader.info
         self._away = 0.0  # of losses that are over
-        self._gone: float | None = None  # since when it is, on `time.perf_counter`
+        self._gone: float | None = None  # since when it is, on `time.perf_counter`, as the next two
+        self._dialling = self._until = -math.inf  # when its connection was begun; until when it is dialled again
+        self._pause = _FIRST
         self.reconnects = 0
 
     @property
@@ -96,23 +101,27 @@ class Redialled:
         """
         self._notes |= dict.fromkeys(self._reader.notes)
         self._opened.close()  # a device can be opened once
-        self._say(f"{self._source} is lost ({why}); dialled again for {self._patience:g} s")
-        self._gone, end, pause = since, time.perf_counter() + self._patience, _FIRST
+        now, lost = time.perf_counter(), f"video {self._source}: lost ({why}), and not back"
+        if since - self._dialling >= _STEADY:
+            self._until, self._pause = now + self._patience, _FIRST
+        elif now >= self._until:
+            raise BrokenOffError(f"{lost} for as long as {_STEADY:g} s within {self._patience:g} s")
+        self._say(f"{self._source} is lost ({why}); dialled again for {self._until - now:.3g} s")
+        self._gone = since
         while True:
-            if not _slept(min(pause, end - time.perf_counter()), wanted):
+            if not _slept(min(self._pause, self._until - time.perf_counter()), wanted):
                 return False
+            self._pause = min(2 * self._pause, _LONGEST)
+            self._dialling = time.perf_counter()
             try:
                 with ExitStack() as stack:
                     self._reader = stack.enter_context(self._dial())
                     self._opened = stack.pop_all()
                 break
             except DeployError as error:
-                if time.perf_counter() >= end:
-                    raise BrokenOffError(
-                        f"video {self._source}: lost ({why}), and not back within {self._patience:g} s: "
-                        f"{str(error).removeprefix(f'video {self._source}: ')}"
-                    ) from error
-            pause = min(2 * pause, _LONGEST)
+                if time.perf_counter() >= self._until:
+                    said = str(error).removeprefix(f"video {self._source}: ")
+                    raise BrokenOffError(f"{lost} within {self._patience:g} s: {said}") from error
         self._require_alike(self._reader.info)
         self.reconnects, self._away, before, self._gone = self.reconnects + 1, self.away, self._away, None
         self._say(f"{self._source} is back after {self._away - before:.1f} s")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import http.server
+import itertools
 import json
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,7 @@ def _number(picture: Array) -> int:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redial, "_FIRST", 0.2)
+    monkeypatch.setattr(redial, "_STEADY", 0.1)
     monkeypatch.setattr(av_read, "_STALLED", 1.0)
 
 
@@ -134,3 +139,51 @@ def test_ctrl_c_while_it_is_away(tiny_bundle: Path, tmp_path: Path) -> None:
     assert "back 0 time(s)" in printed
     (path,) = out.iterdir()
     assert f" {len(times(path))} frame(s)" in printed
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    """A server of one raw MJPEG of 12 pictures, as fast as it can, with or without saying how long it is."""
+    data = b"".join(jpeg(each) for each in _greys(0, 12))
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            sized = self.path == "/sized.mjpeg"
+            self.send_header(*(("Content-Length", str(len(data))) if sized else ("Transfer-Encoding", "chunked")))
+            self.end_headers()
+            self.wfile.write(data if sized else b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_file_on_a_server_is_read_once(web: str) -> None:
+    said: list[str] = []
+    with open_video(f"{web}/sized.mjpeg", reconnect=3, say=said.append) as video:
+        numbers = [_number(frame.picture.pixels) for frame in itertools.islice(video.frames(), 30)]
+    assert numbers == [*range(12)]
+    assert not video.info.live
+    assert not said
+
+
+@pytest.mark.usefixtures("patient")
+def test_what_ends_at_once_each_time_is_given_up(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its returns neither renew the patience nor shorten the pause."""
+    monkeypatch.setattr(redial, "_STEADY", 10.0)
+    said: list[str] = []
+    with open_video(f"{web}/endless.mjpeg", reconnect=1, say=said.append) as video:
+        frames = itertools.islice(video.frames(), 200)
+        with pytest.raises(DeployError, match=r"other side ended it\), and not back for as long as 10 s within 1 s"):
+            assert list(frames) == []
+    assert video.info.live
+    assert sum("is back after" in text for text in said) == 3  # after 0.2, 0.6 and 1 s
