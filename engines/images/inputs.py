@@ -17,6 +17,7 @@ from engines.images.read import SUFFIXES
 
 # What `run` writes for NAME.ext, with all its options.
 OUTPUT_SUFFIXES = (".png", ".overlay.jpg", ".confidence.png")
+_STDIN = "/dev/stdin"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Input:
     @property
     def is_video(self) -> bool:
         """Or a camera, or a stream."""
-        return bool(self.stream and not rasters.is_name(self.stream)) or moving.is_video(self.path)
+        return not rasters.is_name(self.stream) if self.stream else moving.is_video(self.path)
 
     @property
     def shown(self) -> str:
@@ -80,8 +81,16 @@ def expand(
 
 
 def _named(text: str) -> str:
-    """``-`` is standard input, as elsewhere; a file of that name is ``./-``."""
-    return "/dev/stdin" if text == "-" else text
+    """``-`` is standard input, as elsewhere; a file of that name is ``./-``.  Raises DeployError where none is."""
+    if text not in ("-", _STDIN):
+        return text
+    behind = Path(_STDIN).resolve()
+    if behind.is_char_device() and not behind.name.startswith("video"):
+        raise DeployError(
+            f"input {text}: standard input is {behind}, expected a video; pipe one into it "
+            "(ffmpeg … -f nut - | …), or < FILE"
+        )
+    return _STDIN
 
 
 def _add_stream(text: str, found: dict[Path, Input]) -> None:

@@ -262,8 +262,11 @@ def said(error: BaseException) -> str:
 
 
 def disk_full(path: str | Path) -> str:
-    """Why writing there failed, if it is that, which GDAL tells in many words but these."""
-    return "; no space is left there" if disk_usage(Path(path).parent).free < 2**20 else ""
+    """Why writing there failed, if it is that or a folder that went away, which GDAL tells in many words but these."""
+    try:
+        return "; no space is left there" if disk_usage(Path(path).parent).free < 2**20 else ""
+    except FileNotFoundError:
+        return "; its folder is gone"
 
 
 @contextmanager

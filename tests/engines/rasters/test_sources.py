@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 import deploy
+from engines.errors import DeployError
+from engines.images.inputs import expand
 from engines.images.rasters import file_name, is_name
+from engines.rasters.gdal import explained
 from tests.engines.rasters.maps import COEFFICIENTS, read, write
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio, which reads rasters, is not installed")
@@ -164,6 +167,21 @@ def test_slides_and_zarrs_are_found_in_folders(
     assert "b.zarr: holds 2 rasters" in said
     assert "c.ome.tif holds 3 pages of this size, of which the first is read" in said
     assert "left out" not in said
+
+
+def test_a_named_raster_is_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the file is that has by chance the name which is derived from it."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.tif").write_bytes(b"")
+    Path("clip.mp4").write_bytes(b"")
+    found = expand(["https://host/a.tif", "/vsizip/x.zip/clip.mp4"], videos=True)
+    assert [each.is_video for each in found] == [False, False]
+
+
+def test_an_output_folder_that_went_away_is_said(tmp_path: Path) -> None:
+    said = r"^output .*a\.tif: GDAL says: .*; its folder is gone$"
+    with pytest.raises(DeployError, match=said), explained(tmp_path / "gone" / "a.tif", "output"):
+        raise OSError("it cannot be written")
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,14 @@ def test_what_is_no_camera_is_named(
     assert "/dev/null: got an FFmpeg without v4l9, expected it for a camera; PyAV's wheels" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ["-", "/dev/stdin"])
+def test_a_standard_input_that_is_nothing_is_named(tiny_bundle: Path, tmp_path: Path, text: str) -> None:
+    command = [sys.executable, deploy.__file__, "run", str(tiny_bundle), text, "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"input {text}: standard input is /dev/null, expected a video; pipe one into it" in done.stderr
+
+
 def test_two_streams_of_one_name_are_refused(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
