@@ -6,12 +6,14 @@ import re
 
 _HIDDEN = "***"
 # Up to the last @, as FFmpeg takes it: a password may hold one.  With a slash in it, it is no less secret.
-_LOGIN = re.compile(r"""(?<=://)(?:[^/?#\s]*|[^/?#\s"':@[]*:(?!\d+[/?#])[^\s"']*)@""")
-_QUERY = re.compile(r"""((?:\b[a-z][a-z0-9+.-]*://|/vsi[a-z0-9_]+)[^\s"'?]*\?)([^\s"']+)""", re.IGNORECASE)
-_END = re.compile(r"[:;,.)\]]*$")  # of the sentence that an address stands in
+_LOGIN = re.compile(r"""(?<=://)(?:[^/?#]*|[^/?#"':@[]*:(?!\d+[/?#]).*)@""")  # in a word up to its last @
+_BLANK = re.compile(r"""(?<=://)(?=[^/?#\s"':@[]*:)[^/?#\n]*@""")  # a login with a space in it
+_ADDRESS = re.compile(r"(?:\b[a-z][a-z0-9+.-]{0,30}://|/vsi[a-z0-9_]+)[^?]*\?", re.IGNORECASE)  # up to its values
+_END = "\"':;,.)]"  # of the sentence that an address stands in
 _VALUE = re.compile(r"(^|[&;])([^=&;]*=)?[^&;]+")
 _PROPERTY = re.compile(  # of a GStreamer element: user-pw, passphrase, extra-headers, ...
-    r"""(?<![\w-])((?=[\w-]*(?:pw|pass|user|login|secret|token|key|auth|cookie|header|credential|proxy-id))[\w-]+\s*=\s*)"""
+    r"""(?<![\w-])((?=(?:[\w-]*[-_])?(?:pw|pass(?:wd|word|phrase)?|user(?:id|name|pw)?|login|secrets?|tokens?"""
+    r"""|(?:api|access)?keys?|auth(?:orization)?|cookies?|headers?|credentials?|proxy-id)(?![^\W_]))[\w-]+\s*=\s*)"""
     r"""("(?:\\.|[^"\\])*(?:"|\Z)|'(?:\\.|[^'\\])*(?:'|\Z)|(?!\*{3})[^\s"']\S*)""",
     re.IGNORECASE,
 )
@@ -22,14 +24,21 @@ def without_secrets(text: str) -> str:
     """A source, or a message that names one: no login before an address's @, no values behind its ?, and of a
     GStreamer pipeline no property that by its name is a secret.  What it gives it leaves as it is.
     """
-    text = _QUERY.sub(lambda found: found[1] + _values(found[2]), _LOGIN.sub("", text))
+    text = re.sub(r"\S+", lambda found: _word(found[0]), _BLANK.sub("", text))
     return _PROPERTY.sub(rf"\g<1>{_HIDDEN}", text) if "gst:" in text else text
 
 
-def _values(query: str) -> str:
-    end = _END.search(query)
-    kept = end.group() if end else ""
-    return _VALUE.sub(lambda found: found[1] + (found[2] or "") + _HIDDEN, query.removesuffix(kept)) + kept
+def _word(word: str) -> str:
+    """Searched no further than to its last @ and ?, so that the time is as its length, whatever it holds."""
+    at = word.rfind("@") + 1
+    word = _LOGIN.sub("", word[:at]) + word[at:]
+    address = _ADDRESS.search(word[: word.rfind("?") + 1])
+    if not address:
+        return word
+    query = word[address.end() :]
+    values = query.rstrip(_END)
+    hidden = _VALUE.sub(lambda found: found[1] + (found[2] or "") + _HIDDEN, values)
+    return word[: address.end()] + hidden + query[len(values) :]
 
 
 def in_a_line(text: str) -> str:

@@ -191,6 +191,8 @@ def test_two_streams_of_one_name_are_refused(
         ("rtsp://me:se@secret@cam/yard", "cam_yard"),
         ("rtsp://me:se/secret@cam/yard", "cam_yard"),
         ("rtsp://me:it's+secret@cam/yard", "cam_yard"),
+        ("rtsp://me:my secret@cam/yard", "cam_yard"),
+        ("https://cam/yard?token=it's-secret&b=1", "cam_yard"),
         ("rtsp://cam:554/yard@home", "cam_554_yard_home"),
         ("https://cam/yard/live?channel=1&token=secret%3D", "cam_yard_live"),
         ("https://cam/yard?secret", "cam_yard"),
@@ -215,3 +217,8 @@ def test_streams_by_name(text: str, name: str) -> None:
     assert without_secrets(f"video {shown}: it says: {text}") == f"video {shown}: it says: {shown}"
     assert str(DeployError(f"got {text}: no")) == f"got {shown}: no"
     assert not any(map(is_stream, ("a.mp4", "C:/a.mp4", "/dev/video0", "file:///a.mp4")))
+
+
+def test_properties_that_only_sound_like_secrets_are_shown() -> None:
+    text = "gst:x keyframe=1 monkey=2 author=3 pbkeylen=16 user_pw=a api-key=b keys=c"
+    assert without_secrets(text) == "gst:x keyframe=1 monkey=2 author=3 pbkeylen=16 user_pw=*** api-key=*** keys=***"
