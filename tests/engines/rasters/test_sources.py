@@ -196,6 +196,9 @@ def test_an_output_folder_that_went_away_is_said(tmp_path: Path) -> None:
         ("gst:videotestsrc ! appsink", None),
         ("a.tif", None),
         ("C:/a.tif", None),
+        ("scene12:30.png", None),
+        ("HDF4_SDS:MODIS:/d/a.hdf:1", "MODIS_a_hdf_1"),
+        ("GTIFF_DIR:2:/d/a.tif", "2_a_tif"),
     ],
 )
 def test_names_of_gdal(text: str, name: str | None) -> None:
