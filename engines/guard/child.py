@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -42,11 +43,30 @@ def guarded(work: Callable[[], int], what: str) -> int:
                 signal.signal(kind, interrupt)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _end_with(parent)
-        return work()
+        return _ended(work())
     status = _wait(child, watched)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else _told(signal.Signals(-code), what)
+
+
+_hung: list[threading.Thread] = []
+
+
+def leave_behind(thread: threading.Thread) -> None:
+    """It is inside of a library, may not come back, and is waited for no longer.
+
+    The work then ends without Python's clearing up, in which such threads crash: their library goes away around them.
+    """
+    _hung.append(thread)
+
+
+def _ended(code: int) -> int:
+    if any(thread.is_alive() for thread in _hung):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 _last = -_ONE

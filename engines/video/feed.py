@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from engines.errors import DeployError
+from engines.guard.child import leave_behind
 from engines.guard.stop import Stop
 from engines.video.frames import VideoFrame, VideoReader
 
@@ -79,6 +80,8 @@ class Feed:
     ) -> None:
         self._left = True
         self._thread.join(_LEAVE[self._live])
+        if self._thread.is_alive():
+            leave_behind(self._thread)
 
     @property
     def _stopped(self) -> bool:

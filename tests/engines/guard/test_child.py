@@ -231,3 +231,19 @@ def test_a_network_that_openvino_dies_of_is_one_line(tmp_path: Path) -> None:
     assert line.startswith("error: build-engine net.onnx: crashed with SIGSEGV while openvino ")
     assert "compiled the network" in line
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+
+
+@LINUX
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_no_library_is_taken_down_around_a_thread_that_hangs_in_it(tmp_path: Path, seconds: int) -> None:
+    work = (
+        "import atexit, threading\n"
+        "from engines.guard.child import leave_behind\n"
+        "atexit.register(print, 'cleared up')\n"
+        f"thread = threading.Thread(target=ctypes.CDLL(None).sleep, args=({seconds},), daemon=True)\n"
+        "thread.start(); thread.join(0.2); leave_behind(thread)"
+    )
+    process = _start(work, tmp_path)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (7, "")
+    assert ("cleared up" in out) == (seconds == 0)
