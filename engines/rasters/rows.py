@@ -88,6 +88,7 @@ class RasterRows(LazyRows):
         box = (first, first + len(pixels), *self._box[2:])
         values = file.read(box, self._pixels.bands)
         missing[:] = file.is_nodata(values, self._pixels.bands)
+        nothing = missing.size > 0 and bool(missing.all())
         masked = file.hidden(box)
         if masked is not None:
             missing |= masked
@@ -100,5 +101,6 @@ class RasterRows(LazyRows):
         if missing.all() and self._pixels.scale is None and values.dtype not in (np.uint8, np.uint16):
             pixels[:] = 0  # its values may be any, and where there is data they will be refused
         else:
-            found = picture_of(values, Pixels(self._pixels.count, scale=self._pixels.scale), file.path, file.nodata)
-            pixels[:] = found.pixels
+            # Of a sparse raster most rows are the same nothing: one of them is converted.
+            seen, wanted = values[:1] if nothing else values, Pixels(self._pixels.count, scale=self._pixels.scale)
+            pixels[:] = picture_of(seen, wanted, file.path, file.nodata).pixels
