@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,6 +14,7 @@ from typing import Any
 from engines.contract import Log
 from engines.errors import DeployError
 from engines.fleet.workers import Cluster, unanswered
+from engines.guard.child import end_at_once
 from engines.guard.ledger import temporary_folder
 from engines.guard.stop import nothing_swallowed
 from engines.machine.limits import cores
@@ -27,7 +26,6 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "1", "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }  # fmt: skip
-_INTERRUPTED = 130  # exit code
 _STORE = 80 * 2**20  # bytes; the least that Ray takes: rows are small
 
 
@@ -59,7 +57,7 @@ def cluster(address: str, log: Log) -> Iterator[Cluster]:
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             raise DeployError(f"--ray {address}: {' '.join(str(error).split())[:300]}") from error
         except (KeyboardInterrupt, SystemExit):  # which Ray makes of SIGTERM
-            atexit.register(_leave, _INTERRUPTED)  # half begun, its threads crash in a process that ends by itself
+            end_at_once()  # half begun, its threads crash in a process that ends by itself
             raise KeyboardInterrupt from None
         finally:
             if main:
@@ -98,10 +96,4 @@ def _end(ray: Any, workers: Cluster) -> None:
         workers.end()
         ray.shutdown()
     else:  # it would wait for the head a minute; and its threads crash in a process that ends without it
-        atexit.register(_leave, DeployError.exit_code)
-
-
-def _leave(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        end_at_once()

@@ -11,7 +11,6 @@ import ctypes
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +30,7 @@ def guarded(work: Callable[[], int], what: str) -> int:
     In the child this returns, too, and its caller must exit with the code.
     """
     if sys.platform != "linux":  # sigwaitinfo and the death signal are Linux's
-        return work()
+        return _ended(work())
     parent, watched = os.getpid(), _PASSED_ON | {signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     sys.stdout.flush()
@@ -50,19 +49,19 @@ def guarded(work: Callable[[], int], what: str) -> int:
     return code if code >= 0 else _told(signal.Signals(-code), what)
 
 
-_hung: list[threading.Thread] = []
+_crashing: list[Callable[[], bool]] = []
 
 
-def leave_behind(thread: threading.Thread) -> None:
-    """It is inside of a library, may not come back, and is waited for no longer.
+def end_at_once(needed: Callable[[], bool] = lambda: True) -> None:
+    """End the work without Python's clearing up: a library has threads that crash when it goes away around them.
 
-    The work then ends without Python's clearing up, in which such threads crash: their library goes away around them.
+    needed: asked then, whether it still has.
     """
-    _hung.append(thread)
+    _crashing.append(needed)
 
 
 def _ended(code: int) -> int:
-    if any(thread.is_alive() for thread in _hung):
+    if any(needed() for needed in _crashing):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

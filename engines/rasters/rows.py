@@ -88,7 +88,7 @@ class RasterRows(LazyRows):
         box = (first, first + len(pixels), *self._box[2:])
         values = file.read(box, self._pixels.bands)
         missing[:] = file.is_nodata(values, self._pixels.bands)
-        nothing = missing.size > 0 and bool(missing.all())
+        nothing = missing.all()
         masked = file.hidden(box)
         if masked is not None:
             missing |= masked
@@ -98,7 +98,7 @@ class RasterRows(LazyRows):
             self.largest = max(self.largest, int(values.max(initial=0, where=~missing[:, :, None])))
         if values.dtype.kind == "f":
             missing |= np.isnan(values).any(2)
-        if missing.all() and self._pixels.scale is None and values.dtype not in (np.uint8, np.uint16):
+        if self._pixels.scale is None and values.dtype not in (np.uint8, np.uint16) and missing.all():
             pixels[:] = 0  # its values may be any, and where there is data they will be refused
         else:
             # Of a sparse raster most rows are the same nothing: one of them is converted.

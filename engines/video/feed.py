@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from engines.errors import DeployError
-from engines.guard.child import leave_behind
+from engines.guard.child import end_at_once
 from engines.guard.stop import Stop
 from engines.video.frames import VideoFrame, VideoReader
 
@@ -80,8 +80,7 @@ class Feed:
     ) -> None:
         self._left = True
         self._thread.join(_LEAVE[self._live])
-        if self._thread.is_alive():
-            leave_behind(self._thread)
+        end_at_once(self._thread.is_alive)  # it may hang in FFmpeg
 
     @property
     def _stopped(self) -> bool:

@@ -238,10 +238,10 @@ def test_a_network_that_openvino_dies_of_is_one_line(tmp_path: Path) -> None:
 def test_no_library_is_taken_down_around_a_thread_that_hangs_in_it(tmp_path: Path, seconds: int) -> None:
     work = (
         "import atexit, threading\n"
-        "from engines.guard.child import leave_behind\n"
+        "from engines.guard.child import end_at_once\n"
         "atexit.register(print, 'cleared up')\n"
         f"thread = threading.Thread(target=ctypes.CDLL(None).sleep, args=({seconds},), daemon=True)\n"
-        "thread.start(); thread.join(0.2); leave_behind(thread)"
+        "thread.start(); thread.join(0.2); end_at_once(thread.is_alive)"
     )
     process = _start(work, tmp_path)
     out, err = process.communicate(timeout=30)
