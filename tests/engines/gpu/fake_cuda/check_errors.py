@@ -22,7 +22,7 @@ from engines.gpu.frames import CudaFrame
 from engines.gpu.kernels import MAX_WINDOWS, Launch
 from engines.tiling.placement import Tiling
 from tests.engines.gpu.fake_cuda import support
-from tests.engines.gpu.fake_cuda.support import CUBIN, SPEC, Engine, configure, image, on_host, opened, same
+from tests.engines.gpu.fake_cuda.support import CUBIN, SPEC, Bright, Engine, configure, image, on_host, opened, same
 
 TILING = Tiling(64, 96, 48, 64)
 
@@ -152,17 +152,6 @@ def test_an_engine_that_refuses_to_run_leaves_the_frames_free() -> None:
 
 @pytest.mark.parametrize("lazy", [0, 1])
 def test_no_numbers_in_a_shared_batch_are_told_of_their_image_alone(lazy: int) -> None:
-    class Bright(Engine):
-        """No number of a window that is bright all over."""
-
-        def logits(self, windows: np.ndarray) -> np.ndarray:
-            found = super().logits(windows)
-            found[windows.astype(np.float32).mean((1, 2, 3)) > 2] = np.nan
-            return found
-
-        def run(self, windows: np.ndarray) -> np.ndarray:
-            return self.logits(windows)
-
     configure(lazy=lazy)
     engine = Bright(TILING, 8)
     pictures = [image(64, 96, seed) for seed in range(8)]

@@ -17,7 +17,7 @@ from engines.proof.replay import replayed
 from engines.tiling.placement import Tiling
 from engines.views.views import ImageViews
 from tests.engines.gpu.fake_cuda import support
-from tests.engines.gpu.fake_cuda.support import Engine, configure, image, on_host, opened, same
+from tests.engines.gpu.fake_cuda.support import Bright, Engine, configure, image, on_host, opened, same
 
 TILING = Tiling(64, 96, 48, 64)
 SIZES = [(150, 333), (64, 96), (64, 96), (40, 50), (400, 97), (1, 1), (64, 97), (400, 97), (64, 96), (150, 333)]
@@ -240,18 +240,8 @@ def test_the_parts_of_two_contexts_are_the_parts() -> None:
 
 
 def test_no_numbers_and_refusals_are_told_of_their_image_alone() -> None:
-    class Fickle(Engine):
-        """No number of a window that is bright all over."""
-
+    class Fickle(Bright):
         broken = False
-
-        def logits(self, windows: np.ndarray) -> np.ndarray:
-            found = super().logits(windows)
-            found[windows.astype(np.float32).mean((1, 2, 3)) > 2] = np.nan
-            return found
-
-        def run(self, windows: np.ndarray) -> np.ndarray:
-            return self.logits(windows)
 
         def enqueue(self, source: int, target: int, stream: int) -> None:
             if Fickle.broken:

@@ -134,6 +134,18 @@ class Engine:
         self.closed = True
 
 
+class Bright(Engine):
+    """No number of a window that is bright all over."""
+
+    def logits(self, windows: np.ndarray) -> np.ndarray:
+        found = super().logits(windows)
+        found[windows.astype(np.float32).mean((1, 2, 3)) > 2] = np.nan
+        return found
+
+    def run(self, windows: np.ndarray) -> np.ndarray:
+        return self.logits(windows)
+
+
 def _view(address: int, tensor: Tensor, dtype: np.dtype[Any]) -> np.ndarray:
     size = int(np.prod(tensor.shape)) * dtype.itemsize
     return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(tensor.shape)
