@@ -126,7 +126,7 @@ class RunPlan:
                 "--window, --bbox, --polygons, --resume: none of the inputs is a raster that GDAL reads and that lies "
                 f"on a map; {INSTALL}"
             )
-        check_words([sources[path] for path in videos], options.of_videos())
+        check_words([each.source for each in images if each.is_video], options.of_videos())
         index, total = options.shard
         own = {each.path for each in images if _share_of(each, total) == index - 1}
         mine = {path: target for path, target in targets.items() if path in own and path not in rasters}
