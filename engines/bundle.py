@@ -165,7 +165,7 @@ class Bundle:
 
     def check(self) -> None:
         """Raises DeployError unless every file is as it was built, those too that running does not need."""
-        for name in {*FILES, *self.manifest.files}:
+        for name in sorted({*FILES, *self.manifest.files}):
             with self._readable(name):
                 sha256 = file_sha256(self.folder / name)
             self._require(name, sha256)
@@ -248,7 +248,7 @@ def open_bundle(folder: Path) -> Bundle:
     if not is_bundle(folder):
         raise DeployError(f"bundle {folder}: got no {MANIFEST}, expected a folder made by build-engine")
     manifest = Manifest.from_json(_read_manifest(folder / MANIFEST))
-    for name in {*FILES, *manifest.files}:
+    for name in sorted({*FILES, *manifest.files}):
         if not (folder / name).is_file():
             raise DeployError(f"bundle {folder}: {name} is missing; build the bundle again")
     return Bundle(folder, manifest)

@@ -197,7 +197,7 @@ def typed(graph: OnnxGraph, precision: str) -> OnnxGraph:
 def quantised(graph: OnnxGraph, half: str, eight: Int8Options) -> OnnxGraph:
     """`graph` with the layers in 8 bits that `eight` would have, every tensor within one; to be looked at."""
     current = prepare_int8(graph, half)
-    values = {value for node in current.model.graph for value in (*node.inputs, *node.outputs) if value is not None}
+    values = (value for node in current.model.graph for value in (*node.inputs, *node.outputs) if value is not None)
     unit = TensorRange(1.0, -1.0, 1.0, rms=0.5)
     tensors = {str(value.name): unit for value in values if is_float(value)}
     ranges = Ranges(
