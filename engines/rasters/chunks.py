@@ -6,13 +6,13 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 from engines.contract import UInt8
 from engines.errors import DeployError
@@ -22,39 +22,42 @@ from engines.rasters.gdal import TILE, Box, Georeference
 from engines.rasters.gdal_write import read_chunk, write_chunk
 from engines.spec import ModelSpec
 
+RUN = "EDGESEG_RUN"  # a tag of the results: of which run, and what else that made
 _RUN, _EMPTY = "run.json", ".none"
 
 
 class Chunks:
     """A hidden folder beside the results, with the finished parts of one layer each: labels, and confidence.
 
-    height, width: of the whole, in pixels.  A part that is absent is `nothing` throughout.
+    identity: what the results depend on.  size: height and width of the whole, in pixels.  key: the identity's digest,
+    which the results carry.  A part that is absent is `nothing` throughout.
     """
 
-    def __init__(self, folder: Path, height: int, width: int, place: Georeference) -> None:
-        self.folder, self.height, self.width, self._place = folder, height, width, place
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], size: tuple[int, int], place: Georeference
+    ) -> None:  # fmt: skip
+        self.folder, self._identity, self._place = folder, identity, place
+        self.height, self.width = size
+        self.key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
-    @classmethod
-    def begin(
-        cls, folder: Path, identity: Mapping[str, Any], size: tuple[int, int], place: Georeference, resume: bool
-    ) -> Chunks:  # fmt: skip
-        """identity: what the results depend on.  Raises DeployError where `resume` finds parts of another run."""
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        found = cls(folder, *size, place)
-        if folder.exists() and not resume:
-            shutil.rmtree(folder)
-        if not folder.exists():
-            found._make({"key": key, **identity})
-        if found._key() != key:
+    def begin(self, resume: bool) -> None:
+        """Make the folder, or go on with it.  Raises DeployError where `resume` finds parts of another run."""
+        if self.folder.exists() and not resume:
+            shutil.rmtree(self.folder)
+        if not self.folder.exists():
+            self._make({"key": self.key, **self._identity})
+        if self._key() != self.key:
             raise DeployError(
-                f"{folder}: holds parts of a run with another {found._other_than(identity)}; finish that one, or "
-                "remove them"
+                f"{self.folder}: holds parts of a run with another {self._other()}; finish that one, or remove them"
             )
-        return found
+
+    def _aside(self) -> Path:
+        """Where it is made and removed, so that it is there whole or not at all."""
+        return self.folder.with_name(f"{self.folder.name}.{secrets.token_hex(8)}")
 
     def _make(self, body: Mapping[str, Any]) -> None:
         """In one step, since another shard may be about to do the same."""
-        new = self.folder.with_name(f"{self.folder.name}.{os.getpid()}")
+        new = self._aside()
         try:
             with ledger.temporary(new):
                 new.mkdir()
@@ -72,13 +75,13 @@ class Chunks:
         except (OSError, ValueError, KeyError, TypeError):
             return ""
 
-    def _other_than(self, identity: Mapping[str, Any]) -> str:
+    def _other(self) -> str:
         """In which of the things that results depend on the run of these parts is another."""
         try:
             held = json.loads((self.folder / _RUN).read_text())
         except (OSError, ValueError):
             return "bundle, input or options"
-        now, before = json.loads(json.dumps(identity)), held if isinstance(held, dict) else {}
+        now, before = json.loads(json.dumps(self._identity)), held if isinstance(held, dict) else {}
         return " and ".join(name for name in now if before.get(name) != now[name]) or "version of edgeseg"
 
     def put(self, layer: str, box: Box, values: UInt8, nothing: int) -> None:
@@ -98,16 +101,19 @@ class Chunks:
         """All that are finished, but for those that hold nothing."""
         yield from map(read_chunk, self._files(layer))
 
-    def mosaic(self, layer: str, nothing: int | None, spec: ModelSpec | None = None) -> Path:
-        """All parts of a layer as one file for GDAL.  spec: whose classes its labels are.  Raises DeployError."""
+    def mosaic(self, layer: str, nothing: int | None, spec: ModelSpec | None = None, also: str = "") -> Path:
+        """All parts of a layer as one file for GDAL.  spec: whose classes its labels are.  also: what else the run
+        made.  Raises DeployError.
+        """
+        about = {RUN: f"{self.key} {also}".strip()}
+        about |= {} if spec is None else {f"CLASS_{index}": name for index, name in enumerate(spec.classes)}
         numbers = ", ".join(repr(number) for number in _gdal_order(self._place))
         crs = f"<SRS>{escape(self._place.crs)}</SRS>" if self._place.crs else ""
         where = f"<GeoTransform>{numbers}</GeoTransform>" if self._place.known else ""
         path = self.folder / f"{layer}.vrt"
         with replacing(path) as file:
             file.write(
-                f'<VRTDataset rasterXSize="{self.width}" rasterYSize="{self.height}">{crs}{where}'
-                f"{'' if spec is None else _names(spec)}"
+                f'<VRTDataset rasterXSize="{self.width}" rasterYSize="{self.height}">{crs}{where}{_tags(about)}'
                 f'<VRTRasterBand dataType="Byte" band="1" blockXSize="{TILE}" blockYSize="{TILE}">'
                 f"{'' if nothing is None else f'<NoDataValue>{nothing}</NoDataValue>'}"
                 f"{'' if spec is None else _colours(spec)}".encode()
@@ -147,8 +153,12 @@ class Chunks:
             yield mine
 
     def end(self) -> None:
-        """Remove them, once the results are there."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove them, once the results are there: in one step for whoever still writes one, who finds no folder."""
+        old = self._aside()
+        with ledger.temporary(old):
+            with suppress(OSError):
+                self.folder.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _gdal_order(place: Georeference) -> tuple[float, ...]:
@@ -156,8 +166,8 @@ def _gdal_order(place: Georeference) -> tuple[float, ...]:
     return c, a, b, f, d, e
 
 
-def _names(spec: ModelSpec) -> str:
-    items = (f'<MDI key="CLASS_{index}">{escape(name)}</MDI>' for index, name in enumerate(spec.classes))
+def _tags(about: Mapping[str, str]) -> str:
+    items = (f"<MDI key={quoteattr(key)}>{escape(value)}</MDI>" for key, value in about.items())
     return f"<Metadata>{''.join(items)}</Metadata>"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engines.errors import DeployError
+from engines.rasters.gdal import Box, RasterFile
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,28 @@ def parts(
         found.append(part(starts, window, length, (begin, end), margin))
         begin = end
     return found
+
+
+def box_of(
+    file: RasterFile, window: tuple[int, int, int, int] | None, bbox: tuple[float, float, float, float] | None
+) -> Box:  # fmt: skip
+    """What of the raster is asked for: X, Y, W, H in pixels, or west, south, east, north on the map.
+
+    Raises DeployError where that lies outside.
+    """
+    if bbox is not None:
+        wanted, what = file.place.pixels(*bbox), "--bbox"
+    elif window is not None:
+        x, y, width, height = window
+        wanted, what = (y, y + height, x, x + width), "--window"
+    else:
+        return 0, file.height, 0, file.width
+    box = (
+        max(wanted[0], 0), min(wanted[1], file.height), max(wanted[2], 0), min(wanted[3], file.width)
+    )  # fmt: skip
+    if box[0] >= box[1] or box[2] >= box[3]:
+        raise DeployError(
+            f"{what}: got rows {wanted[0]} to {wanted[1]}, columns {wanted[2]} to {wanted[3]}, expected a part of "
+            f"{file.path}, which has {file.height} rows and {file.width} columns"
+        )
+    return box

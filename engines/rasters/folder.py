@@ -40,6 +40,6 @@ def joined(reports: Sequence[RasterReport]) -> list[RasterReport]:
     found: dict[str, RasterReport] = {}
     for report in reports:
         other = found.get(report.input, replace(report, windows=0))
-        last = report if report.complete else other
+        last = other if other.complete else report
         found[report.input] = replace(last, windows=other.windows + report.windows)
     return list(found.values())

@@ -152,6 +152,10 @@ class RasterFile:
             found &= np.isnan(values[:, :, index]) if np.isnan(nodata) else values[:, :, index] == nodata
         return found
 
+    def tag(self, name: str) -> str:
+        """Its value, or ""."""
+        return str(self._data.tags().get(name, ""))
+
     @property
     def overviews(self) -> list[int]:
         """How many times smaller each is."""

@@ -19,11 +19,11 @@ from engines.errors import DeployError, without_secrets
 from engines.files import make_folder
 from engines.images.write import class_shares, confidence_bytes
 from engines.rasters.chunks import Chunks
-from engines.rasters.cut import Part, part, parts
+from engines.rasters.cut import Part, box_of, part, parts
 from engines.rasters.gdal import TILE, Box, RasterFile, open_raster
 from engines.rasters.polygons import Format, require_pyogrio, write_polygons
 from engines.rasters.rows import RasterRows
-from engines.rasters.whole import counted, made, put
+from engines.rasters.whole import certainty_of, counted, found, made, put
 from engines.segmenter import Segmenter
 from engines.spec import IGNORE_LABEL, ModelSpec, Pixels
 
@@ -49,6 +49,11 @@ class RasterOptions:
     resume: bool = False
     bands: tuple[int, ...] | None = None
     scale: tuple[float, float] | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether what a run of the same has finished counts, and so does all of it."""
+        return self.resume or self.shard[1] > 1
 
 
 @dataclass
@@ -97,35 +102,57 @@ def run_raster(
     if options.polygons is not None:
         require_pyogrio(options.polygons)  # now, and not after the work
     with open_raster(path) as file:
-        box = _box(file, options)
+        box = box_of(file, options.window, options.bbox)
         report = RasterReport(without_secrets(str(path)), str(target), width=box[3] - box[2], height=box[1] - box[0])
-        report.complete = False
-        if not _own(box, options.shard):  # it may come after all is put together, and would leave a folder for good
-            report.seconds["windows"] = 0.0
-            return report
-        make_folder(target.parent)
+        report.complete, report.seconds["windows"] = False, 0.0
         identity = {
             **file.identity(), "box": list(box),
             "bands": pixels.bands, "scale": pixels.scale, "keep_nodata": options.keep_nodata,
             "confidence": options.confidence, "tiling": segmenter.tiling.to_json(), "threshold": spec.threshold,
             "bundle": dict(bundle),
         }  # fmt: skip
-        chunks = Chunks.begin(
+        chunks = Chunks(
             target.parent / f".{target.name}.parts", identity, (report.height, report.width),
-            file.place.moved(box[0], box[2]), options.resume or options.shard[1] > 1,
+            file.place.moved(box[0], box[2]),
         )  # fmt: skip
+        if _own(box, options.shard):  # else it may come after all is put together, and would leave a folder for good
+            make_folder(target.parent)
+            chunks.begin(options.goes_on)
+        if _there(report, target, chunks, spec, options) or not _own(box, options.shard):
+            return report
         before = _windows_run(segmenter)
-        with tqdm(total=report.height * report.width, unit="px", unit_scale=True, disable=None, leave=False) as bar:
-            done = _Work(segmenter, file=file, box=box, pixels=pixels, options=options, chunks=chunks).all(bar)
+        try:
+            with tqdm(total=report.height * report.width, unit="px", unit_scale=True, disable=None, leave=False) as bar:
+                done = _Work(segmenter, file=file, box=box, pixels=pixels, options=options, chunks=chunks).all(bar)
+        except DeployError:
+            if _there(report, target, chunks, spec, options):
+                return report  # another with the same work has put all together meanwhile
+            raise
         report.note = "; ".join(filter(None, (file.note(), done.note)))
         report.resumed = round(done.found / (report.height * report.width), 4)
         report.windows = _windows_run(segmenter) - before
     report.seconds["windows"] = round(time.perf_counter() - begin, 3)
-    if done.complete:
-        with chunks.claimed() as mine:
-            if mine:
-                _finish(report, target, chunks, spec, options)
+    with chunks.claimed() as mine:
+        if done.complete and mine:
+            _finish(report, target, chunks, spec, options)
+            return report
+    _there(report, target, chunks, spec, options)
     return report
+
+
+def _there(report: RasterReport, target: Path, chunks: Chunks, spec: ModelSpec, options: RasterOptions) -> bool:
+    """Whether the results of such a run are there, where that counts: they are reported then, and no parts stay."""
+    begin = time.perf_counter()
+    counts = found(chunks.key, target, options.confidence, options.polygons) if options.goes_on else None
+    if counts is None:
+        return False
+    report.complete, report.resumed = True, 1.0
+    report.classes = class_shares(counts, report.height * report.width, spec.classes)
+    with chunks.claimed() as mine:
+        if mine:
+            chunks.end()
+    report.seconds["files"] = round(time.perf_counter() - begin, 3)
+    return True
 
 
 def _finish(
@@ -136,7 +163,7 @@ def _finish(
     begin = time.perf_counter()
     counts = counted(chunks.parts("labels"))
     report.classes = class_shares(counts, report.height * report.width, spec.classes)
-    whole = made(chunks, "labels", target, counts, spec)
+    whole = made(chunks, "labels", target, counts, spec, options.polygons or "")
     certain = made(chunks, "confidence", target, counted(chunks.parts("confidence"))) if options.confidence else None
     report.seconds["files"] = round(time.perf_counter() - begin, 3)
     if options.polygons is not None:
@@ -146,7 +173,7 @@ def _finish(
         put(drawn, target.with_suffix(drawn.suffix))
         report.seconds["polygons"] = round(time.perf_counter() - begin, 3)
     if certain is not None:
-        put(certain, target.with_suffix(".confidence.tif"))
+        put(certain, certainty_of(target))
     put(whole, target)  # the last in its place, as masks of images
     chunks.end()
 
@@ -251,27 +278,6 @@ class _Work:
         least = -(-(tiling.window_w + TILE) // tiling.stride_w) + 1
         fit: int = HELD // (rows * logits + pixels)
         return max(least, fit)
-
-
-def _box(file: RasterFile, options: RasterOptions) -> Box:
-    """What of the raster is asked for.  Raises DeployError where that lies outside."""
-    whole = (0, file.height, 0, file.width)
-    if options.bbox is not None:
-        wanted, what = file.place.pixels(*options.bbox), "--bbox"
-    elif options.window is not None:
-        x, y, width, height = options.window
-        wanted, what = (y, y + height, x, x + width), "--window"
-    else:
-        return whole
-    box = (
-        max(wanted[0], 0), min(wanted[1], file.height), max(wanted[2], 0), min(wanted[3], file.width)
-    )  # fmt: skip
-    if box[0] >= box[1] or box[2] >= box[3]:
-        raise DeployError(
-            f"{what}: got rows {wanted[0]} to {wanted[1]}, columns {wanted[2]} to {wanted[3]}, expected a part of "
-            f"{file.path}, which has {file.height} rows and {file.width} columns"
-        )
-    return box
 
 
 def _runs(boxes: list[Box]) -> Iterator[tuple[int, int]]:

@@ -290,7 +290,8 @@ def test_a_run_that_was_stopped_goes_on(
     assert 0 < report.resumed < 1
     assert np.array_equal(read(target), expected)
     assert sorted(path.name for path in target.parent.iterdir()) == ["a.tif"]
-    assert run(segmenter, source, target, resume=True).resumed == 0, "a finished one is run again"
+    assert run(segmenter, source, target, resume=True).resumed == 1, "a finished one is gone on with"
+    assert run(segmenter, source, target).resumed == 0, "and run again where nobody asks for that"
 
 
 def test_only_one_shard_puts_the_parts_together(
@@ -317,7 +318,54 @@ def test_a_shard_without_rows_leaves_nothing_after_the_end(
     """One part and four shards, which come in any order, and late."""
     source, target = write(tmp_path / "a.tif", image[:200, :300]), tmp_path / "out" / "a.tif"
     found = [run(segmenter, source, target, shard=(index, 4)).complete for index in (2, 4, 1, 3)]
-    assert found == [False, True, False, False]
+    assert found == [False, True, True, True]
+    assert [path.name for path in target.parent.iterdir()] == ["a.tif"]
+
+
+@pytest.mark.parametrize("polygons", [None, "gpkg"])
+def test_a_shard_that_is_run_again_after_the_end_finds_what_is_there(
+    segmenter: Segmenter, image: np.ndarray, tmp_path: Path, polygons: str | None
+) -> None:
+    """As a scheduler does: nothing is run, nothing stays beside the results.  Of another run all is done anew."""
+    if polygons is not None:
+        pytest.importorskip("pyogrio", reason="pyogrio, which writes polygons, is not installed")
+    source, target = write(tmp_path / "a.tif", image), tmp_path / "out" / "a.tif"
+    options = {"confidence": True, "polygons": polygons}
+    *_, whole = [run(segmenter, source, target, shard=(index, 2), **options) for index in (1, 2)]
+    before = {path: path.read_bytes() for path in target.parent.iterdir()}
+    assert len(before) == 2 + (polygons is not None)
+    for index in (1, 2):
+        again = run(segmenter, source, target, shard=(index, 2), **options)
+        assert (again.complete, again.resumed, again.windows, again.classes) == (True, 1, 0, whole.classes)
+    assert {path: path.read_bytes() for path in target.parent.iterdir()} == before
+    target.with_suffix(".confidence.tif").write_bytes(before[target.with_suffix(".confidence.tif")][:-9000])
+    assert not run(segmenter, source, target, shard=(2, 2), **options).complete, "damaged"
+    assert run(segmenter, source, target, shard=(1, 2), **options).complete
+    assert {
+        path: path.read_bytes() for path in target.parent.iterdir() if path.suffix == ".tif"
+    }.items() <= before.items()
+    for other in ({"keep_nodata": True}, {"polygons": "geojson"}):
+        found = [run(segmenter, source, target, shard=(index, 2), **options | other) for index in (1, 2)]
+        assert [(each.complete, each.resumed) for each in found] == [(False, 0), (True, 0)]
+        assert all(not path.name.startswith(".") for path in target.parent.iterdir())
+
+
+def test_a_shard_that_runs_twice_at_once_loses_nothing_to_the_other(
+    segmenter: Segmenter, image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was thought to be dead: while it works the other ends, and all is put together."""
+    source, target = write(tmp_path / "a.tif", image), tmp_path / "out" / "a.tif"
+    run(segmenter, source, target, shard=(1, 2))
+    put = runs.Chunks.put
+
+    def meanwhile(self, *args):  # type: ignore[no-untyped-def]
+        monkeypatch.setattr(runs.Chunks, "put", put)
+        assert run(segmenter, source, target, shard=(2, 2)).complete
+        put(self, *args)
+
+    monkeypatch.setattr(runs.Chunks, "put", meanwhile)
+    assert run(segmenter, source, target, shard=(2, 2)).complete
+    assert np.array_equal(read(target), segmenter.segment(image).labels)
     assert [path.name for path in target.parent.iterdir()] == ["a.tif"]
 
 
