@@ -18,8 +18,9 @@ from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.files import replacing, replacing_path, write_json
 from engines.guard.ledger import ledger
-from engines.rasters.gdal import TILE, Box, Georeference
+from engines.rasters.gdal import TILE
 from engines.rasters.gdal_write import read_chunk, write_chunk
+from engines.rasters.place import Box, Georeference
 from engines.spec import ModelSpec
 
 RUN = "EDGESEG_RUN"  # a tag of the results: of which run, and what else that made
@@ -107,13 +108,11 @@ class Chunks:
         """
         about = {RUN: f"{self.key} {also}".strip()}
         about |= {} if spec is None else {f"CLASS_{index}": name for index, name in enumerate(spec.classes)}
-        numbers = ", ".join(repr(number) for number in _gdal_order(self._place))
-        crs = f"<SRS>{escape(self._place.crs)}</SRS>" if self._place.crs else ""
-        where = f"<GeoTransform>{numbers}</GeoTransform>" if self._place.known else ""
         path = self.folder / f"{layer}.vrt"
         with replacing(path) as file:
             file.write(
-                f'<VRTDataset rasterXSize="{self.width}" rasterYSize="{self.height}">{crs}{where}{_tags(about)}'
+                f'<VRTDataset rasterXSize="{self.width}" rasterYSize="{self.height}">'
+                f"{_where(self._place)}{_tags(about)}"
                 f'<VRTRasterBand dataType="Byte" band="1" blockXSize="{TILE}" blockYSize="{TILE}">'
                 f"{'' if nothing is None else f'<NoDataValue>{nothing}</NoDataValue>'}"
                 f"{'' if spec is None else _colours(spec)}".encode()
@@ -161,14 +160,24 @@ class Chunks:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _gdal_order(place: Georeference) -> tuple[float, ...]:
+def _where(place: Georeference) -> str:
+    """For GDAL, which has the order of numbers of its own."""
     a, b, c, d, e, f = place.transform
-    return c, a, b, f, d, e
+    found = f"<SRS>{escape(place.crs)}</SRS>" if place.crs else ""
+    if place.known:
+        found += f"<GeoTransform>{c!r}, {a!r}, {b!r}, {f!r}, {d!r}, {e!r}</GeoTransform>"
+    if place.points:
+        points = (
+            f'<GCP Id="{number}" Pixel="{column!r}" Line="{row!r}" X="{x!r}" Y="{y!r}" Z="{z!r}"/>'
+            for number, (row, column, x, y, z) in enumerate(place.points, 1)
+        )
+        found += f"<GCPList Projection={quoteattr(place.points_crs)}>{''.join(points)}</GCPList>"
+    return found + (_tags(dict(place.rpcs), "RPC") if place.rpcs else "")
 
 
-def _tags(about: Mapping[str, str]) -> str:
+def _tags(about: Mapping[str, str], domain: str = "") -> str:
     items = (f"<MDI key={quoteattr(key)}>{escape(value)}</MDI>" for key, value in about.items())
-    return f"<Metadata>{''.join(items)}</Metadata>"
+    return f"<Metadata{domain and f' domain={quoteattr(domain)}'}>{''.join(items)}</Metadata>"
 
 
 def _colours(spec: ModelSpec) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engines.errors import DeployError
-from engines.rasters.gdal import Box, RasterFile
+from engines.rasters.gdal import RasterFile
+from engines.rasters.place import Box
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any
@@ -20,6 +19,7 @@ from engines.images.rasters import SUFFIXES, is_name
 from engines.images.read import JPEG_2000
 from engines.images.read import SUFFIXES as PICTURES
 from engines.images.tiff import SUFFIXES as TIFFS
+from engines.rasters.place import Box, Georeference, place_of
 
 _PICTURES = frozenset({"GTiff", "JP2OpenJPEG", "JPEG", "PNG", "GIF", "WEBP", "BMP", "PNM", "AVIF", "HEIF"})  # drivers
 CACHE_MB = 32  # GDAL's, of decoded blocks
@@ -28,54 +28,6 @@ _NOT_KEPT = frozenset({"JP2OpenJPEG"})  # drivers whose decoded blocks GDAL does
 TILE = 512  # a side of what is compressed together
 INSTALL = "pip install 'edgeseg[geo]'"
 _ANEW = "write it anew in one that GDAL has (vips tiffsave IN OUT --compression jpeg --tile --pyramid --bigtiff)"
-
-Box = tuple[int, int, int, int]  # rows [0, 1) and columns [2, 3) in pixels
-
-
-@dataclass(frozen=True)
-class Georeference:
-    """Where pixels lie on a map.
-
-    crs: well-known text, or "".  transform: GDAL's six numbers (a, b, c, d, e, f): x = a column + b row + c and
-    y = d column + e row + f.  metres: how many the map's unit is long, None where it is not a length.
-    """
-
-    crs: str
-    transform: tuple[float, float, float, float, float, float]
-    metres: float | None
-
-    @property
-    def known(self) -> bool:
-        return bool(self.crs) or self.transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-
-    @property
-    def determinant(self) -> float:
-        """The area of a pixel on the map, negative where rows go down."""
-        a, b, _, d, e, _ = self.transform
-        return a * e - b * d
-
-    def moved(self, row: int, column: int) -> Georeference:
-        """Of a part of the raster whose first pixel is that one."""
-        a, b, c, d, e, f = self.transform
-        return Georeference(self.crs, (a, b, a * column + b * row + c, d, e, d * column + e * row + f), self.metres)
-
-    def pixels(self, west: float, south: float, east: float, north: float) -> Box:
-        """The smallest box of whole pixels around one in map coordinates; it may lie outside of the raster.
-
-        Raises DeployError where the raster has no coordinates.
-        """
-        a, b, c, d, e, f = self.transform
-        scale = self.determinant
-        if not self.known or scale == 0:
-            raise DeployError("--bbox: the raster has no map coordinates; use --window")
-        corners = [(x, y) for x in (west, east) for y in (south, north)]
-        columns = [(e * (x - c) - b * (y - f)) / scale for x, y in corners]
-        rows = [(a * (y - f) - d * (x - c)) / scale for x, y in corners]
-        near = 1e-6  # of a pixel: the corner of a pixel in map coordinates is rounded
-        return (
-            int(np.floor(min(rows) + near)), int(np.ceil(max(rows) - near)),
-            int(np.floor(min(columns) + near)), int(np.ceil(max(columns) - near)),
-        )  # fmt: skip
 
 
 class RasterFile:
@@ -98,7 +50,7 @@ class RasterFile:
             self.colours = np.zeros((max(256, *table) + 1, 3), np.uint8)
             for index, colour in table.items():
                 self.colours[index] = colour[:3]
-        self.place = _place(dataset)
+        self.place = place_of(dataset)
 
     def identity(self) -> dict[str, Any]:
         """What changes with the pixels: names, sizes and times of all its files, but for what viewers put beside them.
@@ -116,9 +68,6 @@ class RasterFile:
         count = sum(f"({self.width}P x {self.height}L" in page for page in pages)
         if count > 1:
             return f"{self.path.name} holds {count} pages of this size, of which the first is read"
-        points = "ground control points" if self._data.gcps[0] else "RPCs" if self._data.rpcs else ""
-        if points and not self.place.known:
-            return f"{self.path.name} lies on a map by {points}, which its labels do not have; warp it first (rio warp)"
         return ""
 
     def rows_at_once(self, width: int) -> int:
@@ -208,7 +157,7 @@ def is_raster(path: str, most: int) -> bool:
         try:
             with rasterio.open(path) as dataset:
                 picture = dataset.driver in _PICTURES and suffix not in SUFFIXES
-                return not picture or _place(dataset).known or dataset.width * dataset.height > most
+                return not picture or place_of(dataset).located != "" or dataset.width * dataset.height > most
         except RasterioIOError:
             return suffix in SUFFIXES  # nobody else reads it: why GDAL does not is said when it is run
 
@@ -226,15 +175,6 @@ def _parts(dataset: Any) -> str:
         return "got no bands"
     some = " or ".join(names[:4]) + (f" or {len(names) - 4} others" if len(names) > 4 else "")
     return f"holds {len(names)} rasters, expected one; give one of them by its name: {some}"
-
-
-def _place(dataset: Any) -> Georeference:
-    metres = None
-    if dataset.crs and dataset.crs.is_projected:
-        metres = float(dataset.crs.linear_units_factor[1])
-    transform = dataset.transform
-    numbers = (transform.a, transform.b, transform.c, transform.d, transform.e, transform.f)
-    return Georeference(dataset.crs.to_wkt() if dataset.crs else "", numbers, metres)
 
 
 def _window(box: Box) -> Any:

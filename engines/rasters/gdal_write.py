@@ -9,7 +9,8 @@ from typing import Any
 
 from engines.contract import UInt8
 from engines.machine.limits import cores
-from engines.rasters.gdal import TILE, Georeference, environment, explained, open_raster, require_rasterio
+from engines.rasters.gdal import TILE, environment, explained, open_raster, require_rasterio
+from engines.rasters.place import Georeference
 
 AT_ONCE = 16 * 2**20  # pixels that overviews are made of at once; GDAL takes several such parts, and masks of them
 

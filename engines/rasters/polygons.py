@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -41,6 +42,7 @@ def write_polygons(raster: Path, target: Path, kind: Format, classes: Sequence[s
     from pyogrio.errors import DataSourceError, FeatureError, FieldError, GeometryError
     from pyogrio.raw import write
 
+    warnings.filterwarnings("ignore", message="'crs' was not provided")  # a picture has outlines, too
     place = place_at(raster)
     unit = "pixels" if place.metres is None else "area_m2"
     scale = 1 / abs(place.determinant) if place.metres is None else place.metres**2

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from engines.contract import UInt8
 from engines.images.bands import picture_of, too_dark
-from engines.rasters.gdal import FEW_ROWS, Box, RasterFile
+from engines.rasters.gdal import FEW_ROWS, RasterFile
+from engines.rasters.place import Box
 from engines.spec import Pixels
 from engines.tiling.device import LazyRows
 

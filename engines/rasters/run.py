@@ -20,7 +20,8 @@ from engines.files import make_folder
 from engines.images.write import class_shares, confidence_bytes
 from engines.rasters.chunks import Chunks
 from engines.rasters.cut import Part, box_of, part, parts
-from engines.rasters.gdal import TILE, Box, RasterFile, open_raster
+from engines.rasters.gdal import TILE, RasterFile, open_raster
+from engines.rasters.place import Box
 from engines.rasters.polygons import Format, require_pyogrio, write_polygons
 from engines.rasters.rows import RasterRows
 from engines.rasters.whole import certainty_of, counted, found, made, put
@@ -128,7 +129,7 @@ def run_raster(
             if _there(report, target, chunks, spec, options):
                 return report  # another with the same work has put all together meanwhile
             raise
-        report.note = "; ".join(filter(None, (file.note(), done.note)))
+        report.note = "; ".join(filter(None, (file.note(), done.note, _outlines(file, options))))
         report.resumed = round(done.found / (report.height * report.width), 4)
         report.windows = _windows_run(segmenter) - before
     report.seconds["windows"] = round(time.perf_counter() - begin, 3)
@@ -176,6 +177,15 @@ def _finish(
         put(certain, certainty_of(target))
     put(whole, target)  # the last in its place, as masks of images
     chunks.end()
+
+
+def _outlines(file: RasterFile, options: RasterOptions) -> str:
+    """What the user should hear of the polygons, or ""."""
+    if options.polygons is None or file.place.known or not file.place.located:
+        return ""
+    return (
+        f"{file.path.name} lies on a map by {file.place.located}: its outlines are in pixels; warp it first (rio warp)"
+    )
 
 
 def _own(box: Box, shard: tuple[int, int]) -> range:

@@ -219,11 +219,6 @@ def test_what_no_network_takes_is_named(segmenter: Segmenter, image: np.ndarray,
         run(segmenter, write(tmp_path / "a.tif", part), tmp_path / "b.tif", bands=(1, 2, 5))
     report = run(segmenter, write(tmp_path / "int.tif", part.astype(np.int32)), tmp_path / "b.tif")
     assert "too dark" in report.note
-    source = write(tmp_path / "points.tif", part, transform=None, crs=None)
-    with rasterio.open(source, "r+") as file:
-        points = [rasterio.control.GroundControlPoint(row, row, 10, 50 + row) for row in (0, 50)]
-        file.gcps = points, rasterio.CRS.from_epsg(4326)
-    assert "ground control points" in run(segmenter, source, tmp_path / "b.tif").note
     colours = {index: (index // 8, 100, 200, 255) for index in range(700)}  # more than a byte counts
     source = write(tmp_path / "colours.tif", part[:, :, :1].astype(np.uint16) * 2, photometric="palette")
     with rasterio.open(source, "r+") as file:
@@ -231,6 +226,65 @@ def test_what_no_network_takes_is_named(segmenter: Segmenter, image: np.ndarray,
     run(segmenter, source, tmp_path / "b.tif")
     seen = np.array([colours[2 * value][:3] for value in range(256)], np.uint8)[part[:, :, 0]]
     assert np.array_equal(read(tmp_path / "b.tif"), segmenter.segment(seen).labels)
+
+
+RPCS = {"LINE_OFF": "40.5", "SAMP_OFF": "77", "LINE_SCALE": "41", "SAMP_SCALE": "78", "ERR_BIAS": "1.5",
+        "LAT_OFF": "50.25", "LAT_SCALE": "0.1", "LONG_OFF": "10", "LONG_SCALE": "0.1", "HEIGHT_OFF": "300",
+        "HEIGHT_SCALE": "500"}  # fmt: skip
+RPCS |= {
+    f"{axis}_{part}_COEFF": " ".join(str((k + 1) / 8) for k in range(20))
+    for axis in ("LINE", "SAMP")
+    for part in ("NUM", "DEN")
+}
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("window", [None, (30, 20, 60, 40)])
+@pytest.mark.parametrize("how", ["points", "rpcs", "both"])
+def test_labels_lie_on_the_map_by_what_the_raster_does(
+    segmenter: Segmenter, image: np.ndarray, tmp_path: Path, how: str, window: tuple[int, int, int, int] | None
+) -> None:
+    """By ground control points, or a camera's polynomials: as rasterio reads them, and puts pixels by them."""
+    from rasterio.transform import GCPTransformer
+
+    pyogrio = pytest.importorskip("pyogrio", reason="pyogrio, which writes polygons, is not installed")
+    part, (left, top) = image[:82, :156], (window or (0, 0))[:2]
+    place = {} if how == "rpcs" else {"transform": None, "crs": None}
+    source, target = write(tmp_path / "a.tif", part, **place), tmp_path / "b.tif"
+    with rasterio.open(source, "r+") as file:
+        if how != "points":
+            file.update_tags(ns="RPC", **RPCS)
+        if how != "rpcs":
+            points = [(0.25, 0.5, 10.1), (0, 155.75, 10.9), (80, 1 / 3, 10.2), (81, 150, 10.8)]
+            corners = [rasterio.control.GroundControlPoint(r, c, x, 50 - r / 1e3, 7.5) for r, c, x in points]
+            file.gcps = corners, rasterio.CRS.from_epsg(4326)
+    report = run(segmenter, source, target, window=window, polygons="gpkg")
+    with rasterio.open(source) as before, rasterio.open(target) as after:
+        assert after.crs == before.crs
+        x, y = [40, 66.5], [25, 44.5]  # within the window
+        if how != "points":
+            offsets = {"LINE_OFF": float(RPCS["LINE_OFF"]) - top, "SAMP_OFF": float(RPCS["SAMP_OFF"]) - left}
+            tags, kept = before.tags(ns="RPC"), after.tags(ns="RPC")
+            assert {key: float(kept[key]) for key in offsets} == offsets
+            assert {key: kept[key] for key in tags if key not in offsets} == {
+                key: tags[key] for key in tags if key not in offsets
+            }
+            assert after.rpcs.line_num_coeff == before.rpcs.line_num_coeff
+        if how != "rpcs":
+            assert after.gcps[1] == before.gcps[1] == rasterio.CRS.from_epsg(4326)
+            kept = [(p.row + top, p.col + left, p.x, p.y, p.z) for p in after.gcps[0]]
+            assert np.allclose(kept, [(p.row, p.col, p.x, p.y, p.z) for p in before.gcps[0]], rtol=0, atol=1e-12)
+            with GCPTransformer(before.gcps[0]) as one, GCPTransformer(after.gcps[0]) as other:
+                found = other.xy([row - top for row in y], [column - left for column in x])
+                assert np.allclose(found, one.xy(y, x), atol=1e-9)
+    labels = segmenter.segment(part).labels
+    x, y, width, height = window or (0, 0, 156, 82)
+    assert np.array_equal(read(target), labels[y : y + height, x : x + width])
+    assert ("outlines are in pixels" in report.note) == (how != "rpcs")
+    assert list(pyogrio.raw.read(tmp_path / "b.gpkg")[0]["fields"])[2] == ("area_m2" if how == "rpcs" else "pixels")
+    if how != "rpcs":
+        with pytest.raises(DeployError, match="--bbox: the raster lies on a map by ground control points alone"):
+            run(segmenter, source, target, bbox=(0, 0, 1, 1))
 
 
 @pytest.mark.parametrize(("room", "polygons"), [(5000, None), (50_000, None), (200_000, "gpkg"), (200_000, "geojson")])
