@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 SUFFIXES = frozenset({".svs", ".img", ".zarr"})  # taken in folders, beside those that may be pictures, too
 _ADDRESSES = frozenset({".tif", ".tiff", ".jp2", ".vrt"})  # what GDAL reads over HTTP by parts; others are videos
 _ZARR = ("zarr.json", ".zarray", ".zgroup")  # one of them lies in each group and array, of format 3 or 2
-_PART = re.compile(  # NETCDF:"a.nc":band, as GDAL names a part of a file, or what else is none
+_PART = re.compile(  # NETCDF:"a.nc":band, as GDAL names a part of a file, or what else is none; a test asks it for more
     r"(?:NETCDF|HDF[45]|HDF4_\w+|GTIFF_(?:DIR|RAW)|SENTINEL[12]_\w+|GPKG|ZARR|NITF_IM|PDF|PDF_IMAGE|BAG|S10[24]|S111|TILEDB"
     r"|RADARSAT_2_CALIB|DERIVED_SUBDATASET|RASTERLITE2?|STAC(?:TA|IT)|WMS|WMTS|WCS|OGCAPI|EEDAI|PG|MEM|GEORASTER"
-    r"|L1BGCPS|L1B_\w+|RCM_CALIB|NITF_TOC_ENTRY|ECRG_TOC_ENTRY|JPEG_SUBFILE|ADRG|CAD|DIMAP|KTX2|BASISU|DAAS|PLMOSAIC|NGW"
+    r"|AGS|IIP|JPEG|NTV2|PDS4|SNAP_TIFF|WCS_SDS|L1BGCPS\w*|L1B_\w+|RCM_CALIB"
+    r"|NITF_TOC_ENTRY|ECRG_TOC_ENTRY|JPEG_SUBFILE|ADRG|CAD|DIMAP|KTX2|BASISU|DAAS|PLMOSAIC|NGW"
     r"|HEIF|AVIF|GTI|IIIF):(?!//)",
     re.IGNORECASE,
 )

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from engines.contract import UInt8
 from engines.errors import DeployError, without_secrets
-from engines.images.rasters import SUFFIXES, is_name
+from engines.images.rasters import SUFFIXES, is_name, is_zarr
 from engines.images.read import JPEG_2000
 from engines.images.read import SUFFIXES as PICTURES
 from engines.images.tiff import SUFFIXES as TIFFS
 from engines.rasters.place import Box, Georeference, place_of
+from engines.rasters.zarr import finest
 
 _PICTURES = frozenset({"GTiff", "JP2OpenJPEG", "JPEG", "PNG", "GIF", "WEBP", "BMP", "PNM", "AVIF", "HEIF"})  # drivers
 CACHE_MB = 32  # GDAL's, of decoded blocks
@@ -27,7 +28,11 @@ FEW_ROWS = 128  # that are read and converted together: what is made on the way 
 _NOT_KEPT = frozenset({"JP2OpenJPEG"})  # drivers whose decoded blocks GDAL does not keep
 TILE = 512  # a side of what is compressed together
 INSTALL = "pip install 'edgeseg[geo]'"
-_ANEW = "write it anew in one that GDAL has (vips tiffsave IN OUT --compression jpeg --tile --pyramid --bigtiff)"
+_ADVICE = {  # by what GDAL says
+    "missing codec": "write it anew in one that GDAL has "
+    "(vips tiffsave IN OUT --compression jpeg --tile --pyramid --bigtiff)",
+    "Unsupported codec": "this GDAL knows few of Zarr 3; write it in format 2 (zarr_format=2)",
+}
 
 
 class RasterFile:
@@ -133,7 +138,8 @@ def open_raster(path: str | Path, overview: int | None = None) -> Iterator[Raste
     """
     rasterio = require_rasterio(path)
     with environment(), explained(path, "raster"):
-        dataset = rasterio.open(path, **({} if overview is None else {"overview_level": overview}))
+        name = finest(Path(path)) if is_zarr(Path(path)) else path
+        dataset = rasterio.open(name, **({} if overview is None else {"overview_level": overview}))
     with environment(), dataset:
         if dataset.count == 0:
             raise DeployError(f"raster {path}: {_parts(dataset)}")
@@ -224,5 +230,6 @@ def explained(path: str | Path, what: str) -> Iterator[None]:
         first: BaseException = error
         while isinstance(first.__cause__, RasterioError | CPLE_BaseError):
             first = first.__cause__
-        advice = f"; {_ANEW}" if "missing codec" in str(first) else disk_full(path) if what == "output" else ""
+        advice = next((f"; {does}" for text, does in _ADVICE.items() if text in str(first)), "")
+        advice = advice or (disk_full(path) if what == "output" else "")
         raise DeployError(f"{what} {path}: {said(first)}{advice}") from error

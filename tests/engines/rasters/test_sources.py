@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from engines.images.inputs import expand
 from engines.images.rasters import file_name, is_name
 from engines.rasters.gdal import explained
 from tests.engines.rasters.maps import COEFFICIENTS, read, write
+from tests.engines.rasters.zarrs import write_group, write_image
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio, which reads rasters, is not installed")
 tifffile = pytest.importorskip("tifffile", reason="tifffile, which writes slides, is not installed")
@@ -69,23 +68,8 @@ def microscope(path: Path, image: np.ndarray, axes: str, **options: object) -> N
 
 
 def zarr(folder: Path, image: np.ndarray) -> None:
-    """OME-Zarr of format 2, written by its specification: two levels, (c, y, x) in chunks."""
-    levels = [np.moveaxis(image, 2, 0), np.moveaxis(image[::2, ::2], 2, 0)]
-    for name, level in enumerate(levels):
-        (folder / str(name)).mkdir(parents=True)
-        about = {
-            "zarr_format": 2, "shape": level.shape, "chunks": [1, 64, 64], "dtype": "|u1", "order": "C",
-            "compressor": {"id": "zlib", "level": 1}, "fill_value": 0, "filters": None, "dimension_separator": ".",
-        }  # fmt: skip
-        (folder / str(name) / ".zarray").write_text(json.dumps(about))
-        padded = np.pad(level, ((0, 0), (0, -level.shape[1] % 64), (0, -level.shape[2] % 64)))
-        for c, y, x in product(range(3), range(padded.shape[1] // 64), range(padded.shape[2] // 64)):
-            part = padded[c, 64 * y : 64 * y + 64, 64 * x : 64 * x + 64]
-            (folder / str(name) / f"{c}.{y}.{x}").write_bytes(zlib.compress(part.tobytes()))
-    (folder / ".zgroup").write_text('{"zarr_format": 2}')
-    axes = [{"name": name} for name in "cyx"]
-    datasets = [{"path": str(name)} for name in range(len(levels))]
-    (folder / ".zattrs").write_text(json.dumps({"multiscales": [{"axes": axes, "datasets": datasets}]}))
+    """OME-Zarr of two levels."""
+    write_image(folder, [np.moveaxis(image, 2, 0), np.moveaxis(image[::2, ::2], 2, 0)], "cyx")
 
 
 def mosaic(path: Path, image: np.ndarray) -> None:
@@ -118,6 +102,9 @@ def test_the_same_pixels_have_the_same_labels(
     microscope(tmp_path / "planes.ome.tif", image, "SYX", photometric="rgb", planarconfig="separate")
     mosaic(tmp_path / "mosaic.vrt", image)
     zarr(tmp_path / "hand.zarr", image)
+    zarr(tmp_path / "two.zarr" / "a", image)
+    zarr(tmp_path / "two.zarr" / "b", image)
+    write_group(tmp_path / "two.zarr", {})
     write(tmp_path / "j.jp2", image, driver="JP2OpenJPEG", QUALITY=100, REVERSIBLE="YES", tiled=None, compress=None)
     write(tmp_path / "tiles.gpkg", image, driver="GPKG", TILE_FORMAT="PNG", tiled=None, compress=None)
     write(tmp_path / "imagine.img", image, driver="HFA", tiled=None, compress=None)
@@ -126,7 +113,7 @@ def test_the_same_pixels_have_the_same_labels(
     copy(plain, tmp_path / "cube.nc", driver="netCDF")
     copy(plain, folder / "cog.tif", driver="COG")
     files = ("plain.tif", "slide.svs", "pixels.ome.tif", "planes.ome.tif", "mosaic.vrt", "j.jp2", "tiles.gpkg",
-             "imagine.img", "v2.zarr", "v3.zarr", "hand.zarr", "cube.nc")  # fmt: skip
+             "imagine.img", "v2.zarr", "v3.zarr", "hand.zarr", "two.zarr", "cube.nc")  # fmt: skip
     inputs = [str(tmp_path / name) for name in files]
     inputs += [f'ZARR:"{tmp_path}/hand.zarr":/0', f"GTIFF_DIR:3:{tmp_path}/slide.svs"]
     inputs += [f"{address}/cog.tif?key=a", f"/vsicurl/{address}/none.tif"]
@@ -135,14 +122,14 @@ def test_the_same_pixels_have_the_same_labels(
     said = capsys.readouterr().out
     expected = read(out / "plain.tif")
     assert len(np.unique(expected)) > 2
-    same = ["cog", "hand_zarr_0", "imagine", "j", "mosaic", "pixels.ome", "plain", "planes.ome", "slide", "tiles",
-            "v2", "v3"]  # fmt: skip
+    same = ["cog", "hand", "hand_zarr_0", "imagine", "j", "mosaic", "pixels.ome", "plain", "planes.ome", "slide",
+            "tiles", "v2", "v3"]  # fmt: skip
     assert sorted(path.stem for path in out.iterdir()) == sorted([*same, "3_slide_svs"])
     for name in same:
         assert np.array_equal(read(out / f"{name}.tif"), expected), name
     assert read(out / "3_slide_svs.tif").shape == (HEIGHT // 2, WIDTH // 2)
     assert "cube.nc: holds 3 rasters, expected one; give one of them by its name: netcdf:" in said
-    assert "hand.zarr: holds 2 rasters" in said
+    assert "two.zarr: holds 4 rasters" in said
     assert "none.tif: GDAL says: HTTP response code: 404" in said
     with rasterio.open(out / "mosaic.tif") as file:
         assert file.crs is None
@@ -161,10 +148,9 @@ def test_slides_and_zarrs_are_found_in_folders(
     microscope(deep / "c.ome.tif", image, "CYX", photometric="minisblack")
     out = tmp_path / "out"
     words = ["run", str(tiny_bundle), str(tmp_path / "in"), "--recursive", "-o", str(out), "--max-pixels", "5000"]
-    assert deploy.main(words) == 2
+    assert deploy.main(words) == 0
     said = capsys.readouterr().out
-    assert sorted(path.name for path in (out / "deep").iterdir()) == ["a.tif", "c.ome.tif"]
-    assert "b.zarr: holds 2 rasters" in said
+    assert sorted(path.name for path in (out / "deep").iterdir()) == ["a.tif", "b.tif", "c.ome.tif"]
     assert "c.ome.tif holds 3 pages of this size, of which the first is read" in said
     assert "left out" not in said
 
@@ -182,6 +168,43 @@ def test_an_output_folder_that_went_away_is_said(tmp_path: Path) -> None:
     said = r"^output .*a\.tif: GDAL says: .*; its folder is gone$"
     with pytest.raises(DeployError, match=said), explained(tmp_path / "gone" / "a.tif", "output"):
         raise OSError("it cannot be written")
+
+
+GDAL = r"""
+import ctypes, json, re
+import rasterio
+
+(path,) = {line.split()[-1] for line in open("/proc/self/maps") if "/libgdal" in line}
+gdal = ctypes.CDLL(path)
+gdal.GDALAllRegister()
+gdal.GDALIdentifyDriverEx.restype = gdal.GDALGetDriver.restype = ctypes.c_void_p
+gdal.GDALIdentifyDriverEx.argtypes = ctypes.c_char_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p
+gdal.GDALGetMetadataItem.restype = ctypes.c_char_p
+gdal.GDALGetMetadataItem.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p
+gdal.VSIGetFileSystemsPrefixes.restype = ctypes.POINTER(ctypes.c_char_p)
+words = set(re.findall(rb'\0([A-Za-z]\w+):(?=["%\0])', open(path, "rb").read()))  # whatever may be one
+forms = (b'%s:"/no/file":b', b"%s:1:/no/file", b"%s:/no/file:b")
+found = {word for word in words for form in forms if gdal.GDALIdentifyDriverEx(form % word, 2, None, None)}  # rasters
+for index in range(gdal.GDALGetDriverCount()):
+    says = lambda what: gdal.GDALGetMetadataItem(gdal.GDALGetDriver(index), what, None)
+    found |= {says(b"DMD_CONNECTION_PREFIX")} if says(b"DCAP_RASTER") else set()
+prefixes, systems = gdal.VSIGetFileSystemsPrefixes(), []
+while prefixes[len(systems)]:
+    systems.append(prefixes[len(systems)])
+print(json.dumps([sorted(each.decode().rstrip(":") for each in found if each), [each.decode() for each in systems]]))
+"""
+
+
+def test_every_prefix_of_gdals_rasters_is_known() -> None:
+    """Asked of the GDAL in rasterio's wheel: which words a driver takes before a file, and what it mounts."""
+    done = subprocess.run([sys.executable, "-c", GDAL], capture_output=True, text=True, check=False)
+    if "not enough values" in done.stderr:
+        pytest.skip("rasterio has no GDAL of its own beside it")
+    prefixes, systems = json.loads(done.stdout)
+    assert {"HDF5", "NETCDF", "SENTINEL2_L2A", "WMTS", "ZARR"} <= set(prefixes)
+    assert [prefix for prefix in prefixes if not is_name(f"{prefix}:a")] == []
+    assert "/vsicurl/" in systems
+    assert [system for system in systems if not is_name(f"{system}a")] == []
 
 
 @pytest.mark.parametrize(
