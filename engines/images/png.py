@@ -1,4 +1,4 @@
-"""A PNG's pixels straight into the array that the C core reads, past Pillow's own four bytes a pixel.
+"""A PNG's pixels straight into the array that the C core reads, past Pillow's four bytes a pixel; and label maps out.
 
 Pillow opens the file and says what it is; this takes its place where the pixels are decoded, which is most of what an
 image costs beside its engine.  Inflating is the larger part of that: isal (Intel's ISA-L, also for ARM64) takes less
@@ -8,6 +8,7 @@ Of what is unusual about a file, or wrong, nothing is decided here: Pillow then 
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,6 +24,8 @@ from engines.tiling.core import library
 CHANNELS = {"L": 1, "P": 1, "RGB": 3, "RGBA": 4}  # of 8 bit, as the file has them
 _AT_ONCE = 2**18  # bytes inflated before their filters are taken back, while a cache of the core still has them
 _BUFFER = 2**17
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+UP, PAETH = 2, 4  # filters: what stands above is taken off, for labels; a better guess, for what changes all over
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _ORIENTED = (b"Raw profile type", b"XML:com.adobe.xmp")  # what Pillow also finds an orientation in
 
@@ -86,6 +89,37 @@ def _chunks(file: BinaryIO) -> Iterator[bytes | None]:
     yield b"" if kind == b"IEND" else None
 
 
+def write(file: BinaryIO, values: UInt8, palette: bytes, filter_: int) -> None:
+    """values: (H, W) uint8, rows of contiguous bytes.  palette: 3 bytes a colour, b"" for grey.  filter_: UP or PAETH.
+
+    Raises OSError.
+    """
+    height, width = values.shape
+    file.write(_SIGNATURE)
+    file.write(_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3 if palette else 0, 0, 0, 0)))
+    if palette:
+        file.write(_chunk(b"PLTE", palette))
+    deflate, some = _compressor()(), max(1, _AT_ONCE // (width + 1))
+    above, rows = np.zeros(width, np.uint8), np.empty((min(some, height), width + 1), np.uint8)
+    packed = b""
+    for row in range(0, height, some):
+        part = values[row : row + some]
+        library().pixels_filter(
+            filter_, part.ctypes.data, len(part), width, part.strides[0], above.ctypes.data, rows.ctypes.data
+        )
+        above = part[-1]
+        packed += deflate.compress(rows[: len(part)])
+        if len(packed) >= _BUFFER:
+            file.write(_chunk(b"IDAT", packed))
+            packed = b""
+    file.write(_chunk(b"IDAT", packed + deflate.flush()))
+    file.write(_chunk(b"IEND", b""))
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return b"".join((struct.pack(">I", len(data)), kind, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))))
+
+
 def _head(file: BinaryIO) -> tuple[int, bytes]:
     head = file.read(8)
     return int.from_bytes(head[:4], "big"), head[4:]
@@ -95,6 +129,15 @@ def _head(file: BinaryIO) -> tuple[int, bytes]:
 def _decompressor() -> Callable[[], Any]:
     found = _isal()
     return zlib.decompressobj if found is None else found.decompressobj
+
+
+@cache
+def _compressor() -> Callable[[], Any]:
+    """zlib's strategy for runs, which its own slower levels do not beat on labels; isal is quicker still."""
+    found = _isal()
+    if found is None:
+        return lambda: zlib.compressobj(1, strategy=zlib.Z_RLE)
+    return lambda: found.compressobj(1)
 
 
 def _broken() -> type[Exception]:

@@ -89,6 +89,29 @@ int pixels_unfilter(const uint8_t *rows, int32_t count, int32_t bytes, int32_t s
     return TILE_OK;
 }
 
+/* Row by row the filter that is asked for, FILTER_UP or FILTER_PAETH, and the bytes behind it in a PNG of one byte a
+ * pixel.  values: (count, width), rows `stride` bytes apart.  above: (width), the row before them; zeros before the
+ * first.  out: (count, 1 + width). */
+TILE_CLONES
+int pixels_filter(int32_t filter, const uint8_t *values, int32_t count, int32_t width, ptrdiff_t stride,
+                  const uint8_t *above, uint8_t *restrict out)
+{
+    if (count < 0 || width < 1 || (filter != FILTER_UP && filter != FILTER_PAETH))
+        return TILE_E_ARGUMENT;
+    for (int32_t y = 0; y < count; y++, above = values, values += stride, out += (size_t)width + 1) {
+        out[0] = (uint8_t)filter;
+        if (filter == FILTER_UP)
+            for (int32_t x = 0; x < width; x++)
+                out[x + 1] = (uint8_t)(values[x] - above[x]);
+        else {
+            out[1] = (uint8_t)(values[0] - above[0]); /* of two zeros and another that one is nearest */
+            for (int32_t x = 1; x < width; x++)
+                out[x + 1] = (uint8_t)(values[x] - paeth(values[x - 1], above[x], above[x - 1]));
+        }
+    }
+    return TILE_OK;
+}
+
 /* Adds to counts[v] how many of (height, width) values are v.  stride: bytes from row to row. */
 TILE_CLONES
 void pixels_count(const uint8_t *values, int32_t height, int32_t width, ptrdiff_t stride, int64_t *counts)

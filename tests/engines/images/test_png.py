@@ -1,4 +1,7 @@
-"""PNGs that are decoded past Pillow: the pixels are Pillow's, and so is the verdict on all that is not plain."""
+"""PNGs that are decoded past Pillow: the pixels are Pillow's, and so is the verdict on all that is not plain.
+
+And those that are written: Pillow reads them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from PIL import Image
 
 from engines.errors import DeployError
 from engines.images import png
+from engines.images.png import _chunk
 from engines.images.read import read_label_colours, read_labels, read_picture
 
 RNG = np.random.default_rng(0)
@@ -34,12 +38,9 @@ def inflating(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _forget() -> None:
+    png._compressor.cache_clear()
     png._isal.cache_clear()
     png._decompressor.cache_clear()
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def _png(
@@ -169,6 +170,23 @@ def test_what_is_unusual_is_as_pillow_has_it(
     path.write_bytes({**PLAIN, **PILLOWS, **BEFORE}[name])
     assert _outcome(path) == _judged(path, monkeypatch)
     assert taken == ([] if name in BEFORE else [name in PLAIN])
+
+
+@pytest.mark.parametrize("filter_", [png.UP, png.PAETH])
+@pytest.mark.parametrize("size", [(1, 1), (1, 70_001), (300, 1), (23, 31), (900, 1100), (2, 300_000)], ids=str)
+def test_what_is_written_is_what_pillow_reads(tmp_path: Path, filter_: int, size: tuple[int, int]) -> None:
+    blocks = np.kron(RNG.integers(0, 256, (9, 9), np.uint8), np.ones((-(-size[0] // 9), -(-size[1] // 9)), np.uint8))
+    noise = RNG.integers(0, 256, size, np.uint8)
+    for values in (blocks[: size[0], : size[1]], noise, noise[::-1], np.full(size, 255, np.uint8)):
+        for palette in (b"", PALETTE):
+            with open(tmp_path / "a.png", "wb") as file:
+                png.write(file, values, palette, filter_)
+            with Image.open(tmp_path / "a.png") as image:
+                assert np.array_equal(np.asarray(image), values)
+                assert image.mode == ("P" if palette else "L")
+                assert not palette or bytes(image.getpalette() or ()) == palette
+            with Image.open(tmp_path / "a.png") as image:
+                image.verify()  # each chunk's checksum
 
 
 def test_damaged_files_end_as_pillow_ends_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

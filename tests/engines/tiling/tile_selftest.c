@@ -467,6 +467,14 @@ static int check_pixels(int width, int height, int step)
         pixels_count(out, height, width, width, counts);
     bad |= memcmp(counts, expected, sizeof counts) != 0;
     digest_bytes(out, (size_t)height * (size_t)bytes);
+    for (int filter = 2; filter < 5 && step == 1; filter += 2) { /* there and back */
+        bad |= pixels_filter(filter, out, height, width, width, above, rows) != TILE_OK || rows[0] != filter;
+        uint8_t *again = malloc((size_t)height * (size_t)bytes);
+        bad |= pixels_unfilter(rows, height, bytes, step, above, again) != TILE_OK;
+        bad |= memcmp(again, out, (size_t)height * (size_t)bytes) != 0;
+        digest_bytes(rows, (size_t)height * row);
+        free(again);
+    }
     rows[0] = 5;
     bad |= pixels_unfilter(rows, height, bytes, step, above, out) != TILE_E_ARGUMENT;
     free(rows), free(out), free(above);
@@ -525,6 +533,7 @@ int main(void)
     failed += check_pixels(33, 11, 1) + check_pixels(1, 7, 3) + check_pixels(70, 12, 3) + check_pixels(19, 6, 4);
     failed += check_pixels(1000, 9, 1);
     failed += pixels_unfilter(NULL, 1, 6, 2, NULL, NULL) != TILE_E_ARGUMENT;
+    failed += pixels_filter(1, NULL, 1, 6, 6, NULL, NULL) != TILE_E_ARGUMENT;
     failed += check_pool();
     printf("digest %016llx\n", (unsigned long long)digest);
     printf("%s: %d failed\n", tile_build_info(), failed);
