@@ -31,7 +31,8 @@ from engines.tiling.device import Mask, Timings
 from engines.video.av_write import Look, write_grey, write_picture
 from engines.video.frames import VideoInfo
 from engines.video.open import open_video
-from engines.video.run import VideoOptions, run_video
+from engines.video.report import VideoOptions
+from engines.video.run import run_video
 
 RATE = Fraction(25)
 SCENES = 4

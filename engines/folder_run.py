@@ -33,7 +33,7 @@ from engines.stream.budget import PixelBudget
 from engines.stream.flow import Done, Intake, flow
 from engines.tiling.device import PARTS, Confidence
 from engines.video.folder import check_words, run_videos
-from engines.video.run import RECONNECT, VideoOptions
+from engines.video.report import RECONNECT, VideoOptions
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def run_images(
     """Segment every image.  One that cannot be read or written is reported in `failed`; the rest are finished.
 
     Threads read images and write masks while this one has the device; images are worked on in the order in which they
-    come off the disk, and reported in that of `images`.  Rasters come last, one by one, and videos
-    after them.
+    come off the disk, and reported in that of `images`.  Rasters come after them, one by one,
+    then videos; see `run_videos`.
     bundle: what says which engine it is.  budget: of pixels in flight.  tell: called with every row as it happens.
     whole: whether the report lists the images, see `Rows`.
     Where the GPU is lost the rest are reported in `failed`, and `lost` says why; what was written stays.
@@ -92,8 +92,10 @@ def run_images(
     seconds = time.perf_counter() - begin
     for path, found in run_rasters(segmenter, plan.rasters, options.of_rasters(), bundle or {}, rows.lost):
         rows.keep(InputRow.of_raster(path, plan.rasters[path], found))
-    for source, outcome in run_videos(segmenter, plan.videos, options.of_videos(), rows.lost):
-        rows.keep(InputRow.of_video(source, plan.videos[source], outcome))
+    run_videos(
+        segmenter, plan.videos, options.of_videos(), rows.lost,
+        lambda source, outcome: rows.keep(InputRow.of_video(source, plan.videos[source], outcome)),
+    )  # fmt: skip
     report = rows.report((image.shown for image in images), seconds)
     report.contexts = segmenter.device.contexts
     return report

@@ -27,7 +27,7 @@ from engines.segmenter import Segmenter, open_segmenter
 from engines.stream.behind import Behind
 from engines.stream.flow import Done, Intake, flow
 from engines.stream.threads import reading_threads, writing_threads
-from engines.video.folder import run_videos
+from engines.video.run import run_video
 from engines.views.views import ImageViews
 
 _PATIENCE = 0.2  # seconds that an idle worker waits before it looks whether a thread of its own has failed
@@ -209,8 +209,9 @@ class FleetWorker:
                 ((_, raster),) = run_rasters(segmenter, {str(source): target}, parts, manifest.results_from, None)
                 row = InputRow.of_raster(path, target, raster)
             else:
-                ((_, video),) = run_videos(segmenter, {str(source): target}, options.of_videos(), None)
-                row = InputRow.of_video(str(source), target, video)
+                row = InputRow.of_video(
+                    str(source), target, run_video(segmenter, str(source), target, options.of_videos())
+                )
         except DeployError as error:
             row = task.failed(error)
         self._out.put((task.index, row))

@@ -18,6 +18,7 @@ SUFFIXES = frozenset(
         ".hevc", ".av1", ".ivf", ".obu", ".y4m", ".mjpeg", ".mjpg", ".nut", ".gxf", ".rm", ".dav",
     }
 )  # fmt: skip
+_WHOLE = SUFFIXES - {".mjpg", ".mjpeg", ".ts", ".flv"}  # of files; these are cameras' and senders' over HTTP, too
 # What `run` writes for NAME.ext, with all its options.
 LABELS, OVERLAY, CONFIDENCE = ".labels.mkv", ".overlay.mp4", ".confidence.mkv"
 OUTPUT_SUFFIXES = (LABELS, OVERLAY, CONFIDENCE)
@@ -69,6 +70,14 @@ def is_endless(text: str) -> bool:
     """Whether a source has no end by its name: a camera, a stream that is no file on a server."""
     stream = is_stream(text) and not text.lower().startswith(("http://", "https://", GSTREAMER))
     return stream or Path(text).is_char_device()
+
+
+def is_open_ended(text: str) -> bool:
+    """Whether a source may have no end: a camera, a pipe, a stream whose address does not name a file as a.mp4."""
+    if not is_stream(text):
+        return is_pipe_or_camera(Path(text))
+    address = text.removeprefix(GSTREAMER)
+    return "!" in address or is_endless(address) or Path(urlsplit(address).path).suffix.lower() not in _WHOLE
 
 
 def stream_name(text: str) -> str:

@@ -15,7 +15,7 @@ from engines.errors import DeployError, GpuLostError, in_a_line, without_secrets
 from engines.images import videos as moving
 from engines.rasters.folder import joined
 from engines.rasters.run import RasterReport
-from engines.video.run import VideoReport
+from engines.video.report import VideoReport
 
 IMAGE, RASTER, VIDEO = "image", "raster", "video"  # kinds of rows
 _PARTS = ("read", "gather", "engine", "stitch", "write")

@@ -149,11 +149,17 @@ class _Feed(Generic[J, T]):
     def _put(self, job: J) -> None:
         self._held = self._source.held(job)
         if self._held:
-            self._ahead.put_read(job, self._source.read(job, lambda pixels: None))
+            self._ahead.put_read(job, *self._picture(job))
         elif self.lost is not None:
             self._ahead.put_read(job, None, self.lost)
         else:
             self._ahead.put(job)
+
+    def _picture(self, job: J) -> tuple[T | None, DeployError | None]:
+        try:
+            return self._source.read(job, lambda pixels: None), None
+        except DeployError as error:
+            return None, error
 
 
 def _started(

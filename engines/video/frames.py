@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -94,3 +95,6 @@ class VideoReader(Protocol):
         wanted: asked while none comes, whether to wait any longer.  Raises DeployError where it breaks off or was
         damaged, after all that could be decoded.  Runs in one thread.
         """
+
+
+Dial = Callable[[], AbstractContextManager[VideoReader]]  # what opens one

@@ -6,16 +6,15 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 
 from engines.errors import DeployError
-from engines.video.frames import BrokenOffError, VideoFrame, VideoInfo, VideoReader, always
+from engines.video.frames import BrokenOffError, Dial, VideoFrame, VideoInfo, VideoReader, always
 
 _FIRST, _LONGEST = 1.0, 30.0  # seconds between two tries: twice as many after each
 _STEADY = 10.0  # seconds from a call to its last frame: then it was back; a file sent again and again comes faster
 _LOOK = 0.2  # seconds between looks at whether anybody still waits
-Dial = Callable[[], AbstractContextManager[VideoReader]]
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from engines.tiling.device import Mask
 from engines.video.av_write import Look, write_grey, write_picture
 from engines.video.frames import VideoFrame, VideoInfo
 
-_WAITING = 2  # frames that a track may be behind
+_WAITING = 2  # frames that a track is behind with: there is then no room for another
 
 
 class Written(Protocol):
@@ -42,21 +42,29 @@ class Track:
     """One file.  Left without an error it is whole and in its place; with one it is not there."""
 
     def __init__(
-        self, stack: ExitStack, path: Path, begin: Callable[[Path], AbstractContextManager[Written]], quiet: bool
+        self, stack: ExitStack, path: Path, begin: Callable[[Path], AbstractContextManager[Written]], quiet: bool,
+        heard: Callable[[], None],
     ) -> None:  # fmt: skip
         self._file = stack.enter_context(begin(stack.enter_context(replacing_path(path, ending=path.suffix))))
         self._threads = stack.enter_context(threads("video", 1, quiet=quiet))
         self._open: deque[Future[None]] = deque()
+        self._heard = heard
         self.path, self.encoder = path, self._file.encoder
 
     @property
     def note(self) -> str:
         return self._file.note
 
+    @property
+    def behind(self) -> bool:
+        return sum(not each.done() for each in self._open) >= _WAITING
+
     def put(self, pixels: Callable[[], UInt8], time: Fraction) -> None:
-        """pixels: called in the track's thread.  Waits where the track is behind.  Raises its DeployError."""
-        self._open.append(self._threads.submit(lambda: self._file.add(pixels(), time)))
-        while len(self._open) > _WAITING:
+        """pixels: called in the track's thread.  Raises the DeployError of a frame before."""
+        added = self._threads.submit(lambda: self._file.add(pixels(), time))
+        added.add_done_callback(lambda _: self._heard())
+        self._open.append(added)
+        while self._open and self._open[0].done():
             self._open.popleft().result()
 
     def finish(self) -> None:
@@ -68,18 +76,26 @@ class Track:
 class Tracks:
     """All files of a video, ``NAME.labels.mkv`` and what goes with it, begun with the first frame.
 
+    heard: called in their threads with each frame that is written.
     counts: (256,) pixels of each label.  frames: that were put.
     """
 
     def __init__(
-        self, labels: Path, info: VideoInfo, look: Look, *, with_overlay: bool, with_confidence: bool, quiet: bool
+        self, labels: Path, info: VideoInfo, look: Look, *, with_overlay: bool, with_confidence: bool, quiet: bool,
+        heard: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
+        self._heard = heard
         self._labels, self._info, self._look, self._quiet = labels, info, look, quiet
         self._wanted = {OVERLAY: with_overlay, CONFIDENCE: with_confidence}
         self._stack = ExitStack()
         self.tracks: dict[str, Track] = {}
         self.counts = np.zeros(256, np.int64)
         self.frames = 0
+
+    @property
+    def behind(self) -> bool:
+        """Whether a frame that is put now would wait behind others: who asks before bounds what waits."""
+        return any(track.behind for track in self.tracks.values())
 
     def put(self, frame: VideoFrame, mask: Mask, keep_hidden: bool) -> None:
         """keep_hidden: label what alpha hides, too.  Raises DeployError where a file cannot be written."""
@@ -126,4 +142,4 @@ class Tracks:
                     return write_picture(path, size, self._info, self.path(kind))
                 return write_grey(path, size, self._info, look if kind == LABELS else None, self.path(kind))
 
-            self.tracks[kind] = Track(self._stack, self.path(kind), begin, self._quiet)
+            self.tracks[kind] = Track(self._stack, self.path(kind), begin=begin, quiet=self._quiet, heard=self._heard)

@@ -56,7 +56,17 @@ def _finished(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["check_bundle", "check_flow", "check_errors", "check_tail", "check_views", "check_lanes", "check_counts"]
+    "name",
+    [
+        "check_bundle",
+        "check_flow",
+        "check_errors",
+        "check_tail",
+        "check_views",
+        "check_lanes",
+        "check_counts",
+        "check_cameras",
+    ],
 )
 def test_on_the_fake_driver(environment: dict[str, str], name: str) -> None:
     out, err = _finished(_check(environment, name))

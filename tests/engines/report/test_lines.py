@@ -20,7 +20,7 @@ import deploy
 from engines.errors import DeployError, GpuLostError
 from engines.report.lines import told
 from engines.report.rows import InputRow, RunReport
-from engines.video.run import VideoReport
+from engines.video.report import VideoReport
 from tests.conftest import ROOT
 from tests.engines.rasters.maps import write
 

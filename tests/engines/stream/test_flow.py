@@ -337,3 +337,14 @@ def test_jobs_that_come_later_keep_nothing_waiting() -> None:
                 queue.put(late)
     assert sorted(came) == [0, 1, 2, 3, 4]
     assert _no_threads()
+
+
+def test_a_held_job_that_cannot_be_read_is_its_own_end_alone() -> None:
+    def read(job: int, admit: Callable[[int], None]) -> Any:
+        if job == 2:
+            raise DeployError("cannot be converted")
+        return job
+
+    done = list(flow(_Starter(), _source(range(5), read, held=True), ordered=True))
+    assert [each.job for each in done] == [*range(5)]
+    assert [str(each.error) for each in done if each.error] == ["cannot be converted"]

@@ -18,7 +18,8 @@ import deploy
 from engines.errors import DeployError, GpuLostError
 from engines.segmenter import Segmenter, open_segmenter
 from engines.video.folder import run_videos
-from engines.video.run import VideoOptions, VideoReport, run_video
+from engines.video.report import VideoOptions, VideoReport
+from engines.video.run import run_video
 
 av = pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
 
@@ -171,7 +172,9 @@ def test_a_lost_gpu_keeps_what_was_labelled(tiny_bundle: Path, tmp_path: Path, m
     targets = {str(tmp_path / f"{name}.mkv"): tmp_path / "out" / f"{name}.labels.mkv" for name in "ab"}
     with open_segmenter(tiny_bundle) as (segmenter, _):
         _failing(segmenter, monkeypatch, 5, GpuLostError("the GPU is gone"))
-        (_, first), (_, second) = run_videos(segmenter, targets, VideoOptions(overlay=True), None)
+        found: dict[str, VideoReport | DeployError] = {}
+        run_videos(segmenter, targets, VideoOptions(overlay=True), None, found.__setitem__)
+    first, second = found.values()
     assert isinstance(first, VideoReport)
     assert first.lost
     assert first.broken == "the GPU is gone; the 4 frame(s) until then are labelled"

@@ -19,7 +19,8 @@ from engines.errors import DeployError, without_secrets
 from engines.images.videos import is_stream, stream_name
 from engines.segmenter import open_segmenter
 from engines.video import av_read
-from engines.video.run import VideoOptions, run_video
+from engines.video.report import VideoOptions
+from engines.video.run import run_video
 
 av = pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
 
