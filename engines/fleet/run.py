@@ -27,7 +27,7 @@ from engines.gpu.visible import visible
 from engines.guard.ledger import ledger
 from engines.images.inputs import Input, expand, left_out
 from engines.report.lines import STDOUT, Tell
-from engines.report.rows import IMAGE, RASTER, VIDEO, InputRow, Rows, RunReport
+from engines.report.rows import IMAGE, RASTER, VIDEO, InputRow, Rows, RunReport, contexts_of
 from engines.segmenter import open_segmenter
 from engines.stream.devices import on_every_gpu, own_command
 
@@ -94,7 +94,7 @@ def _on_ray(args: argparse.Namespace, images: Sequence[Input], loading: tuple[An
         args.bundle.absolute(), threads=threads, host_code=host_code, threshold=threshold, views=views,
         options=options, unfinished=unfinished,
     )  # fmt: skip
-    rows, seconds = Rows(tell, whole=args.json), 0.0
+    rows = Rows(tell, whole=args.json)
     for row in plan.existing:
         rows.keep(row)
     if not (plan.pictures or plan.rasters or plan.videos):
@@ -105,9 +105,12 @@ def _on_ray(args: argparse.Namespace, images: Sequence[Input], loading: tuple[An
                 make_folder(unfinished)
                 parts = max(2, workers.start(order, get_backend(manifest.backend).on_gpu))
                 seconds = _gathered(workers, tasks(plan, options.shard, parts), rows, args.stall_timeout)
+                contexts = contexts_of(workers.contexts)
         finally:
             _remove(unfinished)
-    return rows.report((image.shown for image in images), seconds)
+    report = rows.report((image.shown for image in images), seconds)
+    report.contexts = contexts
+    return report
 
 
 def _remove(folder: Path) -> None:

@@ -16,6 +16,7 @@ from queue import Empty, SimpleQueue
 from engines.bundle import Manifest
 from engines.errors import DeployError
 from engines.files import keep_unfinished_in
+from engines.fleet.watch import bytes_moved
 from engines.folder_run import ImageJob, RunOptions, end
 from engines.images.bands import Decoded
 from engines.images.read import read_picture
@@ -80,10 +81,13 @@ class WorkerReady:
 
 @dataclass(frozen=True)
 class Answer:
-    """rows: of tasks that have ended.  windows: that the device has finished so far, of whatever task."""
+    """rows: of tasks that have ended.  contexts: see `Device`.  progress: windows that the device has finished so far,
+    of whatever task, and bytes that were moved for a raster, whose file and outlines are written without any.
+    """
 
     rows: list[tuple[int, InputRow]]
-    windows: int
+    progress: tuple[int, int]
+    contexts: str
 
 
 def crash_file(order: Order, where: str) -> Path:
@@ -102,6 +106,8 @@ class FleetWorker:
         self._out: SimpleQueue[tuple[int, InputRow] | WorkerReady | None] = SimpleQueue()
         self._ended: BaseException | None = None
         self._windows = 0
+        self._contexts = ""
+        self._raster: int | None = None  # the thread that is at one
         self._where = f"{socket.gethostname()}:{os.getpid()}"
         # A daemon: nothing joins it when the process ends because its cluster has.
         threading.Thread(target=self._work, name="edgeseg-device", daemon=True).start()
@@ -125,7 +131,8 @@ class FleetWorker:
             while True:
                 rows.append(self._take(0))
         except Empty:
-            return Answer([row for row in rows if isinstance(row, tuple)], self._windows)
+            moved = 0 if self._raster is None else bytes_moved(self._raster)
+            return Answer([row for row in rows if isinstance(row, tuple)], (self._windows, moved), self._contexts)
 
     def _take(self, seconds: float | None) -> tuple[int, InputRow] | WorkerReady:
         found = self._out.get(block=seconds != 0, timeout=seconds or None)
@@ -141,7 +148,7 @@ class FleetWorker:
             loading = (order.threads, order.host_code, prove, order.threshold, order.views)
             with open_segmenter(order.bundle, *loading) as (segmenter, manifest):
                 device = segmenter.device
-                device.on_window = self._count
+                device.on_window = lambda done, total: self._count(device.contexts)
                 room = reading_threads() + writing_threads() + 2 * device.in_flight + 1
                 self._out.put(WorkerReady(self._where, room, tuple(said)))
                 while True:
@@ -159,8 +166,9 @@ class FleetWorker:
         self._crashes = crash_file(self._order, self._where).open("w")  # open as long as this process is
         faulthandler.enable(self._crashes, all_threads=False)
 
-    def _count(self, done: int, total: int) -> None:
+    def _count(self, contexts: str) -> None:
         self._windows += 1
+        self._contexts = contexts
 
     def _images(self, segmenter: Segmenter) -> Task:
         """Work on images until there is a raster or a video, which is returned."""
@@ -205,6 +213,7 @@ class FleetWorker:
         try:
             source = _seen(path)
             if task.kind == RASTER:
+                self._raster = threading.get_native_id()
                 parts = replace(options.of_rasters(), shard=task.part)
                 ((_, raster),) = run_rasters(segmenter, {str(source): target}, parts, manifest.results_from, None)
                 row = InputRow.of_raster(path, target, raster)
@@ -214,6 +223,7 @@ class FleetWorker:
                 )
         except DeployError as error:
             row = task.failed(error)
+        self._raster = None
         self._out.put((task.index, row))
 
 

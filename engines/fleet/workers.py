@@ -48,7 +48,8 @@ class _Node:
 class _Place:
     """Where a worker is, or one in its stead.  call: what it was asked last and has not answered.
 
-    deaths: one after another, without a row between.  why: the last one died, until there is another.
+    deaths: one after another, without a row between.  why: the last one died, until there is another.  contexts: of its
+    GPU, see `Device`.
     """
 
     def __init__(self, node: _Node) -> None:
@@ -59,7 +60,7 @@ class _Place:
         self.watch = Watch()
         self.where = node.host
         self.deaths = 0
-        self.why = ""
+        self.why = self.contexts = ""
 
 
 class Cluster:
@@ -110,6 +111,11 @@ class Cluster:
                     "waiting", f"for {len(self._places)} worker(s): their CPUs or GPUs are taken, or they are slow"
                 )
                 patience = float("inf")
+
+    @property
+    def contexts(self) -> dict[str, str]:
+        """Those of each worker on a GPU."""
+        return {place.where: place.contexts for place in self._places if place.contexts}
 
     @property
     def headless(self) -> bool:
@@ -186,7 +192,8 @@ class Cluster:
             return
         assert isinstance(found, Answer)
         assert place.hand is not None
-        place.watch.answered(found.windows, bool(found.rows))
+        place.watch.answered(found.progress, bool(found.rows))
+        place.contexts = found.contexts or place.contexts
         lost = None
         for index, row in found.rows:
             if row.lost:

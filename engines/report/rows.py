@@ -157,6 +157,13 @@ class Rows:
         return report
 
 
+def contexts_of(found: Mapping[str, str]) -> str:
+    """One word for all devices that say the same, else each with its name."""
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return "; ".join(f"{where}: {said}" for where, said in found.items())
+
+
 @dataclass
 class RunReport:
     """seconds: from the first read to the last write.
@@ -167,7 +174,8 @@ class RunReport:
 
     lost: why nothing after the last of `images` could run, or None.  rasters, videos: those among the inputs.
     existing: how many were left out because their masks were there.  totals: of all images, also those not listed.
-    contexts: how many execution contexts took turns on a GPU in the end, ``1: `` and why where two were wanted.
+    contexts: how many execution contexts took turns on a GPU in the end, ``1: `` and why where two were wanted; of
+    several that differ, by GPU or worker.
     """
 
     images: list[ImageReport] = field(default_factory=list)
@@ -228,9 +236,9 @@ class RunReport:
             report.notes += each["notes"]
             report.existing += each["existing"]
             report.lost = report.lost or each["lost"]
-            report.contexts = max(report.contexts, each["contexts"], key=len)
             report.seconds = max(report.seconds, each["seconds"])
             report.videos += [VideoReport(**video) for video in each["videos"]]
+        report.contexts = contexts_of({f"GPU {index}": each["contexts"] for index, each in enumerate(found)})
         report.rasters = joined([RasterReport(**raster) for each in found for raster in each["rasters"]])
         return report
 

@@ -243,12 +243,16 @@ def test_a_raster_is_shared_among_the_workers_and_a_video_is_one_workers(
     tiny_bundle: Path, nodes: Any, tmp_path: Path
 ) -> None:
     pytest.importorskip("rasterio", reason="rasterio, which reads rasters, is not installed")
+    """A worker says how many execution contexts took turns; and writing for longer than windows may take is no hang."""
     write(tmp_path / "map.tif", np.random.default_rng(0).integers(1, 256, (1500, 300, 3), np.uint8))
+    write(tmp_path / "slow.tif", np.random.default_rng(0).integers(1, 256, (70, 100, 3), np.uint8))
+    Image.new("RGB", (70, 50)).save(tmp_path / "two-contexts.png")
     clips.write(tmp_path / "clip.mkv", clips.pictures(5))
-    words = (tiny_bundle, tmp_path / "map.tif", tmp_path / "clip.mkv", "--polygons", "geojson", "--json")
+    names = ("map.tif", "slow.tif", "clip.mkv", "two-contexts.png")
+    words = (tiny_bundle, *(tmp_path / name for name in names), "--polygons", "geojson", "--json")
     whole = _run(*words, "-o", tmp_path / "whole")
     log = tmp_path / "run.jsonl"
-    shared = _run(*words, "-o", tmp_path / "shared", "--ray", nodes.address, "--log", log)
+    shared = _run(*words, "-o", tmp_path / "shared", "--ray", nodes.address, "--log", log, "--stall-timeout", 4)
     assert (shared.returncode, shared.stderr) == (0, "")
     labels = [clips.decoded(tmp_path / name / "clip.labels.mkv", "gray") for name in ("whole", "shared")]
     assert len(labels[0]) == len(labels[1]) == 5
@@ -256,11 +260,12 @@ def test_a_raster_is_shared_among_the_workers_and_a_video_is_one_workers(
     for name in ("whole", "shared"):
         (tmp_path / name / "clip.labels.mkv").unlink()  # Matroska gives each file a number of its own
     assert _files(tmp_path / "shared") == _files(tmp_path / "whole")
-    (one,), (other,) = json.loads(whole.stdout)["rasters"], json.loads(shared.stdout)["rasters"]
-    assert (one["polygons"], one["classes"]) == (other["polygons"], other["classes"])
-    lines = _lines(log)
+    for one, other in zip(*(json.loads(run.stdout)["rasters"] for run in (whole, shared)), strict=True):
+        assert (one["polygons"], one["classes"]) == (other["polygons"], other["classes"])
+    assert [json.loads(run.stdout)["contexts"] for run in (whole, shared)] == ["2", "2"]
+    lines = [line for line in _lines(log) if not line["input"].endswith("slow.tif")]  # whose second half has no rows
     assert sorted((line["kind"], line["status"]) for line in lines) == [
-        ("raster", "done"), ("raster", "part"), ("video", "done"),
+        ("image", "done"), ("raster", "done"), ("raster", "part"), ("video", "done"),
     ]  # fmt: skip
 
 
