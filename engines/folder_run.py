@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,11 +18,10 @@ from engines.files import make_folder
 from engines.images import videos as moving
 from engines.images.bands import Decoded, shown
 from engines.images.inputs import Input, output_names
-from engines.images.read import MAX_PIXELS, read_picture
+from engines.images.read import read_picture
 from engines.images.write import class_shares, label_counts, write_confidence, write_mask, write_overlay
 from engines.rasters.folder import run_rasters
 from engines.rasters.gdal import INSTALL, is_raster
-from engines.rasters.polygons import Format
 from engines.rasters.run import RasterOptions
 from engines.report.lines import Tell
 from engines.report.rows import IMAGE, RASTER, VIDEO, ImageReport, InputRow, Rows, RunReport
@@ -33,38 +32,12 @@ from engines.stream.budget import PixelBudget
 from engines.stream.flow import Done, Intake, flow
 from engines.tiling.device import PARTS, Confidence
 from engines.video.folder import check_words, run_videos
-from engines.video.report import RECONNECT, VideoOptions
+from engines.video.report import VideoOptions
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """bands, scale: in place of what the bundle says, see `engines.spec.Pixels`.  keep_nodata: label what the file
-    hides (alpha 0, nodata), which else becomes 255.  shard: (I, N): of N machines, what the I-th works on.
-    skip_existing: leave out what has a mask.  window, bbox, polygons, resume: of rasters, see `RasterOptions`.
-    every, seconds, reconnect: of videos, see `VideoOptions`.
-    """
-
-    overlay: bool = False
-    confidence: bool = False
-    max_pixels: int = MAX_PIXELS
-    bands: tuple[int, ...] | None = None
-    scale: tuple[float, float] | None = None
-    keep_nodata: bool = False
-    shard: tuple[int, int] = (1, 1)
-    skip_existing: bool = False
-    window: tuple[int, int, int, int] | None = None
-    bbox: tuple[float, float, float, float] | None = None
-    polygons: Format | None = None
-    resume: bool = False
-    every: int = 1
-    seconds: float | None = None
-    reconnect: float = RECONNECT
-
-    def of_videos(self) -> VideoOptions:
-        return VideoOptions(**{each.name: getattr(self, each.name) for each in fields(VideoOptions)})
-
-    def of_rasters(self) -> RasterOptions:
-        return RasterOptions(**{each.name: getattr(self, each.name) for each in fields(RasterOptions)})
+class RunOptions(RasterOptions, VideoOptions):
+    """Of images, rasters and videos alike: what some of them do without is theirs to leave alone."""
 
 
 def run_images(
@@ -90,10 +63,10 @@ def run_images(
     begin = time.perf_counter()
     run_pictures(segmenter, plan.pictures, options, wanted, budget, rows.keep)
     seconds = time.perf_counter() - begin
-    for path, found in run_rasters(segmenter, plan.rasters, options.of_rasters(), bundle or {}, rows.lost):
+    for path, found in run_rasters(segmenter, plan.rasters, options, bundle or {}, rows.lost):
         rows.keep(InputRow.of_raster(path, plan.rasters[path], found))
     run_videos(
-        segmenter, plan.videos, options.of_videos(), rows.lost,
+        segmenter, plan.videos, options, rows.lost,
         lambda source, outcome: rows.keep(InputRow.of_video(source, plan.videos[source], outcome)),
     )  # fmt: skip
     report = rows.report((image.shown for image in images), seconds)
@@ -128,7 +101,7 @@ class RunPlan:
                 "--window, --bbox, --polygons, --resume: none of the inputs is a raster that GDAL reads and that lies "
                 f"on a map; {INSTALL}"
             )
-        check_words([each.source for each in images if each.is_video], options.of_videos())
+        check_words([each.source for each in images if each.is_video], options)
         index, total = options.shard
         own = {each.path for each in images if _share_of(each, total) == index - 1}
         mine = {path: target for path, target in targets.items() if path in own and path not in rasters}

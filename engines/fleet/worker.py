@@ -214,13 +214,11 @@ class FleetWorker:
             source = _seen(path)
             if task.kind == RASTER:
                 self._raster = threading.get_native_id()
-                parts = replace(options.of_rasters(), shard=task.part)
+                parts = replace(options, shard=task.part)
                 ((_, raster),) = run_rasters(segmenter, {str(source): target}, parts, manifest.results_from, None)
                 row = InputRow.of_raster(path, target, raster)
             else:
-                row = InputRow.of_video(
-                    str(source), target, run_video(segmenter, str(source), target, options.of_videos())
-                )
+                row = InputRow.of_video(str(source), target, run_video(segmenter, str(source), target, options))
         except DeployError as error:
             row = task.failed(error)
         self._raster = None
