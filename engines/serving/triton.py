@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.contract import UInt8
 from engines.errors import DeployError, GpuLostError, NotFiniteError
@@ -178,14 +179,19 @@ class TritonPythonModel:
 
     def _tensors(self, asked: _Asked) -> list[Any]:
         masks = [asked.masks[index] for index in sorted(asked.masks)]
-        tensors = [self._utils.Tensor(LABELS, np.stack([mask.labels for mask in masks]))]
+        tensors = [self._utils.Tensor(LABELS, _as_one([mask.labels for mask in masks]))]
         if asked.confidence:
             confidences = [mask.confidence for mask in masks if mask.confidence is not None]
-            tensors.append(self._utils.Tensor(CONFIDENCE, np.stack(confidences)))
+            tensors.append(self._utils.Tensor(CONFIDENCE, _as_one(confidences)))
         return tensors
 
     def _log(self, step: str, text: str) -> None:
         self._utils.Logger.log_info(f"{step}: {text}")
+
+
+def _as_one(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """(N, H, W); the only one is not copied, for which there may be no room."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 def _one_size(masks: Mapping[int, Mask]) -> DeployError | None:
