@@ -98,8 +98,9 @@ def _add_stream(text: str, found: dict[Path, Input]) -> None:
     path = Path(name(text))
     other = found.setdefault(path, Input(path, stream=text))
     if other.stream != text:
+        named = ", or name the first element of each pipeline (name=left)" if moving.is_pipeline(text) else ""
         raise DeployError(
-            f"inputs {other.stream} and {text}: both would be written to {path}; run them into two folders"
+            f"inputs {other.stream} and {text}: both would be written to {path}; run them into two folders{named}"
         )
 
 

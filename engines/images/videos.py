@@ -72,19 +72,28 @@ def is_endless(text: str) -> bool:
     return stream or Path(text).is_char_device()
 
 
+def is_pipeline(text: str) -> bool:
+    """Whether it is a whole GStreamer pipeline."""
+    return text.startswith(GSTREAMER) and "!" in text
+
+
 def is_open_ended(text: str) -> bool:
     """Whether a source may have no end: a camera, a pipe, a stream whose address does not name a file as a.mp4."""
     if not is_stream(text):
         return is_pipe_or_camera(Path(text))
     address = text.removeprefix(GSTREAMER)
-    return "!" in address or is_endless(address) or Path(urlsplit(address).path).suffix.lower() not in _WHOLE
+    return is_pipeline(text) or is_endless(address) or Path(urlsplit(address).path).suffix.lower() not in _WHOLE
 
 
 def stream_name(text: str) -> str:
-    """Of what is written for a stream: ``rtsp://user:secret@10.0.0.5:554/yard?x=1`` is ``10_0_0_5_554_yard``."""
+    """Of what is written for a stream: ``rtsp://user:secret@10.0.0.5:554/yard?x=1`` is ``10_0_0_5_554_yard``.
+
+    A GStreamer pipeline is called as its first element is (``gst:v4l2src name=left ! …``), or ``gstreamer``.
+    """
     text = without_secrets(text.removeprefix(GSTREAMER))
     if "!" in text:
-        return "gstreamer"
+        called = re.search(r"\sname=([A-Za-z0-9_-]+)(?=\s|$)", text.split("!")[0])
+        return called[1] if called else "gstreamer"
     parts = urlsplit(text)
     place = f"{parts.netloc}{parts.path}"
     return re.sub(r"[^A-Za-z0-9-]+", "_", place).strip("_") or "stream"

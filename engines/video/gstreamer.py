@@ -5,6 +5,7 @@ gst:PIPELINE is a description as gst-launch takes it, up to a source of raw vide
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ _SECOND = 10**9  # of GStreamer's nanoseconds
 _OPENING, _STALLED = 15.0, 10.0  # seconds without a frame, until the first and between two
 _LOOK = 0.2  # seconds between looks at what went wrong
 _TICK = Fraction(1, 90_000)
+_loading = threading.Lock()  # PyGObject that is imported by two threads at once is half there for one of them
 _UNKNOWN = Fraction(25)  # frames a second where neither they nor the caps say
 
 
@@ -141,12 +143,13 @@ def _info(caps: Any, live: bool, endless: bool) -> VideoInfo:
 
 def _gstreamer() -> tuple[Any, Any]:
     """Gst and GLib."""
-    try:
-        import gi
+    with _loading:
+        try:
+            import gi
 
-        gi.require_version("Gst", "1.0")
-        from gi.repository import GLib, Gst
-    except (ImportError, ValueError) as error:
-        raise DeployError(f"gst: expected GStreamer with PyGObject for it; {INSTALL}") from error
-    Gst.init(None)
+            gi.require_version("Gst", "1.0")
+            from gi.repository import GLib, Gst
+        except (ImportError, ValueError) as error:
+            raise DeployError(f"gst: expected GStreamer with PyGObject for it; {INSTALL}") from error
+        Gst.init(None)
     return Gst, GLib

@@ -14,7 +14,7 @@ from PIL import Image
 
 av = pytest.importorskip("av", reason="PyAV, which reads videos, is not installed")
 
-from tests.engines.video.clips import jpeg, pictures, write  # noqa: E402
+from tests.engines.video.clips import jpeg, labels, pictures, write  # noqa: E402
 from tests.engines.video.servers import serving  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
@@ -85,6 +85,20 @@ def test_files_cameras_and_what_is_neither(tmp_path: Path) -> None:
     assert "lost (its other side ended it), and not back within 0.5 s: GStreamer says: " in lost
     assert "GStreamer says: " in junk
     assert 'GStreamer says: no element "nonsense"' in nonsense
+
+
+@pytest.mark.usefixtures("gstreamer")
+def test_several_at_once(tiny_bundle: Path, tmp_path: Path) -> None:
+    """As two cameras of a Jetson; their files are called as their first elements are."""
+    given = [("left", 5, (48, 32)), ("right", 7, (64, 48))]
+    pipelines = [f"gst:videotestsrc name={name} num-buffers={count} ! video/x-raw,width={size[0]},height={size[1]}"
+                 for name, count, size in given]  # fmt: skip
+    words = ["run", str(tiny_bundle), *pipelines, "-o", str(tmp_path / "out")]
+    done = _python("import sys, deploy; sys.exit(deploy.main(sys.argv[1:]))", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name, count, (width, height) in given:
+        found = labels(tmp_path / "out" / f"{name}.labels.mkv")
+        assert [each.shape for each in found] == count * [(height, width)]
 
 
 def test_without_it_what_to_install_is_said() -> None:

@@ -183,6 +183,9 @@ def test_two_streams_of_one_name_are_refused(
     words = ["rtsp://a/yard", "tcp://me:secret@a/yard", "--seconds", "1"]
     assert deploy.main(["run", str(tiny_bundle), *words, "-o", str(tmp_path)]) == 2
     assert "inputs rtsp://a/yard and tcp://a/yard: both would be written to a_yard" in capsys.readouterr().err
+    pipelines = [f"gst:v4l2src device=/dev/video{index} ! jpegdec" for index in range(2)]
+    assert deploy.main(["run", str(tiny_bundle), *pipelines, "-o", str(tmp_path)]) == 2
+    assert "gstreamer; run them into two folders, or name the first element of each pipeline" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -206,6 +209,8 @@ def test_two_streams_of_one_name_are_refused(
         ("gst:rtsp://me:secret@cam/yard?token=secret", "cam_yard"),
         ("gst:v4l2src device=/dev/video0 ! videoconvert", "gstreamer"),
         ("gst:rtsp://cam/live", "cam_live"),
+        ("gst:nvarguscamerasrc sensor-id=1 name=left ! nvvidconv name=x", "left"),
+        ("gst:rtspsrc user-name=me username=secret name=../up ! decodebin name=x", "gstreamer"),
         ("udp://@:5000", "5000"),
     ],
 )
