@@ -49,8 +49,13 @@ class Prover:
             found = replace(found, files={**old.files, **digests})
         if found.contexts_on(*here) is None:
             contexts = measure(segmenter, golden.image)
-            said.append(("contexts", str(contexts)))
-            found = found.with_contexts(*here, contexts.to_json())
+            if contexts.settled:
+                said.append(("contexts", str(contexts)))
+                found = found.with_contexts(*here, contexts.to_json())
+            else:
+                self.log("contexts", f"{contexts}; not recorded: measured again at the next run")
+        if not said:
+            return found
         reason = record(bundle.folder, old, found, files)
         kept = "recorded in the bundle" if reason is None else f"not recorded ({reason}): done again until it is"
         for step, text in said:

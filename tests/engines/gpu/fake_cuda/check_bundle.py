@@ -493,6 +493,24 @@ def test_another_driver_or_gpu_is_a_first_time_too(
     assert len(open_bundle(copy).manifest.proven_on) == 2
 
 
+def test_what_was_not_settled_is_measured_again(
+    bundles: Path, photographs: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    copy = Path(shutil.copytree(bundles / "gpu", tmp_path / "copy"))
+    seal(copy, replace(open_bundle(copy).manifest, contexts={}))
+    support.configure(clock=2)
+    before = (copy / "manifest.json").read_bytes()
+    for settled, expected in ((False, "1"), (True, "2")):
+        with monkeypatch.context() as patch:
+            if not settled:
+                patch.setattr("engines.proof.contexts.is_settled", lambda ratios: False)
+            assert deploy.main(["run", str(copy), str(photographs), "-o", str(tmp_path / expected), "--json"]) == 0
+        text = capsys.readouterr()
+        assert json.loads(text.out)["contexts"] == expected
+        assert ("not recorded: measured again at the next run" in text.err) is not settled
+        assert ((copy / "manifest.json").read_bytes() == before) is not settled
+
+
 def test_how_many_contexts_serve_is_measured_once_and_followed(
     bundles: Path, photographs: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
