@@ -16,6 +16,14 @@ def _writes_for_long() -> None:
             time.sleep(0.5)
 
 
+def _waits(gone: str) -> None:
+    """Until that folder is; meanwhile it holds a file named after this process."""
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
+        os.close(os.open(os.path.join(gone, str(os.getpid())), os.O_CREAT | os.O_EXCL))
+    while os.path.isdir(gone):
+        time.sleep(0.05)
+
+
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "os.rename" and os.fspath(arguments[1]).endswith(".slow.tif.parts/labels.vrt"):
         _writes_for_long()
@@ -30,6 +38,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         with contextlib.suppress(FileExistsError):  # the first that comes to it
             os.mkdir(f"{os.fspath(arguments[0])}.stopped")
             os.kill(os.getpid(), signal.SIGSTOP)
+    if name == "waits.png":
+        _waits(f"{os.fspath(arguments[0])}.until")
     if name == "two-contexts.png":
         from engines.tiling.host import HostDevice
 
