@@ -239,8 +239,9 @@ RPCS |= {
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-@pytest.mark.parametrize("window", [None, (30, 20, 60, 40)])
-@pytest.mark.parametrize("how", ["points", "rpcs", "both"])
+@pytest.mark.parametrize(
+    ("how", "window"), [("points", None), *((how, (30, 20, 60, 40)) for how in ("points", "rpcs", "both"))]
+)
 def test_labels_lie_on_the_map_by_what_the_raster_does(
     segmenter: Segmenter, image: np.ndarray, tmp_path: Path, how: str, window: tuple[int, int, int, int] | None
 ) -> None:
@@ -248,6 +249,7 @@ def test_labels_lie_on_the_map_by_what_the_raster_does(
     from rasterio.transform import GCPTransformer
 
     pyogrio = pytest.importorskip("pyogrio", reason="pyogrio, which writes polygons, is not installed")
+    tifffile = pytest.importorskip("tifffile", reason="tifffile, which reads tags by their numbers, is not installed")
     part, (left, top) = image[:82, :156], (window or (0, 0))[:2]
     place = {} if how == "rpcs" else {"transform": None, "crs": None}
     source, target = write(tmp_path / "a.tif", part, **place), tmp_path / "b.tif"
@@ -277,6 +279,14 @@ def test_labels_lie_on_the_map_by_what_the_raster_does(
             with GCPTransformer(before.gcps[0]) as one, GCPTransformer(after.gcps[0]) as other:
                 found = other.xy([row - top for row in y], [column - left for column in x])
                 assert np.allclose(found, one.xy(y, x), atol=1e-9)
+    with tifffile.TiffFile(target) as file:
+        tags = {tag.code: tag.value for tag in file.pages.first.tags}
+    if how != "points":
+        errors_and_offsets = [1.5, RPCS.get("ERR_RAND", -1), offsets["LINE_OFF"], offsets["SAMP_OFF"], 50.25, 10, 300]
+        assert list(tags[50844][:7]) == [float(each) for each in errors_and_offsets], "RPCCoefficientTag"
+    if how != "rpcs":
+        tied = [value for r, c, x in points for value in (c - left, r - top, 0, x, 50 - r / 1e3, 7.5)]
+        assert tags[33922] == pytest.approx(tied), "ModelTiepointTag"
     labels = segmenter.segment(part).labels
     x, y, width, height = window or (0, 0, 156, 82)
     assert np.array_equal(read(target), labels[y : y + height, x : x + width])
