@@ -72,7 +72,7 @@ def measure(segmenter: Segmenter, image: UInt8) -> Contexts:
         except GateError as error:
             why = str(error)
     device.use_contexts(1)
-    return Contexts(1, one, two, why, settled)
+    return Contexts(1, one, two, why=why, settled=settled)
 
 
 def is_settled(ratios: Sequence[float]) -> bool:
