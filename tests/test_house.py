@@ -53,7 +53,6 @@ SDK_OWNER = {
     "triton_python_backend_utils": "engines/serving/triton.py",
     "ray": "engines/fleet/ray.py",
     "pillow_heif": "engines/images/pillow.py",
-    "isal": "engines/images/png.py",
     "matplotlib": "pipeline/figures/canvas.py pipeline/compare/report/figure.py pipeline/compare/models/figure.py "
     "pipeline/receptive/figure.py pipeline/figures/points.py",
 }

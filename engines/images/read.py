@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from engines.contract import UInt8
 from engines.errors import DeployError
 from engines.files import refuse_pointer
-from engines.images import png
 from engines.images.bands import Decoded, picture_of, too_dark
 from engines.images.pillow import one_block, own_terms
 from engines.images.shared_pixels import SHARED_FROM, shared_pixels
@@ -43,7 +42,6 @@ _DAMAGED = (OSError, SyntaxError, ValueError, struct.error,
 
 _MOVING = ("GIF", "WEBP", "PNG", "AVIF")  # not MPO and TIFF, whose further pictures are others, or the same smaller
 _ORIENTATION = 0x0112  # of EXIF
-_TURNING = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # where Pillow finds one in a PNG
 
 Admit = Callable[[int], None]
 
@@ -78,12 +76,11 @@ def read_picture(
     if not plain and is_tiff(path):
         return picture_of(*_swapped(read_tiff(path, max_pixels, admit), wanted, path))
     try:
-        found = _decode(path, max_pixels, upright=wanted.upright, admit=admit)
+        image, wide, moves = _decode(path, max_pixels, upright=wanted.upright, admit=admit)
     except _UnknownError:
         if is_tiff(path):
             return picture_of(*_swapped(read_tiff(path, max_pixels, admit), wanted, path))
         raise
-    image, wide = found.image, found.wide
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow's convert would clip at 255
         return picture_of(np.asarray(image)[:, :, None], wanted, path)
     if image.mode == "P":  # convert("RGB") alone would warn about a transparency
@@ -97,16 +94,14 @@ def read_picture(
     if not plain:
         if wide:
             raise DeployError(f"image {path}: got 16-bit colour, which Pillow cuts to 8 bit; write it as a TIFF")
-        values = np.asarray(image) if found.pixels is None else found.pixels
-        picture = picture_of(values[:, :, None] if values.ndim == 2 else values, wanted, path)
-        return replace(picture, hidden=hidden if hidden is not None and hidden.any() else None)
+        values = np.asarray(image)
+        found = picture_of(values[:, :, None] if values.ndim == 2 else values, wanted, path)
+        return replace(found, hidden=hidden if hidden is not None and hidden.any() else None)
     if image.mode != "RGB":
         image = image.convert("RGB")
-    pixels = found.pixels
-    if pixels is None:
-        pixels = shared_pixels(image) if _is_shared(image) else np.asarray(image)
+    pixels = shared_pixels(image) if _is_shared(image) else np.asarray(image)
     note = f"{path} moves, and its first picture was labelled; all: ffmpeg -i FILE -f nut - | run BUNDLE /dev/stdin"
-    if not found.moves:
+    if not moves:
         note = too_dark(256 * int(pixels.max()) + 255, path) if wide and pixels.any() else ""
     return Decoded(pixels, hidden if hidden is not None and hidden.any() else None, note)
 
@@ -139,7 +134,7 @@ def read_labels(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
 
     Raises DeployError on colours, on labels above 255, and on JPEG, whose losses would change the labels.
     """
-    image = _decode(path, max_pixels, upright=False).image
+    image, *_ = _decode(path, max_pixels, upright=False)
     if image.format in ("JPEG", "MPO"):
         raise DeployError(f"labels {path}: got a JPEG, which does not keep labels exactly; expected a PNG")
     if image.mode.startswith("I"):
@@ -160,30 +155,21 @@ def read_label_colours(path: Path, max_pixels: int = MAX_PIXELS) -> UInt8:
 
     Raises DeployError on 16 bit, and on JPEG, whose losses would change the colours.
     """
-    found = _decode(path, max_pixels, upright=False)
-    image = found.image
+    image, *_ = _decode(path, max_pixels, upright=False)
     if image.format in ("JPEG", "MPO"):
         raise DeployError(f"labels {path}: got a JPEG, which does not keep colours exactly; expected a PNG")
     if image.mode not in ("RGB", "RGBA", "P", "L", "LA", "1"):
         raise DeployError(f"labels {path}: got a {image.mode} image, expected colours of 8 bit")
-    return found.pixels if found.pixels is not None else np.asarray(image.convert("RGBA").convert("RGB"))
+    return np.asarray(image.convert("RGBA").convert("RGB"))
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """The first of a file.  pixels: (H, W, 3) of an RGB image that was decoded past Pillow: `image` then has none.
+def _decode(
+    path: Path, max_pixels: int, *, upright: bool, admit: Admit = lambda pixels: None
+) -> tuple[Image.Image, bool, bool]:
+    """The first frame, decoded, `upright` if asked; whether it is a colour image of 16 bit; whether it moves.
 
-    wide: whether it is a colour image of 16 bit.  moves: whether there are more.
+    Every way in which a file can be bad becomes a DeployError.
     """
-
-    image: Image.Image
-    pixels: UInt8 | None
-    wide: bool
-    moves: bool
-
-
-def _decode(path: Path, max_pixels: int, *, upright: bool, admit: Admit = lambda pixels: None) -> _Frame:
-    """The first frame, decoded, `upright` if asked.  Every way in which a file can be bad becomes a DeployError."""
     try:
         with own_terms(), Image.open(path, formats=_formats()) as image:
             width, height = image.size
@@ -197,37 +183,17 @@ def _decode(path: Path, max_pixels: int, *, upright: bool, admit: Admit = lambda
                 _refuse_cut(path)
             wide = image.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in image.tile)
             moves = image.format in _MOVING and bool(getattr(image, "is_animated", False))
-            samples = None if moves else _of_png(path, image, upright)
-            if samples is not None:
-                return _Frame(*samples, wide, moves)
             with one_block() if _is_shared(image) else nullcontext():
                 image.load()
                 if upright:
                     ImageOps.exif_transpose(image, in_place=True)
-            return _Frame(image, None, wide, moves)
+            return image, wide, moves
     except UnidentifiedImageError as error:
         raise _unknown(path) from error
     except MemoryError as error:
         raise DeployError(f"image {path}: not enough memory to decode it; cut it into parts") from error
     except _DAMAGED as error:
         raise _unreadable(path, error) from error
-
-
-def _of_png(path: Path, image: Image.Image, upright: bool) -> tuple[Image.Image, UInt8 | None] | None:
-    """An image and its pixels as of `_Frame`; None where Pillow is to decode it, and to turn it `upright`."""
-    tiles: Any = getattr(image, "tile", ())
-    info, mode = image.info, image.mode
-    if image.format != "PNG" or info.get("interlace") or (upright and _TURNING & info.keys()) or len(tiles) != 1:
-        return None
-    codec, extents, start, raw = tiles[0]
-    if codec != "zip" or extents != (0, 0, *image.size) or raw != mode or mode not in png.CHANNELS:
-        return None
-    pixels = png.decoded(path, start, image.size, png.CHANNELS[mode])
-    if pixels is None or mode == "RGB":
-        return None if pixels is None else (image, pixels)
-    made = Image.frombuffer(mode, image.size, pixels, "raw", mode, 0, 1)
-    made.info, made.palette, made.format = info, image.palette, image.format
-    return made, None
 
 
 def _is_shared(image: Image.Image) -> bool:

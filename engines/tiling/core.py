@@ -208,7 +208,7 @@ def library() -> ctypes.CDLL:
         lib = ctypes.CDLL(str(found[0]))
     except OSError as error:
         raise DeployError(f"tiling core: cannot load {found[0].name}: {error}; run: pip install -e .") from error
-    if not hasattr(lib, "pixels_filter"):
+    if not hasattr(lib, "labels_count"):
         raise DeployError(f"tiling core: {found[0].name} is of an older version; run: pip install -e .")
     pointer, int32, stride = ctypes.c_void_p, ctypes.c_int32, ctypes.c_ssize_t
     lib.tile_gather.argtypes = [
@@ -219,9 +219,7 @@ def library() -> ctypes.CDLL:
     lib.tile_stitch_workspace.restype = ctypes.c_size_t
     lib.tile_stitch.argtypes = [pointer] * 7 + [stride, pointer, stride, pointer]
     lib.tile_build_info.restype = ctypes.c_char_p
-    lib.pixels_unfilter.argtypes = [ctypes.c_char_p, int32, int32, int32, pointer, pointer]
-    lib.pixels_filter.argtypes = [int32, pointer, int32, int32, stride, pointer, pointer]
-    lib.pixels_count.argtypes = [pointer, int32, int32, stride, pointer]
+    lib.labels_count.argtypes = [pointer, int32, int32, stride, pointer]
     lib.tail_run.argtypes = [pointer, int32, pointer]
     return lib
 

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from engines.errors import DeployError
-from engines.images import png
 from engines.images.read import read_labels
 from engines.images.write import overlay, write_confidence, write_mask, write_overlay
 
@@ -109,17 +108,17 @@ def test_files_are_as_readable_as_any_and_names_as_long(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(file: Any, *_: object) -> None:
+    def interrupted(image: Image.Image, file: Any, *_: object, **__: object) -> None:
         file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(png, "write", interrupted)
+    monkeypatch.setattr(Image.Image, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_mask(tmp_path / "a.png", LABELS, PALETTE)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("place", ["write", "replace"])
+@pytest.mark.parametrize("place", ["save", "replace"])
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     write_mask(tmp_path / "a.png", LABELS, PALETTE)
     before = (tmp_path / "a.png").read_bytes()
@@ -127,7 +126,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(png if place == "write" else os, place, full)
+    monkeypatch.setattr(Image.Image if place == "save" else os, place, full)
     with pytest.raises(DeployError, match="No space left"):
         write_mask(tmp_path / "a.png", 1 - LABELS // 2, PALETTE)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
