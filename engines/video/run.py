@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from engines.segmenter import Segmenter
 from engines.stream.flow import Intake, flow
 from engines.tiling.device import Confidence, Mask
 from engines.video.feed import Excerpt, Feed
-from engines.video.frames import VideoFrame
+from engines.video.frames import VideoFrame, VideoReader
 from engines.video.open import open_video
 from engines.video.recording import Recording
 from engines.video.report import VideoOptions, VideoReport
@@ -72,7 +72,6 @@ def run_together(segmenter: Segmenter, targets: Mapping[str, Path], options: Vid
     Raises KeyboardInterrupt for Ctrl-C where none has a report, and for another one, which leaves nothing.
     """
     wanted = segmenter.spec.pixels.but(options.bands, options.scale)
-    dial = partial(open_video, wanted=wanted, max_pixels=options.max_pixels, reconnect=options.reconnect, say=_say)
     cut, recordings = Excerpt(options.every, options.seconds), dict[Feed, Recording]()
     with asked_to_stop() as stop, ExitStack() as stack:
         bar = stack.enter_context(tqdm(unit="frame", disable=None, leave=False))
@@ -87,6 +86,9 @@ def run_together(segmenter: Segmenter, targets: Mapping[str, Path], options: Vid
         def framed() -> None:
             settle()
             bar.update()
+
+        def dial(source: str) -> AbstractContextManager[VideoReader]:
+            return open_video(source, wanted, options.max_pixels, options.reconnect, _say)
 
         certainty: Confidence = "bytes" if options.confidence else False
         feeds = [Feed(partial(dial, source), cut, stop, among=len(targets)) for source in targets]
