@@ -219,6 +219,7 @@ def test_a_driver_that_is_killed_leaves_nothing_half_done_and_is_gone_on_with(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_the_workers_too(
     tiny_bundle: Path, unfinished: Path, plain: Path, nodes: Any, tmp_path: Path
 ) -> None:
