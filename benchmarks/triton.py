@@ -31,13 +31,19 @@ PORTS = {"http": 8000, "grpc": 8001}
 METRICS = 8002
 
 
+def processes(pid: int) -> list[int]:
+    """A process and those that it started."""
+    children = {child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()}
+    return [pid, *(each for child in children for each in processes(int(child)))]
+
+
 def processor(pid: int) -> float:
     """Milliseconds of processor that a process and those that it started have used."""
-    folder = Path(f"/proc/{pid}")
-    fields = (folder / "stat").read_text().rpartition(")")[2].split()
-    used = (int(fields[11]) + int(fields[12])) * 1e3 / os.sysconf("SC_CLK_TCK")
-    children = {child for task in folder.glob("task/*/children") for child in task.read_text().split()}
-    return used + sum(processor(int(child)) for child in children)
+    ticks = 0
+    for each in processes(pid):
+        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks * 1e3 / os.sysconf("SC_CLK_TCK")
 
 
 def alone(version: Path, image: Path, seconds: float) -> tuple[list[float], float]:
@@ -56,10 +62,16 @@ def alone(version: Path, image: Path, seconds: float) -> tuple[list[float], floa
     return times, 1e3 * used / len(times)
 
 
-def client(args: argparse.Namespace, content: bytes, end: float, times: list[float]) -> None:
-    module: Any = importlib.import_module(f"tritonclient.{args.protocol}")
+def encoded(module: Any, content: bytes) -> Any:
+    """The input of a file's bytes.  module: Triton's client."""
     tensor = module.InferInput("image", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[content]], np.object_))
+    return tensor
+
+
+def client(args: argparse.Namespace, content: bytes, end: float, times: list[float]) -> None:
+    module: Any = importlib.import_module(f"tritonclient.{args.protocol}")
+    tensor = encoded(module, content)
     wanted = [module.InferRequestedOutput("labels")]
     with module.InferenceServerClient(f"localhost:{PORTS[args.protocol]}") as server:
         while (begin := time.perf_counter()) < end:

@@ -19,13 +19,7 @@ from typing import Any
 
 import numpy as np
 
-PORTS = {"http": 8000, "grpc": 8001}
-
-
-def processes(pid: int) -> list[int]:
-    """A process and those that it started."""
-    children = {child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()}
-    return [pid, *(each for child in children for each in processes(int(child)))]
+from benchmarks.triton import PORTS, encoded, processes
 
 
 def held(pid: int) -> dict[str, float]:
@@ -41,9 +35,7 @@ def held(pid: int) -> dict[str, float]:
 def request(args: argparse.Namespace, module: Any) -> Any:
     """The input."""
     if Path(args.input).is_file():
-        tensor = module.InferInput("image", [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[Path(args.input).read_bytes()]], np.object_))
-        return tensor
+        return encoded(module, Path(args.input).read_bytes())
     width, height = map(int, args.input.split("x"))
     pixels = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     tensor = module.InferInput("pixels", list(pixels.shape), "UINT8")

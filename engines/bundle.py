@@ -99,6 +99,11 @@ class Manifest:
     def with_contexts(self, sdk: str, device: str, contexts: Mapping[str, Any]) -> Manifest:
         return replace(self, contexts={**self.contexts, f"{sdk} on {device}": contexts})
 
+    @property
+    def names(self) -> list[str]:
+        """All files that must be there, in the order in which what is wrong with them is told."""
+        return sorted({*FILES, *self.files})
+
     def to_json(self) -> dict[str, Any]:
         body = dict(vars(self))
         body.update(spec=self.spec.to_json(), tiling=self.tiling.to_json(), files=dict(self.files), schema=SCHEMA)
@@ -165,7 +170,7 @@ class Bundle:
 
     def check(self) -> None:
         """Raises DeployError unless every file is as it was built, those too that running does not need."""
-        for name in sorted({*FILES, *self.manifest.files}):
+        for name in self.manifest.names:
             with self._readable(name):
                 sha256 = file_sha256(self.folder / name)
             self._require(name, sha256)
@@ -248,7 +253,7 @@ def open_bundle(folder: Path) -> Bundle:
     if not is_bundle(folder):
         raise DeployError(f"bundle {folder}: got no {MANIFEST}, expected a folder made by build-engine")
     manifest = Manifest.from_json(_read_manifest(folder / MANIFEST))
-    for name in sorted({*FILES, *manifest.files}):
+    for name in manifest.names:
         if not (folder / name).is_file():
             raise DeployError(f"bundle {folder}: {name} is missing; build the bundle again")
     return Bundle(folder, manifest)

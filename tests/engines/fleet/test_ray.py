@@ -70,6 +70,14 @@ def plain(tiny_bundle: Path, photos: Path, tmp_path_factory: pytest.TempPathFact
     return out
 
 
+def _with(photos: Path, folder: Path, *names: str) -> Path:
+    """A copy of `photos`, in which 1.png is there by these names, too."""
+    shutil.copytree(photos, folder)
+    for name in names:
+        shutil.copy(photos / "1.png", folder / name)
+    return folder
+
+
 def _words(*words: object) -> list[str]:
     return [sys.executable, "deploy.py", "run", *map(str, words)]
 
@@ -129,9 +137,7 @@ def _runner(pid: int) -> str | None:
 @pytest.fixture
 def unfinished(photos: Path, tmp_path: Path) -> Iterator[Path]:
     """`photos`, and one that no worker gets past while waits.png.until is there: what ends a run is never too late."""
-    folder = tmp_path / "unfinished"
-    shutil.copytree(photos, folder)
-    shutil.copy(photos / "1.png", folder / "waits.png")
+    folder = _with(photos, tmp_path / "unfinished", "waits.png")
     (folder / "waits.png.until").mkdir()
     yield folder
     shutil.rmtree(folder)
@@ -160,8 +166,7 @@ def test_a_cluster_of_its_own_does_what_a_plain_run_does(
 
 
 def _compare(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
-    mixed, out = tmp_path / "mixed", tmp_path / "out"
-    shutil.copytree(photos, mixed)
+    mixed, out = _with(photos, tmp_path / "mixed"), tmp_path / "out"
     (mixed / "broken.png").write_bytes(b"no image")
     words = (tiny_bundle, mixed, "--overlay", "--confidence", "--tta", "--scales", "1", "--json")
     both = []
@@ -238,10 +243,7 @@ def test_ctrl_c_ends_the_workers_too(
 def test_what_kills_a_worker_or_its_gpu_is_named_and_the_rest_is_done(
     tiny_bundle: Path, photos: Path, plain: Path, nodes: Any, tmp_path: Path
 ) -> None:
-    mixed, out = tmp_path / "mixed", tmp_path / "out"
-    shutil.copytree(photos, mixed)
-    for name in ("kills.png", "crashes.png", "loses.png"):
-        shutil.copy(photos / "1.png", mixed / name)
+    mixed, out = _with(photos, tmp_path / "mixed", "kills.png", "crashes.png", "loses.png"), tmp_path / "out"
     done = _run(tiny_bundle, mixed, "-o", out, "--ray", nodes.address, "--json")
     failed = json.loads(done.stdout)["failed"]
     alone = "times by a worker that had nothing else: "
@@ -260,9 +262,7 @@ def test_what_kills_a_worker_or_its_gpu_is_named_and_the_rest_is_done(
 def test_a_worker_that_hangs_is_replaced_where_that_was_asked_for(
     tiny_bundle: Path, photos: Path, plain: Path, nodes: Any, tmp_path: Path
 ) -> None:
-    mixed, out = tmp_path / "mixed", tmp_path / "out"
-    shutil.copytree(photos, mixed)
-    shutil.copy(photos / "1.png", mixed / "stops.png")
+    mixed, out = _with(photos, tmp_path / "mixed", "stops.png"), tmp_path / "out"
     done = _run(tiny_bundle, mixed, "-o", out, "--ray", nodes.address, "--stall-timeout", 4)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r".*: no progress for 4 s \(--stall-timeout\); another takes its place\n", done.stderr)

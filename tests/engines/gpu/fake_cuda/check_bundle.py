@@ -493,36 +493,40 @@ def test_another_driver_or_gpu_is_a_first_time_too(
     assert len(open_bundle(copy).manifest.proven_on) == 2
 
 
-def test_what_was_not_settled_is_measured_again(
-    bundles: Path, photographs: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
-) -> None:
+@pytest.fixture
+def unmeasured(bundles: Path, tmp_path: Path) -> Path:
+    """A bundle that was not asked yet how many contexts serve; engines side by side take half the time."""
     copy = Path(shutil.copytree(bundles / "gpu", tmp_path / "copy"))
     seal(copy, replace(open_bundle(copy).manifest, contexts={}))
     support.configure(clock=2)
-    before = (copy / "manifest.json").read_bytes()
+    return copy
+
+
+def test_what_was_not_settled_is_measured_again(
+    unmeasured: Path, photographs: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    before = (unmeasured / "manifest.json").read_bytes()
     for settled, expected in ((False, "1"), (True, "2")):
         with monkeypatch.context() as patch:
             if not settled:
                 patch.setattr("engines.proof.contexts.is_settled", lambda ratios: False)
-            assert deploy.main(["run", str(copy), str(photographs), "-o", str(tmp_path / expected), "--json"]) == 0
+            out = str(tmp_path / expected)
+            assert deploy.main(["run", str(unmeasured), str(photographs), "-o", out, "--json"]) == 0
         text = capsys.readouterr()
         assert json.loads(text.out)["contexts"] == expected
         assert ("not recorded: measured again at the next run" in text.err) is not settled
-        assert ((copy / "manifest.json").read_bytes() == before) is not settled
+        assert ((unmeasured / "manifest.json").read_bytes() == before) is not settled
 
 
 def test_how_many_contexts_serve_is_measured_once_and_followed(
-    bundles: Path, photographs: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+    bundles: Path, unmeasured: Path, photographs: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     """Engines side by side take half the time here; where a second context is refused later, that is said."""
-    copy = Path(shutil.copytree(bundles / "gpu", tmp_path / "copy"))
-    seal(copy, replace(open_bundle(copy).manifest, contexts={}))
-    support.configure(clock=2)
     said, found = [], []
     for refuses in (False, False, True):
         monkeypatch.setattr(_Session, "refuses", refuses)
         folder = tmp_path / str(len(found))
-        assert deploy.main(["run", str(copy), str(photographs), "-o", str(folder), "--json"]) == 0
+        assert deploy.main(["run", str(unmeasured), str(photographs), "-o", str(folder), "--json"]) == 0
         text = capsys.readouterr()
         said.append(text.err)
         found.append(json.loads(text.out)["contexts"])
@@ -532,9 +536,9 @@ def test_how_many_contexts_serve_is_measured_once_and_followed(
     times = "1 ms a batch with one execution context, 0.5 with two in turns: both take them; recorded in the bundle"
     assert said[:2] == [f"contexts    {times}\n", ""]
     assert said[2] == "contexts    one execution context, not two: gpu: no memory for one more execution context\n"
-    (measured,) = open_bundle(copy).manifest.contexts.values()
+    (measured,) = open_bundle(unmeasured).manifest.contexts.values()
     assert (measured["used"], measured["two_ms"]) == (2, 0.5)
-    assert deploy.main(["inspect", str(copy)]) == 0
+    assert deploy.main(["inspect", str(unmeasured)]) == 0
     assert times.partition(";")[0] in capsys.readouterr().out
     assert deploy.main(["run", str(bundles / "openvino"), str(photographs), "-o", str(tmp_path / "cpu")]) == 0
     for path in (tmp_path / "cpu").iterdir():
